@@ -1,0 +1,48 @@
+# pilocal's chores; `just` alone lists them.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+python := env("PYTHON", "python3")
+bin := ".venv/bin"
+
+# A folder of wheels that pip was told of serves uv as well.
+export UV_FIND_LINKS := env("UV_FIND_LINKS", env("PIP_FIND_LINKS", ""))
+
+# PyTorch for this machine: its GPU's build or the CPU's, unless a folder of wheels decides.
+torch := if UV_FIND_LINKS == "" { "--torch-backend=auto" } else { "" }
+
+[private]
+default:
+    @just --list --unsorted
+
+# Run the main job on the bundled starter model and print the arms side by side
+demo: setup
+    {{ bin }}/pilocal run examples/smart-home --schedule examples/smart-home/schedule.toml
+
+# Run every test
+test: setup
+    {{ bin }}/pytest
+
+# Lint and types
+lint: setup
+    {{ bin }}/ruff check .
+    {{ bin }}/ruff format --check .
+    {{ bin }}/mypy
+
+# Lint, types and tests: what CI runs
+check: lint test
+
+# Mend what can be mended automatically
+fix: setup
+    {{ bin }}/ruff check --fix .
+    {{ bin }}/ruff format .
+    {{ bin }}/python -m tests.readme
+
+# Measure the starter's gate: 20 unseen tasks, full prompt against bare query
+gate: setup
+    {{ bin }}/python tests/bench/starter_gate.py
+
+# Create the environment and install everything into it
+setup:
+    @test -x {{ bin }}/uv || { {{ python }} -m venv .venv && {{ bin }}/python -m pip install --quiet uv; }
+    @{{ bin }}/uv pip install --quiet --python {{ bin }}/python {{ torch }} --editable '.[dev]'

@@ -1,0 +1,137 @@
+"""Make a pilocal task folder from NL2Bash: `python prepare.py --nl all.nl --cm all.cm OUT`.
+
+The two files are those of https://github.com/TellinaTool/nl2bash (data/bash; MIT): line n of one is a question in
+English, line n of the other the Bash command that answers it. Many questions and commands come up several times, so
+the splits are made by content: whatever shares a question or a command stays together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from pilocal.errors import InputError, PilocalError
+from pilocal.rundir import replacing
+from pilocal.settings import read_text
+
+SHARES = {"valid": 0.05, "test": 0.10}
+"""The splits beside train, as shares of the groups."""
+
+TASK = """\
+name = "nl2bash"
+model = "starter"
+template = "template.md"
+train = "train.jsonl"
+valid = "valid.jsonl"
+test = "test.jsonl"
+metric = "bleu"
+"""
+
+Pair = tuple[str, str]
+"""A question and its command."""
+
+
+def read_pairs(questions: Path, commands: Path) -> list[Pair]:
+    """Return the pairs of two aligned files, each once; raises InputError when they are not aligned."""
+    rows = [read_text(path).rstrip("\n").split("\n") for path in (questions, commands)]
+    if len(rows[0]) != len(rows[1]):
+        fix = "give the two files of one NL2Bash release"
+        raise InputError(commands, f"{len(rows[0])} lines needed, as in {questions}", got=len(rows[1]), fix=fix)
+    pairs: dict[Pair, Pair] = {}
+    for number, (question, command) in enumerate(zip(*rows, strict=True), 1):
+        if not question.strip() or not command.strip():
+            blank = commands if question.strip() else questions
+            raise InputError(f"{blank}:{number}", "an empty line", fix="fill it in, or remove the line from both files")
+        pair = question.strip(), command.strip()
+        pairs.setdefault((same_question(pair), same_command(pair)), pair)
+    return list(pairs.values())
+
+
+def same_question(pair: Pair) -> str:
+    """Return what two equal questions have in common: all but spaces and capitals."""
+    return " ".join(pair[0].split()).casefold()
+
+
+def same_command(pair: Pair) -> str:
+    """Return what two equal commands have in common: all but the spaces."""
+    return " ".join(pair[1].split())
+
+
+def groups(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Return the pairs in groups that share neither a question nor a command with one another.
+
+    >>> groups([("a", "ls"), ("b", "pwd"), ("A", "ls -l"), ("c", "ls")])
+    [[('a', 'ls'), ('A', 'ls -l'), ('c', 'ls')], [('b', 'pwd')]]
+    """
+    parent = list(range(len(pairs)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    first: dict[tuple[str, str], int] = {}
+    for number, pair in enumerate(pairs):
+        for key in (("question", same_question(pair)), ("command", same_command(pair))):
+            parent[root(number)] = root(first.setdefault(key, number))
+    found: defaultdict[int, list[Pair]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        found[root(number)].append(pair)
+    return list(found.values())
+
+
+def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
+    """Return train, valid and test; a group's split depends on the seed and its smallest pair, not on the others."""
+    splits: dict[str, list[Pair]] = {"train": [], **{name: [] for name in SHARES}}
+    for group in groups(pairs):
+        text = "\0".join((str(seed), *min((same_question(pair), same_command(pair)) for pair in group)))
+        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+        bounds = zip(SHARES, accumulate(SHARES.values()), strict=True)
+        splits[next((name for name, bound in bounds if place < bound), "train")] += group
+    return splits
+
+
+def prepare(questions: Path, commands: Path, out: Path, seed: int) -> dict[str, int]:
+    """Write the task folder and return the size of each split."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(out, "already there and not empty", fix="choose a new folder")
+    splits = split(read_pairs(questions, commands), seed)
+    if empty := [name for name, pairs in splits.items() if not pairs]:
+        raise InputError(
+            questions, f"too few pairs: nothing is left for {', '.join(empty)}", fix="give the whole files"
+        )
+    for name, pairs in splits.items():
+        with replacing(out / f"{name}.jsonl") as file:
+            for query, answer in pairs:
+                file.write(json.dumps({"query": query, "answer": answer}, ensure_ascii=False) + "\n")
+    shutil.copyfile(Path(__file__).with_name("template.md"), out / "template.md")
+    with replacing(out / "task.toml") as file:
+        file.write(TASK)
+    return {name: len(pairs) for name, pairs in splits.items()}
+
+
+def main() -> None:
+    """Read the command line and prepare the folder; exits with 1 and one line when the input is bad."""
+    parser = argparse.ArgumentParser(description="Make a pilocal task folder from the two NL2Bash files.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the task folder to make")
+    parser.add_argument("--nl", type=Path, required=True, help="the questions, one a line (all.nl)")
+    parser.add_argument("--cm", type=Path, required=True, help="the commands, line by line their answers (all.cm)")
+    parser.add_argument("--seed", type=int, default=0, help="deals the groups to the splits (default: 0)")
+    options = parser.parse_args()
+    try:
+        sizes = prepare(options.nl, options.cm, options.out, options.seed)
+    except PilocalError as error:
+        sys.exit(str(error))
+    sys.stderr.write(f"{options.out}: {', '.join(f'{size} {name}' for name, size in sizes.items())}\n")
+
+
+if __name__ == "__main__":
+    main()

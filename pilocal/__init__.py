@@ -1,0 +1,1 @@
+"""Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""

@@ -1,0 +1,171 @@
+"""The base model: finding its folder, checking it, and loading it with or without an adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pilocal.blas import load_fast_blas
+from pilocal.errors import ModelError
+from pilocal.rundir import fingerprint, sha256_file
+from pilocal.task import STARTER
+
+SUPPORTED = ("llama",)
+"""`model_type`s that can be trained, exported and served."""
+
+
+def find_base(model: str, relative_to: Path) -> Path:
+    """Return the checked folder of a base model: the starter, a directory, or a Hub id (downloaded once).
+
+    Raises ModelError when it cannot be had or is not a whole Llama.
+    """
+    if model == STARTER:
+        folder = Path(__file__).parent / "starter" / "model"
+    elif (relative_to / model).is_dir():
+        folder = relative_to / model
+    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
+        fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
+        raise ModelError(model, "no such model", fix=fix)
+    else:
+        folder = _download(model)
+    check_base(folder)
+    return folder
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise ModelError(model, f"not a Hub id: {error}", fix="give owner/name") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fix = "check the id and the network, or give a local directory"
+        raise ModelError(model, f"cannot be downloaded: {reason}", fix=fix) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json with rope settings under the names that mlx-lm reads.
+
+    transformers 5 writes `rope_parameters`; mlx-lm's Llama reads `rope_theta` and `rope_scaling` and would silently
+    fall back to its defaults.
+    """
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            folder, "no config.json: not a model folder", fix="point model at a Hugging Face folder"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(path, f"damaged: {error}", fix="copy or download the model again") from None
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+            config["rope_scaling"] = config.get("rope_scaling") or scaling
+    return config
+
+
+def context_length(folder: Path) -> int:
+    """Return the longest sequence the model was made for, in tokens."""
+    return int(read_config(folder).get("max_position_embeddings", 2048))
+
+
+def check_base(folder: Path) -> None:
+    """Raise ModelError unless the folder holds a whole Llama with a tokenizer and a chat template."""
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        fix = f"take a base of one of these types: {', '.join(SUPPORTED)}"
+        raise ModelError(folder / "config.json", "this architecture is not supported", got=kind, fix=fix)
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        raise ModelError(folder, "no model*.safetensors", fix="copy or download the model again")
+    for path in weights:
+        _check_safetensors(path)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(shards.difference(path.name for path in weights)):
+            raise ModelError(folder, f"missing weights: {', '.join(missing)}", fix="copy or download the model again")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(folder, "no tokenizer.json", fix="copy or download the model again")
+    has_template = (folder / "chat_template.jinja").is_file()
+    tokenizer_config = folder / "tokenizer_config.json"
+    if not has_template and tokenizer_config.is_file():
+        has_template = "chat_template" in json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    if not has_template:
+        raise ModelError(folder, "the tokenizer has no chat template", fix="take an instruct model")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the header's promise with the file's size, which finds a download that was cut short."""
+    fix = "copy or download the model again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ModelError(path, "damaged: the header does not fit the file", got=f"{size} bytes", fix=fix)
+        try:
+            header = json.loads(file.read(length))
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError):
+            raise ModelError(path, "damaged: unreadable header", fix=fix) from None
+    if 8 + length + end != size:
+        raise ModelError(path, f"damaged: {8 + length + end} bytes promised", got=f"{size} bytes", fix=fix)
+
+
+def base_hash(folder: Path) -> str:
+    """Return one SHA-256 over everything that decides what the model says."""
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("model*.safetensors"))
+    return fingerprint([(path.name, sha256_file(path)) for path in files])
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the transformers tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_base(folder: Path, adapter: Path | None = None) -> Any:
+    """Return the mlx-lm model, frozen, ready for this machine, with an adapter's LoRA layers if one is given.
+
+    On a CPU the 4-bit weights are dequantized to float32 (the same numbers, bit for bit): MLX's quantized matmul is
+    not optimised there. On Metal and CUDA they stay in 4 bits.
+    """
+    load_fast_blas()
+    import mlx.core as mx
+    from mlx_lm.utils import dequantize_model, load_adapters, load_model
+
+    try:
+        model, _ = load_model(folder, model_config=read_config(folder))
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        fix = "copy or download the model again"
+        raise ModelError(folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
+    if on_cpu():
+        model.set_dtype(mx.float32)  # scales and biases first, so that no weight is rounded to their 16 bits
+        if "quantization" in read_config(folder):
+            model = dequantize_model(model)
+    model.freeze()
+    if adapter is not None:
+        model = load_adapters(model, str(adapter))
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def on_cpu() -> bool:
+    """Tell whether MLX computes on the CPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu

@@ -1,0 +1,75 @@
+"""The command line: every command reads its options, calls one function and prints."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from pilocal.errors import PilocalError, did_you_mean
+
+COMMANDS = {
+    "init": "pilocal.cli.init",
+    "check": "pilocal.cli.flow",
+    "run": "pilocal.cli.flow",
+    "compress": "pilocal.cli.flow",
+    "index": "pilocal.cli.flow",
+    "stages": "pilocal.cli.flow",
+    "train": "pilocal.cli.flow",
+    "export": "pilocal.cli.flow",
+    "evaluate": "pilocal.cli.flow",
+    "serve": "pilocal.cli.serve",
+}
+"""Every command and the module that defines it, in the order of the help page."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, with a suggestion when there is none of that name."""
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(f"no such command: {args[0]}; {did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pilocal")
+def cli() -> None:
+    """Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become lines and exit statuses."""
+    try:
+        status = cli.main(prog_name="pilocal", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except PilocalError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    except OSError as error:
+        from pilocal.rundir import disk_error
+
+        click.echo(str(disk_error(error.filename or "pilocal", error)), err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "pilocal"
+        click.echo(f"{where}: {error.format_message()}; see `{where} --help`", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)

@@ -1,0 +1,95 @@
+"""check, run, and the steps of a run one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+
+TaskCommand = Callable[..., None]
+
+
+def _task_options(command: TaskCommand) -> TaskCommand:
+    """Add what every command on a task takes."""
+    decorators = (
+        click.argument("task", type=FOLDER),
+        click.option("--schedule", type=FOLDER, help="Schedule file; linear, 4 stages, 5 shots when left out."),
+        click.option("--run", "run_folder", type=FOLDER, help="Run folder; TASK/run when left out."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def _run_until(last: str, task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool) -> None:
+    """Run the flow up to a step and print what it found."""
+    from rich.console import Console
+
+    from pilocal.cli.display import metrics_table, progress_bars, step_line
+    from pilocal.pipeline import StepResult, open_pipeline
+
+    run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
+    results: list[StepResult] = []
+    with progress_bars() as (progress, console), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+
+        def report(result: StepResult) -> None:
+            results.append(result)
+            console.print(step_line(result))
+
+        pipeline.run_steps(last, report)
+        if all(result.skipped for result in results):
+            console.print(f"{run_folder} is up to date")
+    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")) if last == "evaluate" else None
+    if as_json:
+        steps = {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
+        click.echo(json.dumps({"run": str(run_folder), "steps": steps, "metrics": metrics}, indent=2))
+    elif metrics is not None:
+        Console().print(metrics_table(metrics))
+        click.echo(f"serve it with: pilocal serve {run_folder}")
+
+
+def _step(name: str, last: str, text: str) -> click.Command:
+    """Make the command that runs the flow up to one step."""
+
+    def callback(**options: Any) -> None:
+        _run_until(last, **options)
+
+    return click.command(name, help=text)(_task_options(callback))
+
+
+run = _step("run", "evaluate", "The whole flow, from the task to a served file and its proof; run it again to resume.")
+compress = _step("compress", "compress", "Shorten the template to every tau of the schedule.")
+index = _step("index", "index", "Index the training examples and choose their shots.")
+stages = _step("stages", "stages", "Render one data set per stage.")
+train = _step("train", "train", "Train the adapter through all stages.")
+export = _step("export", "export", "Write the GGUF files for llama.cpp.")
+evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
+
+
+@click.command()
+@_task_options
+def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool) -> None:
+    """Validate a task and show every stage's token budget; trains nothing and leaves nothing behind.
+
+    With --run, the compressed templates and the chosen shots are kept there for the run to come.
+    """
+    from rich.console import Console
+
+    from pilocal.base import context_length
+    from pilocal.cli.display import budget_table, progress_bars
+    from pilocal.pipeline import open_pipeline
+
+    with progress_bars() as (progress, _), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+        budgets = pipeline.budget()
+        context = context_length(pipeline.base)
+    if as_json:
+        click.echo(json.dumps({"context": context, "stages": [asdict(stage) for stage in budgets]}, indent=2))
+    else:
+        Console().print(budget_table(budgets, context))

@@ -1,0 +1,58 @@
+"""init: a task folder to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pilocal.errors import InputError
+
+TASK_TOML = """\
+# Every key and its default stands in the README; `pilocal check {name}` reads this file strictly.
+name = "{name}"
+model = "starter"          # or a local directory, or a Hub id such as mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+template = "template.md"   # the text that every request repeats today
+train = "train.jsonl"      # {{"query": "...", "answer": "..."}} a line; a few hundred at least
+valid = "valid.jsonl"
+test = "test.jsonl"
+metric = "exact_match"     # or bleu
+
+[training]
+steps = 200
+"""
+
+TEMPLATE = """\
+You turn a colour into its complement. Answer with one word.
+- red is opposite green
+- blue is opposite orange
+- yellow is opposite purple
+Replace this text with your own template.
+"""
+
+WHEEL = ("red", "green"), ("blue", "orange"), ("yellow", "purple")
+
+ASKS = {
+    "train": ("what is opposite {}?", "the complement of {}", "{}", "and {}?", "name the opposite of {}"),
+    "valid": ("which colour faces {}?",),
+    "test": ("tell me the complement of {}",),
+}
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Scaffold a task folder: a small example of every file, to be replaced by yours."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(folder, "already there and not empty", fix="choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder.resolve().name
+    (folder / "task.toml").write_text(TASK_TOML.format(name=name), encoding="utf-8")
+    (folder / "template.md").write_text(TEMPLATE, encoding="utf-8")
+    pairs = [pair for one, other in WHEEL for pair in ((one, other), (other, one))]
+    for split, asks in ASKS.items():
+        records = [{"query": ask.format(colour), "answer": opposite} for ask in asks for colour, opposite in pairs]
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    click.echo(f"{folder}: fill in template.md and the .jsonl files, then `pilocal check {folder}`")

@@ -1,0 +1,156 @@
+"""The compressor `rules`: drops whole rules, sentences and words of a template in one fixed order; needs no model.
+
+The order of removals depends on the template and the settings, never on tau: every tau takes the shortest prefix of it
+that fits the budget. So the texts are nested, and a smaller tau never has more tokens, whatever the tokenizer does: had
+the earlier text fitted the smaller budget, the smaller tau would have stopped there too.
+
+What goes, in this order:
+
+1. units that hold a text of `drop_first`
+2. decoration (lines without a letter or digit)
+3. courtesies and asides ("please", "note that", "for example") that state no rule and name nothing specific
+4. the turns of a worked dialogue after the first, from the end; the opening of the real one stays
+5. sentences that state no rule and name nothing specific, from the end
+6. the entries of bulleted lists from the end, all lists at the same pace
+7. sentences, numbered items and code that name something specific, from the end
+8. those that state a rule, from the end
+9. the first sentence and the lead-in to the query, word by word, stop words first
+10. units that hold a text of `keep`, word by word, the text itself at the very end
+
+A unit is a sentence, a list item, a code fence or a dialogue turn. A heading goes with the last thing under it, and a
+list item never before what stands under it. A blank line goes when nothing is left to separate: most tokenizers give
+it no token of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import ClassVar
+
+from pilocal.compress.outline import Outline, Unit
+from pilocal.errors import InputError, raise_all
+from pilocal.task import Compression
+
+STOP_WORD = re.compile(
+    r"(a|an|the|this|that|these|those|there|here|its?|is|are|was|were|be|been|being|am|do|does|did|has|have|had|will"
+    r"|would|can|could|should|may|might|shall|of|to|in|on|at|by|for|from|with|as|into|and|or|but|so|if|then|than|which"
+    r"|who|whom|whose|what|when|where|how|i|you|he|she|we|they|your|our|their|my|me|us|them|very|just|also|really|quite"
+    r"|simply|please)[.,;:!?]?\s*",
+    re.IGNORECASE,
+)
+"""Words that go before others when a sentence is taken apart."""
+
+Key = tuple[float, ...]
+"""Sorts the removals; a key that begins with another one comes right after it."""
+
+DROPPED_FIRST, CORE, KEPT = 1, 9, 10
+"""Tiers of the order above; `_rank` gives the ones in between."""
+
+PIECES = 20
+"""A step takes at most this fraction of the template's words, so that tau is met to within a few percent ..."""
+
+SMALLEST_PIECE = 16
+"""... but a unit of this many words or fewer goes whole."""
+
+
+class Rules:
+    """Drops whole rules, sentences and finally words, by declared priority."""
+
+    name: ClassVar[str] = "rules"
+
+    def __init__(self, config: Compression, count_tokens: Callable[[str], int]) -> None:
+        self.config = config
+        self.count_tokens = functools.cache(count_tokens)
+
+    def compress(self, template: str, tau: float) -> str:
+        r"""Return the longest text on the fixed way from the whole template to nothing that fits `tau` of its tokens.
+
+        Raises InputError for every text of `keep` and `drop_first` that the template does not hold.
+
+        >>> rules = Rules(Compression(), lambda text: len(text.split()))
+        >>> rules.compress("You sort mail.\nPlease have fun.\nNever open a parcel.", 0.7)
+        'You sort mail.\nNever open a parcel.'
+        """
+        self._check(template)
+        if tau >= 1:
+            return template
+        if tau <= 0:
+            return ""
+        budget = tau * self.count_tokens(template)
+        outline = Outline(template)
+        gone: set[int] = set()
+        for step in removals(outline, self.config):
+            gone |= step
+            text = outline.text(gone)
+            if self.count_tokens(text) <= budget:
+                return text
+        return ""
+
+    def _check(self, template: str) -> None:
+        raise_all(
+            [
+                InputError(f"[compression] {key}", "this text is not in the template", got=text, fix="correct it")
+                for key, texts in (("keep", self.config.keep), ("drop_first", self.config.drop_first))
+                for text in texts
+                if text not in template
+            ]
+        )
+
+
+def removals(outline: Outline, config: Compression) -> list[set[int]]:
+    """Return sets of word numbers in the order in which they go; together they are every word of the template."""
+    kept = outline.overlapping(config.keep)
+    dropped = outline.overlapping(config.drop_first)
+    largest = max(SMALLEST_PIECE, len(outline.words) // PIECES)
+    below: dict[int, Key] = {}
+    keyed: list[tuple[Key, bool, set[int]]] = []
+    for unit in reversed(outline.units):  # what stands under a unit comes after it, so it is seen before it
+        joins = False
+        if kept.intersection(unit.words):
+            steps = _word_by_word(KEPT, unit, outline, kept)
+        elif dropped.intersection(unit.words):
+            steps = _in_pieces((DROPPED_FIRST, 0, -unit.number), unit, largest)
+        elif unit.is_core:
+            steps = _word_by_word(CORE, unit, outline, kept)
+        elif unit.is_heading and unit.number in below:
+            joins, steps = True, [((*below[unit.number], 0), set(unit.words))]
+        else:
+            steps = _in_pieces(max(_rank(unit), below.get(unit.number, ())), unit, largest)
+        keyed += [(key, joins, words) for key, words in steps]
+        if unit.owner is not None:
+            below[unit.owner] = max(below.get(unit.owner, ()), *(key for key, _ in steps))
+    order: list[set[int]] = []
+    for _, joins, words in sorted(keyed, key=lambda step: step[0]):
+        if joins and order:
+            order[-1] |= words
+        else:
+            order.append(words)
+    return order
+
+
+def _in_pieces(key: Key, unit: Unit, largest: int) -> list[tuple[Key, set[int]]]:
+    """Return the removals of a unit, from its end, at most `largest` words at a time."""
+    starts = range(0, len(unit.words), largest)
+    return [((*key, -start), set(unit.words[start : start + largest])) for start in starts]
+
+
+def _word_by_word(tier: int, unit: Unit, outline: Outline, kept: set[int]) -> list[tuple[Key, set[int]]]:
+    """Return the removals of single words: what holds a text to keep last, stop words first, each from the end."""
+    stops = {word for word in unit.words if STOP_WORD.fullmatch(outline.words[word])}
+    return [((tier, word in kept, word not in stops, -word), {word}) for word in unit.words]
+
+
+def _rank(unit: Unit) -> Key:
+    """Return where a unit stands in the order of removals: its tier (see the module), then its place in it."""
+    if unit.is_bullet:
+        return 6, -unit.place_in_list, -unit.number
+    tiers = (
+        (unit.is_decoration, 2),
+        (unit.is_aside, 3),
+        (unit.is_turn, 4),
+        (unit.states_rule, 8),
+        (unit.names_something, 7),
+    )
+    return next((tier for holds, tier in tiers if holds), 5), 0, -unit.number

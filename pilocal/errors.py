@@ -1,0 +1,84 @@
+"""What pilocal raises. Every message is one line: where, what is wrong, what was got, what to do.
+
+PilocalError
+├── InputError      a file or setting of the user's is missing, broken or contradictory
+│   └── Faults      several of them, found in one reading
+├── ModelError      a model folder that cannot be used
+├── RunError        a run folder that is locked, foreign, incomplete or on a full disk
+├── TrainingError   training cannot go on (a loss that is not a number, say)
+└── ExportError     an artefact cannot be written or does not say what it should
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class PilocalError(Exception):
+    """Something the user can mend; `str()` is one line for stderr."""
+
+    def __init__(self, where: object, problem: str, *, got: object = None, fix: str | None = None) -> None:
+        self.where = str(where)
+        self.problem = problem
+        self.got = got
+        self.fix = fix
+        parts = [f"{self.where}: {problem}"]
+        if got is not None:
+            parts.append(f"got {_shorten(repr(got))}")
+        if fix is not None:
+            parts.append(fix)
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+class InputError(PilocalError):
+    """A file or setting of the user's is missing, broken or contradictory."""
+
+
+class Faults(InputError):
+    """Several faults found in one reading; `str()` is one line for each."""
+
+    def __init__(self, faults: Sequence[PilocalError]) -> None:
+        self.faults = tuple(faults)
+        Exception.__init__(self, "\n".join(str(fault) for fault in faults))
+
+
+class ModelError(PilocalError):
+    """A model folder that cannot be used."""
+
+
+class RunError(PilocalError):
+    """A run folder that is locked, foreign, incomplete or on a full disk."""
+
+
+class TrainingError(PilocalError):
+    """Training cannot go on."""
+
+
+class ExportError(PilocalError):
+    """An artefact cannot be written or does not say what it should."""
+
+
+def raise_all(faults: Sequence[PilocalError]) -> None:
+    """Raise nothing, the only fault, or all of them as one `Faults`."""
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise Faults(faults)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return advice on an unknown word: the nearest known one, or all of them.
+
+    >>> did_you_mean("tamplate", ["name", "template"])
+    'did you mean template?'
+    >>> did_you_mean("x", ["name", "template"])
+    'known: name, template'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _shorten(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

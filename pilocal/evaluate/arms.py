@@ -1,0 +1,123 @@
+"""The arms: the same test queries answered in every way that is worth comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pilocal.base import load_base
+from pilocal.evaluate.generate import generate
+from pilocal.evaluate.llamacpp import Engine, Timed
+from pilocal.evaluate.metrics import METRICS
+from pilocal.evaluate.titles import TITLES
+from pilocal.progress import Progress
+from pilocal.task import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """The test set as prompts, in the same order throughout."""
+
+    full: Sequence[Sequence[int]]
+    """Tokens of template, shots and query."""
+    bare: Sequence[Sequence[int]]
+    """Tokens of the query alone."""
+    references: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights that answer."""
+
+    base: Path
+    """The base model's folder."""
+    adapter: Path
+    """The internalized adapter's folder."""
+    direct_drop: Path | None
+    """The ablation's adapter, if it was trained."""
+    base_gguf: Path
+    """The base as llama.cpp runs it, of the same type as the shipped file."""
+    shipped_gguf: Path
+
+
+def evaluate(
+    weights: Weights,
+    test: TestSet,
+    *,
+    metric: str,
+    generation: Generation,
+    tokenizer: Any,
+    ends: frozenset[int],
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the content of metrics.json and every arm's answers.
+
+    Scores of `base_query_only`, `base_full_prompt`, `direct_drop` and `internalized` come from MLX, those of
+    `base_full_prompt_cached` and `shipped` from llama.cpp, over the whole test set. Times are medians over the first
+    `timed_requests` queries in llama.cpp, in milliseconds.
+    """
+    answers: dict[str, list[str]] = {}
+    arms: dict[str, dict[str, float]] = {name: {} for name in TITLES}
+
+    def score(arm: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+        answers[arm] = [tokenizer.decode(completion, skip_special_tokens=True) for completion in completions]
+        arms[arm]["score"] = METRICS[metric](answers[arm], test.references)
+        arms[arm]["prompt_tokens"] = mean(len(prompt) for prompt in prompts)
+
+    def in_mlx(arm: str, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> None:
+        completions = generate(
+            load_base(weights.base, adapter),
+            prompts,
+            ends=ends,
+            max_tokens=generation.max_tokens,
+            batch_size=generation.batch_size,
+            progress=progress,
+            name=TITLES[arm],
+        )
+        score(arm, prompts, completions)
+
+    def time_arm(arm: str, timed: Timed) -> None:
+        arms[arm] |= {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
+
+    in_mlx("base_query_only", None, test.bare)
+    in_mlx("base_full_prompt", None, test.full)
+    in_mlx("internalized", weights.adapter, test.bare)
+    if weights.direct_drop is None:
+        del arms["direct_drop"]
+    else:
+        in_mlx("direct_drop", weights.direct_drop, test.bare)
+
+    limits: dict[str, Any] = {"ends": ends, "max_tokens": generation.max_tokens, "progress": progress}
+    context = max(len(prompt) for prompt in test.full) + generation.max_tokens + 1
+    some = slice(generation.timed_requests)
+    engine = Engine(weights.base_gguf, context)
+    time_arm("base_query_only", engine.answer(test.bare[some], warm=False, name="time: base, bare query", **limits))
+    time_arm("base_full_prompt", engine.answer(test.full[some], warm=False, name="time: base, full prompt", **limits))
+    cached = engine.answer(test.full, warm=True, name=TITLES["base_full_prompt_cached"], **limits)
+    score("base_full_prompt_cached", test.full, cached.answers)
+    time_arm("base_full_prompt_cached", cached)
+    engine.close()
+    engine = Engine(weights.shipped_gguf, context)
+    shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
+    score("shipped", test.bare, shipped.answers)
+    time_arm("shipped", shipped)
+    engine.close()
+    return {"metric": metric, "n": len(test.references), "arms": arms} | summary(arms), answers
+
+
+def summary(arms: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """Return what the arms add up to; a ratio whose denominator is 0 is None.
+
+    `pi_score` is the share of what the full prompt gives the base that the adapter gives without it.
+    """
+    bare, full, cached = arms["base_query_only"], arms["base_full_prompt"], arms["base_full_prompt_cached"]
+    gain = full["score"] - bare["score"]
+    return {
+        "pi_score": (arms["internalized"]["score"] - bare["score"]) / gain if gain else None,
+        "prompt_token_reduction": 1 - arms["shipped"]["prompt_tokens"] / full["prompt_tokens"],
+        "speedup": full["latency_ms"] / arms["shipped"]["latency_ms"],
+        "speedup_cached": cached["latency_ms"] / arms["shipped"]["latency_ms"],
+    }

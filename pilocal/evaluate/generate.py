@@ -1,0 +1,64 @@
+"""Batched greedy answers from an mlx-lm model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
+
+from pilocal.progress import Progress
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ends: frozenset[int],
+    max_tokens: int,
+    batch_size: int,
+    progress: Progress,
+    name: str,
+) -> list[list[int]]:
+    """Return for each prompt the greedy completion, without its end token.
+
+    What all prompts begin with is computed once. `ends` are the ids that end an answer.
+    """
+    shared = _common_prefix(prompts)
+    cache = None
+    if shared:
+        cache = make_prompt_cache(model)
+        mx.eval(model(mx.array(list(prompts[0][:shared]))[None], cache=cache), [layer.state for layer in cache])
+    generator = BatchGenerator(
+        model,
+        max_tokens=max_tokens,
+        stop_tokens=[[end] for end in sorted(ends)],
+        completion_batch_size=batch_size,
+        prefill_batch_size=batch_size,
+    )
+    try:
+        own = [list(prompt[shared:]) for prompt in prompts]
+        # The generator copies the caches that it is given when it joins them into a batch.
+        ids = generator.insert(own, [max_tokens] * len(own), caches=[cache] * len(own) if cache else None)
+        answers: dict[int, list[int]] = {uid: [] for uid in ids}
+        done = 0
+        while responses := generator.next_generated():
+            for response in responses:
+                if response.finish_reason != "stop":
+                    answers[response.uid].append(response.token)
+                if response.finish_reason is not None:
+                    done += 1
+                    progress(name, done, len(own))
+    finally:
+        generator.close()
+    return [answers[uid] for uid in ids]
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share, leaving each at least one of its own."""
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for prompt in prompts:
+        limit = next((i for i in range(limit) if prompt[i] != prompts[0][i]), limit)
+    return limit

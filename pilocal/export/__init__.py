@@ -1,0 +1,1 @@
+"""Artefacts for other programs, made from a base and an adapter."""

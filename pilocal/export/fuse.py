@@ -1,0 +1,134 @@
+"""The base's weights in float32 with an adapter added, read one tensor at a time.
+
+Fusing goes through float32: rounding base + adapter back to 4 bits would lose most of the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.base import read_config
+from pilocal.blas import load_fast_blas
+from pilocal.errors import ExportError
+
+Float32 = NDArray[np.float32]
+
+RETRAIN = "export with the base that the adapter was trained on"
+
+
+class FusedWeights:
+    """A base's tensors with an adapter added, under their Hugging Face names; memory holds one tensor at a time.
+
+    MLX's affine quantization is undone as `w = scale * q + bias` in float32; float tensors stay as they are. Raises
+    ExportError when the adapter does not fit the base, or the base is quantized in another way.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        load_fast_blas()
+        self._base = base
+        config = read_config(base)
+        self._quantization: Mapping[str, Any] = config.get("quantization") or {}
+        self._stored: dict[str, tuple[Path, tuple[int, ...]]] = {}
+        for path in sorted(base.glob("model*.safetensors")):
+            self._stored |= {name: (path, shape) for name, shape in _stored_shapes(path).items()}
+        quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
+        parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
+        tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
+        names = [name for name in self._stored if name not in parts | tied and not name.endswith("rotary_emb.inv_freq")]
+        self.shapes = {name: self._shape(name) for name in names}
+        self._scale, self._adapter = _read_adapter(adapter) if adapter else (0.0, {})
+        if adapter:
+            self._check(adapter)
+
+    def read(self, name: str) -> Float32:
+        """Return one tensor, adapter included."""
+        import mlx.core as mx
+
+        module = name.removesuffix(".weight")
+        tensor = self._load(name)
+        if self._is_quantized(module):
+            scales, biases = (self._load(f"{module}.{part}").astype(mx.float32) for part in ("scales", "biases"))
+            group_size, bits = self._packing(module)
+            tensor = mx.dequantize(tensor, scales, biases, group_size=group_size, bits=bits)
+        elif not mx.issubdtype(tensor.dtype, mx.floating):
+            fix = "take a float base, or one that mlx-lm quantized"
+            raise ExportError(self._base, f"{name} is packed in an unknown way", got=str(tensor.dtype), fix=fix)
+        weight: Float32 = np.array(tensor.astype(mx.float32))
+        if name.endswith(".weight") and module in self._adapter:
+            a, b = self._adapter[module]
+            weight += (np.float32(self._scale) * b).T @ a.T
+        return weight
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        module = name.removesuffix(".weight")
+        if not self._is_quantized(module):
+            return self._stored[name][1]
+        rows, groups = self._stored[f"{module}.scales"][1]
+        return rows, groups * self._packing(module)[0]
+
+    def _is_quantized(self, module: str) -> bool:
+        return f"{module}.scales" in self._stored
+
+    def _packing(self, module: str) -> tuple[int, int]:
+        """Return (group size, bits) of a quantized module; config.json may name exceptions to its general rule."""
+        settings = {**self._quantization, **(self._quantization.get(module) or {})}
+        if settings.get("mode", "affine") != "affine" or "group_size" not in settings:
+            fix = "take a float base, or one that mlx-lm quantized with mode affine"
+            raise ExportError(self._base, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix)
+        return int(settings["group_size"]), int(settings["bits"])
+
+    def _load(self, name: str) -> Any:
+        """Return one stored tensor as an mlx array; MLX reads a file's tensors when they are used, so only this one."""
+        import mlx.core as mx
+
+        tensors: Any = mx.load(str(self._stored[name][0]))
+        return tensors[name]
+
+    def _check(self, adapter: Path) -> None:
+        misfits = []
+        for module, (a, b) in self._adapter.items():
+            shape = self.shapes.get(f"{module}.weight")
+            if shape is None:
+                misfits.append(f"{module}, which the base lacks")
+            elif shape != b.shape[1:] + a.shape[:1] or a.shape[1:] != b.shape[:1]:
+                misfits.append(f"{module}, made as {a.shape} x {b.shape} for a weight of {shape}")
+        if misfits:
+            more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
+            raise ExportError(adapter, f"the adapter does not fit: it changes {misfits[0]}{more}", fix=RETRAIN)
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a safetensors header (8 bytes of length, then JSON)."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Float32, Float32]]]:
+    """Return the scale and, for each adapted module, lora_a (in, rank) and lora_b (rank, out) in float32."""
+    import mlx.core as mx
+
+    fix = "point at a folder that `pilocal train` or mlx-lm wrote"
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind, scale = config.get("fine_tune_type", "lora"), float(config["lora_parameters"]["scale"])
+        arrays: Any = mx.load(str(folder / "adapters.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(folder, f"not a whole adapter: {reason}", fix=fix) from None
+    tensors = {name: np.array(value.astype(mx.float32)) for name, value in arrays.items()}
+    modules = sorted({name.rpartition(".")[0] for name in tensors})
+    pairs = {f"{module}.{part}" for module in modules for part in ("lora_a", "lora_b")}
+    if kind != "lora" or set(tensors) != pairs:
+        odd = sorted(pairs.symmetric_difference(tensors))
+        raise ExportError(folder, "not a plain LoRA adapter", got=odd[0] if odd else kind, fix="train a LoRA")
+    return scale, {module: (tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"]) for module in modules}

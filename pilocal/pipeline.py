@@ -1,0 +1,350 @@
+"""The whole flow: every step reads files, writes files, and is skipped while its inputs are unchanged."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pilocal.base import base_hash, context_length, find_base, load_base, load_tokenizer
+from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.errors import InputError, PilocalError, RunError, raise_all
+from pilocal.progress import Progress, silent
+from pilocal.render import Record, render
+from pilocal.retrieve import ShotPicker, check_pool
+from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
+from pilocal.schedule import DEFAULT, Schedule, load_schedule
+from pilocal.task import Example, Task, load_task
+from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
+
+STEPS = ("compress", "index", "stages", "train", "direct_drop", "export", "evaluate")
+"""Every step, in the order in which they run."""
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class StageBudget:
+    """What one stage costs in tokens."""
+
+    tau: float
+    shots: int
+    steps: int
+    template_tokens: int
+    ratio: float
+    """The realised share of the template's tokens."""
+    prompt_tokens: float
+    """Mean over the training rows."""
+    longest_row: int
+    """Prompt and completion of the longest row of any split."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of one step."""
+
+    name: str
+    skipped: bool
+    """True when its files were there and its inputs unchanged."""
+    seconds: float
+
+
+class Pipeline:
+    """One task, one schedule, one run folder; make it with `open_pipeline`."""
+
+    def __init__(self, task: Task, schedule: Schedule, run: RunDir, progress: Progress = silent) -> None:
+        """Check what can be checked without work; raises InputError, Faults or ModelError."""
+        self.task = task
+        self.schedule = schedule
+        self.run = run
+        self.progress = progress
+        faults: list[PilocalError] = []
+        most = max(stage.shots for stage in schedule.stages)
+        try:
+            check_pool(len(task.train), most, str(task.files["train"]))
+        except PilocalError as fault:
+            faults.append(fault)
+        if task.training.steps < len(schedule.stages):
+            fix = "raise steps or take fewer stages"
+            what = f"{len(schedule.stages)} stages need at least as many steps"
+            faults.append(InputError(f"{task.files['task']} [training] steps", what, got=task.training.steps, fix=fix))
+        try:
+            self.base = find_base(task.model, task.folder)
+        except PilocalError as fault:
+            faults.append(fault)
+        raise_all(faults)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return load_tokenizer(self.base)
+
+    @cached_property
+    def base_hash(self) -> str:
+        """The base's fingerprint."""
+        return base_hash(self.base)
+
+    @cached_property
+    def templates(self) -> tuple[CompressedTemplate, ...]:
+        """The template at every stage's tau."""
+        return compress_template(
+            self.task.template,
+            [stage.tau for stage in self.schedule.stages],
+            self.task.compression,
+            token_counter(self.tokenizer),
+            self.base_hash,
+            self.run.templates,
+        )
+
+    @cached_property
+    def picker(self) -> ShotPicker:
+        """Chooses the shots."""
+        most = max(stage.shots for stage in self.schedule.stages)
+        where = str(self.task.files["train"])
+        return ShotPicker(
+            self.task.train, self.task.retrieval, self.run.index, k=most, where=where, progress=self.progress
+        )
+
+    def key(self, step: str) -> str:
+        """Return the fingerprint of everything that decides what `step` writes."""
+        task, stages = self.task, [asdict(stage) for stage in self.schedule.stages]
+        made = version("pilocal")
+        if step == "compress":
+            taus = [stage["tau"] for stage in stages]
+            return fingerprint(made, step, task.template, asdict(task.compression), taus, self.base_hash)
+        if step == "index":
+            most = max(stage["shots"] for stage in stages)
+            return fingerprint(made, step, [asdict(example) for example in task.train], asdict(task.retrieval), most)
+        if step == "stages":
+            others = [asdict(example) for example in (*task.valid, *task.test)]
+            prompts = [(stage["tau"], stage["shots"]) for stage in stages]
+            return fingerprint(made, step, self.key("compress"), self.key("index"), others, prompts)
+        if step in ("train", "direct_drop"):
+            shares = [stage["share"] for stage in stages] if step == "train" else []
+            training = asdict(task.training)
+            training.pop("direct_drop")
+            return fingerprint(made, step, self.key("stages"), shares, asdict(task.lora), training)
+        if step == "export":
+            return fingerprint(made, step, self.key("train"), asdict(task.export))
+        ablation = self.key("direct_drop") if task.training.direct_drop else ""
+        return fingerprint(made, step, self.key("export"), ablation, task.metric, asdict(task.generation))
+
+    def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
+        """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each."""
+        self._describe()
+        for name in STEPS[: STEPS.index(last) + 1]:
+            if name == "direct_drop" and (last == "export" or not self.task.training.direct_drop):
+                continue
+            key = self.key(name)
+            if self.run.is_done(name, key):
+                report(StepResult(name, True, 0.0))
+                continue
+            began = time.monotonic()
+            files: list[Path] = getattr(self, f"_{name}")(key)
+            seconds = time.monotonic() - began
+            self.run.finish(name, key, files, seconds)
+            report(StepResult(name, False, seconds))
+
+    def budget(self) -> list[StageBudget]:
+        """Return what every stage costs in tokens; raises InputError when a row is longer than the context."""
+        return self._render()[1]
+
+    def _describe(self) -> None:
+        packages = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
+        self.run.describe(
+            versions={name: version(name) for name in packages} | {"python": platform.python_version()},
+            seed=self.task.training.seed,
+            model=self.task.model,
+            base_sha256=self.base_hash,
+            inputs=hashes(self.task.files),
+            schedule=[asdict(stage) for stage in self.schedule.stages],
+        )
+
+    def _compress(self, key: str) -> list[Path]:
+        assert self.templates
+        return sorted(path for path in self.run.templates.iterdir() if path.is_file())
+
+    def _index(self, key: str) -> list[Path]:
+        assert self.picker
+        return sorted(path for path in self.run.index.iterdir() if path.is_file())
+
+    def _stages(self, key: str) -> list[Path]:
+        rendered, _ = self._render()
+        files = []
+        for number, splits in enumerate(rendered):
+            for split, records in splits.items():
+                path = self.run.stage(number) / f"{split}.jsonl"
+                with replacing(path) as file:
+                    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                files.append(path)
+        return files
+
+    def _render(self) -> tuple[list[dict[str, list[Record]]], list[StageBudget]]:
+        """Render and measure every record of every stage; the longest must fit the context."""
+        task, context = self.task, context_length(self.base)
+        most = max(stage.shots for stage in self.schedule.stages)
+        shots: dict[str, list[tuple[int, ...]]] = {
+            "train": [self.picker.for_training(i, most) for i in range(len(task.train))],
+            "valid": [self.picker.for_query(example.query, most, example.history) for example in task.valid],
+            "test": [self.picker.for_query(example.query, most, example.history) for example in task.test],
+        }
+        rendered: list[dict[str, list[Record]]] = []
+        budgets: list[StageBudget] = []
+        faults: list[PilocalError] = []
+        steps = self.schedule.steps(task.training.steps)
+        for number, (stage, template) in enumerate(zip(self.schedule.stages, self.templates, strict=True)):
+            splits: dict[str, list[Record]] = {}
+            longest, prompts = 0, []
+            for split in SPLITS:
+                examples: tuple[Example, ...] = getattr(task, split)
+                splits[split] = []
+                for example, chosen in zip(examples, shots[split], strict=True):
+                    nearest = chosen[len(chosen) - stage.shots :]
+                    record = render(template.text, [task.train[i] for i in nearest], example)
+                    splits[split].append(record)
+                    row = tokenize(record, self.tokenizer, f"stage {number}, {split} {example.id}")
+                    longest = max(longest, len(row.tokens))
+                    if split == "train":
+                        prompts.append(row.offset)
+                self.progress("render", number * 3 + SPLITS.index(split) + 1, 3 * len(self.schedule.stages))
+            if longest > context:
+                what = f"the longest row is {longest - context} tokens over the model's context of {context}"
+                fix = "shorten the template, lower shots, or take a model with a longer context"
+                faults.append(InputError(f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", what, fix=fix))
+            rendered.append(splits)
+            budgets.append(
+                StageBudget(
+                    stage.tau, stage.shots, steps[number], template.tokens, template.ratio, mean(prompts), longest
+                )
+            )
+        raise_all(faults)
+        return rendered, budgets
+
+    def _rows(self, number: int, split: str) -> list[Row]:
+        path = self.run.stage(number) / f"{split}.jsonl"
+        with path.open(encoding="utf-8") as file:
+            return [tokenize(json.loads(line), self.tokenizer, f"{path}:{n}") for n, line in enumerate(file, 1)]
+
+    def _train(self, key: str) -> list[Path]:
+        from pilocal.export.gguf import check_exportable
+        from pilocal.train.loop import StagePlan
+
+        check_exportable(self.base)
+        steps = self.schedule.steps(self.task.training.steps)
+        plans = [
+            StagePlan(self._rows(i, "train"), self._rows(i, "valid"), steps[i], self.run.stage(i))
+            for i in range(len(steps))
+        ]
+        files = self._fit(plans, key, "train")
+        self.run.adapter.mkdir(exist_ok=True)
+        for name in ("adapters.safetensors", "adapter_config.json"):
+            with replacing(self.run.adapter / name, "wb") as file:
+                file.write((plans[-1].folder / name).read_bytes())
+            files.append(self.run.adapter / name)
+        return files
+
+    def _direct_drop(self, key: str) -> list[Path]:
+        from pilocal.train.loop import StagePlan
+
+        plan = StagePlan(
+            self._rows(0, "train"), self._rows(0, "valid"), self.task.training.steps, self.run.path / "direct_drop"
+        )
+        return self._fit([plan], key, "direct_drop")
+
+    def _fit(self, plans: Sequence[Any], key: str, name: str) -> list[Path]:
+        from pilocal.train.loop import train
+
+        return train(
+            load_base(self.base),
+            plans,
+            self.task.lora,
+            self.task.training,
+            key=key,
+            facts={"model": self.task.model, "base_sha256": self.base_hash},
+            progress=self.progress,
+            name=name,
+        )
+
+    def gguf(self, name: str) -> Path:
+        """Return where the served file ("shipped") or the base of the same type ("base") lies."""
+        return self.run.export / f"{name}-{self.task.export.quant}.gguf"
+
+    def _export(self, key: str) -> list[Path]:
+        from pilocal.export.gguf import export_gguf
+
+        files = []
+        for done, (name, adapter) in enumerate((("base", None), ("shipped", self.run.adapter)), 1):
+            files.append(export_gguf(self.base, adapter, self.gguf(name), self.task.export.quant))
+            self.progress("export", done, 2)
+        return files
+
+    def _evaluate(self, key: str) -> list[Path]:
+        from pilocal.evaluate.arms import TestSet, Weights, evaluate
+
+        def prompts(number: int) -> list[list[int]]:
+            path = self.run.stage(number) / "test.jsonl"
+            with path.open(encoding="utf-8") as file:
+                return [prompt_tokens(json.loads(line)["messages"][:-1], self.tokenizer) for line in file]
+
+        metrics, answers = evaluate(
+            Weights(
+                self.base,
+                self.run.adapter,
+                self.run.path / "direct_drop" if self.task.training.direct_drop else None,
+                self.gguf("base"),
+                self.gguf("shipped"),
+            ),
+            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1), [example.answer for example in self.task.test]),
+            metric=self.task.metric,
+            generation=self.task.generation,
+            tokenizer=self.tokenizer,
+            ends=end_tokens(self.tokenizer),
+            progress=self.progress,
+        )
+        write_json(self.run.metrics, metrics)
+        path = self.run.path / "answers.jsonl"
+        with replacing(path) as file:
+            for i, example in enumerate(self.task.test):
+                line = {"id": example.id, "query": example.query, "answer": example.answer}
+                line |= {arm: said[i] for arm, said in answers.items()}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return [self.run.metrics, path]
+
+
+@contextmanager
+def open_pipeline(
+    task_folder: Path, schedule_path: Path | None, run_folder: Path | None, progress: Progress = silent
+) -> Iterator[Pipeline]:
+    """Read a task and a schedule and open the run folder for writing.
+
+    Without a schedule the default is taken; without a run folder a temporary one, which is gone afterwards.
+    """
+    task = load_task(task_folder)
+    schedule = load_schedule(schedule_path) if schedule_path else DEFAULT
+    temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
+    try:
+        with RunDir.locked(run_folder or temporary or Path(), task=task.name, folder=task.folder) as run:
+            yield Pipeline(task, schedule, run, progress)
+    finally:
+        if temporary:
+            shutil.rmtree(temporary)
+
+
+def served_file(run_folder: Path) -> tuple[Path, str]:
+    """Return the GGUF that a finished run ships and the task's name; raises RunError when there is none."""
+    state = RunDir(run_folder).state
+    files = state["steps"].get("export", {}).get("files", {})
+    names = [name for name in files if Path(name).name.startswith("shipped-")]
+    if not names or not (run_folder / names[0]).is_file():
+        raise RunError(run_folder, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
+    return run_folder / names[0], state["task"]["name"]

@@ -1,0 +1,44 @@
+"""From (template at tau, shots, query) to a record: one line of mlx-lm's chat JSONL.
+
+The template is the system message, every shot a solved turn, the query the last user turn and the answer the last
+assistant turn. Where template and shots are gone, what is left is the bare query, as it will be served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from pilocal.task import Example
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class Record(TypedDict):
+    """One rendered line; the last message is the answer."""
+
+    messages: list[Message]
+
+
+def render(template: str, shots: Sequence[Example], example: Example) -> Record:
+    """Return the record that asks `example` after the template and the shots, with its answer.
+
+    >>> shot, asked = Example(id="1", query="2+2", answer="4"), Example(id="2", query="3+3", answer="6")
+    >>> [message["role"] for message in render("Add.", [shot], asked)["messages"]]
+    ['system', 'user', 'assistant', 'user', 'assistant']
+    >>> render("", [], asked)["messages"]
+    [{'role': 'user', 'content': '3+3'}, {'role': 'assistant', 'content': '6'}]
+    """
+    messages: list[Message] = []
+    if template.strip():
+        messages.append({"role": "system", "content": template})
+    for solved in (*shots, example):
+        messages += [{"role": role, "content": content} for role, content in solved.history]
+        messages.append({"role": "user", "content": solved.query})
+        messages.append({"role": "assistant", "content": solved.answer})
+    return {"messages": messages}

@@ -1,0 +1,187 @@
+"""The run folder: what lies where, which steps are done, and one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from pilocal.errors import RunError
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 of JSON-able parts, as hex; the same parts give the same text on every machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its place once it is written and synced.
+
+    Whatever goes wrong, `path` is either the old file or the new one, never half of it. Raises RunError on a full disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path | str, error: OSError) -> RunError:
+    """Turn an OSError into a line that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(path, "the disk is full", fix="free some space and run again; the run goes on where it was")
+    return RunError(path, f"cannot write: {error.strerror or error}", fix="check the path and its permissions")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one."""
+    with replacing(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+class RunDir:
+    """A run folder; make it with `RunDir.locked` to write, or directly to read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {"steps": {}}
+        if self.file.is_file():
+            try:
+                self.state = json.loads(self.file.read_text(encoding="utf-8"))
+                self.state["steps"].items()
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                raise RunError(
+                    self.file, "damaged run.json", fix="delete this file; finished steps are redone"
+                ) from None
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: Path, *, task: str, folder: Path) -> Iterator[RunDir]:
+        """Open a run folder for writing, creating it, and keep every other process out until the block ends.
+
+        Raises RunError when another process holds it, when it belongs to another task, or when `path` holds something
+        that is not a run.
+        """
+        try:
+            if path.is_dir() and any(path.iterdir()) and not (path / "run.json").is_file():
+                others = [child for child in path.iterdir() if not child.name.startswith(".")]
+                if others:
+                    fix = "choose a new folder with --run"
+                    raise RunError(path, "not a run folder, and not empty", got=others[0].name, fix=fix)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise disk_error(path, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                holder = lock.read().strip()
+                fix = "wait for it, or choose another folder with --run"
+                raise RunError(path, "the run folder is in use by another process", got=holder, fix=fix) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            run = cls(path)
+            owner = run.state.get("task")
+            mine = {"name": task, "folder": str(folder.resolve())}
+            if owner not in (None, mine):
+                fix = "choose another folder with --run"
+                raise RunError(
+                    path, f"this run was made from another task, {owner['name']}", got=owner["folder"], fix=fix
+                )
+            run.state["task"] = mine
+            yield run
+
+    @property
+    def file(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def templates(self) -> Path:
+        """The compressed templates."""
+        return self.path / "templates"
+
+    @property
+    def index(self) -> Path:
+        """The example index."""
+        return self.path / "index"
+
+    @property
+    def adapter(self) -> Path:
+        """The final adapter, in mlx-lm's own format."""
+        return self.path / "adapter"
+
+    @property
+    def export(self) -> Path:
+        """The artefacts for other programs."""
+        return self.path / "export"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.json."""
+        return self.path / "metrics.json"
+
+    def stage(self, number: int) -> Path:
+        """The folder of a stage's rows and weights."""
+        return self.path / "stages" / str(number)
+
+    def is_done(self, step: str, key: str) -> bool:
+        """Tell whether `step` was finished with this key (a fingerprint of its inputs) and its files are whole."""
+        done = self.state["steps"].get(step)
+        if not done or done["key"] != key:
+            return False
+        return all(
+            (self.path / name).is_file() and (self.path / name).stat().st_size == size
+            for name, size in done["files"].items()
+        )
+
+    def finish(self, step: str, key: str, files: Sequence[Path], seconds: float, **facts: Any) -> None:
+        """Record that `step` is done and which files of the run folder it wrote."""
+        self.state["steps"][step] = {
+            "key": key,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 2),
+            "files": {str(file.relative_to(self.path)): file.stat().st_size for file in files},
+            **facts,
+        }
+        self.save()
+
+    def describe(self, **facts: Any) -> None:
+        """Record facts about the whole run: versions, seed, the inputs' hashes."""
+        self.state.update(facts)
+        self.save()
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.file, self.state)
+
+
+def hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of each named file."""
+    return {name: sha256_file(path) for name, path in files.items()}

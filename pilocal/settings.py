@@ -1,0 +1,149 @@
+"""Strict reading of TOML tables into frozen dataclasses: every fault with its file and line, all in one go."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pilocal.errors import InputError, PilocalError, did_you_mean
+
+T = TypeVar("T")
+
+
+class InvalidSettings(ValueError):
+    """Raised by a dataclass's `__post_init__`: (key, what is wrong and what to do) for each bad value."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{key}: {problem}" for key, problem in problems))
+
+
+def require(*checks: tuple[bool, str, str]) -> None:
+    """Raise `InvalidSettings` for every (holds, key, what it must be) that does not hold."""
+    problems = [(key, problem) for holds, key, problem in checks if not holds]
+    if problems:
+        raise InvalidSettings(problems)
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the parsed table and the text of a TOML file.
+
+    Raises InputError when the file is missing, not UTF-8 or not TOML (with the line).
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = f"{path}:{line[1]}" if line else str(path)
+        raise InputError(where, f"not valid TOML: {error}", fix="mend this line") from None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that is there, is UTF-8 and is not blank; raises InputError otherwise."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(path, "no such file", fix="create it or correct the path") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise InputError(path, "a file is needed here, not a directory", fix="correct the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(path, "not UTF-8 text", got=f"byte {error.start}", fix="save it as UTF-8") from None
+    if not text.strip():
+        raise InputError(path, "the file is empty", fix="fill it in")
+    return text
+
+
+def line_of(text: str, key: str, table: str = "", nth: int = 0) -> int:
+    r"""Return the 1-based line where `key` is set in (the nth) `[table]` of a TOML text; the table's line if absent.
+
+    >>> line_of('a = 1\n[t]\nb = 2\n', "b", "t")
+    3
+    """
+    current, count, header_line = "", -1, 1
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([\w.-]+)\s*\]+", line):
+            current = header[1]
+            if current == table:
+                count += 1
+                if count == nth:
+                    header_line = number
+        elif (
+            current == table and (not table or count == nth) and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)
+        ):
+            return number
+    return header_line
+
+
+def build(
+    cls: type[T],
+    values: dict[str, Any],
+    faults: list[PilocalError],
+    path: Path,
+    text: str,
+    table: str = "",
+    nth: int = 0,
+) -> T | None:
+    """Make `cls` from a TOML table, or append what is wrong with it to `faults` and return None.
+
+    Unknown keys, wrong types, missing keys and what `__post_init__` objects to are all reported with their lines.
+    """
+    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    before = len(faults)
+
+    def where(key: str) -> str:
+        return f"{path}:{line_of(text, key, table, nth)}"
+
+    ready: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            what = f"unknown key {key}" + (f" in [{table}]" if table else "")
+            faults.append(InputError(where(key), what, fix=did_you_mean(key, fields)))
+        elif not _fits(value, hints[key]):
+            faults.append(InputError(where(key), f"{key} must be {_name(hints[key])}", got=value, fix="correct it"))
+        else:
+            ready[key] = tuple(value) if isinstance(value, list) else value
+            if hints[key] is float:
+                ready[key] = float(value)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            faults.append(InputError(where(name), f"{name} is missing", fix=f"add {name} = ..."))
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**ready)
+    except InvalidSettings as error:
+        faults += [
+            InputError(where(key), f"{key} {problem}", got=ready.get(key), fix="correct it")
+            for key, problem in error.problems
+        ]
+        return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is type(None):
+        return value is None
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list of {_name(get_args(hint)[0])}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_name(option) for option in get_args(hint) if option is not type(None))
+    return {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))

@@ -1,0 +1,372 @@
+"""A task folder: task.toml, the template, and the train, valid and test examples, read strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
+from pilocal.settings import build, line_of, read_text, read_toml, require
+
+STARTER = "starter"
+"""The name of the bundled base model."""
+
+METRICS = ("exact_match", "bleu")
+"""The metrics that score an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """`[retrieval]`: how shots are chosen."""
+
+    vectors: str = "ngrams"
+    """What the index holds: "ngrams" (character n-grams, no model needed) or "embeddings" (sentence-transformers)."""
+    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Hub id or local directory, for vectors = "embeddings"."""
+    shortlist: int = 50
+    """How many neighbours the index hands to the BLEU ranking."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.vectors in ("ngrams", "embeddings"), "vectors", 'must be "ngrams" or "embeddings"'),
+            (self.shortlist >= 1, "shortlist", "must be at least 1"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """`[compression]`: how the template gets shorter."""
+
+    method: str = "rules"
+    """The compressor; "rules" drops whole rules, sentences and words by priority."""
+    keep: tuple[str, ...] = ()
+    """Texts (placeholders, code) that go last: what holds one of them outlives everything else."""
+    drop_first: tuple[str, ...] = ()
+    """Texts that go first: what holds one of them is dropped before anything else."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.method == "rules", "method", 'must be "rules"'),
+            (all(self.keep), "keep", "must not hold an empty text"),
+            (all(self.drop_first), "drop_first", "must not hold an empty text"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """`[lora]`: the adapter. The defaults are those of the published recipes: every linear layer, rank 16."""
+
+    rank: int = 16
+    """Rank of each update."""
+    scale: float = 2.0
+    """Factor on the update; mlx-lm's `scale`, PEFT's alpha / rank."""
+    dropout: float = 0.0
+    """Share of the update's inputs dropped in training."""
+    layers: int | None = None
+    """How many of the last layers get an adapter; all when left out."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.rank >= 1, "rank", "must be at least 1"),
+            (self.scale > 0, "scale", "must be above 0"),
+            (0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1"),
+            (self.layers is None or self.layers >= 1, "layers", "must be at least 1; leave it out for all layers"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """`[training]`: one optimizer through all stages."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run; a schedule shares them out among its stages."""
+    batch_size: int = 8
+    """Rows in a step."""
+    learning_rate: float = 1e-4
+    """Peak of the learning-rate schedule."""
+    lr_schedule: str = "cosine"
+    """"cosine" (over the whole run, not per stage) or "constant"; both after the warm-up."""
+    warmup: float = 0.03
+    """Share of the run's steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    validate_every: int = 100
+    """Steps between two looks at the validation loss (one more at each stage's end)."""
+    checkpoint_every: int = 50
+    """Steps between two checkpoints (one more at each stage's end)."""
+    seed: int = 0
+    """Seeds the adapter's start, the order of the rows and dropout."""
+    direct_drop: bool = True
+    """Also train the arm direct_drop, the ablation: it costs more than the run itself."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.steps >= 1, "steps", "must be at least 1"),
+            (self.batch_size >= 1, "batch_size", "must be at least 1"),
+            (self.learning_rate > 0, "learning_rate", "must be above 0"),
+            (self.lr_schedule in ("cosine", "constant"), "lr_schedule", 'must be "cosine" or "constant"'),
+            (0 <= self.warmup < 1, "warmup", "must be at least 0 and below 1"),
+            (self.weight_decay >= 0, "weight_decay", "must not be negative"),
+            (self.clip > 0, "clip", "must be above 0"),
+            (self.validate_every >= 1, "validate_every", "must be at least 1"),
+            (self.checkpoint_every >= 1, "checkpoint_every", "must be at least 1"),
+            (self.seed >= 0, "seed", "must not be negative"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """`[generation]`: how answers are made in an evaluation; always greedy."""
+
+    max_tokens: int = 256
+    """Longest answer, in tokens."""
+    batch_size: int = 16
+    """Answers generated side by side in MLX."""
+    timed_requests: int = 20
+    """How many test queries are timed in llama.cpp, one at a time."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.max_tokens >= 1, "max_tokens", "must be at least 1"),
+            (self.batch_size >= 1, "batch_size", "must be at least 1"),
+            (self.timed_requests >= 1, "timed_requests", "must be at least 1"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """`[export]`: what is shipped."""
+
+    quant: str = "q8_0"
+    """Type of the served GGUF: "f16" or "q8_0"."""
+
+    def __post_init__(self) -> None:
+        require((self.quant in ("f16", "q8_0"), "quant", 'must be "f16" or "q8_0"'))
+
+
+TABLES: Mapping[str, type[Any]] = {
+    "retrieval": Retrieval,
+    "compression": Compression,
+    "lora": Lora,
+    "training": Training,
+    "generation": Generation,
+    "export": Export,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Top:
+    """The keys of task.toml outside any table."""
+
+    name: str
+    model: str = STARTER
+    template: str = "template.md"
+    train: str = "train.jsonl"
+    valid: str = "valid.jsonl"
+    test: str = "test.jsonl"
+    metric: str = "exact_match"
+
+    def __post_init__(self) -> None:
+        require(
+            (bool(self.name.strip()), "name", "must not be empty"),
+            (bool(self.model.strip()), "model", "must not be empty"),
+            (self.metric in METRICS, "metric", f"must be one of {', '.join(METRICS)}"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One solved task of the pool."""
+
+    id: str
+    query: str
+    """The last user turn."""
+    answer: str
+    """What the model should say to it."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier (role, content) turns of a multi-turn record, oldest first."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the record holds, for the metric."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A whole task, checked."""
+
+    folder: Path
+    name: str
+    model: str
+    template: str
+    """The template's text."""
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+    metric: str
+    retrieval: Retrieval
+    compression: Compression
+    lora: Lora
+    training: Training
+    generation: Generation
+    export: Export
+    files: Mapping[str, Path]
+    """Every file that was read: task, template, train, valid, test."""
+
+
+def load_task(folder: Path) -> Task:
+    """Read and check a task folder (or its task.toml).
+
+    Raises InputError for the only fault, or Faults with every fault of every file.
+    """
+    toml_path = folder if folder.is_file() else folder / "task.toml"
+    folder = toml_path.parent
+    if not toml_path.is_file():
+        raise InputError(toml_path, "no such task", fix="`pilocal init DIR` makes one")
+    values, text = read_toml(toml_path)
+    faults: list[PilocalError] = []
+    tables: dict[str, Any] = {}
+    for name, cls in TABLES.items():
+        table = values.pop(name, {})
+        if not isinstance(table, dict):
+            line = line_of(text, name)
+            faults.append(
+                InputError(f"{toml_path}:{line}", f"{name} must be a table", got=table, fix=f"write [{name}]")
+            )
+            continue
+        tables[name] = build(cls, table, faults, toml_path, text, name)
+    names = {"name", "model", "template", "train", "valid", "test", "metric"}
+    for key in [key for key, value in values.items() if isinstance(value, dict) and key not in names]:
+        line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"[{key}")), 1)
+        faults.append(InputError(f"{toml_path}:{line}", f"unknown table [{key}]", fix=did_you_mean(key, TABLES)))
+        del values[key]
+    top = build(_Top, values, faults, toml_path, text)
+    if top is None:
+        raise_all(faults)
+    assert top is not None
+    files = {"task": toml_path, "template": folder / top.template}
+    template = ""
+    try:
+        template = read_text(files["template"])
+    except PilocalError as fault:
+        faults.append(fault)
+    splits: dict[str, tuple[Example, ...]] = {}
+    for split, name in (("train", top.train), ("valid", top.valid), ("test", top.test)):
+        files[split] = folder / name
+        splits[split] = _read_examples(files[split], split, faults)
+    _find_leaks(splits, files, faults)
+    raise_all(faults)
+    return Task(
+        folder=folder,
+        name=top.name,
+        model=top.model,
+        template=template.strip("\n"),
+        metric=top.metric,
+        files=files,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
+        retrieval=tables["retrieval"],
+        compression=tables["compression"],
+        lora=tables["lora"],
+        training=tables["training"],
+        generation=tables["generation"],
+        export=tables["export"],
+    )
+
+
+def load_examples(path: Path, split: str = "train") -> tuple[Example, ...]:
+    """Read a JSONL file of records; raises InputError or Faults, with line numbers."""
+    faults: list[PilocalError] = []
+    examples = _read_examples(path, split, faults)
+    raise_all(faults)
+    return examples
+
+
+def _read_examples(path: Path, split: str, faults: list[PilocalError]) -> tuple[Example, ...]:
+    try:
+        text = read_text(path)
+    except PilocalError as fault:
+        faults.append(fault)
+        return ()
+    examples: list[Example] = []
+    seen: dict[str, int] = {}
+    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            example = _example(json.loads(line), f"{split}-{number}", f"{path}:{number}")
+        except json.JSONDecodeError as error:
+            fix = "one JSON object a line"
+            faults.append(InputError(f"{path}:{number}", f"broken JSON: {error.msg}", got=line, fix=fix))
+            continue
+        except PilocalError as fault:
+            faults.append(fault)
+            continue
+        if example.id in seen:
+            fix = "make the ids unique or leave them out"
+            faults.append(
+                InputError(
+                    f"{path}:{number}", f"duplicate id, first on line {seen[example.id]}", got=example.id, fix=fix
+                )
+            )
+        seen.setdefault(example.id, number)
+        examples.append(example)
+    return tuple(examples)
+
+
+def _example(record: Any, default_id: str, where: str) -> Example:
+    fix = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
+    if not isinstance(record, dict):
+        raise InputError(where, "not a JSON object", got=record, fix=fix)
+    record = dict(record)
+    identity = record.pop("id", default_id)
+    if not isinstance(identity, str | int):
+        raise InputError(where, "the id must be text or a number", got=identity, fix="correct it or leave it out")
+    if "messages" in record:
+        history = _turns(record.pop("messages"), where)
+        if len(history) < 2 or [role for role, _ in history[-2:]] != ["user", "assistant"]:
+            raise InputError(where, "messages must end with a user and an assistant turn", fix=fix)
+        *earlier, (_, query), (_, answer) = history
+    else:
+        earlier = []
+        for key in ("query", "answer"):
+            if not isinstance(record.get(key), str) or not record[key].strip():
+                raise InputError(where, f"the record has no {key}", got=record.get(key), fix=fix)
+        query, answer = record.pop("query"), record.pop("answer")
+    return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record)
+
+
+def _turns(messages: Any, where: str) -> list[tuple[str, str]]:
+    fix = 'messages is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]'
+    if not isinstance(messages, list):
+        raise InputError(where, "messages must be a list", got=messages, fix=fix)
+    turns = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role == "system":
+            raise InputError(where, "a system message inside a record", fix="its text belongs in the template")
+        if role not in ("user", "assistant") or not isinstance(content, str) or not content.strip():
+            raise InputError(where, "a message without role or content", got=message, fix=fix)
+        turns.append((role, content))
+    return turns
+
+
+def _find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path], faults: list[PilocalError]) -> None:
+    owner: dict[tuple[Any, ...], str] = {}
+    for split in ("train", "valid", "test"):
+        leaked = 0
+        for example in splits[split]:
+            key = (example.history, example.query.strip())
+            if owner.setdefault(key, split) != split:
+                leaked += 1
+                first = f"{owner[key]}'s query {example.query!r}"
+        if leaked:
+            what = f"{leaked} queries also stand in an earlier split, the last being {first}"
+            faults.append(
+                InputError(files[split], what, fix="split by content, so that nothing is tested on what it saw")
+            )

@@ -1,0 +1,61 @@
+"""The adapter: LoRA layers on every linear layer, saved as mlx-lm saves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from pilocal.errors import InputError
+from pilocal.rundir import replacing, write_json
+from pilocal.task import Lora
+
+
+def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
+    """Put fresh LoRA layers on every linear layer of the last `lora.layers` blocks; return adapter_config's content.
+
+    The start is decided by `seed` alone; LoRA weights are float32. Raises InputError when the model has fewer layers.
+    """
+    count = len(model.layers)
+    layers = count if lora.layers is None else lora.layers
+    if layers > count:
+        raise InputError("[lora] layers", f"the model has {count} layers", got=layers, fix="lower it or leave it out")
+    keys = sorted(
+        name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
+    )
+    parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
+    mx.random.seed(seed)
+    linear_to_lora_layers(model, layers, parameters)
+    mx.eval(model.parameters())
+    return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+
+
+def adapter_weights(model: Any) -> dict[str, mx.array]:
+    """Return the trainable weights by name."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, Any]) -> list[Path]:
+    """Write adapters.safetensors and adapter_config.json, each whole or not at all; return both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "adapters.safetensors", folder / "adapter_config.json"]
+    save_arrays(files[0], weights, {"format": "mlx"})
+    write_json(files[1], config)
+    return files
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write a safetensors file that is either whole or not there; raises RunError on a full disk."""
+    with replacing(path, "wb") as file:
+        mx.save_safetensors(cast(BinaryIO, file), dict(sorted(arrays.items())), metadata)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return adapter_config.json."""
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config

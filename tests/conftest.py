@@ -1,0 +1,40 @@
+"""Fixtures that several test files share; made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pilocal.base import find_base
+from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    return find_base("starter", Path())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Two layers in MLX 4-bit, grouped heads, llama3 rope scaling, its own output matrix."""
+    return make_base(tmp_path_factory.mktemp("bases") / "untied-4bit", starter)
+
+
+@pytest.fixture(scope="session")
+def tiny_tied_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """The same with the embedding as output matrix."""
+    return make_base(tmp_path_factory.mktemp("bases") / "tied-4bit", starter, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_float_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Float16, heads that are wider together than the model, no rope scaling."""
+    folder = tmp_path_factory.mktemp("bases") / "untied-float"
+    return make_base(folder, starter, quantized=False, head_dim=64, rope_scaling=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Rank 4, scale 2, on every linear layer of tiny_base and tiny_tied_base."""
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_base)

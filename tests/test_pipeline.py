@@ -1,0 +1,230 @@
+"""The whole flow on a tiny model: every step real, every step skipped the second time, changes redo what depends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pilocal.errors import InputError, PilocalError, RunError
+from pilocal.pipeline import STEPS, open_pipeline, served_file
+
+SCHEDULE = """\
+[[stage]]
+tau = 1.0
+shots = 2
+share = 0.4
+[[stage]]
+tau = 0.5
+shots = 1
+share = 0.3
+[[stage]]
+tau = 0.0
+shots = 0
+share = 0.3
+"""
+
+TASK = """\
+name = "tiny"
+model = "{base}"
+[training]
+steps = {steps}
+batch_size = 4
+learning_rate = 1e-3
+checkpoint_every = 2
+[lora]
+rank = 2
+[generation]
+max_tokens = 4
+timed_requests = 2
+"""
+
+
+def make_task(folder: Path, base: Path, *, steps: int = 7) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text(TASK.format(base=base, steps=steps))
+    (folder / "template.md").write_text(
+        "Answer with the code of the colour.\n- red ZOR\n- blue MIP\n- green KEL\nPlease be kind. Say nothing else.\n"
+    )
+    (folder / "schedule.toml").write_text(SCHEDULE)
+    for split, asks in (
+        ("train", ("what is {}?", "and {}?", "{}")),
+        ("valid", ("code of {}",)),
+        ("test", ("tell {}",)),
+    ):
+        pairs = (("red", "ZOR"), ("blue", "MIP"), ("green", "KEL"))
+        records = [{"query": ask.format(word), "answer": code} for ask in asks for word, code in pairs]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -> dict[str, bool]:
+    done: dict[str, bool] = {}
+    with open_pipeline(folder, folder / "schedule.toml", folder / "run", progress) as pipeline:
+        pipeline.run_steps(last, lambda result: done.update({result.name: not result.skipped}))
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tmp_path_factory) -> Path:
+    folder = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base)
+    assert flow(folder) == dict.fromkeys(STEPS, True)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch) -> Path:
+    """A copy of the finished task in the place of the original, so that the run still belongs to it."""
+    aside = finished.parent / "aside"
+    shutil.copytree(finished, aside)
+    yield finished
+    shutil.rmtree(finished)
+    aside.rename(finished)
+
+
+def test_a_second_run_does_nothing(copy):
+    before = {
+        path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.suffix and path.suffix != ".json"
+    }
+    assert flow(copy) == dict.fromkeys(STEPS, False)
+    assert before
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "redone"),
+    [
+        ("template.md", "kind", "very kind", set(STEPS) - {"index"}),
+        ("train.jsonl", "and red?", "and then red?", set(STEPS) - {"compress"}),
+        ("test.jsonl", "tell red", "tell me red", {"stages", "train", "direct_drop", "export", "evaluate"}),
+        ("task.toml", "max_tokens = 4", "max_tokens = 5", {"evaluate"}),
+        ("task.toml", "rank = 2", "rank = 3", {"train", "direct_drop", "export", "evaluate"}),
+        ("task.toml", "timed_requests = 2", 'timed_requests = 2\n[export]\nquant = "f16"', {"export", "evaluate"}),
+    ],
+)
+def test_a_changed_input_redoes_exactly_what_depends_on_it(copy, name, old, new, redone):
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
+    assert {step for step, ran in flow(copy).items() if ran} == redone
+
+
+def test_a_lost_output_is_made_again(copy):
+    adapter = (copy / "run" / "adapter" / "adapters.safetensors").read_bytes()
+    (copy / "run" / "adapter" / "adapters.safetensors").unlink()
+    assert {step for step, ran in flow(copy).items() if ran} == {"train"}
+    assert (copy / "run" / "adapter" / "adapters.safetensors").read_bytes() == adapter
+
+
+def test_metrics_keep_the_contract(finished):
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    assert (metrics["metric"], metrics["n"]) == ("exact_match", 3)
+    assert list(metrics["arms"]) == [
+        "base_query_only", "base_full_prompt", "base_full_prompt_cached", "direct_drop", "internalized", "shipped",
+    ]  # fmt: skip
+    for arm, row in metrics["arms"].items():
+        timed = {"ttft_ms", "latency_ms"} if arm not in ("direct_drop", "internalized") else set()
+        assert set(row) == {"score", "prompt_tokens"} | timed
+        assert all(row[key] > 0 for key in timed)
+    assert metrics["arms"]["base_full_prompt"]["prompt_tokens"] > 2 * metrics["arms"]["shipped"]["prompt_tokens"]
+    assert {"pi_score", "prompt_token_reduction", "speedup", "speedup_cached"} <= set(metrics)
+
+
+def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished):
+    sizes = []
+    for stage in range(3):
+        lines = (finished / "run" / "stages" / str(stage) / "train.jsonl").read_text().splitlines()
+        records = [json.loads(line)["messages"] for line in lines]
+        assert len(records) == 9
+        sizes.append(sum(len(message["content"]) for record in records for message in record))
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert [[message["role"] for message in record] for record in records] == [["user", "assistant"]] * 9
+
+
+def test_no_answer_of_validation_or_test_is_ever_a_shot(finished):
+    train = {json.loads(line)["query"] for line in (finished / "train.jsonl").read_text().splitlines()}
+    for split in ("train", "valid", "test"):
+        for line in (finished / "run" / "stages" / "0" / f"{split}.jsonl").read_text().splitlines():
+            *before, query, _ = json.loads(line)["messages"]
+            shots = [message["content"] for message in before if message["role"] == "user"]
+            assert len(shots) == 2
+            assert set(shots) <= train - {query["content"]}
+
+
+def test_run_json_records_what_the_run_was_made_from(finished):
+    state = json.loads((finished / "run" / "run.json").read_text())
+    assert set(state["inputs"]) == {"task", "template", "train", "valid", "test"}
+    assert set(state["steps"]) == set(STEPS)
+    assert {"pilocal", "mlx", "mlx-lm", "llama-cpp-python", "python"} <= set(state["versions"])
+
+
+def test_the_served_file_is_found_and_its_absence_explained(finished, tmp_path):
+    path, alias = served_file(finished / "run")
+    assert (path.name, alias) == ("shipped-q8_0.gguf", "tiny")
+    with pytest.raises(RunError, match="nothing was exported here yet"):
+        served_file(tmp_path)
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+
+    def stop(what, done, total, note=""):
+        if what == "train" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        flow(folder, "train", stop)
+    assert flow(folder, "train") == {"compress": False, "index": False, "stages": False, "train": True}
+    same = [root / "run" / "adapter" / "adapters.safetensors" for root in (finished, folder)]
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    (folder / "template.md").write_text("word " * 1100)
+    with pytest.raises(InputError, match=r"stage 0 \(tau 1, 2 shots\): the longest row is \d+ tokens over") as caught:
+        flow(folder)
+    assert "context of 1024" in str(caught.value)
+    assert not (folder / "run" / "stages").exists()
+
+
+def test_a_pool_smaller_than_k_is_refused(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    (folder / "train.jsonl").write_text('{"query": "red", "answer": "ZOR"}\n{"query": "blue", "answer": "MIP"}\n')
+    with pytest.raises(InputError, match=r"train\.jsonl"):
+        flow(folder)
+
+
+def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
+    with pytest.raises(InputError, match="3 stages need at least as many steps; got 2"):
+        flow(make_task(tmp_path / "task", tiny_base, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda base: (base / "config.json").unlink(), "no config.json"),
+        (lambda base: (base / "config.json").write_text('{"model_type": "mamba"}'), "not supported; got 'mamba'"),
+        (lambda base: (base / "config.json").write_text("{"), "damaged"),
+        (lambda base: (base / "model.safetensors").unlink(), "no model*.safetensors"),
+        (lambda base: (base / "model.safetensors").write_bytes(b"x" * 100), "damaged"),
+        (lambda base: _cut(base / "model.safetensors"), "bytes promised"),
+        (lambda base: (base / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda base: (base / "chat_template.jinja").unlink(), "no chat template"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_in_one_line(tiny_base, tmp_path, damage, message):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    damage(base)
+    folder = make_task(tmp_path / "task", base)
+    with pytest.raises(PilocalError) as caught:
+        flow(folder)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])

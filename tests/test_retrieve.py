@@ -1,0 +1,355 @@
+"""Claims about choosing shots."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilocal.errors import InputError
+from pilocal.retrieve import ShotPicker, check_pool
+from pilocal.retrieve.bleu import PairwiseBleu
+from pilocal.retrieve.index import exact_neighbours, open_index, recall
+from pilocal.retrieve.ngrams import DIM, NgramVectors
+from pilocal.task import Example, Retrieval
+
+VERBS = ("list", "count", "remove", "find", "print", "sort")
+THINGS = ("text files", "folders", "users", "lines", "big files", "links")
+COMMANDS = ("ls -l", "wc -l", "rm -rf", "find . -name", "cat", "sort -u")
+PLACES = ("*.txt", "/tmp", "/etc/passwd", "log.csv", "/var/log", "~")
+
+
+def pool() -> list[Example]:
+    """Return 36 examples, all queries and all answers different."""
+    return [
+        Example(id=f"{i}-{j}", query=f"{VERBS[i]} the {THINGS[j]}", answer=f"{COMMANDS[i]} {PLACES[j]} | head -n {j}")
+        for i in range(6)
+        for j in range(6)
+    ]
+
+
+def examples(*pairs: tuple[str, str]) -> list[Example]:
+    return [Example(id=str(n), query=query, answer=answer) for n, (query, answer) in enumerate(pairs)]
+
+
+def picker(pool: Sequence[Example], folder: Path, k: int, shortlist: int = 50) -> ShotPicker:
+    return ShotPicker(pool, Retrieval(shortlist=shortlist), folder, k=k)
+
+
+def nl2bash() -> list[Example]:
+    if "PILOCAL_NL2BASH" not in os.environ:
+        pytest.skip("PILOCAL_NL2BASH names no folder with all.nl and all.cm")
+    folder = Path(os.environ["PILOCAL_NL2BASH"])
+    lines = [(folder / name).read_text(encoding="utf-8").split("\n")[:-1] for name in ("all.nl", "all.cm")]
+    assert len(lines[0]) > 10_000
+    return examples(*zip(*lines, strict=True))
+
+
+# Shots
+
+
+def test_an_example_is_never_its_own_shot(tmp_path: Path) -> None:
+    shots = picker(pool(), tmp_path, 35)
+    for i in range(36):
+        assert sorted((*shots.for_training(i, 35), i)) == list(range(36))
+
+
+def test_shots_are_the_best_by_sacrebleu_between_answers(tmp_path: Path) -> None:
+    examples = pool()
+    shots = picker(examples, tmp_path, 4)
+    for i, example in enumerate(examples):
+        scores = {
+            j: sacrebleu.sentence_bleu(other.answer, [example.answer]).score
+            for j, other in enumerate(examples)
+            if j != i
+        }
+        best = sorted(scores, key=lambda j: (-scores[j], j))[:4]
+        assert shots.for_training(i, 4) == tuple(reversed(best))
+
+
+def test_fewer_shots_are_the_nearest_of_more(tmp_path: Path) -> None:
+    shots = picker(pool(), tmp_path, 6)
+    for k in range(1, 6):
+        assert shots.for_training(7, k) == shots.for_training(7, 6)[-k:]
+        assert shots.for_query("count users", k) == shots.for_query("count users", 6)[-k:]
+    assert shots.for_training(7, 0) == shots.for_query("count users", 0) == ()
+
+
+def test_more_shots_than_were_ranked_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at most 2"):
+        picker(pool(), tmp_path, 2).for_training(0, 3)
+
+
+def test_the_same_query_is_never_a_shot(tmp_path: Path) -> None:
+    shots = picker(
+        examples(("Show  files", "ls"), ("show files", "ls"), ("count them", "wc"), ("show all", "ls")), tmp_path, 2
+    )
+    assert shots.for_training(0, 2) == (2, 3)
+    assert shots.for_training(1, 2) == (2, 3)
+    assert set(shots.for_query(" SHOW files", 2)) == {2, 3}
+
+
+def test_the_same_query_after_other_turns_is_another_question(tmp_path: Path) -> None:
+    turns = (("user", "hello"), ("assistant", "hi"))
+    records = [
+        Example(id="0", query="go on", answer="a b"),
+        Example(id="1", query="go on", answer="a b", history=turns),
+    ]
+    shots = picker(records, tmp_path, 1)
+    assert shots.for_training(0, 1) == (1,)
+    assert shots.for_query("go on", 1, turns) == (0,)
+
+
+def test_the_same_answer_to_another_query_is_the_best_shot(tmp_path: Path) -> None:
+    shots = picker(examples(("a", "ls -l /tmp"), ("b", "ls -a /tmp"), ("c", "ls -l /tmp")), tmp_path, 1)
+    assert shots.for_training(0, 1) == (2,)
+
+
+def test_no_two_shots_ask_the_same(tmp_path: Path) -> None:
+    twins = examples(("a", "ls -l"), ("b", "ls -l x"), ("B", "ls -l x"), ("b", "ls -l y"), ("c", "pwd"))
+    shots = picker(twins, tmp_path, 2)
+    assert shots.for_training(0, 2) == (4, 1)
+    assert len(set(shots.for_query("b!", 2)) & {1, 2, 3}) == 1
+
+
+def test_ties_go_by_number(tmp_path: Path) -> None:
+    shots = picker(examples(*((f"query {n}", "same") for n in range(6))), tmp_path, 3)
+    assert shots.for_training(0, 3) == (3, 2, 1)
+    assert shots.for_training(2, 3) == (3, 1, 0)
+
+
+def test_a_shortlist_of_one_question_is_widened(tmp_path: Path) -> None:
+    same = [("again", f"ls -l file{n}") for n in range(8)]
+    shots = picker(examples(*same, ("first", "pwd"), ("second", "whoami")), tmp_path, 2, shortlist=1)
+    assert shots.for_training(0, 2) == (9, 8)
+
+
+def test_the_nearest_query_comes_last(tmp_path: Path) -> None:
+    examples = pool()
+    nearest = picker(examples, tmp_path, 3).for_query("please count the users", 3)[-1]
+    assert examples[nearest].query == "count the users"
+
+
+def test_too_small_a_pool_is_refused_with_its_size(tmp_path: Path) -> None:
+    check_pool(6, 5, "train.jsonl")
+    check_pool(0, 0, "train.jsonl")
+    with pytest.raises(InputError) as caught:
+        check_pool(5, 5, "train.jsonl")
+    line = "train.jsonl: 5 shots need at least 6 training examples with different queries; got 5; "
+    assert str(caught.value) == line + "add examples, or use at most 4 shots"
+    with pytest.raises(InputError, match="got 2"):
+        picker(examples(("a", "x"), ("a ", "y"), ("b", "z")), tmp_path, 2)
+
+
+def test_no_shots_need_no_index(tmp_path: Path) -> None:
+    assert picker(pool()[:1], tmp_path, 0).for_training(0, 0) == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["shots.json"]
+
+
+def test_the_ranking_is_kept_and_checked(tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+
+    def make(examples: list[Example]) -> list[tuple[int, ...]]:
+        shots = ShotPicker(examples, Retrieval(), tmp_path, k=3, progress=lambda *call: calls.append(call))
+        return [shots.for_training(i, 3) for i in range(len(examples))]
+
+    before = make(pool())
+    assert calls == [("shots", 36, 36)]
+    assert make(pool()) == before
+    assert len(calls) == 1
+    file = tmp_path / "shots.json"
+    for damage in ("", "[]", "{}", file.read_text().replace("1", "2", 300)):
+        file.write_text(damage)
+        assert make(pool()) == before
+    assert len(calls) == 5
+    assert all(j < 30 for shots in make(pool()[:30]) for j in shots)
+    assert len(calls) == 6
+
+
+def test_shots_are_the_same_in_another_process(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.test_retrieve import picker, pool\n"
+        "shots = picker(pool(), Path(sys.argv[1]), 5)\n"
+        "print([shots.for_training(i, 5) for i in range(36)], shots.for_query('sort links', 5))"
+    )
+    outputs = set()
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code, str(tmp_path / seed)]
+        outputs.add(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    assert len(outputs) == 1
+
+
+# BLEU
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(st.text(alphabet="ab c.,-|\n'é", max_size=30), min_size=2, max_size=4))
+def test_pairwise_bleu_is_sacrebleus(texts: list[str]) -> None:
+    bleu = PairwiseBleu(texts)
+    for i, hypothesis in enumerate(texts):
+        for j, reference in enumerate(texts):
+            assert bleu.score(i, j) == sacrebleu.sentence_bleu(hypothesis, [reference]).score
+
+
+def test_pairwise_bleu_is_sacrebleus_on_real_commands() -> None:
+    answers = [example.answer for example in nl2bash()]
+    rng = random.Random(0)
+    chosen = rng.sample(answers, 300)
+    bleu = PairwiseBleu(chosen)
+    for _ in range(1000):
+        i, j = rng.randrange(300), rng.randrange(300)
+        assert bleu.score(i, j) == sacrebleu.sentence_bleu(chosen[i], [chosen[j]]).score
+
+
+# Vectors
+
+
+def test_ngram_vectors_have_length_1_and_know_likeness() -> None:
+    texts = ["find all text files", "find all the text files", "shut the machine down", "x", " "]
+    vectors = NgramVectors(texts)(texts)
+    assert vectors.shape == (5, DIM) and vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    cosines = vectors @ vectors.T
+    assert cosines[0, 1] > 0.6 > 0.3 > abs(cosines[0, 2])
+
+
+def test_texts_without_a_known_ngram_have_a_vector() -> None:
+    vectors = NgramVectors(["abc"])(["xyz", "\udc80"])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_an_embedding_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    config = Retrieval(vectors="embeddings", embedding_model=str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match=r"^\[retrieval\] embedding_model: cannot be loaded: .*nothing"):
+        ShotPicker(pool(), config, tmp_path, k=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shots_by_a_sentence_transformers_model(tmp_path: Path) -> None:
+    config = Retrieval(vectors="embeddings", embedding_model=str(tiny_sentence_transformer(tmp_path / "model")))
+    shots = ShotPicker(pool(), config, tmp_path / "index", k=4)
+    assert shots.for_training(0, 4) == picker(pool(), tmp_path / "other", 4).for_training(0, 4)
+    nearest = shots.for_query("count the users", 4)
+    assert len(set(nearest)) == 4 and VERBS.index("count") * 6 + THINGS.index("users") not in nearest
+    assert json.loads((tmp_path / "index" / "answers.json").read_text())["dim"] == 32
+
+
+def tiny_sentence_transformer(folder: Path) -> Path:
+    """Save a random two-layer BERT with a word tokenizer as a sentence-transformers model."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word for example in pool() for word in f"{example.query} {example.answer}".split()})
+    vocabulary = folder / "vocab.txt"
+    folder.mkdir()
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words) + 5,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    BertTokenizerFast(str(vocabulary)).save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"))
+    SentenceTransformer(modules=[transformer, Pooling(32)]).save(str(folder / "saved"))
+    return folder / "saved"
+
+
+# The index
+
+
+def unit_vectors(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_sidecar_says_what_the_index_file_does_not(tmp_path: Path) -> None:
+    index = open_index(unit_vectors(300), tmp_path / "answers.hnsw", 10)
+    facts = json.loads((tmp_path / "answers.json").read_text())
+    assert {key: facts[key] for key in ("space", "dim", "count", "recall_k", "recall_sample")} == {
+        "space": "cosine",
+        "dim": 16,
+        "count": 300,
+        "recall_k": 10,
+        "recall_sample": 200,
+    }
+    assert {"M", "ef", "ef_construction", "seed", "vectors_sha256", "file_sha256"} < set(facts)
+    assert facts["recall"] == index.recall > 0.95
+
+
+def test_an_intact_index_is_loaded_and_answers_the_same(tmp_path: Path) -> None:
+    vectors, path = unit_vectors(300), tmp_path / "answers.hnsw"
+    built = open_index(vectors, path, 10)
+    changed = path.stat().st_mtime_ns
+    loaded = open_index(vectors, path, 10)
+    assert path.stat().st_mtime_ns == changed
+    assert (loaded.neighbours(vectors, 7) == built.neighbours(vectors, 7)).all()
+    assert loaded.recall == built.recall
+
+
+@pytest.mark.parametrize("damage", ["file", "sidecar", "no sidecar", "dim", "vectors"])
+def test_an_index_that_does_not_fit_is_built_anew(tmp_path: Path, damage: str) -> None:
+    vectors, path = unit_vectors(100), tmp_path / "answers.hnsw"
+    sidecar = tmp_path / "answers.json"
+    open_index(vectors, path, 5)
+    if damage == "file":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "sidecar":
+        sidecar.write_text("[")
+    elif damage == "no sidecar":
+        sidecar.unlink()
+    else:
+        vectors = unit_vectors(100, 24) if damage == "dim" else unit_vectors(100, seed=1)
+    index = open_index(vectors, path, 5)
+    assert (index.neighbours(vectors, 1)[:, 0] == np.arange(100)).all()
+    assert json.loads(sidecar.read_text())["dim"] == vectors.shape[1]
+
+
+def test_two_builds_write_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        open_index(unit_vectors(200), tmp_path / f"{name}.hnsw", 5)
+    assert (tmp_path / "a.hnsw").read_bytes() == (tmp_path / "b.hnsw").read_bytes()
+
+
+def test_vectors_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    vectors = unit_vectors(10)
+    vectors[3, 1] = np.nan
+    with pytest.raises(InputError, match="1 vectors hold NaN or infinity; got 'vector 3'"):
+        open_index(vectors, tmp_path / "answers.hnsw", 5)
+
+
+def test_asking_for_more_neighbours_than_there_are_gives_all(tmp_path: Path) -> None:
+    vectors = unit_vectors(5)
+    index = open_index(vectors, tmp_path / "answers.hnsw", 50)
+    assert sorted(index.neighbours(vectors[:1], 50)[0]) == list(range(5))
+    assert sorted(exact_neighbours(vectors, vectors[:1], 50)[0]) == list(range(5))
+
+
+def test_recall_is_1_where_every_neighbour_is_found_and_ties_cost_nothing(tmp_path: Path) -> None:
+    vectors = np.repeat(unit_vectors(20), 5, axis=0)
+    index = open_index(vectors, tmp_path / "answers.hnsw", 3)
+    assert recall(index, vectors, 3) == 1.0
+
+
+def test_recall_on_real_answers_is_high(tmp_path: Path) -> None:
+    answers = list(dict.fromkeys(example.answer for example in nl2bash()))[:3000]
+    index = open_index(NgramVectors(answers)(answers), tmp_path / "answers.hnsw", 50)
+    assert index.recall > 0.95

@@ -1,0 +1,80 @@
+"""Run folders: one process at a time, one task, nothing half written."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from pilocal.errors import RunError
+from pilocal.rundir import RunDir, disk_error, replacing
+
+
+def opened(path, task="t", folder=None):
+    return RunDir.locked(path / "run", task=task, folder=folder or path)
+
+
+def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path):
+    with opened(tmp_path) as run:
+        file = run.path / "a.txt"
+        file.write_text("four")
+        run.finish("compress", "key", [file], 1.0)
+        assert run.is_done("compress", "key")
+        assert not run.is_done("compress", "other")
+    with opened(tmp_path) as run:
+        assert run.is_done("compress", "key")
+        file.write_text("longer")
+        assert not run.is_done("compress", "key")
+        file.unlink()
+        assert not run.is_done("compress", "key")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pilocal.rundir import RunDir\n"
+        "with RunDir.locked(Path(sys.argv[1]) / 'run', task='t', folder=Path(sys.argv[1])): pass"
+    )
+    with opened(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert "in use by another process" in done.stderr
+        assert done.returncode
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
+def test_a_run_of_another_task_is_refused(tmp_path):
+    with opened(tmp_path) as run:
+        run.save()
+    with pytest.raises(RunError, match="made from another task, t"), opened(tmp_path, task="u"):
+        pass
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not a run folder"), opened(tmp_path):
+        pass
+
+
+def test_a_damaged_run_json_is_named(tmp_path):
+    with opened(tmp_path) as run:
+        run.save()
+        run.file.write_text("{")
+    with pytest.raises(RunError, match=r"damaged run\.json"), opened(tmp_path):
+        pass
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RunError, match="the disk is full"), replacing(path) as file:
+        file.write("half of the new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_is_told_from_a_forbidden_one(tmp_path):
+    assert "free some space" in str(disk_error(tmp_path, OSError(errno.ENOSPC, "")))
+    assert "permissions" in str(disk_error(tmp_path, OSError(errno.EACCES, "Permission denied")))

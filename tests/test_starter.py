@@ -1,0 +1,92 @@
+"""The bundled model and the tasks that it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilocal.base import base_hash, load_tokenizer, read_config
+from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS, invent
+from pilocal.starter.tokenizer import must_be_single
+from pilocal.tokens import token_counter
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "smart-home"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**40))
+def test_an_episode_is_decided_by_its_seed_and_says_every_code_in_its_template(seed):
+    episode = invent(seed)
+    assert episode == invent(seed)
+    assert 40 <= episode.entries <= 54
+    assert 1 <= len(episode.replaced) <= 2
+    rng = Random(seed)
+    for _ in range(20):
+        _, answer = episode.ask(rng)
+        opening, *codes = answer.replace(SEPARATORS[episode.separator], " ").split()
+        assert opening == episode.opening
+        assert all(f" {code}" in episode.template for code in codes)
+
+
+def test_codes_are_dealt_afresh(starter):
+    first, second = (invent(seed, domain=DOMAINS[0]) for seed in (1, 2))
+    shared = [word for word in first.glossary[0] if word in second.glossary[0]]
+    assert shared
+    assert [first.glossary[0][word] for word in shared] != [second.glossary[0][word] for word in shared]
+
+
+def test_a_template_is_long_plain_english(starter):
+    count = token_counter(load_tokenizer(starter))
+    for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 20):
+        assert count(invent(seed, entries=40).template) >= 300
+
+
+def test_words_and_codes_are_single_tokens(starter):
+    tokenizer = load_tokenizer(starter)
+    singles = list(must_be_single())
+    assert len(singles) > 400
+    assert all(len(tokenizer.encode(text, add_special_tokens=False)) == 1 for text in singles)
+    assert len(set(CODES)) == len(CODES) > 200
+
+
+def test_the_starter_is_a_small_quantized_llama(starter):
+    config = read_config(starter)
+    assert config["model_type"] == "llama"
+    assert config["hidden_size"] % 256 == 0
+    assert config["num_key_value_heads"] < config["num_attention_heads"]
+    assert config["rope_scaling"]["rope_type"] == "llama3"
+    assert config["quantization"]["bits"] == 4
+    assert sum(path.stat().st_size for path in starter.iterdir()) <= 8_000_000
+    assert len(base_hash(starter)) == 64
+
+
+def test_the_starter_reads_its_prompt_and_knows_nothing_without_it(starter):
+    from tests.bench.starter_gate import measure, mlx_answers
+
+    report = measure(mlx_answers(starter), tasks=4, queries=25)
+    assert report["full_prompt"]["mean"] >= 0.95
+    assert report["query_only"]["best"] <= 0.05
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_the_example_is_what_its_script_makes(split, tmp_path):
+    rows = [json.loads(line) for line in (EXAMPLE / f"{split}.jsonl").read_text().splitlines()]
+    assert len(rows) == {"train": 800, "valid": 120, "test": 240}[split]
+    import runpy
+
+    script = tmp_path / "make.py"
+    script.write_text((EXAMPLE / "make.py").read_text())
+    runpy.run_path(str(script), run_name="__main__")
+    assert (tmp_path / f"{split}.jsonl").read_bytes() == (EXAMPLE / f"{split}.jsonl").read_bytes()
+    assert (tmp_path / "template.md").read_bytes() == (EXAMPLE / "template.md").read_bytes()
+
+
+def test_no_query_and_no_answer_of_the_example_stands_twice():
+    rows = [json.loads(line) for split in ("train", "valid", "test")
+            for line in (EXAMPLE / f"{split}.jsonl").read_text().splitlines()]  # fmt: skip
+    assert len(rows) == len({row["query"] for row in rows}) == len({row["answer"] for row in rows})

@@ -1,0 +1,245 @@
+"""Training: the loss looks at completions alone, the shared prefix changes nothing, and runs repeat byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilocal.base import load_base
+from pilocal.errors import InputError, TrainingError
+from pilocal.progress import silent
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+from pilocal.train.batches import Batches, common_prefix, make_batch
+
+LORA = Lora(rank=4)
+
+
+def random_rows(seed: int, count: int, prefix: int = 12) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    head = rng.integers(1, 2000, prefix).tolist()
+    rows = []
+    for _ in range(count):
+        prompt, completion = rng.integers(1, 2000, rng.integers(2, 9)), rng.integers(1, 2000, rng.integers(1, 5))
+        rows.append(Row((*head, *prompt.tolist(), *completion.tolist()), prefix + len(prompt)))
+    return rows
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 9), st.integers(0, 20))
+def test_every_row_is_seen_once_an_epoch_tail_included(seed, count, batch_size, epoch):
+    rows = random_rows(seed, count)
+    batches = Batches(rows, batch_size, (seed, 0))
+    seen = [batches.at(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
+    assert sum(batch.tokens_BT.shape[0] for batch in seen) == count
+    assert sum(batch.trained_tokens for batch in seen) == sum(len(row.completion) for row in rows)
+
+
+def test_the_batch_of_a_step_does_not_depend_on_what_was_asked_before():
+    rows = random_rows(1, 30)
+    walked = Batches(rows, 4, (7, 1))
+    for step in range(20):
+        last = walked.at(step)
+    assert np.array_equal(last.tokens_BT, Batches(rows, 4, (7, 1)).at(19).tokens_BT)
+
+
+def test_rows_of_like_length_share_a_batch():
+    rng = np.random.default_rng(0)
+    rows = [Row((1, *rng.integers(2, 99, n).tolist()), 1) for n in rng.integers(2, 400, 512)]
+    own = sum(len(row.tokens) - 1 for row in rows)
+    batches = Batches(rows, 8, (0, 0))
+    padded = sum(batches.at(i).tokens_BT.size for i in range(batches.per_epoch))
+    unsorted = sum(make_batch(rows[i : i + 8], 0).tokens_BT.size for i in range(0, len(rows), 8))
+    assert padded < 1.15 * own < unsorted
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=9), min_size=1, max_size=5))
+def test_the_common_prefix_is_common_and_leaves_each_row_a_prompt_token(token_lists):
+    rows = [Row(tuple(tokens), len(tokens) - 1) for tokens in token_lists]
+    length = common_prefix(rows)
+    assert len({row.tokens[:length] for row in rows}) == 1
+    assert all(length < row.offset for row in rows)
+
+
+def plain_loss(model, rows):
+    """The textbook: full logits of every row on its own, no prefix shared, nothing gathered, nothing padded."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    total, count = mx.array(0.0), 0
+    for row in rows:
+        logits = model(mx.array(row.tokens[:-1])[None])[0, row.offset - 1 :]
+        total = total + nn.losses.cross_entropy(logits, mx.array(row.completion)).sum()
+        count += len(row.completion)
+    return total / count
+
+
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_tied_base", "tiny_float_base"])
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 5), prefix=st.integers(0, 30), shared=st.booleans())
+def test_loss_and_every_gradient_equal_the_plain_computation(request, fixture, seed, count, prefix, shared):
+    model = trainable(request.getfixturevalue(fixture))
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    from pilocal.train.loop import _arrays
+    from pilocal.train.loss import completion_loss
+
+    rows = random_rows(seed, count, prefix)
+    batch = make_batch(rows, common_prefix(rows) if shared else 0)
+    (loss, tokens), gradients = nn.value_and_grad(model, completion_loss)(model, *_arrays(batch))
+    expected, expected_gradients = nn.value_and_grad(model, lambda m: plain_loss(m, rows))(model)
+    assert tokens.item() == sum(len(row.completion) for row in rows)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    wanted = dict(tree_flatten(expected_gradients))
+    assert len(wanted) == 2 * 7 * 2
+    for name, gradient in tree_flatten(gradients):
+        scale = mx.abs(wanted[name]).max().item()
+        assert mx.abs(gradient - wanted[name]).max().item() <= 1e-5 * scale + 1e-9, name
+
+
+def trainable(base):
+    from pilocal.train.adapter import add_lora
+
+    model = load_base(base)
+    add_lora(model, LORA, seed=0)
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+
+    def fill(path, value):
+        return mx.random.normal(value.shape) * 0.05 if path.endswith("lora_b") else value
+
+    mx.random.seed(1)
+    model.update(tree_map_with_path(fill, model.trainable_parameters()))
+    return model
+
+
+def plans(folder: Path, steps=(6, 5)):
+    from pilocal.train.loop import StagePlan
+
+    return [
+        StagePlan(random_rows(i, 14, 12 - 10 * i), random_rows(9, 4), count, folder / str(i))
+        for i, count in enumerate(steps)
+    ]
+
+
+def fit(base, folder, training, steps=(6, 5), lora=LORA, key="key", progress=silent):
+    from pilocal.train.loop import train
+
+    return train(
+        load_base(base), plans(folder, steps), lora, training, key=key, facts={"model": "tiny"}, progress=progress
+    )
+
+
+TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
+
+
+def adapter_bytes(folder: Path) -> list[bytes]:
+    return [(folder / str(i) / "adapters.safetensors").read_bytes() for i in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    fit(tiny_base, folder, TRAINING, lora=Lora(rank=4, dropout=0.1))
+    return folder
+
+
+def test_two_runs_give_the_same_adapter_byte_for_byte(whole_run, tiny_base, tmp_path):
+    fit(tiny_base, tmp_path, TRAINING, lora=Lora(rank=4, dropout=0.1))
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+
+
+def test_another_seed_gives_another_adapter(whole_run, tiny_base, tmp_path):
+    fit(tiny_base, tmp_path, Training(**{**as_dict(TRAINING), "seed": 4}), lora=Lora(rank=4, dropout=0.1))
+    assert adapter_bytes(tmp_path) != adapter_bytes(whole_run)
+
+
+def as_dict(training):
+    from dataclasses import asdict
+
+    return asdict(training)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 6, 7, 11])
+def test_an_interrupted_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp_path, stop_at):
+    def stop(what, done, total, note=""):
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    lora = Lora(rank=4, dropout=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path, TRAINING, lora=lora, progress=stop)
+    fit(tiny_base, tmp_path, TRAINING, lora=lora)
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+    for stage, steps in (("0", range(1, 7)), ("1", range(7, 12))):
+        lines = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(steps)
+
+
+def test_a_killed_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; import tests.test_train as t\n"
+        "from pilocal.task import Lora\n"
+        "t.fit(Path(sys.argv[1]), Path(sys.argv[2]), t.TRAINING, lora=Lora(rank=4, dropout=0.1),"
+        " progress=lambda what, done, total, note='': print(done, flush=True))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_base), str(tmp_path)]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    for line in process.stdout:
+        if line.strip() == "5":
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "1" / "adapters.safetensors").exists()
+    fit(tiny_base, tmp_path, TRAINING, lora=Lora(rank=4, dropout=0.1))
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tiny_base, tmp_path):
+    fit(tiny_base, tmp_path, TRAINING, key="old")
+    seen = []
+    fit(tiny_base, tmp_path, TRAINING, key="new", progress=lambda what, done, total, note="": seen.append(done))
+    assert seen == list(range(1, 12))
+
+
+def test_the_loss_falls_and_validation_is_logged(tiny_base, tmp_path):
+    fit(tiny_base, tmp_path, Training(batch_size=4, learning_rate=2e-2, validate_every=10), steps=(5, 40))
+    lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.75 * lines[0]["loss"]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [10, 20, 30, 40, 45]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_base, tmp_path):
+    wild = Training(batch_size=4, learning_rate=1e36, warmup=0.0, checkpoint_every=1, lr_schedule="constant")
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        fit(tiny_base, tmp_path, wild)
+    (checkpoint,) = (tmp_path / "0" / "checkpoint").glob("step-*.safetensors")
+    assert checkpoint.name == "step-0000001.safetensors"
+
+
+def test_more_layers_than_the_model_has_is_refused(tiny_base, tmp_path):
+    with pytest.raises(InputError, match="the model has 2 layers; got 9"):
+        fit(tiny_base, tmp_path, TRAINING, lora=Lora(layers=9))
+
+
+def test_mlx_lm_alone_reads_the_adapter(whole_run, tiny_base):
+    import mlx.core as mx
+    from mlx_lm import load
+
+    model, _ = load(str(tiny_base), adapter_path=str(whole_run / "1"))
+    ours = load_base(tiny_base, whole_run / "1")
+    tokens = mx.array([[5, 6, 7]])
+    assert mx.abs(model(tokens) - ours(tokens)).max().item() < 0.05
+    assert mx.abs(load_base(tiny_base)(tokens) - ours(tokens)).max().item() > 0.5

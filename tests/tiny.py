@@ -1,0 +1,94 @@
+"""Small real things to test with: random Llamas on the starter's tokenizer, and an adapter for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pilocal.blas import load_fast_blas
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "intermediate_size": 384,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 2048,
+    "max_position_embeddings": 1024,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "tie_word_embeddings": False,
+}
+
+
+def make_base(
+    folder: Path,
+    starter: Path,
+    *,
+    quantized: bool = True,
+    dtype: str = "float16",
+    exceptions: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> Path:
+    """Write a random Llama with the starter's tokenizer: MLX 4-bit in groups of 32 (with exceptions), or floats.
+
+    `changes` are keys of config.json.
+    """
+    load_fast_blas()
+    import mlx.core as mx
+    from mlx.utils import tree_flatten, tree_map
+    from mlx_lm.models.llama import Model, ModelArgs
+    from mlx_lm.utils import quantize_model
+
+    config = {**CONFIG, **changes}
+    mx.random.seed(0)
+    model = Model(ModelArgs.from_dict(config))
+    # Wider than MLX's own start, so that the logits differ enough to compare.
+    model.update(tree_map(lambda value: value + 0.05 * mx.random.normal(value.shape), model.parameters()))
+    model.set_dtype(getattr(mx, dtype))
+    if quantized:
+        model, config = quantize_model(model, config, 32, 4, quant_predicate=lambda path, _: exceptions.get(path, True))
+        config.pop("quantization_config", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(starter / name, folder / name)
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, *, rank: int = 4, scale: float = 2.0) -> Path:
+    """Write a random LoRA on every linear layer of `base`, in mlx-lm's format, that changes what the model says."""
+    load_fast_blas()
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    config = json.loads((base / "config.json").read_text())
+    model, _ = load_model(base)
+    model.freeze()
+    keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
+    linear_to_lora_layers(model, config["num_hidden_layers"], parameters)
+    mx.random.seed(1)
+    lora = {name: 0.05 * mx.random.normal(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "adapters.safetensors"), lora)
+    settings = {"fine_tune_type": "lora", "num_layers": config["num_hidden_layers"], "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder

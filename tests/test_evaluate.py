@@ -1,0 +1,128 @@
+"""Scores and answers: batches say what single requests say, a warm cache what a cold one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pilocal.base import load_base, load_tokenizer
+from pilocal.evaluate.arms import summary
+from pilocal.evaluate.metrics import METRICS
+from pilocal.progress import silent
+from pilocal.tokens import end_tokens, prompt_tokens
+
+TEMPLATE = """Answer with codes.
+- lamp BAK
+- fan DEL
+- oven GIR
+Begin with the word send. Put a comma between two codes."""
+QUERIES = ("lamp", "please start the fan and then the oven", "oven, lamp", "fan fan", "could you open the lamp?")
+
+
+@pytest.fixture(scope="module", params=["bare", "template"])
+def prompts(request: pytest.FixtureRequest, starter: Path) -> list[list[int]]:
+    """Prompts of different lengths that begin with one token, or with a whole template, in common."""
+    system = [{"role": "system", "content": TEMPLATE}] if request.param == "template" else []
+    tokenizer = load_tokenizer(starter)
+    return [prompt_tokens([*system, {"role": "user", "content": query}], tokenizer) for query in QUERIES]
+
+
+def one_by_one(base: Path, prompts: list[list[int]], ends: frozenset[int], max_tokens: int) -> list[list[int]]:
+    """Greedy answers without a cache, a batch or a shared prefix."""
+    model = load_base(base)
+    import mlx.core as mx
+
+    answers = []
+    for prompt in prompts:
+        answer: list[int] = []
+        while len(answer) < max_tokens:
+            token = int(model(mx.array([*prompt, *answer])[None])[0, -1].argmax())
+            if token in ends:
+                break
+            answer.append(token)
+        answers.append(answer)
+    return answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("base", ["starter", "tiny_base"])
+def test_a_batch_says_what_single_requests_say(
+    base: str, batch_size: int, prompts: list[list[int]], request: pytest.FixtureRequest
+) -> None:
+    from pilocal.evaluate.generate import generate
+
+    folder: Path = request.getfixturevalue(base)
+    ends = end_tokens(load_tokenizer(folder))
+    said: list[tuple[int, int]] = []
+    answers = generate(
+        load_base(folder),
+        prompts,
+        ends=ends,
+        max_tokens=12,
+        batch_size=batch_size,
+        progress=lambda _, done, total, note="": said.append((done, total)),
+        name="arm",
+    )
+    assert answers == one_by_one(folder, prompts, ends, 12)
+    assert said == [(done, len(prompts)) for done in range(1, len(prompts) + 1)]
+
+
+def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]]) -> None:
+    from pilocal.evaluate.generate import generate
+
+    answers = generate(
+        load_base(tiny_base),
+        prompts,
+        ends=frozenset(),
+        max_tokens=3,
+        batch_size=2,
+        progress=silent,
+        name="arm",
+    )
+    assert [len(answer) for answer in answers] == [3] * len(prompts)
+
+
+def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+    from pilocal.evaluate.llamacpp import Engine
+    from pilocal.export.gguf import export_gguf
+
+    gguf = export_gguf(starter, None, tmp_path / "model.gguf", "f16")
+    ends = end_tokens(load_tokenizer(starter))
+    engine = Engine(gguf, 512)
+    timed = [
+        engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
+        for warm in (False, True)
+    ]
+    engine.close()
+    assert timed[0].answers == timed[1].answers == one_by_one(starter, prompts, ends, 12)
+    for arm in timed:
+        assert 0 < arm.ttft_ms <= arm.latency_ms
+
+
+def test_bleu_is_between_0_and_1_and_sacrebleus() -> None:
+    from sacrebleu import corpus_bleu
+
+    answers, references = ["find . -name x -type f", "ls -la"], ["find . -name x -type d", "ls -l | wc"]
+    assert METRICS["bleu"](answers, references) == corpus_bleu(answers, [references]).score / 100
+    assert METRICS["bleu"](references, references) == pytest.approx(1.0)
+
+
+def test_exact_match_forgives_white_space_at_the_ends_and_nothing_else() -> None:
+    assert METRICS["exact_match"]([" a b\n", "a  b", "A b", ""], ["a b"] * 4) == 0.25
+
+
+def test_the_summary_compares_with_the_full_prompt() -> None:
+    arms = {
+        "base_query_only": {"score": 0.1},
+        "base_full_prompt": {"score": 0.9, "prompt_tokens": 400.0, "latency_ms": 60.0},
+        "base_full_prompt_cached": {"latency_ms": 15.0},
+        "internalized": {"score": 0.7},
+        "shipped": {"prompt_tokens": 20.0, "latency_ms": 5.0},
+    }
+    figures = summary(arms)
+    assert figures == pytest.approx(
+        {"pi_score": 0.75, "prompt_token_reduction": 0.95, "speedup": 12.0, "speedup_cached": 3.0}
+    )
+    arms["base_query_only"]["score"] = 0.9
+    assert summary(arms)["pi_score"] is None

@@ -7,6 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -62,12 +63,20 @@ class StepResult:
 class Pipeline:
     """One task, one schedule, one run folder; make it with `open_pipeline`."""
 
-    def __init__(self, task: Task, schedule: Schedule, run: RunDir, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        task: Task,
+        schedule: Schedule,
+        run: RunDir,
+        progress: Progress = silent,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
         """Check what can be checked without work; raises InputError, Faults or ModelError."""
         self.task = task
         self.schedule = schedule
         self.run = run
         self.progress = progress
+        self.warn = warn
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
         try:
@@ -78,6 +87,12 @@ class Pipeline:
             fix = "raise steps or take fewer stages"
             what = f"{len(schedule.stages)} stages need at least as many steps"
             faults.append(InputError(f"{task.files['task']} [training] steps", what, got=task.training.steps, fix=fix))
+        if task.training.recompute and task.lora.dropout:
+            what, fix = (
+                "what is computed again would be dropped out anew",
+                "set [lora] dropout = 0 or recompute = false",
+            )
+            faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
         try:
             self.base = find_base(task.model, task.folder)
         except PilocalError as fault:
@@ -272,6 +287,7 @@ class Pipeline:
             key=key,
             facts={"model": self.task.model, "base_sha256": self.base_hash},
             progress=self.progress,
+            warn=self.warn,
             name=name,
         )
 
@@ -323,7 +339,11 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(
-    task_folder: Path, schedule_path: Path | None, run_folder: Path | None, progress: Progress = silent
+    task_folder: Path,
+    schedule_path: Path | None,
+    run_folder: Path | None,
+    progress: Progress = silent,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Pipeline]:
     """Read a task and a schedule and open the run folder for writing.
 
@@ -334,7 +354,7 @@ def open_pipeline(
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, folder=task.folder) as run:
-            yield Pipeline(task, schedule, run, progress)
+            yield Pipeline(task, schedule, run, progress, warn)
     finally:
         if temporary:
             shutil.rmtree(temporary)

@@ -17,6 +17,9 @@ STARTER = "starter"
 METRICS = ("exact_match", "bleu")
 """The metrics that score an answer."""
 
+OPTIMIZERS = ("adamw", "adam", "adafactor")
+LR_SCHEDULES = ("cosine", "linear", "constant")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieval:
@@ -85,18 +88,26 @@ class Training:
     """Optimizer steps of the whole run; a schedule shares them out among its stages."""
     batch_size: int = 8
     """Rows in a step."""
+    accumulate: int = 1
+    """Parts in which a step's rows are computed one after the other: the same gradient in less memory."""
+    recompute: bool = False
+    """Gradient checkpointing: compute a layer's activations again backwards instead of keeping them."""
+    optimizer: str = "adamw"
+    """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4
     """Peak of the learning-rate schedule."""
     lr_schedule: str = "cosine"
-    """"cosine" (over the whole run, not per stage) or "constant"; both after the warm-up."""
+    """"cosine" or "linear" (to 0 over the whole run, not per stage) or "constant"; all after the warm-up."""
     warmup: float = 0.03
     """Share of the run's steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay; not for "adam"."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
     validate_every: int = 100
     """Steps between two looks at the validation loss (one more at each stage's end)."""
+    patience: int | None = None
+    """End the last stage after this many looks without a new low and keep the lowest's adapter; never when left out."""
     checkpoint_every: int = 50
     """Steps between two checkpoints (one more at each stage's end)."""
     seed: int = 0
@@ -109,7 +120,12 @@ class Training:
             (self.steps >= 1, "steps", "must be at least 1"),
             (self.batch_size >= 1, "batch_size", "must be at least 1"),
             (self.learning_rate > 0, "learning_rate", "must be above 0"),
-            (self.lr_schedule in ("cosine", "constant"), "lr_schedule", 'must be "cosine" or "constant"'),
+            (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
+            (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
+            (self.accumulate >= 1, "accumulate", "must be at least 1"),
+            (self.accumulate <= self.batch_size, "accumulate", "must not be above batch_size"),
+            (self.optimizer != "adam" or not self.weight_decay, "weight_decay", 'must be 0 for "adam"; take "adamw"'),
+            (self.patience is None or self.patience >= 1, "patience", "must be at least 1; leave it out for never"),
             (0 <= self.warmup < 1, "warmup", "must be at least 0 and below 1"),
             (self.weight_decay >= 0, "weight_decay", "must not be negative"),
             (self.clip > 0, "clip", "must be above 0"),

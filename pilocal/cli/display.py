@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,11 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
                 bars.remove_task(tasks.pop(what))
 
         yield report, bars.console
+
+
+def warning_on(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a warning as one line."""
+    return lambda text: console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def step_line(result: StepResult) -> str:

@@ -32,12 +32,15 @@ def _run_until(last: str, task: Path, schedule: Path | None, run_folder: Path | 
     """Run the flow up to a step and print what it found."""
     from rich.console import Console
 
-    from pilocal.cli.display import metrics_table, progress_bars, step_line
+    from pilocal.cli.display import metrics_table, progress_bars, step_line, warning_on
     from pilocal.pipeline import StepResult, open_pipeline
 
     run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
     results: list[StepResult] = []
-    with progress_bars() as (progress, console), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+    with (
+        progress_bars() as (progress, console),
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+    ):
 
         def report(result: StepResult) -> None:
             results.append(result)

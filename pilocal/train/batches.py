@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,17 +30,49 @@ class Batch:
     """The tokens that all rows begin with; computed once for all of them."""
     tokens_BT: Ints
     """What follows the prefix in each row, without the last token."""
-    positions_BC: Ints
-    """Indices into T of the tokens that predict a completion token."""
+    starts_B: Ints
+    """Indices into T of the tokens that predict each row's first completion token."""
     targets_BC: Ints
     """The completion tokens."""
     weights_BC: Floats
     """1 where a target is real, 0 where it is padding."""
+    lengths_B: Ints
+    """Number of tokens of each whole row, prefix and completion included."""
 
     @property
     def trained_tokens(self) -> int:
         """Number of completion tokens."""
         return int(self.weights_BC.sum())
+
+    @property
+    def rendered_tokens(self) -> int:
+        """Number of tokens of all rows, each counted whole, as a trainer without sharing would compute them."""
+        return int(self.lengths_B.sum())
+
+    @property
+    def padding(self) -> float:
+        """Share of `tokens_BT` that stands for nothing."""
+        return 1 - float((self.lengths_B - 1 - self.prefix_P.size).sum()) / self.tokens_BT.size
+
+    def arrays(self) -> tuple[mx.array, ...]:
+        """Return prefix, tokens, starts, targets and weights for MLX, as `loss.completion_loss` takes them."""
+        parts = (self.prefix_P, self.tokens_BT, self.starts_B, self.targets_BC, self.weights_BC)
+        return tuple(mx.array(part) for part in parts)
+
+    def parts(self, count: int) -> list[Batch]:
+        """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
+        dealt = [part for part in np.array_split(np.arange(len(self.tokens_BT)), count) if part.size]
+        return [
+            Batch(
+                self.prefix_P,
+                self.tokens_BT[i],
+                self.starts_B[i],
+                self.targets_BC[i],
+                self.weights_BC[i],
+                self.lengths_B[i],
+            )
+            for i in dealt
+        ]
 
 
 def common_prefix(rows: Sequence[Row]) -> int:
@@ -61,17 +94,17 @@ def make_batch(rows: Sequence[Row], prefix: int) -> Batch:
     width = _round_up(max(len(row.tokens) for row in rows) - 1 - prefix)
     completion = _round_up(max(len(row.completion) for row in rows))
     tokens = np.zeros((len(rows), width), dtype=np.int32)
-    positions = np.zeros((len(rows), completion), dtype=np.int32)
+    starts = np.array([row.offset - 1 - prefix for row in rows], dtype=np.int32)
     targets = np.zeros((len(rows), completion), dtype=np.int32)
     weights = np.zeros((len(rows), completion), dtype=np.float32)
     for i, row in enumerate(rows):
         own = row.tokens[prefix:-1]
         count = len(row.completion)
         tokens[i, : len(own)] = own
-        positions[i, :count] = np.arange(row.offset - 1 - prefix, len(row.tokens) - 1 - prefix)
         targets[i, :count] = row.completion
         weights[i, :count] = 1
-    return Batch(np.array(rows[0].tokens[:prefix], dtype=np.int32), tokens, positions, targets, weights)
+    lengths = np.array([len(row.tokens) for row in rows], dtype=np.int32)
+    return Batch(np.array(rows[0].tokens[:prefix], dtype=np.int32), tokens, starts, targets, weights, lengths)
 
 
 class Batches:

@@ -62,6 +62,8 @@ class Compression:
 class Lora:
     """`[lora]`: the adapter. The defaults are those of the published recipes: every linear layer, rank 16."""
 
+    kind: str = "lora"
+    """"lora", or "dora" (weight-decomposed, arXiv 2402.09353), which also learns each output's magnitude."""
     rank: int = 16
     """Rank of each update."""
     scale: float = 2.0
@@ -70,9 +72,12 @@ class Lora:
     """Share of the update's inputs dropped in training."""
     layers: int | None = None
     """How many of the last layers get an adapter; all when left out."""
+    linears: tuple[str, ...] = ()
+    """Which linear layers of a layer get an adapter, such as "self_attn.q_proj"; all when left out."""
 
     def __post_init__(self) -> None:
         require(
+            (self.kind in ("lora", "dora"), "kind", 'must be "lora" or "dora"'),
             (self.rank >= 1, "rank", "must be at least 1"),
             (self.scale > 0, "scale", "must be above 0"),
             (0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1"),

@@ -87,19 +87,19 @@ def read_field(gguf: Path, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
+@pytest.mark.parametrize("kind", ["base", "lora", "dora"])
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter"])
 def test_llama_cpp_computes_what_mlx_computes(
-    which: str, adapted: bool, request: pytest.FixtureRequest, tmp_path: Path
+    which: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     base = request.getfixturevalue(which)
-    adapter = make_adapter(tmp_path / "adapter", base) if adapted else None
+    adapter = None if kind == "base" else make_adapter(tmp_path / "adapter", base, kind=kind)
     expected = mlx_logits(base, adapter)
     got = llama_logits(export_gguf(base, adapter, tmp_path / "model.gguf", "f16"))
     assert expected.std() > 0.5
     assert np.abs(got - expected).max() < LOGIT_TOLERANCE * expected.std()
     assert kl(expected, got).max() < F16_TOLERANCE
-    if adapted:
+    if adapter:
         assert np.abs(expected - mlx_logits(base, None)).max() > 10 * LOGIT_TOLERANCE * expected.std()
 
 

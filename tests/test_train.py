@@ -439,6 +439,28 @@ def test_more_layers_than_the_model_has_is_refused(tiny_base, tmp_path):
         fit(tiny_base, tmp_path, TRAINING, lora=Lora(layers=9))
 
 
+def test_an_unknown_linear_layer_is_refused_with_a_guess(tiny_base, tmp_path):
+    with pytest.raises(InputError, match=r"got 'self_attn.q_prj'; did you mean self_attn.q_proj"):
+        fit(tiny_base, tmp_path, TRAINING, lora=Lora(linears=("self_attn.q_prj",)))
+
+
+def test_a_dora_on_some_linear_layers_trains_those_alone(tiny_base, tmp_path):
+    import mlx.core as mx
+    from mlx_lm import load
+
+    lora = Lora(kind="dora", rank=4, layers=1, linears=("self_attn.v_proj", "mlp.up_proj"))
+    fit(tiny_base, tmp_path, Training(batch_size=4, learning_rate=2e-2), steps=(5, 40), lora=lora)
+    weights = mx.load(str(tmp_path / "1" / "adapters.safetensors"))
+    modules = ("mlp.up_proj", "self_attn.v_proj")
+    assert sorted(weights) == [f"model.layers.1.{m}.{part}" for m in modules for part in ("lora_a", "lora_b", "m")]
+    lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    model, _ = load(str(tiny_base), adapter_path=str(tmp_path / "1"))
+    ours = load_base(tiny_base, tmp_path / "1")
+    tokens = mx.array([[5, 6, 7]])
+    assert mx.abs(model(tokens) - ours(tokens)).max().item() < 0.05
+
+
 def test_mlx_lm_alone_reads_the_adapter(whole_run, tiny_base):
     import mlx.core as mx
     from mlx_lm import load

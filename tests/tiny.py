@@ -71,8 +71,8 @@ def make_base(
     return folder
 
 
-def make_adapter(folder: Path, base: Path, *, rank: int = 4, scale: float = 2.0) -> Path:
-    """Write a random LoRA on every linear layer of `base`, in mlx-lm's format, that changes what the model says."""
+def make_adapter(folder: Path, base: Path, *, kind: str = "lora", rank: int = 4, scale: float = 2.0) -> Path:
+    """Write a random LoRA or DoRA on every linear layer of `base`, that changes what the model says."""
     load_fast_blas()
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -84,11 +84,15 @@ def make_adapter(folder: Path, base: Path, *, rank: int = 4, scale: float = 2.0)
     model.freeze()
     keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
-    linear_to_lora_layers(model, config["num_hidden_layers"], parameters)
+    linear_to_lora_layers(model, config["num_hidden_layers"], parameters, use_dora=kind == "dora")
     mx.random.seed(1)
-    lora = {name: 0.05 * mx.random.normal(value.shape) for name, value in tree_flatten(model.trainable_parameters())}
+    size = 0.05 if kind == "lora" else 0.02  # a DoRA's change is not held down by the base's size
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    lora = {name: size * mx.random.normal(value.shape) for name, value in weights.items()}
+    # Magnitudes are never negative.
+    lora |= {name: weights[name] * (1 + noise) for name, noise in lora.items() if name.endswith(".m")}
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "adapters.safetensors"), lora)
-    settings = {"fine_tune_type": "lora", "num_layers": config["num_hidden_layers"], "lora_parameters": parameters}
+    settings = {"fine_tune_type": kind, "num_layers": config["num_hidden_layers"], "lora_parameters": parameters}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder

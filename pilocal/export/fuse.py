@@ -64,8 +64,10 @@ class FusedWeights:
             raise ExportError(self._base, f"{name} is packed in an unknown way", got=str(tensor.dtype), fix=fix)
         weight: Float32 = np.array(tensor.astype(mx.float32))
         if name.endswith(".weight") and module in self._adapter:
-            a, b = self._adapter[module]
+            a, b, magnitude = self._adapter[module]
             weight += (np.float32(self._scale) * b).T @ a.T
+            if magnitude is not None:  # DoRA
+                weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
         return weight
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -95,11 +97,15 @@ class FusedWeights:
 
     def _check(self, adapter: Path) -> None:
         misfits = []
-        for module, (a, b) in self._adapter.items():
+        for module, (a, b, magnitude) in self._adapter.items():
             shape = self.shapes.get(f"{module}.weight")
             if shape is None:
                 misfits.append(f"{module}, which the base lacks")
-            elif shape != b.shape[1:] + a.shape[:1] or a.shape[1:] != b.shape[:1]:
+            elif (
+                shape != b.shape[1:] + a.shape[:1]
+                or a.shape[1:] != b.shape[:1]
+                or (magnitude is not None and magnitude.shape != shape[:1])
+            ):
                 misfits.append(f"{module}, made as {a.shape} x {b.shape} for a weight of {shape}")
         if misfits:
             more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
@@ -113,8 +119,8 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
-def _read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Float32, Float32]]]:
-    """Return the scale and, for each adapted module, lora_a (in, rank) and lora_b (rank, out) in float32."""
+def _read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Float32, Float32, Float32 | None]]]:
+    """Return the scale and, by module, lora_a (in, rank), lora_b (rank, out) and DoRA's m (out) or None, in float32."""
     import mlx.core as mx
 
     fix = "point at a folder that `pilocal train` or mlx-lm wrote"
@@ -127,8 +133,12 @@ def _read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Float32, Float32
         raise ExportError(folder, f"not a whole adapter: {reason}", fix=fix) from None
     tensors = {name: np.array(value.astype(mx.float32)) for name, value in arrays.items()}
     modules = sorted({name.rpartition(".")[0] for name in tensors})
-    pairs = {f"{module}.{part}" for module in modules for part in ("lora_a", "lora_b")}
-    if kind != "lora" or set(tensors) != pairs:
-        odd = sorted(pairs.symmetric_difference(tensors))
-        raise ExportError(folder, "not a plain LoRA adapter", got=odd[0] if odd else kind, fix="train a LoRA")
-    return scale, {module: (tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"]) for module in modules}
+    parts = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}.get(kind, ())
+    expected = {f"{module}.{part}" for module in modules for part in parts}
+    if not parts or set(tensors) != expected:
+        odd = sorted(expected.symmetric_difference(tensors)) if parts else [kind]
+        raise ExportError(folder, "not a plain LoRA or DoRA", got=odd[0], fix="train one of them")
+    return scale, {
+        module: (tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"], tensors.get(f"{module}.m"))
+        for module in modules
+    }

@@ -1,4 +1,4 @@
-"""The adapter: LoRA layers on every linear layer, saved as mlx-lm saves them."""
+"""The adapter: LoRA or DoRA on linear layers, saved as mlx-lm saves it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from pilocal.errors import InputError
+from pilocal.errors import InputError, did_you_mean
 from pilocal.rundir import replacing, write_json
 from pilocal.task import Lora
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
-    """Put fresh LoRA layers on every linear layer of the last `lora.layers` blocks; return adapter_config's content.
+    """Put fresh LoRA or DoRA layers on the last `lora.layers` blocks; return adapter_config's content.
 
-    The start is decided by `seed` alone; LoRA weights are float32. Raises InputError when the model has fewer layers.
+    The start is decided by `seed` alone; the weights are float32. Raises InputError when the model has fewer layers, or
+    a linear layer that was asked for is not in them.
     """
     count = len(model.layers)
     layers = count if lora.layers is None else lora.layers
     if layers > count:
         raise InputError("[lora] layers", f"the model has {count} layers", got=layers, fix="lower it or leave it out")
-    keys = sorted(
+    known = sorted(
         name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
     )
+    for name in lora.linears:
+        if name not in known:
+            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
+    keys = sorted(lora.linears) or known
     parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
     mx.random.seed(seed)
-    linear_to_lora_layers(model, layers, parameters)
+    linear_to_lora_layers(model, layers, parameters, use_dora=lora.kind == "dora")
     mx.eval(model.parameters())
-    return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters}
+    return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
 
 
 def adapter_weights(model: Any) -> dict[str, mx.array]:

@@ -42,6 +42,10 @@ fix: setup
 gate: setup
     {{ bin }}/python tests/bench/starter_gate.py
 
+# Measure the training step beside mlx-lm's, ratios with their range: `just bench [NAME...]`
+bench *names: setup
+    {{ bin }}/python -m tests.bench.train_step {{ names }}
+
 # Create the environment and install everything into it
 setup:
     @test -x {{ bin }}/uv || { {{ python }} -m venv .venv && {{ bin }}/python -m pip install --quiet uv; }

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pilocal.base import base_hash, context_length, find_base, load_base, load_tokenizer
+from pilocal.base import base_hash, context_length, find_base, load_base, load_tokenizer, on_cpu, read_config
 from pilocal.compress import CompressedTemplate, compress_template
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
 from pilocal.progress import Progress, silent
@@ -48,6 +48,19 @@ class StageBudget:
     """Mean over the training rows."""
     longest_row: int
     """Prompt and completion of the longest row of any split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will cost, before it begins."""
+
+    stages: list[StageBudget]
+    needs: list[Any]
+    """A train.plan.Need for each stage."""
+    memory: int
+    """Bytes that the training may use here."""
+    advice: str | None
+    """What to change when it does not fit; None when it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +183,31 @@ class Pipeline:
             self.run.finish(name, key, files, seconds)
             report(StepResult(name, False, seconds))
 
-    def budget(self) -> list[StageBudget]:
-        """Return what every stage costs in tokens; raises InputError when a row is longer than the context."""
-        return self._render()[1]
+    def plan(self, *, probe: bool) -> Plan:
+        """Return what every stage costs in tokens, memory and, with a probe (one real step), time.
+
+        Raises InputError when a row is longer than the context.
+        """
+        from pilocal.train import plan
+
+        task, lora, training = self.task, self.task.lora, self.task.training
+        _, budgets, rows = self._render()
+        config = read_config(self.base)
+        sizes = plan.read_sizes(config, lora)
+        works = [plan.survey(sizes, part, training, number) for number, part in enumerate(rows)]
+        base = plan.base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=on_cpu())
+        taken = None
+        if probe:
+            self.progress("probe", 0, 1)
+            taken = plan.take_probe(load_base(self.base), works[0].heaviest, lora, training)
+            self.progress("probe", 1, 1)
+        steps, memory = self.schedule.steps(task.training.steps), plan.machine_memory()
+        return Plan(
+            budgets,
+            plan.predict(sizes, works, steps, training, base, taken),
+            memory,
+            plan.advise(sizes, works, training, base, taken, memory),
+        )
 
     def _describe(self) -> None:
         packages = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
@@ -194,7 +229,7 @@ class Pipeline:
         return sorted(path for path in self.run.index.iterdir() if path.is_file())
 
     def _stages(self, key: str) -> list[Path]:
-        rendered, _ = self._render()
+        rendered, _, _ = self._render()
         files = []
         for number, splits in enumerate(rendered):
             for split, records in splits.items():
@@ -204,8 +239,11 @@ class Pipeline:
                 files.append(path)
         return files
 
-    def _render(self) -> tuple[list[dict[str, list[Record]]], list[StageBudget]]:
-        """Render and measure every record of every stage; the longest must fit the context."""
+    def _render(self) -> tuple[list[dict[str, list[Record]]], list[StageBudget], list[list[Row]]]:
+        """Render and measure every record of every stage; the longest must fit the context.
+
+        The rows are those of the training examples, stage by stage.
+        """
         task, context = self.task, context_length(self.base)
         most = max(stage.shots for stage in self.schedule.stages)
         shots: dict[str, list[tuple[int, ...]]] = {
@@ -215,11 +253,13 @@ class Pipeline:
         }
         rendered: list[dict[str, list[Record]]] = []
         budgets: list[StageBudget] = []
+        rows: list[list[Row]] = []
         faults: list[PilocalError] = []
         steps = self.schedule.steps(task.training.steps)
         for number, (stage, template) in enumerate(zip(self.schedule.stages, self.templates, strict=True)):
             splits: dict[str, list[Record]] = {}
-            longest, prompts = 0, []
+            longest = 0
+            rows.append([])
             for split in SPLITS:
                 examples: tuple[Example, ...] = getattr(task, split)
                 splits[split] = []
@@ -230,7 +270,7 @@ class Pipeline:
                     row = tokenize(record, self.tokenizer, f"stage {number}, {split} {example.id}")
                     longest = max(longest, len(row.tokens))
                     if split == "train":
-                        prompts.append(row.offset)
+                        rows[-1].append(row)
                 self.progress("render", number * 3 + SPLITS.index(split) + 1, 3 * len(self.schedule.stages))
             if longest > context:
                 what = f"the longest row is {longest - context} tokens over the model's context of {context}"
@@ -239,11 +279,17 @@ class Pipeline:
             rendered.append(splits)
             budgets.append(
                 StageBudget(
-                    stage.tau, stage.shots, steps[number], template.tokens, template.ratio, mean(prompts), longest
+                    stage.tau,
+                    stage.shots,
+                    steps[number],
+                    template.tokens,
+                    template.ratio,
+                    mean(row.offset for row in rows[-1]),
+                    longest,
                 )
             )
         raise_all(faults)
-        return rendered, budgets
+        return rendered, budgets, rows
 
     def _rows(self, number: int, split: str) -> list[Row]:
         path = self.run.stage(number) / f"{split}.jsonl"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pilocal.evaluate.titles import TITLES
-from pilocal.pipeline import StageBudget, StepResult
+from pilocal.pipeline import Plan, StepResult
 from pilocal.progress import Progress
 
 
@@ -51,12 +53,17 @@ def step_line(result: StepResult) -> str:
     return f"{result.name}: " + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")
 
 
-def budget_table(budgets: Sequence[StageBudget], context: int) -> Table:
-    """Return the table of what each stage costs in tokens."""
-    table = Table(title=f"Token budget (context of the model: {context:,})")
-    for name in ("stage", "tau", "shots", "steps", "template", "realised", "mean prompt", "longest row"):
+def plan_table(plan: Plan, context: int) -> Table:
+    """Return the table of what each stage costs in tokens, memory and time."""
+    caption = (
+        "template, prompt (mean) and longest row in tokens; kept: the realised tau; GiB: peak of memory. "
+        f"The model's context is {context:,} tokens."
+    )
+    table = Table(title="Plan", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", "time")
+    for name in names:
         table.add_column(name, justify="right")
-    for number, stage in enumerate(budgets):
+    for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True)):
         table.add_row(
             str(number),
             f"{stage.tau:.2f}",
@@ -66,6 +73,8 @@ def budget_table(budgets: Sequence[StageBudget], context: int) -> Table:
             f"{stage.ratio:.2f}",
             f"{stage.prompt_tokens:,.1f}",
             f"{stage.longest_row:,}",
+            f"{need.peak / 2**30:.2f}",
+            "" if need.seconds is None else str(timedelta(seconds=round(need.seconds))),
         )
     return table
 

@@ -78,21 +78,29 @@ evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test s
 
 @click.command()
 @_task_options
-def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool) -> None:
-    """Validate a task and show every stage's token budget; trains nothing and leaves nothing behind.
+@click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time from.")
+def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool) -> None:
+    """Validate a task and plan each stage's tokens, memory and time; trains nothing and leaves nothing behind.
 
     With --run, the compressed templates and the chosen shots are kept there for the run to come.
     """
     from rich.console import Console
 
     from pilocal.base import context_length
-    from pilocal.cli.display import budget_table, progress_bars
+    from pilocal.cli.display import plan_table, progress_bars
     from pilocal.pipeline import open_pipeline
 
     with progress_bars() as (progress, _), open_pipeline(task, schedule, run_folder, progress) as pipeline:
-        budgets = pipeline.budget()
+        plan = pipeline.plan(probe=probe)
         context = context_length(pipeline.base)
     if as_json:
-        click.echo(json.dumps({"context": context, "stages": [asdict(stage) for stage in budgets]}, indent=2))
+        stages = [
+            asdict(stage) | {"peak_memory": need.peak, "seconds": need.seconds}
+            for stage, need in zip(plan.stages, plan.needs, strict=True)
+        ]
+        result = {"context": context, "stages": stages, "memory": plan.memory, "advice": plan.advice}
+        click.echo(json.dumps(result, indent=2))
     else:
-        Console().print(budget_table(budgets, context))
+        Console().print(plan_table(plan, context))
+        if plan.advice:
+            click.echo(f"this does not fit into {plan.memory / 2**30:.1f} GiB: {plan.advice}")

@@ -235,7 +235,7 @@ class Episode:
 def invent(seed: int, *, entries: int | None = None, domain: Domain | None = None, rules: bool = True) -> Episode:
     """Invent the episode of this seed.
 
-    `entries` fixes the size of the glossary (3 to 54; drawn from 40 to 54 when None); `rules=False` leaves the
+    `entries` fixes the size of the glossary (3 to 54; drawn from 42 to 54 when None); `rules=False` leaves the
     exceptions out, for the first lessons.
 
     >>> episode = invent(7, entries=42)
@@ -244,7 +244,7 @@ def invent(seed: int, *, entries: int | None = None, domain: Domain | None = Non
     """
     rng = Random(seed)
     domain = domain or rng.choice(DOMAINS)
-    total = entries or rng.randint(40, 54)
+    total = entries or rng.randint(42, 54)
     sizes = [total // 3 + (i < total % 3) for i in range(3)]
     codes = rng.sample(CODES, total + 4)
     deal = iter(codes)

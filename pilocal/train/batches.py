@@ -122,10 +122,14 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 within the stage; epochs follow each other."""
+        return make_batch(self.rows_at(step), self.prefix)
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step."""
         epoch, number = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffle(epoch)
-        return make_batch([self.rows[i] for i in self._order[number]], self.prefix)
+        return [self.rows[i] for i in self._order[number]]
 
     def in_order(self) -> list[Batch]:
         """Return every row once, shortest first, for validation."""

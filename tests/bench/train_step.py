@@ -1,17 +1,25 @@
-"""pilocal's training step beside mlx-lm's own, on the same rows, model and LoRA, in turn in one process.
+"""`just bench`: pilocal's training step beside mlx-lm's own, on the same rows, base and LoRA, in turn in one process.
 
-`just bench` prints the ratios: how many rendered tokens a second, and how much memory at the peak. mlx-lm's step is
-its trainer's: padded batches of whole rows, its `default_loss`, compiled with AdamW.
+mlx-lm's step is its trainer's: its batches of whole rows, padded, its `default_loss`, compiled, with AdamW. Speed is
+counted in tokens of the rendered rows, each whole, whatever was really computed. Every figure is a ratio, with the
+median and the range over the pairs of steps; absolute times belong to the machine. A shape of which mlx-lm's step would
+not fit the memory is measured for pilocal alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import gc
+import json
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,58 +35,75 @@ from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
+from pilocal.train import forward
 from pilocal.train.adapter import add_lora
 from pilocal.train.batches import Batches
 from pilocal.train.optimizer import make_optimizer, make_step
+from tests.bench.memory import memory
+
+Step = Callable[[], None]
 
 
-class Shape(NamedTuple):
-    """The lengths of a row's parts, in tokens."""
+class Size(NamedTuple):
+    """A Llama with random float32 weights."""
 
-    template: int
-    shots: int
+    layers: int = 8
+    width: int = 512
+    vocabulary: int = 32000
+
+
+class Lengths(NamedTuple):
+    """The lengths of a row's parts, in tokens; the template is the same in every row, the rest is the row's own."""
+
+    template: int = 1000
+    shots: int = 5
     shot: int = 40
     query: int = 40
     answer: int = 30
 
+    @property
+    def row(self) -> int:
+        """The whole row."""
+        return self.template + self.shots * self.shot + self.query + self.answer
 
-def make_model(layers: int, width: int, vocabulary: int) -> Model:
-    """A Llama with random float32 weights, grouped heads and a LoRA of rank 16 on every linear layer."""
+
+def make_model(size: Size) -> Model:
+    """Return the base with a LoRA of rank 16 on every linear layer; the same weights every time."""
     mx.random.seed(0)
-    model = Model(
-        ModelArgs(
-            model_type="llama",
-            hidden_size=width,
-            num_hidden_layers=layers,
-            intermediate_size=width * 7 // 2,
-            num_attention_heads=width // 64,
-            num_key_value_heads=max(1, width // 256),
-            rms_norm_eps=1e-5,
-            vocab_size=vocabulary,
-            rope_theta=500000.0,
-            tie_word_embeddings=False,
-        )
+    arguments = ModelArgs(
+        model_type="llama",
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        intermediate_size=size.width * 7 // 2,
+        num_attention_heads=size.width // 64,
+        num_key_value_heads=max(1, size.width // 256),
+        rms_norm_eps=1e-5,
+        vocab_size=size.vocabulary,
+        rope_theta=500000.0,
+        tie_word_embeddings=False,
     )
+    model = Model(arguments)
     model.freeze()
-    add_lora(model, Lora(rank=16), seed=0)
+    add_lora(model, Lora(), seed=0)
     return model
 
 
-def make_rows(shape: Shape, count: int, vocabulary: int) -> list[Row]:
-    """Rows with the same template and with shots, query and answer of their own, all of one length."""
+def make_rows(lengths: Lengths, count: int, vocabulary: int) -> list[Row]:
+    """Return rows of random tokens."""
     rng = np.random.default_rng(0)
 
     def some(length: int) -> list[int]:
         tokens: list[int] = rng.integers(3, vocabulary, length).tolist()
         return tokens
 
-    template = some(shape.template)
-    own = shape.shots * shape.shot + shape.query
-    return [Row((*template, *some(own + shape.answer)), shape.template + own) for _ in range(count)]
+    template = some(lengths.template)
+    own = lengths.row - lengths.template
+    return [Row((*template, *some(own)), lengths.row - lengths.answer) for _ in range(count)]
 
 
-def mlx_lm_step(model: Model, rows: list[Row], batch_size: int) -> Callable[[], float]:
+def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int) -> Step:
     """Return a function that takes one step as mlx_lm.tuner.trainer.train does."""
+    model = make_model(size)
     optimizer = optim.AdamW(learning_rate=1e-4)
     optimizer.init(model.trainable_parameters())
     loss_value_and_grad = nn.value_and_grad(model, default_loss)
@@ -91,85 +116,183 @@ def mlx_lm_step(model: Model, rows: list[Row], batch_size: int) -> Callable[[], 
         optimizer.update(model, gradients)
         return loss
 
-    dataset = [(list(row.tokens), row.offset) for row in rows]
-    batches = iterate_batches(dataset, batch_size, 1 << 20, loop=True, seed=0)
-
-    def take() -> float:
-        loss = step(*next(batches))
-        mx.eval(state, loss)
-        return float(loss)
-
-    return take
+    batches = iterate_batches([(list(row.tokens), row.offset) for row in rows], batch_size, 1 << 20, loop=True, seed=0)
+    return lambda: mx.eval(state, step(*next(batches)))
 
 
-def pilocal_step(model: Model, rows: list[Row], batch_size: int) -> Callable[[], float]:
-    """Return a function that takes one of pilocal's steps."""
-    training = Training()
+def pilocal_step(size: Size, rows: Sequence[Row], batch_size: int, *, shared: bool = True) -> Step:
+    """Return a function that takes one of pilocal's steps; `shared=False` computes every row whole."""
+    model, training = make_model(size), Training(learning_rate=1e-4)
     optimizer = make_optimizer(model, training)
     optimizer.learning_rate = training.learning_rate
     step = make_step(model, optimizer, training)
     batches = Batches(rows, batch_size, (0,))
-    number = 0
+    if not shared:
+        batches.prefix = 0
+    numbers = iter(range(1 << 30))
+    return lambda: mx.eval(step(batches.at(next(numbers))))
 
-    def take() -> float:
-        nonlocal number
-        loss, _ = step(batches.at(number))
-        number += 1
-        return float(loss)
 
-    return take
+@contextmanager
+def whole_last_layer() -> Any:
+    """Compute the last layer at every token, as the general path does."""
+    former = forward.is_plain_llama
+    forward.is_plain_llama = lambda model: False
+    try:
+        yield
+    finally:
+        forward.is_plain_llama = former
 
 
 class Measured(NamedTuple):
-    """What one way of training took."""
+    """What some steps took."""
 
     seconds: list[float]
     peak: int
     """Bytes."""
 
 
-def measure(takes: dict[str, Callable[[], float]], repeats: int) -> dict[str, Measured]:
-    """Warm each step up once, then time them in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in takes}
-    peaks = dict.fromkeys(takes, 0)
-    for take in takes.values():
-        take()
+def measure(steps: dict[str, Step], repeats: int) -> dict[str, Measured]:
+    """Take each step once to warm up, then in turn, `repeats` times each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peaks = dict.fromkeys(steps, 0)
+    for step in steps.values():
+        step()
     for _ in range(repeats):
-        for name, take in takes.items():
+        for name, step in steps.items():
             mx.clear_cache()
             mx.reset_peak_memory()
+            before = mx.get_active_memory()  # the other models' weights, too
             began = time.perf_counter()
-            take()
+            step()
             seconds[name].append(time.perf_counter() - began)
-            peaks[name] = max(peaks[name], mx.get_peak_memory())
-    return {name: Measured(seconds[name], peaks[name]) for name in takes}
+            peaks[name] = max(peaks[name], mx.get_peak_memory() - before)
+    return {name: Measured(seconds[name], peaks[name]) for name in steps}
+
+
+def fits(size: Size, lengths: Lengths, batch: int) -> bool:
+    """Tell whether mlx-lm's step fits this machine, from the two arrays that outgrow all others."""
+    rows = batch * lengths.row
+    logits = 4 * 4 * rows * size.vocabulary
+    scores = 2 * 4 * size.layers * (size.width // 64) * rows * lengths.row
+    activations = 4 * size.layers * rows * size.width * 30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return logits + scores + activations < 0.8 * memory
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return median, lowest and highest of theirs / ours, pair by pair."""
+    pairs = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {"median": round(median(pairs), 2), "lowest": round(min(pairs), 2), "highest": round(max(pairs), 2)}
+
+
+def compare(title: str, size: Size, lengths: Lengths, batch: int, repeats: int) -> dict[str, Any]:
+    """Measure one shape and print its line."""
+    rows = make_rows(lengths, 2 * batch, size.vocabulary)
+    steps = {"pilocal": pilocal_step(size, rows, batch)}
+    if fits(size, lengths, batch):
+        steps["mlx_lm"] = mlx_lm_step(size, rows, batch)
+    got = measure(steps, repeats)
+    ours = got["pilocal"]
+    result: dict[str, Any] = {
+        "title": title,
+        "tokens_per_second": round(batch * lengths.row / median(ours.seconds)),
+        "peak_gib": round(ours.peak / 2**30, 2),
+        "seconds": [round(value, 3) for value in ours.seconds],
+    }
+    if "mlx_lm" in got:
+        theirs = got["mlx_lm"]
+        result |= {
+            "speed": ratio(ours.seconds, theirs.seconds),
+            "memory": round(theirs.peak / ours.peak, 2),
+            "mlx_lm_peak_gib": round(theirs.peak / 2**30, 2),
+            "mlx_lm_seconds": [round(value, 3) for value in theirs.seconds],
+        }
+    say(result)
+    del steps
+    gc.collect()
+    mx.clear_cache()
+    return result
+
+
+def stage_1(batch: int, repeats: int) -> dict[str, Any]:
+    """The whole template and five shots."""
+    return compare(f"stage 1, batch {batch}", Size(), Lengths(), batch, repeats)
+
+
+def query_only(repeats: int) -> dict[str, Any]:
+    """Nothing is shared."""
+    return compare("query only, batch 8", Size(), Lengths(template=0, shots=0), 8, repeats)
+
+
+def schedule(repeats: int) -> dict[str, Any]:
+    """The linear schedule in four stages, the same rows in each; what a step of each takes, added up."""
+    stages = [Lengths(round(1000 * (3 - i) / 3), round(5 * (3 - i) / 3)) for i in range(4)]
+    parts = [compare(f"linear schedule, stage {i}", Size(), part, 8, repeats) for i, part in enumerate(stages)]
+    ours, theirs = (
+        [sum(values) for values in zip(*(part[name] for part in parts), strict=True)]
+        for name in ("seconds", "mlx_lm_seconds")
+    )
+    result = {"title": "whole linear schedule, batch 8", "speed": ratio(ours, theirs)}
+    say(result)
+    return result
+
+
+def savings(repeats: int) -> dict[str, Any]:
+    """Stage 1 at batch 4 with one saving after the other."""
+    size, lengths, batch = Size(), Lengths(), 4
+    rows = make_rows(lengths, 2 * batch, size.vocabulary)
+    with whole_last_layer():
+        steps = {"head": pilocal_step(size, rows, batch, shared=False)}
+        got = measure({"mlx_lm": mlx_lm_step(size, rows, batch), **steps}, repeats)
+        got |= measure({"head, prefix": pilocal_step(size, rows, batch)}, repeats)
+    got |= measure({"head, prefix, last layer": pilocal_step(size, rows, batch)}, repeats)
+    result = {
+        "title": "stage 1, batch 4, one saving after the other",
+        "speed": {name: round(median(got["mlx_lm"].seconds) / median(part.seconds), 2) for name, part in got.items()},
+        "memory": {name: round(got["mlx_lm"].peak / part.peak, 2) for name, part in got.items()},
+    }
+    say(result)
+    return result
+
+
+def growth(repeats: int) -> dict[str, Any]:
+    """How a step's time grows with the template; two layers, so that mlx-lm's fits further."""
+    size = Size(layers=2, width=256, vocabulary=8000)
+    lengths = [Lengths(template=template) for template in (200, 400, 800, 1600, 3200)]
+    parts = [compare(f"template {part.template}, batch 8", size, part, 8, repeats) for part in lengths]
+    return {"title": "growth", "template": [part.template for part in lengths], "parts": parts}
+
+
+def say(result: dict[str, Any]) -> None:
+    """Print one result as a line."""
+    print(json.dumps(result), flush=True)
+
+
+BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "stage-1-batch-4": partial(stage_1, 4),
+    "stage-1-batch-8": partial(stage_1, 8),
+    "stage-1-batch-16": partial(stage_1, 16),
+    "query-only": query_only,
+    "schedule": schedule,
+    "savings": savings,
+    "growth": growth,
+    "memory": lambda repeats: memory(),
+}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benches that are named, or all, and write the results to a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--template", type=int, default=1000)
-    parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHES)}; all when left out")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", action="store_true")
-    a = parser.parse_args()
-    rows = make_rows(Shape(a.template, a.shots), 4 * a.batch, a.vocabulary)
-    takes = {"pilocal": pilocal_step(make_model(a.layers, a.width, a.vocabulary), rows, a.batch)}
-    if not a.only:
-        takes["mlx_lm"] = mlx_lm_step(make_model(a.layers, a.width, a.vocabulary), rows, a.batch)
-    got = measure(takes, a.repeats)
-    for name, m in got.items():
-        print(name, [round(s, 2) for s in m.seconds], round(m.peak / 2**20), "MiB")
-    if not a.only:
-        print(
-            "ratio",
-            statistics.median(x / y for x, y in zip(got["mlx_lm"].seconds, got["pilocal"].seconds, strict=True)),
-            got["mlx_lm"].peak / got["pilocal"].peak,
-        )
+    parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names).difference(BENCHES):
+        sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
+    results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""The predicted peak of memory beside the measured one, on random configurations that the formula was not fitted to."""
+
+from __future__ import annotations
+
+import gc
+from random import Random
+from statistics import median
+from typing import Any
+
+from pilocal.blas import load_fast_blas
+
+load_fast_blas()
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama import Model, ModelArgs
+
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+from pilocal.train.batches import make_batch
+from pilocal.train.plan import base_bytes, predict, read_sizes, survey, take_probe
+
+
+def memory(count: int = 24, seed: int = 1000) -> dict[str, Any]:
+    """Return the relative errors of the prediction without a probe; every other configuration recomputes."""
+    rng, errors, lines = Random(seed), [], []
+    for number in range(count):
+        width, head_dim = rng.choice((128, 256, 384, 512)), rng.choice((32, 64))
+        heads = width // head_dim
+        config = {
+            "model_type": "llama",
+            "hidden_size": width,
+            "num_hidden_layers": rng.choice((2, 4, 6, 8)),
+            "intermediate_size": int(width * rng.choice((1.5, 2.5, 3.5))) // 32 * 32,
+            "num_attention_heads": heads,
+            "num_key_value_heads": rng.choice([n for n in (1, 2, 4, 8) if heads % n == 0]),
+            "rms_norm_eps": 1e-5,
+            "vocab_size": rng.choice((2048, 8192, 32000)),
+            "tie_word_embeddings": False,
+        }
+        lora = Lora(rank=rng.choice((4, 16, 32)))
+        training = Training(batch_size=rng.choice((1, 2, 4, 8)), recompute=number % 2 == 1)
+        template, own, answer = rng.choice((0, 100, 300, 700)), rng.choice((64, 128, 256)), rng.choice((8, 16, 40))
+        some = lambda length: tuple(rng.choices(range(3, config["vocab_size"]), k=length))  # noqa: B023, E731
+        shared = some(template)
+        rows = [Row(shared + some(own), template + own - answer) for _ in range(training.batch_size)]
+        mx.random.seed(0)
+        model = Model(ModelArgs.from_dict(config))
+        model.freeze()
+        sizes = read_sizes(config, lora)
+        work = survey(sizes, rows, training, 0)
+        base = base_bytes(config, [], as_float32=True)
+        assert base == sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+        need = predict(sizes, [work], [1], training, base, None)[0]
+        mx.eval(model.parameters())
+        probe = take_probe(model, make_batch(rows, template), lora, training)
+        measured = probe.bytes + base + 3 * 4 * sizes.adapter
+        errors.append(need.peak / measured - 1)
+        lines.append([round(need.peak / 2**20), round(measured / 2**20)])
+        del model
+        gc.collect()
+        mx.clear_cache()
+    within = sum(abs(error) <= 0.15 for error in errors)
+    return {
+        "title": f"predicted peak memory, {count} configurations",
+        "within_15_percent": within,
+        "median_error": round(median(map(abs, errors)), 3),
+        "largest_error": round(max(errors, key=abs), 3),
+        "predicted_and_measured_mib": lines,
+    }

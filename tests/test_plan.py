@@ -1,0 +1,99 @@
+"""The plan: what it predicts is what is measured, and its advice makes a training fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pilocal.base import load_base, read_config
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+from tests.test_train import random_rows
+
+TRAINING = Training(batch_size=8)
+LORA = Lora(rank=4)
+
+
+def test_the_predicted_memory_is_near_the_measured():
+    from tests.bench.memory import memory
+
+    result = memory(count=6, seed=5)
+    assert result["within_15_percent"] == 6, result
+
+
+def parts(tiny_base, rows, training):
+    from pilocal.train import plan
+
+    config = read_config(tiny_base)
+    sizes = plan.read_sizes(config, LORA)
+    return sizes, [plan.survey(sizes, rows, training, 0)], plan.base_bytes(config, [], as_float32=True)
+
+
+def test_the_sizes_are_the_models(tiny_base):
+    from mlx.utils import tree_flatten
+
+    from pilocal.train.adapter import add_lora
+    from pilocal.train.plan import base_bytes, read_sizes
+
+    for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
+        model = load_base(tiny_base)
+        config = read_config(tiny_base)
+        total = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+        assert base_bytes(config, [], as_float32=True) == total
+        add_lora(model, lora, 0)
+        trainable = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+        assert read_sizes(config, lora).adapter == trainable
+
+
+def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
+    from pilocal.train.plan import predict, take_probe
+
+    sizes, works, base = parts(tiny_base, random_rows(1, 20, 200), TRAINING)
+    blind = predict(sizes, works, [10], TRAINING, base, None)[0]
+    assert blind.seconds is None
+    probe = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
+    seen = predict(sizes, works, [10], TRAINING, base, probe)[0]
+    assert seen.peak == pytest.approx(base + 3 * 4 * sizes.adapter + probe.bytes, rel=1e-6)
+    assert 1 * probe.seconds < seen.seconds <= 10.01 * probe.seconds
+
+
+def test_advice_is_what_makes_it_fit(tiny_base):
+    from pilocal.train.plan import advise, predict
+
+    rows = [
+        Row((*row.tokens[:1], *[7] * 300, *row.tokens[1:], 1 + number), row.offset + 300)
+        for number, row in enumerate(random_rows(1, 24, 0))
+    ]
+    for row in rows[::2]:  # nothing is shared
+        rows[rows.index(row)] = Row((9, *row.tokens[1:]), row.offset)
+    sizes, works, base = parts(tiny_base, rows, TRAINING)
+    sizes = replace(sizes, layers=16)
+
+    def peak(**changes):
+        training = replace(TRAINING, **changes)
+        return predict(sizes, works, [1], training, base, None)[0].peak
+
+    assert advise(sizes, works, TRAINING, base, None, peak()) is None
+    assert advise(sizes, works, TRAINING, base, None, peak() - 1).startswith("set [training] accumulate = 2: ")
+    assert advise(sizes, works, TRAINING, base, None, peak(accumulate=4)).startswith("set [training] accumulate = 4: ")
+    smallest = peak(accumulate=8, recompute=True)
+    assert smallest < peak(accumulate=8)
+    assert "recompute = true" in advise(sizes, works, TRAINING, base, None, smallest)
+    assert "smaller base" in advise(sizes, works, TRAINING, base, None, smallest - 1)
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_check_plans_every_stage(probe, tmp_path, capsys):
+    from pilocal.cli import cli
+
+    cli.main(["init", str(tmp_path / "task")], standalone_mode=False)
+    capsys.readouterr()
+    cli.main(["check", str(tmp_path / "task"), "--json", *([] if probe else ["--no-probe"])], standalone_mode=False)
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["advice"] is None
+    peaks = [stage["peak_memory"] for stage in plan["stages"]]
+    assert peaks == sorted(peaks, reverse=True)
+    assert 5e6 < peaks[-1] < peaks[0] < plan["memory"]
+    assert all((stage["seconds"] is not None) == probe for stage in plan["stages"])

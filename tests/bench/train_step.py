@@ -40,6 +40,7 @@ from pilocal.train.adapter import add_lora
 from pilocal.train.batches import Batches
 from pilocal.train.optimizer import make_optimizer, make_step
 from tests.bench.memory import memory
+from tests.bench.plot import growth_svg
 
 Step = Callable[[], None]
 
@@ -120,9 +121,11 @@ def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int) -> Step:
     return lambda: mx.eval(state, step(*next(batches)))
 
 
-def pilocal_step(size: Size, rows: Sequence[Row], batch_size: int, *, shared: bool = True) -> Step:
+def pilocal_step(
+    size: Size, rows: Sequence[Row], batch_size: int, *, shared: bool = True, recompute: bool = False
+) -> Step:
     """Return a function that takes one of pilocal's steps; `shared=False` computes every row whole."""
-    model, training = make_model(size), Training(learning_rate=1e-4)
+    model, training = make_model(size), Training(learning_rate=1e-4, recompute=recompute)
     optimizer = make_optimizer(model, training)
     optimizer.learning_rate = training.learning_rate
     step = make_step(model, optimizer, training)
@@ -256,12 +259,34 @@ def savings(repeats: int) -> dict[str, Any]:
     return result
 
 
+def recomputation(repeats: int) -> dict[str, Any]:
+    """What `recompute` saves in memory and costs in time, with many layers."""
+    size, lengths, batch = Size(layers=16, width=256, vocabulary=2048), Lengths(template=300, shots=2), 4
+    rows = make_rows(lengths, 2 * batch, size.vocabulary)
+    steps = {name: pilocal_step(size, rows, batch, recompute=name == "recomputed") for name in ("kept", "recomputed")}
+    got = measure(steps, repeats)
+    result = {
+        "title": "recompute, 16 layers, width 256, batch 4",
+        "peak_mib": {name: round(part.peak / 2**20) for name, part in got.items()},
+        "time": ratio(got["kept"].seconds, got["recomputed"].seconds),
+    }
+    say(result)
+    return result
+
+
 def growth(repeats: int) -> dict[str, Any]:
     """How a step's time grows with the template; two layers, so that mlx-lm's fits further."""
     size = Size(layers=2, width=256, vocabulary=8000)
     lengths = [Lengths(template=template) for template in (200, 400, 800, 1600, 3200)]
     parts = [compare(f"template {part.template}, batch 8", size, part, 8, repeats) for part in lengths]
     return {"title": "growth", "template": [part.template for part in lengths], "parts": parts}
+
+
+def predicted_memory(repeats: int) -> dict[str, Any]:
+    """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
+    result = memory()
+    say(result)
+    return result
 
 
 def say(result: dict[str, Any]) -> None:
@@ -276,8 +301,9 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "query-only": query_only,
     "schedule": schedule,
     "savings": savings,
+    "recompute": recomputation,
     "growth": growth,
-    "memory": lambda repeats: memory(),
+    "memory": predicted_memory,
 }
 
 
@@ -287,10 +313,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHES)}; all when left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the bench growth into this file, as SVG")
     arguments = parser.parse_args()
     if unknown := set(arguments.names).difference(BENCHES):
         sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
     results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
+    if arguments.plot and "growth" in results:
+        arguments.plot.write_text(growth_svg(results["growth"]), encoding="utf-8")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

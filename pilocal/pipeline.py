@@ -206,7 +206,7 @@ class Pipeline:
             budgets,
             plan.predict(sizes, works, steps, training, base, taken),
             memory,
-            plan.advise(sizes, works, training, base, taken, memory),
+            plan.advise(sizes, works, training, base, taken, memory, may_recompute=not lora.dropout),
         )
 
     def _describe(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pilocal.base import load_base, read_config
+from pilocal.errors import InputError
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from tests.test_train import random_rows
@@ -47,6 +48,14 @@ def test_the_sizes_are_the_models(tiny_base):
         assert read_sizes(config, lora).adapter == trainable
 
 
+@pytest.mark.parametrize(("lora", "line"), [(Lora(layers=9), "2 layers; got 9"), (Lora(linears=("q",)), "got 'q'")])
+def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_base):
+    from pilocal.train.plan import read_sizes
+
+    with pytest.raises(InputError, match=line):
+        read_sizes(read_config(tiny_base), lora)
+
+
 def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
     from pilocal.train.plan import predict, take_probe
 
@@ -81,6 +90,7 @@ def test_advice_is_what_makes_it_fit(tiny_base):
     smallest = peak(accumulate=8, recompute=True)
     assert smallest < peak(accumulate=8)
     assert "recompute = true" in advise(sizes, works, TRAINING, base, None, smallest)
+    assert "smaller base" in advise(sizes, works, TRAINING, base, None, smallest, may_recompute=False)
     assert "smaller base" in advise(sizes, works, TRAINING, base, None, smallest - 1)
 
 

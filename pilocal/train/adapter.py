@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,22 +23,27 @@ def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
     The start is decided by `seed` alone; the weights are float32. Raises InputError when the model has fewer layers, or
     a linear layer that was asked for is not in them.
     """
-    count = len(model.layers)
-    layers = count if lora.layers is None else lora.layers
-    if layers > count:
-        raise InputError("[lora] layers", f"the model has {count} layers", got=layers, fix="lower it or leave it out")
+    layers = lora.layers or len(model.layers)
     known = sorted(
         name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
     )
-    for name in lora.linears:
-        if name not in known:
-            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
+    check_lora(lora, len(model.layers), known)
     keys = sorted(lora.linears) or known
     parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
     mx.random.seed(seed)
     linear_to_lora_layers(model, layers, parameters, use_dora=lora.kind == "dora")
     mx.eval(model.parameters())
     return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
+
+
+def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
+    """Raise InputError when the model has fewer layers, or none of the `known` linear layers has a name in `lora`."""
+    if lora.layers is not None and lora.layers > layers:
+        fix = "lower it or leave it out"
+        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
+    for name in lora.linears:
+        if name not in known:
+            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
 
 
 def adapter_weights(model: Any) -> dict[str, mx.array]:

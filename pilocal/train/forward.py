@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.models.llama import LlamaModel
 
 KeysValues = tuple[mx.array, mx.array]
@@ -38,11 +37,6 @@ class PrefixCache:
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> str:
         """Ask for a causal mask, which MLX aligns to the end of the keys."""
         return "causal"
-
-
-def can_share(model: Any) -> bool:
-    """Tell whether rows of this mlx-lm model can share a prefix: every layer keeps plain keys and values."""
-    return all(type(cache) is KVCache for cache in make_prompt_cache(model))
 
 
 def completion_states(

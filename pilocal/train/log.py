@@ -43,8 +43,10 @@ class Log:
 
     def is_stale(self, patience: int | None) -> bool:
         """Tell whether the last `patience` looks at the validation loss brought no new low; never when None."""
+        if patience is None:
+            return False
         looks = self._looks()
-        return patience is not None and bool(looks) and len(looks) - 1 - looks.index(min(looks)) >= patience
+        return bool(looks) and len(looks) - 1 - looks.index(min(looks)) >= patience
 
     def speed(self) -> str:
         """Return rendered tokens a second and the peak of memory, as the recent steps had them."""

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
-from pilocal.train.adapter import add_lora
+from pilocal.train.adapter import add_lora, check_lora
 from pilocal.train.batches import Batch, Batches
 from pilocal.train.optimizer import make_optimizer, make_step
 
@@ -75,7 +75,7 @@ class Need:
 
 
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
-    """Return the sizes that config.json and `[lora]` say."""
+    """Return the sizes that config.json and `[lora]` say; raises InputError when the two do not fit."""
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     sizes = Sizes(
         layers=int(config["num_hidden_layers"]),
@@ -87,6 +87,7 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
         vocabulary=int(config["vocab_size"]),
         adapter=0,
     )
+    check_lora(lora, sizes.layers, list(linears(sizes)))
     chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
     weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
     return replace(sizes, adapter=(lora.layers or sizes.layers) * weights)
@@ -223,9 +224,19 @@ def predict(
 
 
 def advise(
-    sizes: Sizes, works: Sequence[Work], asked: Training, base: int, probe: Probe | None, limit: int
+    sizes: Sizes,
+    works: Sequence[Work],
+    asked: Training,
+    base: int,
+    probe: Probe | None,
+    limit: int,
+    *,
+    may_recompute: bool = True,
 ) -> str | None:
-    """Return which setting makes the training fit into `limit` bytes, or None when it fits as it is."""
+    """Return which setting makes the training fit into `limit` bytes, or None when it fits as it is.
+
+    With dropout nothing may be recomputed.
+    """
 
     def peak(training: Training, probe: Probe | None = None) -> int:
         return max(need.peak for need in predict(sizes, works, [1] * len(works), training, base, probe))
@@ -233,7 +244,7 @@ def advise(
     missed = peak(asked, probe) / peak(asked)  # does not depend on the settings
     if missed * peak(asked) <= limit:
         return None
-    for recompute in (False, True):
+    for recompute in (False, True) if may_recompute else (False,):
         accumulate = 1
         while accumulate <= asked.batch_size:
             changed = replace(asked, accumulate=accumulate, recompute=recompute or asked.recompute)

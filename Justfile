@@ -49,4 +49,4 @@ bench *names: setup
 # Create the environment and install everything into it
 setup:
     @test -x {{ bin }}/uv || { {{ python }} -m venv .venv && {{ bin }}/python -m pip install --quiet uv; }
-    @{{ bin }}/uv pip install --quiet --python {{ bin }}/python {{ torch }} --editable '.[dev]'
+    @{{ bin }}/uv pip install --quiet --compile-bytecode --python {{ bin }}/python {{ torch }} --editable '.[dev]'

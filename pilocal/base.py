@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,12 @@ def on_cpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+def machine_memory() -> int:
+    """Return how many bytes a training may use: Metal's working set, or all that the machine has."""
+    import mlx.core as mx
+
+    if size := mx.device_info().get("max_recommended_working_set_size"):
+        return int(size)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -17,7 +17,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pilocal.base import base_hash, context_length, find_base, load_base, load_tokenizer, on_cpu, read_config
+from pilocal.base import (
+    base_hash,
+    context_length,
+    find_base,
+    load_base,
+    load_tokenizer,
+    machine_memory,
+    on_cpu,
+    read_config,
+)
 from pilocal.compress import CompressedTemplate, compress_template
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
 from pilocal.progress import Progress, silent
@@ -90,6 +99,8 @@ class Pipeline:
         self.run = run
         self.progress = progress
         self.warn = warn
+        from pilocal.train.plan import read_sizes
+
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
         try:
@@ -108,6 +119,7 @@ class Pipeline:
             faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
         try:
             self.base = find_base(task.model, task.folder)
+            read_sizes(read_config(self.base), task.lora)
         except PilocalError as fault:
             faults.append(fault)
         raise_all(faults)
@@ -194,14 +206,15 @@ class Pipeline:
         _, budgets, rows = self._render()
         config = read_config(self.base)
         sizes = plan.read_sizes(config, lora)
-        works = [plan.survey(sizes, part, training, number) for number, part in enumerate(rows)]
+        share = "sliding_attention" not in config.get("layer_types", ())
+        works = [plan.survey(sizes, part, training, number, share=share) for number, part in enumerate(rows)]
         base = plan.base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=on_cpu())
         taken = None
         if probe:
             self.progress("probe", 0, 1)
             taken = plan.take_probe(load_base(self.base), works[0].heaviest, lora, training)
             self.progress("probe", 1, 1)
-        steps, memory = self.schedule.steps(task.training.steps), plan.machine_memory()
+        steps, memory = self.schedule.steps(task.training.steps), machine_memory()
         return Plan(
             budgets,
             plan.predict(sizes, works, steps, training, base, taken),

@@ -97,6 +97,8 @@ class Training:
     """Parts in which a step's rows are computed one after the other: the same gradient in less memory."""
     recompute: bool = False
     """Gradient checkpointing: compute a layer's activations again backwards instead of keeping them."""
+    compile: bool | None = None
+    """Compile the step with mx.compile, once for each shape that batches have; on Metal and CUDA when left out."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4

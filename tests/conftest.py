@@ -35,6 +35,20 @@ def tiny_float_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> 
 
 
 @pytest.fixture(scope="session")
+def tiny_deep_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Three layers in MLX 4-bit, of which only the last are adapted."""
+    folder = tmp_path_factory.mktemp("bases") / "deep-4bit"
+    return make_base(folder, starter, hidden_size=128, intermediate_size=192, num_hidden_layers=3)
+
+
+@pytest.fixture(scope="session")
+def sliding_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """A Llama of which one layer sees only the last 16 tokens."""
+    folder = tmp_path_factory.mktemp("bases") / "sliding"
+    return make_base(folder, starter, layer_types=["sliding_attention", "full_attention"], sliding_window=16)
+
+
+@pytest.fixture(scope="session")
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """Rank 4, scale 2, on every linear layer of tiny_base and tiny_tied_base."""
     return make_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_base)

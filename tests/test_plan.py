@@ -78,7 +78,7 @@ def test_advice_is_what_makes_it_fit(tiny_base):
     for row in rows[::2]:  # nothing is shared
         rows[rows.index(row)] = Row((9, *row.tokens[1:]), row.offset)
     sizes, works, base = parts(tiny_base, rows, TRAINING)
-    sizes = replace(sizes, layers=16)
+    sizes = replace(sizes, layers=16, adapted=16)
 
     def peak(**changes):
         training = replace(TRAINING, **changes)

@@ -24,13 +24,16 @@ from pilocal.train.batches import Batches, common_prefix, make_batch
 LORA = Lora(rank=4)
 
 
-def random_rows(seed: int, count: int, prefix: int = 12) -> list[Row]:
+def random_rows(seed: int, count: int, prefix: int = 12, groups: int = 1, shots: int = 0) -> list[Row]:
+    """Rows that all begin alike, and then with the shots of one of some groups."""
     rng = np.random.default_rng(seed)
     head = rng.integers(1, 2000, prefix).tolist()
+    shots_of = [rng.integers(1, 2000, shots).tolist() for _ in range(groups)]
     rows = []
     for _ in range(count):
         prompt, completion = rng.integers(1, 2000, rng.integers(2, 9)), rng.integers(1, 2000, rng.integers(1, 5))
-        rows.append(Row((*head, *prompt.tolist(), *completion.tolist()), prefix + len(prompt)))
+        shared = (*head, *shots_of[rng.integers(groups)])
+        rows.append(Row((*shared, *prompt.tolist(), *completion.tolist()), len(shared) + len(prompt)))
     return rows
 
 
@@ -88,26 +91,76 @@ def plain_loss(model, rows):
     seed=st.integers(0, 10**6),
     count=st.integers(1, 5),
     prefix=st.integers(0, 30),
-    shared=st.booleans(),
+    groups=st.integers(1, 4),
+    shots=st.sampled_from([0, 8, 40]),
+    share=st.booleans(),
     recompute=st.booleans(),
     chunk=st.sampled_from([1 << 24, 2048, 5 * 2048]),
 )
 def test_loss_and_every_gradient_equal_the_plain_computation(
-    request, fixture, seed, count, prefix, shared, recompute, chunk
+    request, fixture, seed, count, prefix, groups, shots, share, recompute, chunk
 ):
     model = trainable(request.getfixturevalue(fixture))
-    rows = random_rows(seed, count, prefix)
+    rows = random_rows(seed, count, prefix, groups, shots)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pilocal.train.loss.LOGITS_AT_ONCE", chunk)
-        assert_exact(model, rows, common_prefix(rows) if shared else 0, recompute)
+        assert_exact(model, make_batch(rows, min(prefix, common_prefix(rows)), share=share), recompute)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "phi3", "gemma"])
-def test_other_architectures_share_their_prefix_exactly(kind):
-    assert_exact(other_model(kind), random_rows(3, 3, 9), 9)
+@pytest.mark.parametrize("prefix", [0, 9])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_other_architectures_share_exactly(kind, prefix, groups):
+    batch = make_batch(random_rows(3, 6, prefix, groups, 16), prefix)
+    assert batch.shots_GS.shape == (groups, 16)
+    from pilocal.train.forward import can_share
+
+    assert can_share(other_model(kind))
+    assert_exact(other_model(kind), batch)
 
 
-def assert_exact(model, rows, prefix, recompute=False):
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    prefix=st.sampled_from([0, 20]),
+    groups=st.integers(1, 3),
+    shots=st.sampled_from([0, 16]),
+    layers=st.integers(1, 2),
+    recompute=st.booleans(),
+    room=st.sampled_from([0, 16_000, None]),
+)
+def test_what_lies_below_the_adapter_is_computed_once_and_changes_nothing(
+    tiny_deep_base, seed, prefix, groups, shots, layers, recompute, room
+):
+    from pilocal.train.below import Below, first_adapted
+
+    model = trainable(tiny_deep_base, Lora(rank=4, layers=layers))
+    assert first_adapted(model) == 3 - layers
+    batch = make_batch(random_rows(seed, 5, prefix, groups, shots), prefix)
+    below = Below(model, first_adapted(model), batch.prefix_P.tolist(), room)
+    for _ in range(2):  # the second time from what was kept
+        assert_exact(model, batch, recompute, below)
+    assert (not below.kept) == (room == 0)
+
+
+@pytest.mark.parametrize("kind", ["sliding", "gemma3_text"])
+def test_a_model_that_cannot_share_computes_every_row_whole(kind, sliding_base):
+    from pilocal.train.forward import can_share
+
+    model = trainable(sliding_base) if kind == "sliding" else other_model(kind)
+    assert not can_share(model)
+    assert_exact(model, make_batch(random_rows(3, 6, 40, 2, 16), 40, share=False))
+
+
+def test_training_says_so_when_nothing_can_be_shared(sliding_base, tmp_path):
+    warnings = []
+    fit(sliding_base, tmp_path, TRAINING, warn=warnings.append)
+    assert warnings == ["tiny: its layers keep other caches than plain keys and values; every row is computed whole"]
+    line = json.loads((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["computed_tokens"] >= line["trained_tokens"] + line["prompt_tokens"] - TRAINING.batch_size
+
+
+def assert_exact(model, batch, recompute=False, below=None):
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.utils import tree_flatten
@@ -115,14 +168,15 @@ def assert_exact(model, rows, prefix, recompute=False):
     from pilocal.train.loss import completion_loss
 
     def loss_of(model, *arrays):
-        return completion_loss(model, *arrays, recompute=recompute)
+        return completion_loss(model, *arrays, first=below.first if below else 0, recompute=recompute)
 
-    (loss, tokens), gradients = nn.value_and_grad(model, loss_of)(model, *make_batch(rows, prefix).arrays())
-    expected, expected_gradients = nn.value_and_grad(model, lambda m: plain_loss(m, rows))(model)
-    assert tokens.item() == sum(len(row.completion) for row in rows)
+    arrays = below.arrays(batch) if below else batch.arrays()
+    (loss, tokens), gradients = nn.value_and_grad(model, loss_of)(model, *arrays)
+    expected, expected_gradients = nn.value_and_grad(model, lambda m: plain_loss(m, batch.rows))(model)
+    assert tokens.item() == sum(len(row.completion) for row in batch.rows)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     wanted = dict(tree_flatten(expected_gradients))
-    assert len(wanted) >= 2 * 4 * 2
+    assert len(wanted) >= 2 * 4
     for name, gradient in tree_flatten(gradients):
         scale = mx.abs(wanted[name]).max().item()
         assert mx.abs(gradient - wanted[name]).max().item() <= 1e-5 * scale + 1e-9, name
@@ -148,6 +202,8 @@ def other_model(kind):
         "max_position_embeddings": 512,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
+        "sliding_window": 16,
+        "sliding_window_pattern": 2,
     }
     model = module.Model(module.ModelArgs.from_dict(config))
     model.freeze()
@@ -155,11 +211,11 @@ def other_model(kind):
     return filled(model)
 
 
-def trainable(base):
+def trainable(base, lora=LORA):
     from pilocal.train.adapter import add_lora
 
     model = load_base(base)
-    add_lora(model, LORA, seed=0)
+    add_lora(model, lora, seed=0)
     return filled(model)
 
 
@@ -216,6 +272,30 @@ def whole_run(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     fit(tiny_base, folder, TRAINING, lora=Lora(rank=4, dropout=0.1))
     return folder
+
+
+def test_a_compiled_step_is_the_same_and_is_compiled_once_a_shape(tiny_base, tmp_path, monkeypatch):
+    from pilocal.train import optimizer
+
+    traced = []
+
+    def counted(*args, **kwargs):
+        traced.append(args)
+        return plain(*args, **kwargs)
+
+    plain = optimizer.completion_loss
+    monkeypatch.setattr(optimizer, "completion_loss", counted)
+    logs = {}
+    for compiled in (False, True):
+        traced.clear()
+        training = Training(**{**as_dict(TRAINING), "compile": compiled, "accumulate": 2})
+        fit(tiny_base, tmp_path / str(compiled), training, steps=(20, 20), lora=Lora(rank=4))
+        log = (tmp_path / str(compiled) / "1" / "metrics.jsonl").read_text().splitlines()
+        logs[compiled] = [json.loads(line) for line in log]
+        shapes = {tuple(array.shape for array in args[1:]) for args in traced}
+        assert len(traced) == (len(shapes) if compiled else 2 * 40)
+    for name in ("loss", "gradient_norm"):
+        assert [line[name] for line in logs[True]] == pytest.approx([line[name] for line in logs[False]], rel=1e-3)
 
 
 def test_two_runs_give_the_same_adapter_byte_for_byte(whole_run, tiny_base, tmp_path):
@@ -383,11 +463,12 @@ def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_
     assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 4
     assert len(lines) < 60
     assert len(losses) - 1 - losses.index(min(losses)) == 3
-    from pilocal.train.batches import Batches
+    from pilocal.train.below import Below
     from pilocal.train.loop import validate
 
     kept = load_base(tiny_base, tmp_path / "1")
-    assert validate(kept, Batches(random_rows(9, 4), 4, (0,)).in_order()) == pytest.approx(min(losses), rel=1e-5)
+    batches = Batches(random_rows(9, 4), 4, (0,)).in_order()
+    assert validate(kept, batches, Below(kept, 0, ())) == pytest.approx(min(losses), rel=1e-5)
     before = adapter_bytes(tmp_path)
     fit(tiny_base, tmp_path, training, steps=(4, 60), progress=lambda *args: pytest.fail("nothing is left to do"))
     assert adapter_bytes(tmp_path) == before

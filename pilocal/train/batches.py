@@ -1,7 +1,8 @@
-"""Batches: rows of like length side by side, every row once an epoch, in an order that a step's number decides.
+"""Batches: rows that share much, and are of like length, side by side; every row once an epoch.
 
 Which batch a step sees is a pure function of the seed, the stage and the step, so a resumed run needs no memory of
-where it was.
+where it was. A batch is a tree of two levels: the tokens that all rows of the stage begin with (the template), then
+the tokens that groups of its rows go on with (their shots), then what each row has of its own.
 """
 
 from __future__ import annotations
@@ -18,61 +19,70 @@ from pilocal.tokens import Row
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-WIDTH_STEP = 16
-"""Widths are rounded up to multiples of this, which bounds the number of different shapes."""
+SHAPES_PER_OCTAVE = 16
+"""Widths between one power of two and the next: bounds both the number of different shapes and the padding."""
+
+NARROWEST = 8
+"""Widths are multiples of this at least."""
+
+WORTH = 0.9
+"""Rows are computed in groups when that leaves at most this share of their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows whose first P tokens (`prefix`) are the same, padded on the right."""
+    """Rows of which all begin with the same P tokens and groups go on with the same S; padded on the right."""
 
+    rows: tuple[Row, ...]
     prefix_P: Ints
     """The tokens that all rows begin with; computed once for all of them."""
+    shots_GS: Ints
+    """The tokens that the rows of each group go on with, computed once a group; (0, 0) where groups do not pay."""
+    groups_B: Ints
+    """The group of each row; empty where there are none."""
     tokens_BT: Ints
-    """What follows the prefix in each row, without the last token."""
+    """What follows in each row, without the last token."""
     starts_B: Ints
     """Indices into T of the tokens that predict each row's first completion token."""
     targets_BC: Ints
     """The completion tokens."""
     weights_BC: Floats
     """1 where a target is real, 0 where it is padding."""
-    lengths_B: Ints
-    """Number of tokens of each whole row, prefix and completion included."""
+    share: bool
+    """Whether anything may be computed for several rows at once."""
 
     @property
     def trained_tokens(self) -> int:
         """Number of completion tokens."""
-        return int(self.weights_BC.sum())
+        return sum(len(row.completion) for row in self.rows)
 
     @property
     def rendered_tokens(self) -> int:
         """Number of tokens of all rows, each counted whole, as a trainer without sharing would compute them."""
-        return int(self.lengths_B.sum())
+        return sum(len(row.tokens) for row in self.rows)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Number of tokens that run through the model, padding included."""
+        return self.prefix_P.size + self.shots_GS.size + self.tokens_BT.size
 
     @property
     def padding(self) -> float:
-        """Share of `tokens_BT` that stands for nothing."""
-        return 1 - float((self.lengths_B - 1 - self.prefix_P.size).sum()) / self.tokens_BT.size
+        """Share of the computed tokens that stands for nothing."""
+        shared = self.prefix_P.size + self.shots_GS.shape[1]
+        own = sum(len(row.tokens) - 1 - shared for row in self.rows)
+        return (self.tokens_BT.size - own) / self.computed_tokens
 
     def arrays(self) -> tuple[mx.array, ...]:
-        """Return prefix, tokens, starts, targets and weights for MLX, as `loss.completion_loss` takes them."""
-        parts = (self.prefix_P, self.tokens_BT, self.starts_B, self.targets_BC, self.weights_BC)
-        return tuple(mx.array(part) for part in parts)
+        """Return everything but the rows for MLX, in the order in which `loss.completion_loss` takes it."""
+        parts = (self.prefix_P, self.shots_GS, self.groups_B, self.tokens_BT)
+        return tuple(mx.array(part) for part in (*parts, self.starts_B, self.targets_BC, self.weights_BC))
 
     def parts(self, count: int) -> list[Batch]:
         """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
-        dealt = [part for part in np.array_split(np.arange(len(self.tokens_BT)), count) if part.size]
-        return [
-            Batch(
-                self.prefix_P,
-                self.tokens_BT[i],
-                self.starts_B[i],
-                self.targets_BC[i],
-                self.weights_BC[i],
-                self.lengths_B[i],
-            )
-            for i in dealt
-        ]
+        dealt = np.array_split(np.arange(len(self.rows)), count)
+        shared = self.prefix_P.size
+        return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]
 
 
 def common_prefix(rows: Sequence[Row]) -> int:
@@ -89,40 +99,84 @@ def common_prefix(rows: Sequence[Row]) -> int:
     return max(limit, 0)
 
 
-def make_batch(rows: Sequence[Row], prefix: int) -> Batch:
-    """Pad rows that share their first `prefix` tokens into one batch."""
-    width = _round_up(max(len(row.tokens) for row in rows) - 1 - prefix)
-    completion = _round_up(max(len(row.completion) for row in rows))
+def group_prefix(rows: Sequence[Row], prefix: int) -> int:
+    """Return how many tokens behind the `prefix` are best computed once for each group of rows that has the same.
+
+    0 where it does not pay. Each row keeps at least one prompt token of its own.
+
+    >>> rows = [Row((1, *[shots] * 64, query, 7, 8), 67) for shots in (2, 3) for query in (4, 5, 6)]
+    >>> group_prefix(rows, 1)
+    64
+    """
+    longest = max(len(row.tokens) for row in rows) - 1 - prefix
+    best, fewest = 0, WORTH * len(rows) * longest
+    for shared in range(NARROWEST, min(row.offset for row in rows) - prefix, NARROWEST):
+        width = round_up(shared)
+        if width != shared:
+            continue
+        groups = len({row.tokens[prefix : prefix + shared] for row in rows})
+        computed = groups * shared + len(rows) * (longest - shared)
+        if computed <= fewest:
+            best, fewest = shared, computed
+        if groups == len(rows):
+            break
+    return best
+
+
+def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch:
+    """Lay rows that share their first `prefix` tokens side by side; without `share` each of them whole."""
+    prefix, group = (prefix, group_prefix(rows, prefix)) if share else (0, 0)
+    own = prefix + group
+    width = round_up(max(len(row.tokens) for row in rows) - 1 - own)
+    completion = round_up(max(len(row.completion) for row in rows))
     tokens = np.zeros((len(rows), width), dtype=np.int32)
-    starts = np.array([row.offset - 1 - prefix for row in rows], dtype=np.int32)
+    starts = np.array([row.offset - 1 - own for row in rows], dtype=np.int32)
     targets = np.zeros((len(rows), completion), dtype=np.int32)
     weights = np.zeros((len(rows), completion), dtype=np.float32)
     for i, row in enumerate(rows):
-        own = row.tokens[prefix:-1]
-        count = len(row.completion)
-        tokens[i, : len(own)] = own
-        targets[i, :count] = row.completion
-        weights[i, :count] = 1
-    lengths = np.array([len(row.tokens) for row in rows], dtype=np.int32)
-    return Batch(np.array(rows[0].tokens[:prefix], dtype=np.int32), tokens, starts, targets, weights, lengths)
+        tokens[i, : len(row.tokens) - 1 - own] = row.tokens[own:-1]
+        targets[i, : len(row.completion)] = row.completion
+        weights[i, : len(row.completion)] = 1
+    shots = list(dict.fromkeys(row.tokens[prefix:own] for row in rows)) if group else []
+    return Batch(
+        tuple(rows),
+        np.array(rows[0].tokens[:prefix], dtype=np.int32),
+        np.array(shots, dtype=np.int32).reshape(len(shots), group),
+        np.array([shots.index(row.tokens[prefix:own]) for row in rows] if group else [], dtype=np.int32),
+        tokens,
+        starts,
+        targets,
+        weights,
+        share,
+    )
 
 
 class Batches:
     """All batches of one stage."""
 
-    def __init__(self, rows: Sequence[Row], batch_size: int, seed: Sequence[int]) -> None:
-        """Bucket `rows` by length; `seed` (any number of integers) decides every order."""
+    def __init__(self, rows: Sequence[Row], batch_size: int, seed: Sequence[int], *, share: bool = True) -> None:
+        """Find what `rows` share; `seed` (any number of integers) decides every order.
+
+        Without `share` (a model that cannot, see `forward.can_share`) every row is computed whole.
+        """
         self.rows = rows
         self.batch_size = batch_size
+        self.share = share
         self.seed = tuple(seed)
-        self.prefix = common_prefix(rows)
+        self.prefix = common_prefix(rows) if share else 0
         self.per_epoch = -(-len(rows) // batch_size)
+        self._relatives = _relatives(rows, self.prefix)
         self._epoch = -1
         self._order: list[list[int]] = []
 
+    @property
+    def prefix_tokens(self) -> tuple[int, ...]:
+        """The tokens that all rows begin with."""
+        return self.rows[0].tokens[: self.prefix]
+
     def at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 within the stage; epochs follow each other."""
-        return make_batch(self.rows_at(step), self.prefix)
+        return self._batch(self.rows_at(step))
 
     def rows_at(self, step: int) -> list[Row]:
         """Return the rows of a step."""
@@ -132,23 +186,60 @@ class Batches:
         return [self.rows[i] for i in self._order[number]]
 
     def in_order(self) -> list[Batch]:
-        """Return every row once, shortest first, for validation."""
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].tokens))
-        return [make_batch([self.rows[i] for i in part], self.prefix) for part in _chunks(order, self.batch_size)]
+        """Return every row once, for validation."""
+        order = self._side_by_side(range(len(self.rows)))
+        return [self._batch([self.rows[i] for i in part]) for part in _chunks(order, self.batch_size)]
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        return make_batch(rows, self.prefix, share=self.share)
 
     def _shuffle(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng((*self.seed, epoch))
         shuffled = rng.permutation(len(self.rows)).tolist()
         batches: list[list[int]] = []
-        # Within pools of 16 batches rows are sorted by length; a pool keeps enough chance in who meets whom.
+        # Rows are laid side by side within pools of 16 batches, which keep enough chance in who meets whom.
         for pool in _chunks(shuffled, 16 * self.batch_size):
-            batches += _chunks(sorted(pool, key=lambda i: len(self.rows[i].tokens)), self.batch_size)
+            batches += _chunks(self._side_by_side(pool), self.batch_size)
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    def _side_by_side(self, numbers: Sequence[int]) -> list[int]:
+        """Order rows so that relatives meet, and rows of like length.
 
-def _chunks(items: list[int], size: int) -> list[list[int]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+        Relatives come in parts of half a batch, so that no batch holds one family alone: rows with the same shots tend
+        to have the same answer.
+        """
+        families: dict[int, list[int]] = {}
+        for i in numbers:
+            families.setdefault(self._relatives[i], []).append(i)
+        parts: list[tuple[int, int, list[int]]] = []
+        for family in families.values():
+            dealt = _chunks(family, max(1, self.batch_size // 2))
+            parts += [(turn, max(len(self.rows[i].tokens) for i in part), part) for turn, part in enumerate(dealt)]
+        parts.sort(key=lambda part: part[:2])
+        return [i for _, _, part in parts for i in part]
 
 
-def _round_up(length: int) -> int:
-    return -(-length // WIDTH_STEP) * WIDTH_STEP
+def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:
+    """Return the number of each row's family: rows that, one after the other, share half of their own prompt."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)
+    family = [0] * len(rows)
+    for last, i in zip(order, order[1:], strict=False):
+        a, b = rows[last], rows[i]
+        half = max(NARROWEST, (max(a.offset, b.offset) - prefix + 1) // 2)
+        same = a.tokens[prefix : prefix + half] == b.tokens[prefix : prefix + half]
+        family[i] = family[last] + (not same or min(a.offset, b.offset) <= prefix + half)
+    return family
+
+
+def _chunks(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def round_up(length: int) -> int:
+    """Return the next width that batches have: a multiple of 8, and of a sixteenth of the power of two below.
+
+    >>> [round_up(length) for length in (1, 17, 130, 300, 1025)]
+    [8, 24, 136, 304, 1088]
+    """
+    step = max(NARROWEST, (1 << (length - 1).bit_length()) // 2 // SHAPES_PER_OCTAVE)
+    return -(-length // step) * step

@@ -1,105 +1,126 @@
 """The hidden states that the loss looks at, with nothing computed that it cannot see, and nothing twice.
 
-The tokens that all rows begin with run through the model once; their keys and values are broadcast to every row, and
-autodiff through the broadcast sums the rows' gradients. The idea is known from reinforcement learning, where the
-samples of a group share one prompt (Prefix Grouper, arXiv 2506.05433). The last layer computes queries, output and MLP
-where a completion token is predicted and nowhere else, and for the prefix only keys and values. All of it is exact.
+The tokens that all rows begin with run through the model once, then those that groups of rows go on with, then the
+rows; keys and values are handed down to whoever has them, and autodiff through that sums the rows' gradients. The idea
+is known from reinforcement learning, where the samples of a group share one prompt (Prefix Grouper, arXiv 2506.05433).
+The last layer computes queries, output and MLP where a completion token is predicted and nowhere else, and for what is
+shared only keys and values. All of it is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.models.llama import LlamaModel
 
 KeysValues = tuple[mx.array, mx.array]
 """One layer's keys and values, (B, heads, T, head_dim) each."""
 
 
-class PrefixCache:
-    """Stands in for a layer's KV cache: lays the prefix's keys and values before those of every row.
+class Level(NamedTuple):
+    """One level of the tree: sequences of tokens, each behind one of the level above."""
 
-    Without a prefix it is what records them: `own` is what the layer computed for the tokens that it was given.
+    inputs_NT: mx.array
+    """Tokens (N, T), or the hidden states (N, T, D) that enter the first layer to be run."""
+    above_N: mx.array | None
+    """Which sequence of the level above each one goes on with; None when there is only one, or no level above."""
+
+
+class PrefixCache:
+    """Stands in for a layer's KV cache: lays the keys and values of what stands before each row before its own.
+
+    Without a past it is what records them: `own` is what the layer computed for the tokens that it was given.
     """
 
-    def __init__(self, prefix: KeysValues | tuple[()] = ()) -> None:
-        self.prefix = prefix
-        self.offset = prefix[0].shape[2] if prefix else 0
+    def __init__(self, past: KeysValues | tuple[()] = ()) -> None:
+        self.past = past
+        self.offset = past[0].shape[2] if past else 0
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysValues:
         """Take the keys and values of the tokens at hand and return all that they attend to."""
         self.own = keys, values
-        return _behind(self.prefix, self.own)
+        return _behind(self.past, self.own)
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> str:
         """Ask for a causal mask, which MLX aligns to the end of the keys."""
         return "causal"
 
 
+def can_share(model: Any) -> bool:
+    """Tell whether every layer keeps plain keys and values, so that what rows have in common can be computed once.
+
+    Sliding windows, recurrent states and compressed caches need every row whole.
+    """
+    return all(type(cache) is KVCache for cache in make_prompt_cache(model))
+
+
 def completion_states(
-    model: Any,
-    prefix_P: mx.array,
-    tokens_BT: mx.array,
-    starts_B: mx.array,
-    completion: int,
-    *,
-    recompute: bool = False,
+    model: Any, levels: Sequence[Level], starts_B: mx.array, completion: int, *, first: int = 0, recompute: bool = False
 ) -> mx.array:
     """Return the final hidden states (B, C, D) that predict the `completion` = C tokens after each row's start.
 
-    `prefix_P` holds the P tokens that stand before each row of `tokens_BT`; P may be 0. `starts_B` are the indices into
-    T of the tokens that predict the first completion token. What lies behind a row's end is of no meaning. With
-    `recompute` a layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
+    The last level holds the rows, with what stands before them in the levels above. `starts_B` are the indices into the
+    rows' T of the tokens that predict the first completion token. What lies behind a row's end is of no meaning. With
+    `first` (Llama alone) the levels hold hidden states and only the layers from that one on are run. With `recompute` a
+    layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
     """
-    at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), tokens_BT.shape[1] - 1)
+    rows = levels[-1].inputs_NT
+    at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.shape[1] - 1)
     if is_plain_llama(model):
-        return _llama(model.model, prefix_P, tokens_BT, at_BC, recompute)
-    cache = None
-    if prefix_P.size:
-        recorded = [PrefixCache() for _ in model.layers]
-        model.model(prefix_P[None], cache=recorded)
-        cache = [PrefixCache(layer.own) for layer in recorded]
-    return mx.take_along_axis(model.model(tokens_BT, cache=cache), at_BC[..., None], axis=1)
+        return _llama(model.model, levels, at_BC, first, recompute)
+    pasts: list[KeysValues | tuple[()]] = [()] * len(model.layers)
+    for tokens_NT, above in levels[:-1]:
+        caches = [PrefixCache(_handed_down(past, above)) for past in pasts]
+        model.model(tokens_NT, cache=caches)
+        pasts = [_behind(cache.past, cache.own) for cache in caches]
+    shared = [PrefixCache(_handed_down(past, levels[-1].above_N)) for past in pasts] if len(levels) > 1 else None
+    return mx.take_along_axis(model.model(rows, cache=shared), at_BC[..., None], axis=1)
 
 
 def is_plain_llama(model: Any) -> bool:
     """Tell whether this is mlx-lm's Llama with full attention in every layer, whose layers are run one by one here."""
-    return type(model.model) is LlamaModel and model.model.swa_idx is None
+    return type(getattr(model, "model", None)) is LlamaModel and model.model.swa_idx is None
 
 
-def _llama(llama: Any, prefix_P: mx.array, tokens_BT: mx.array, at_BC: mx.array, recompute: bool) -> mx.array:
-    """Do what LlamaModel does, at the tokens that matter in the last layer."""
-    *lower, last = llama.layers
-    prefixes: list[KeysValues | tuple[()]] = [()] * (len(lower) + 1)
-    if prefix_P.size:
-        hidden_1PD = llama.embed_tokens(prefix_P[None])
+def _llama(llama: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool) -> mx.array:
+    """Do what LlamaModel does from layer `first` on, at the tokens that matter in the last layer."""
+    *lower, last = llama.layers[first:]
+    pasts: list[KeysValues | tuple[()]] = [()] * (len(lower) + 1)
+    for inputs, above in levels[:-1]:
+        hidden_NTD = inputs if first else llama.embed_tokens(inputs)
+        pasts = [_handed_down(past, above) for past in pasts]
         for number, layer in enumerate(lower):
-            hidden_1PD, prefixes[number] = _block(layer, hidden_1PD, (), recompute)
-        prefixes[-1] = _keys_and_values(last.self_attn, last.input_layernorm(hidden_1PD), 0)
-    hidden_BTD = llama.embed_tokens(tokens_BT)
-    for layer, prefix in zip(lower, prefixes, strict=False):
-        hidden_BTD, _ = _block(layer, hidden_BTD, prefix, recompute)
-    states_BCD: mx.array = llama.norm(_completions(last, hidden_BTD, prefixes[-1], at_BC))
+            hidden_NTD, own = _block(layer, hidden_NTD, pasts[number], recompute)
+            pasts[number] = _behind(pasts[number], own)
+        own = _keys_and_values(last.self_attn, last.input_layernorm(hidden_NTD), _length(pasts[-1]))
+        pasts[-1] = _behind(pasts[-1], own)
+    rows, above = levels[-1]
+    hidden_BTD = rows if first else llama.embed_tokens(rows)
+    pasts = [_handed_down(past, above) for past in pasts]
+    for layer, past in zip(lower, pasts, strict=False):
+        hidden_BTD, _ = _block(layer, hidden_BTD, past, recompute)
+    states_BCD: mx.array = llama.norm(_completions(last, hidden_BTD, pasts[-1], at_BC))
     return states_BCD
 
 
 def _block(
-    layer: Any, hidden_BTD: mx.array, prefix: KeysValues | tuple[()], recompute: bool
+    layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()], recompute: bool
 ) -> tuple[mx.array, KeysValues]:
     """Run a layer and return its output with the keys and values of its own tokens."""
 
-    def run(hidden_BTD: mx.array, *prefix: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        cache = PrefixCache((prefix[0], prefix[1]) if prefix else ())
+    def run(hidden_BTD: mx.array, *past: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        cache = PrefixCache((past[0], past[1]) if past else ())
         out = layer(hidden_BTD, "causal", cache)
         return out, *cache.own
 
-    if recompute and layer.trainable_parameters():
-        out, keys, values = _computed_again(layer, run, (hidden_BTD, *prefix))
+    if recompute and tree_flatten(layer.trainable_parameters()):
+        out, keys, values = _computed_again(layer, run, (hidden_BTD, *past))
     else:
-        out, keys, values = run(hidden_BTD, *prefix)
+        out, keys, values = run(hidden_BTD, *past)
     return out, (keys, values)
 
 
@@ -132,11 +153,11 @@ def _computed_again(layer: Any, run: Callable[..., tuple[mx.array, ...]], inputs
     return again(*values, *inputs)
 
 
-def _completions(layer: Any, hidden_BTD: mx.array, prefix: KeysValues | tuple[()], at_BC: mx.array) -> mx.array:
+def _completions(layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()], at_BC: mx.array) -> mx.array:
     """Run a layer with the tokens at `at_BC` asking and all tokens answering; return (B, C, D)."""
     attention, normed_BTD, at_BC1 = layer.self_attn, layer.input_layernorm(hidden_BTD), at_BC[..., None]
-    offset = prefix[0].shape[2] if prefix else 0
-    keys, values = _behind(prefix, _keys_and_values(attention, normed_BTD, offset))
+    offset = _length(past)
+    keys, values = _behind(past, _keys_and_values(attention, normed_BTD, offset))
     queries = _heads(attention.q_proj(mx.take_along_axis(normed_BTD, at_BC1, axis=1)), attention.n_heads)
     queries = attention.rope(queries, offset=offset + at_BC[:, 0])
     visible_BCS = mx.arange(keys.shape[2]) <= offset + at_BC1
@@ -147,15 +168,24 @@ def _completions(layer: Any, hidden_BTD: mx.array, prefix: KeysValues | tuple[()
     return out_BCD
 
 
-def _behind(prefix: KeysValues | tuple[()], own: KeysValues) -> KeysValues:
-    """Lay the prefix's keys and values before each row's own."""
-    if not prefix:
+def _handed_down(past: KeysValues | tuple[()], above_N: mx.array | None) -> KeysValues | tuple[()]:
+    """Give each sequence the keys and values of the one that it goes on with."""
+    return (past[0][above_N], past[1][above_N]) if past and above_N is not None else past
+
+
+def _behind(past: KeysValues | tuple[()], own: KeysValues) -> KeysValues:
+    """Lay the past's keys and values before each sequence's own; a single past is everyone's."""
+    if not past:
         return own
 
-    def join(shared: mx.array, own: mx.array) -> mx.array:
-        return mx.concatenate([mx.broadcast_to(shared, (own.shape[0], *shared.shape[1:])), own], axis=2)
+    def join(past: mx.array, own: mx.array) -> mx.array:
+        return mx.concatenate([mx.broadcast_to(past, (own.shape[0], *past.shape[1:])), own], axis=2)
 
-    return join(prefix[0], own[0]), join(prefix[1], own[1])
+    return join(past[0], own[0]), join(past[1], own[1])
+
+
+def _length(past: KeysValues | tuple[()]) -> int:
+    return past[0].shape[2] if past else 0
 
 
 def _heads(projected_BTD: mx.array, heads: int) -> mx.array:

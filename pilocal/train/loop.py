@@ -17,7 +17,9 @@ from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import adapter_weights, add_lora, save_adapter
 from pilocal.train.batches import Batch, Batches
+from pilocal.train.below import Below, first_adapted
 from pilocal.train.checkpoint import find_best, find_checkpoint, restore, save_checkpoint
+from pilocal.train.forward import can_share
 from pilocal.train.interrupt import Interrupt
 from pilocal.train.log import Log
 from pilocal.train.loss import completion_loss
@@ -62,6 +64,9 @@ def train(
         restore(checkpoint, model, optimizer)
         start = checkpoint.step
     take_step = make_step(model, optimizer, training)
+    depth, share = first_adapted(model), can_share(model)
+    if not share:
+        warn(f"{facts['model']}: its layers keep other caches than plain keys and values; every row is computed whole")
     finals: list[Path] = []
     first = 0
     with Interrupt() as interrupt:
@@ -72,19 +77,21 @@ def train(
             patience = training.patience if plan is plans[-1] else None
             if start < last:
                 log.forget_after(start if start > first else -1)
-                batches = Batches(plan.train, training.batch_size, (training.seed, number))
-                valid = Batches(plan.valid, training.batch_size, (0,)).in_order()
+                batches = Batches(plan.train, training.batch_size, (training.seed, number), share=share)
+                valid = Batches(plan.valid, training.batch_size, (0,), share=share)
+                below, below_valid = (Below(model, depth, part.prefix_tokens) for part in (batches, valid))
+                valid_batches = valid.in_order()
                 ended = log.is_stale(patience)
                 step = max(start, first)
                 while not ended:
                     optimizer.learning_rate = learning_rate(step, total, training)
                     mx.random.seed(training.seed * 1_000_003 + step)
                     batch = batches.at(step - first)
-                    line = _measured(take_step, batch, f"stage {number}, step {step + 1}", training)
+                    line = _measured(take_step, batch, below, f"stage {number}, step {step + 1}", training)
                     step += 1
                     line = {"step": step, "learning_rate": float(optimizer.learning_rate)} | line
                     if step == last or step % training.validate_every == 0:
-                        line["valid_loss"] = validate(model, valid)
+                        line["valid_loss"] = validate(model, valid_batches, below_valid)
                         if line["valid_loss"] < log.lowest():
                             save_checkpoint(checkpoints, step, key, model, optimizer, best=True)
                     log.append(line)
@@ -107,12 +114,12 @@ def train(
     return finals
 
 
-def validate(model: Any, batches: Sequence[Batch]) -> float:
+def validate(model: Any, batches: Sequence[Batch], below: Below) -> float:
     """Return the mean loss per completion token over a fixed set of batches."""
     model.eval()
     total, count = 0.0, 0.0
     for batch in batches:
-        loss, tokens = completion_loss(model, *batch.arrays())
+        loss, tokens = completion_loss(model, *below.arrays(batch), first=below.first)
         total += float(loss * tokens)
         count += float(tokens)
     model.train()
@@ -120,17 +127,22 @@ def validate(model: Any, batches: Sequence[Batch]) -> float:
 
 
 def _measured(
-    take_step: Callable[[Batch], tuple[mx.array, mx.array]], batch: Batch, where: str, training: Training
+    take_step: Callable[[Batch, Below], tuple[mx.array, mx.array]],
+    batch: Batch,
+    below: Below,
+    where: str,
+    training: Training,
 ) -> dict[str, Any]:
     """Take a step and return what it showed; raises TrainingError when the loss is not a number."""
     began = time.perf_counter()
     mx.reset_peak_memory()
-    loss, norm = take_step(batch)
+    loss, norm = take_step(batch, below)
     line = {
         "loss": float(loss),
         "gradient_norm": float(norm),
         "trained_tokens": batch.trained_tokens,
         "prompt_tokens": batch.rendered_tokens - batch.trained_tokens,
+        "computed_tokens": batch.computed_tokens,
         "padding": round(batch.padding, 4),
         "seconds": round(time.perf_counter() - began, 4),
         "peak_memory": mx.get_peak_memory(),

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from pilocal.train.forward import completion_states
+from pilocal.train.forward import Level, completion_states
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time, 64 MiB in float32; a larger batch is scored in chunks, each computed again backwards."""
@@ -16,18 +16,25 @@ LOGITS_AT_ONCE = 1 << 24
 def completion_loss(
     model: Any,
     prefix_P: mx.array,
+    shots_GS: mx.array,
+    groups_B: mx.array,
     tokens_BT: mx.array,
     starts_B: mx.array,
     targets_BC: mx.array,
     weights_BC: mx.array,
     *,
+    first: int = 0,
     recompute: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Return the mean cross-entropy over the batch's completion tokens and their number.
 
-    The arrays are those of `batches.Batch`; `model` is an mlx-lm model; `recompute` trades time for memory.
+    The arrays are those of `batches.Batch`; `model` is an mlx-lm model; `recompute` trades time for memory. With
+    `first` they hold the hidden states (P, D), (G, S, D) and (B, T, D) that enter that layer in place of tokens.
     """
-    states_BCD = completion_states(model, prefix_P, tokens_BT, starts_B, targets_BC.shape[1], recompute=recompute)
+    levels = [Level(inputs, None) for inputs in (prefix_P[None], shots_GS) if inputs.size]
+    levels.append(Level(tokens_BT, groups_B if len(shots_GS) > 1 else None))
+    completion = targets_BC.shape[1]
+    states_BCD = completion_states(model, levels, starts_B, completion, first=first, recompute=recompute)
     states_ND, targets_N, weights_N = states_BCD.flatten(0, 1), targets_BC.flatten(), weights_BC.flatten()
     size, chunk = targets_N.size, max(1, LOGITS_AT_ONCE // model.args.vocab_size)
     total = mx.array(0.0)

@@ -7,7 +7,6 @@ it with configurations that it has not seen. A probe, one real step, corrects it
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from pilocal.base import machine_memory
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import add_lora, check_lora
 from pilocal.train.batches import Batch, Batches
+from pilocal.train.below import SHARE_OF_MEMORY, Below, first_adapted
 from pilocal.train.optimizer import make_optimizer, make_step
 
 KEPT = {"width": 5.92, "intermediate": 4.61, "scores": 1.10, "keys_values": 0.88}
@@ -42,7 +43,7 @@ ADAPTER = {False: 1.01, True: 0.66}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """A base's dimensions and the adapter's number of weights."""
+    """A base's dimensions and the adapter's."""
 
     layers: int
     width: int
@@ -51,17 +52,44 @@ class Sizes:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    adapted: int
+    """How many of the last layers have an adapter."""
     adapter: int
+    """The adapter's number of weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a step computes: P shared tokens, B rows of T own tokens, C completion tokens in each."""
+    """What a step computes: P shared tokens, G groups of S, B rows of T own tokens, C completion tokens in each."""
 
     prefix: int
+    groups: int
+    shots: int
     rows: int
     own: int
     completion: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that run through the model."""
+        return self.prefix + self.groups * self.shots + self.rows * self.own
+
+    @property
+    def reach(self) -> int:
+        """How many tokens a row's last one sees."""
+        return self.prefix + self.shots + self.own
+
+    @property
+    def scores(self) -> int:
+        """How many pairs of tokens look at each other in one head, masked ones counted."""
+        shots = self.groups * self.shots * (self.prefix + self.shots)
+        return self.prefix**2 + shots + self.rows * self.own * self.reach
+
+    @property
+    def joined(self) -> int:
+        """How many keys are laid out anew because something stands before them."""
+        shots = self.groups * (self.prefix + self.shots) if self.prefix else 0
+        return (self.rows * self.reach if self.prefix or self.groups else 0) + shots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +99,7 @@ class Need:
     peak: int
     """Bytes at the peak, weights included."""
     seconds: float | None
-    """For the whole stage; None without a probe."""
+    """For the whole stage, without what is computed once below the adapter; None without a probe."""
 
 
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
@@ -85,12 +113,13 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),
         vocabulary=int(config["vocab_size"]),
+        adapted=lora.layers or int(config["num_hidden_layers"]),
         adapter=0,
     )
     check_lora(lora, sizes.layers, list(linears(sizes)))
     chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
     weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
-    return replace(sizes, adapter=(lora.layers or sizes.layers) * weights)
+    return replace(sizes, adapter=sizes.adapted * weights)
 
 
 def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -109,39 +138,37 @@ def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
 
 def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return how many numbers live at a step's peak beside the weights and the optimizer's state."""
-    lower, rows = sizes.layers - 1, load.rows * load.own
-    tokens, predicting, reach = load.prefix + rows, load.rows * load.completion, load.prefix + load.own
+    lower, predicting = sizes.adapted - 1, load.rows * load.completion
     keys_values = 2 * sizes.kv_heads * sizes.head_dim
-    joined = load.rows * reach * keys_values if load.prefix else 0
-    largest, scores = max(load.prefix, rows), sizes.heads * max(load.prefix**2, rows * reach)
+    largest = max(load.prefix, load.groups * load.shots, load.rows * load.own)
+    scores = sizes.heads * max(load.prefix**2, load.rows * load.own * load.reach)
     logits = predicting * sizes.vocabulary
     if recompute:
-        kept = KEPT_RECOMPUTED["width"] * lower * tokens * sizes.width
-        kept += KEPT_RECOMPUTED["keys_values"] * sizes.layers * tokens * keys_values
+        kept = KEPT_RECOMPUTED["width"] * lower * load.tokens * sizes.width
+        kept += KEPT_RECOMPUTED["keys_values"] * sizes.adapted * load.tokens * keys_values
         layer = AT_ONCE_RECOMPUTED["width"] * largest * sizes.width
         layer += AT_ONCE_RECOMPUTED["intermediate"] * largest * sizes.intermediate
-        layer += AT_ONCE_RECOMPUTED["scores"] * scores + AT_ONCE_RECOMPUTED["keys_values"] * joined
+        layer += AT_ONCE_RECOMPUTED["scores"] * scores + AT_ONCE_RECOMPUTED["keys_values"] * load.joined * keys_values
         head = AT_ONCE_RECOMPUTED["logits"] * logits
     else:
-        whole = lower * tokens + predicting
-        all_scores = sizes.heads * (lower * (load.prefix**2 + rows * reach) + predicting * reach)
+        whole = lower * load.tokens + predicting
+        all_scores = sizes.heads * (lower * load.scores + predicting * load.reach)
         kept = KEPT["width"] * whole * sizes.width + KEPT["intermediate"] * whole * sizes.intermediate
         kept += KEPT["scores"] * all_scores
-        kept += KEPT["keys_values"] * sizes.layers * (tokens * keys_values + joined)
+        kept += KEPT["keys_values"] * sizes.adapted * (load.tokens + load.joined) * keys_values
         layer = AT_ONCE["widths"] * largest * (sizes.width + sizes.intermediate) + AT_ONCE["scores"] * scores
         head = AT_ONCE["logits"] * logits
     return kept + max(layer, head) + ADAPTER[recompute] * sizes.adapter
 
 
 def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
-    """Return a step's floating-point operations, forwards and back to the activations."""
-    lower, rows = sizes.layers - 1, load.rows * load.own
-    tokens, predicting, reach = load.prefix + rows, load.rows * load.completion, load.prefix + load.own
+    """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
+    lower, predicting = sizes.adapted - 1, load.rows * load.completion
     weights = {name: a * b for name, (a, b) in linears(sizes).items()}
     shared = weights["self_attn.k_proj"] + weights["self_attn.v_proj"]
-    matrices = lower * tokens * sum(weights.values()) + tokens * shared
+    matrices = lower * load.tokens * sum(weights.values()) + load.tokens * shared
     matrices += predicting * (sum(weights.values()) - shared + sizes.vocabulary * sizes.width)
-    scores = lower * (load.prefix**2 + rows * reach) + predicting * reach
+    scores = lower * load.scores + predicting * load.reach
     attention = 2 * scores * sizes.heads * sizes.head_dim
     passes = 3 if recompute else 2
     return 2.0 * passes * (matrices + 1.5 * attention)
@@ -155,6 +182,8 @@ class Work:
     """The parts of every step of its first epoch."""
     heaviest: Batch
     """The batch that takes the most memory."""
+    own: int
+    """Number of tokens that the training rows have behind what all begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,31 +195,34 @@ class Probe:
     """The peak, without what was there before."""
 
 
-def survey(sizes: Sizes, rows: Sequence[Row], training: Training, number: int) -> Work:
-    """Look at every batch of a stage's first epoch; `number` is the stage's."""
-    batches = Batches(rows, training.batch_size, (training.seed, number))
+def survey(sizes: Sizes, rows: Sequence[Row], training: Training, number: int, *, share: bool = True) -> Work:
+    """Look at every batch of a stage's first epoch; `number` is the stage's, `share` as for `batches.Batches`."""
+    batches = Batches(rows, training.batch_size, (training.seed, number), share=share)
     all_batches = [batches.at(step) for step in range(batches.per_epoch)]
     steps = [tuple(map(load, batch.parts(training.accumulate))) for batch in all_batches]
     sizes_of = [activations(sizes, parts[0], recompute=training.recompute) for parts in steps]
-    return Work(tuple(steps), all_batches[sizes_of.index(max(sizes_of))])
+    own = sum(len(row.tokens) - 1 - batches.prefix for row in rows)
+    return Work(tuple(steps), all_batches[sizes_of.index(max(sizes_of))], own)
 
 
 def load(batch: Batch) -> Load:
     """Return what a batch computes."""
     rows, own = batch.tokens_BT.shape
-    return Load(prefix=batch.prefix_P.size, rows=rows, own=own, completion=batch.targets_BC.shape[1])
+    groups, shots = batch.shots_GS.shape
+    completion = batch.targets_BC.shape[1]
+    return Load(prefix=batch.prefix_P.size, groups=groups, shots=shots, rows=rows, own=own, completion=completion)
 
 
 def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
     """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter."""
     add_lora(model, lora, training.seed)
     optimizer = make_optimizer(model, training)
-    step = make_step(model, optimizer, training)
-    step(batch)
+    step, below = make_step(model, optimizer, training), Below(model, first_adapted(model), batch.prefix_P.tolist())
+    step(batch, below)
     mx.clear_cache()
     mx.reset_peak_memory()
     before, began = mx.get_active_memory(), time.perf_counter()
-    step(batch)
+    step(batch, below)
     return Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
 
 
@@ -208,6 +240,14 @@ def predict(
     def computed(parts: Iterable[Load]) -> float:
         return sum(operations(sizes, part, recompute=training.recompute) for part in parts)
 
+    def kept(work: Work) -> int:
+        """Bytes of what is kept from below the adapter."""
+        if sizes.adapted == sizes.layers:
+            return 0
+        prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.kv_heads * sizes.head_dim
+        rows = min(4 * work.own * sizes.width, int(SHARE_OF_MEMORY * machine_memory()))
+        return 4 * work.heaviest.prefix_P.size * prefix + rows
+
     fixed = base + 4 * sizes.adapter * (1 + STATES[training.optimizer])
     per_float, per_operation = 4.0, None
     if probe:
@@ -216,7 +256,7 @@ def predict(
         per_operation = probe.seconds / computed(map(load, first.parts(training.accumulate)))
     return [
         Need(
-            peak=round(fixed + per_float * floats(work.heaviest)),
+            peak=round(fixed + kept(work) + per_float * floats(work.heaviest)),
             seconds=None if per_operation is None else count * per_operation * mean(map(computed, work.steps)),
         )
         for work, count in zip(works, steps, strict=True)
@@ -263,10 +303,3 @@ def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: 
     layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width
     ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2) + sizes.width
     return 4 * (sizes.layers * layer + ends)
-
-
-def machine_memory() -> int:
-    """Return how many bytes a training may use: Metal's working set, or all that the machine has."""
-    if size := mx.device_info().get("max_recommended_working_set_size"):
-        return int(size)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

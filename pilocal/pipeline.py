@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -92,14 +92,21 @@ class Pipeline:
         run: RunDir,
         progress: Progress = silent,
         warn: Callable[[str], None] = warnings.warn,
+        report_to: str | None = None,
     ) -> None:
-        """Check what can be checked without work; raises InputError, Faults or ModelError."""
+        """Check what can be checked without work; raises InputError, Faults or ModelError.
+
+        `report_to` names a tracker that gets every line of the training.
+        """
         self.task = task
         self.schedule = schedule
         self.run = run
         self.progress = progress
         self.warn = warn
+        self.report_to = report_to
+        self.team: Any = None
         from pilocal.train.plan import read_sizes
+        from pilocal.train.tracker import check_tracker
 
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
@@ -117,6 +124,11 @@ class Pipeline:
                 "set [lora] dropout = 0 or recompute = false",
             )
             faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
+        try:
+            if report_to:
+                check_tracker(report_to)
+        except PilocalError as fault:
+            faults.append(fault)
         try:
             self.base = find_base(task.model, task.folder)
             read_sizes(read_config(self.base), task.lora)
@@ -180,8 +192,25 @@ class Pipeline:
         return fingerprint(made, step, self.key("export"), ablation, task.metric, asdict(task.generation))
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
-        """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each."""
+        """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
+
+        When several processes were launched together and there is something to train, this one leads them.
+        """
         self._describe()
+        with self._leading() if "train" in STEPS[: STEPS.index(last) + 1] else nullcontext():
+            self._run_steps(last, report)
+
+    @contextmanager
+    def _leading(self) -> Iterator[None]:
+        from pilocal.train.team import Team, launched_rank
+
+        self.team = Team() if launched_rank() is None else Team.join()
+        try:
+            yield
+        finally:
+            self.team.end()
+
+    def _run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         for name in STEPS[: STEPS.index(last) + 1]:
             if name == "direct_drop" and (last == "export" or not self.task.training.direct_drop):
                 continue
@@ -337,6 +366,21 @@ class Pipeline:
 
     def _fit(self, plans: Sequence[Any], key: str, name: str) -> list[Path]:
         from pilocal.train.loop import train
+        from pilocal.train.tracker import Tracker, open_tracker
+
+        def track(first: int) -> Tracker:
+            assert self.report_to
+            folder = self.run.path / "reports" / name
+            settings = {
+                "task": self.task.name,
+                "stages": [asdict(stage) for stage in self.schedule.stages],
+                "lora": asdict(self.task.lora),
+                "training": asdict(self.task.training),
+            }
+            title = f"{self.task.name} {name}"
+            return open_tracker(
+                self.report_to, folder, name=title, key=key, config=settings, first=first, warn=self.warn
+            )
 
         return train(
             load_base(self.base),
@@ -348,6 +392,8 @@ class Pipeline:
             progress=self.progress,
             warn=self.warn,
             name=name,
+            team=self.team,
+            track=track if self.report_to else None,
         )
 
     def gguf(self, name: str) -> Path:
@@ -403,8 +449,9 @@ def open_pipeline(
     run_folder: Path | None,
     progress: Progress = silent,
     warn: Callable[[str], None] = warnings.warn,
+    report_to: str | None = None,
 ) -> Iterator[Pipeline]:
-    """Read a task and a schedule and open the run folder for writing.
+    """Read a task and a schedule and open the run folder for writing; `report_to` is as for Pipeline.
 
     Without a schedule the default is taken; without a run folder a temporary one, which is gone afterwards.
     """
@@ -413,10 +460,33 @@ def open_pipeline(
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, folder=task.folder) as run:
-            yield Pipeline(task, schedule, run, progress, warn)
+            yield Pipeline(task, schedule, run, progress, warn, report_to)
     finally:
         if temporary:
             shutil.rmtree(temporary)
+
+
+def follow_leader(task_folder: Path, last: str) -> bool:
+    """Help to train a task if this process was launched to, and return whether it was.
+
+    Of the processes that `mlx.launch` starts, all but the first compute shares of its batches and write nothing; in
+    the steps up to `last` that train nothing they have nothing to do. They need a copy of the task folder and the base.
+    Raises TrainingError when the first is gone, or has other settings.
+    """
+    from pilocal.train.team import Team, launched_rank
+
+    if not launched_rank():
+        return False
+    if "train" not in STEPS[: STEPS.index(last) + 1]:
+        return True
+    from pilocal.train.follow import follow
+    from pilocal.train.loop import same_everywhere
+
+    task = load_task(task_folder)
+    base = find_base(task.model, task.folder)
+    same = same_everywhere({"base_sha256": base_hash(base)}, task.lora, task.training)
+    follow(Team.join(), lambda: load_base(base), task.lora, task.training, same)
+    return True
 
 
 def served_file(run_folder: Path) -> tuple[Path, str]:

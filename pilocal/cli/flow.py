@@ -28,18 +28,27 @@ def _task_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def _run_until(last: str, task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool) -> None:
-    """Run the flow up to a step and print what it found."""
+def _run_until(
+    last: str,
+    task: Path,
+    schedule: Path | None,
+    run_folder: Path | None,
+    as_json: bool,
+    report_to: str | None = None,
+) -> None:
+    """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
     from rich.console import Console
 
     from pilocal.cli.display import metrics_table, progress_bars, step_line, warning_on
-    from pilocal.pipeline import StepResult, open_pipeline
+    from pilocal.pipeline import StepResult, follow_leader, open_pipeline
 
+    if follow_leader(task, last):
+        return
     run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
     results: list[StepResult] = []
     with (
         progress_bars() as (progress, console),
-        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console), report_to) as pipeline,
     ):
 
         def report(result: StepResult) -> None:
@@ -58,20 +67,29 @@ def _run_until(last: str, task: Path, schedule: Path | None, run_folder: Path | 
         click.echo(f"serve it with: pilocal serve {run_folder}")
 
 
-def _step(name: str, last: str, text: str) -> click.Command:
+def _step(name: str, last: str, text: str, *, trains: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
         _run_until(last, **options)
 
-    return click.command(name, help=text)(_task_options(callback))
+    command = _task_options(callback)
+    if trains:
+        trackers = click.Choice(["tensorboard", "wandb"])
+        command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
+    return click.command(name, help=text)(command)
 
 
-run = _step("run", "evaluate", "The whole flow, from the task to a served file and its proof; run it again to resume.")
+run = _step(
+    "run",
+    "evaluate",
+    "The whole flow, from the task to a served file and its proof; run it again to resume.",
+    trains=True,
+)
 compress = _step("compress", "compress", "Shorten the template to every tau of the schedule.")
 index = _step("index", "index", "Index the training examples and choose their shots.")
 stages = _step("stages", "stages", "Render one data set per stage.")
-train = _step("train", "train", "Train the adapter through all stages.")
+train = _step("train", "train", "Train the adapter through all stages.", trains=True)
 export = _step("export", "export", "Write the GGUF files for llama.cpp.")
 evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
 

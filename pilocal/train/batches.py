@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -71,7 +72,7 @@ class Batch:
         """Share of the computed tokens that stands for nothing."""
         shared = self.prefix_P.size + self.shots_GS.shape[1]
         own = sum(len(row.tokens) - 1 - shared for row in self.rows)
-        return (self.tokens_BT.size - own) / self.computed_tokens
+        return float(self.tokens_BT.size - own) / self.computed_tokens
 
     def arrays(self) -> tuple[mx.array, ...]:
         """Return everything but the rows for MLX, in the order in which `loss.completion_loss` takes it."""
@@ -223,7 +224,7 @@ def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:
     """Return the number of each row's family: rows that, one after the other, share half of their own prompt."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)
     family = [0] * len(rows)
-    for last, i in zip(order, order[1:], strict=False):
+    for last, i in pairwise(order):
         a, b = rows[last], rows[i]
         half = max(NARROWEST, (max(a.offset, b.offset) - prefix + 1) // 2)
         same = a.tokens[prefix : prefix + half] == b.tokens[prefix : prefix + half]

@@ -29,7 +29,7 @@ def first_adapted(model: Any) -> int:
 
 
 class Below:
-    """Turns a batch's tokens into the hidden states (T, D) that enter layer `first`, or leaves them tokens when it is 0.
+    """Turns a batch's tokens into the hidden states (T, D) that enter layer `first`; leaves them tokens when it is 0.
 
     A row is always computed alone, so that its numbers do not depend on its neighbours or on what was kept.
     """
@@ -72,7 +72,8 @@ class Below:
     def _run(self, tokens: Sequence[int]) -> tuple[mx.array, list[KeysValues | tuple[()]]]:
         """Run tokens behind the prefix; return their hidden states (T, D) and each layer's keys and values."""
         llama = self.model.model
-        hidden_1TD, found = llama.embed_tokens(mx.array(tokens)[None]), []
+        hidden_1TD = llama.embed_tokens(mx.array(list(tokens))[None])
+        found: list[KeysValues | tuple[()]] = []
         for layer, past in zip(llama.layers, self.pasts, strict=False):
             cache = PrefixCache(past)
             hidden_1TD = layer(hidden_1TD, "causal", cache)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,20 @@ import mlx.core as mx
 
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
+from pilocal.rundir import fingerprint
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import adapter_weights, add_lora, save_adapter
 from pilocal.train.batches import Batch, Batches
-from pilocal.train.below import Below, first_adapted
+from pilocal.train.below import Below
 from pilocal.train.checkpoint import find_best, find_checkpoint, restore, save_checkpoint
 from pilocal.train.forward import can_share
 from pilocal.train.interrupt import Interrupt
 from pilocal.train.log import Log
-from pilocal.train.loss import completion_loss
-from pilocal.train.optimizer import learning_rate, make_optimizer, make_step
+from pilocal.train.optimizer import learning_rate, make_optimizer
+from pilocal.train.team import Kind, Team
+from pilocal.train.tracker import Tracker
+from pilocal.train.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +53,31 @@ def train(
     progress: Progress,
     warn: Callable[[str], None],
     name: str = "train",
+    team: Team | None = None,
+    track: Callable[[int], Tracker] | None = None,
 ) -> list[Path]:
     """Train one adapter through all stages and return every file that is final.
 
     `model` is a frozen mlx-lm Llama; `key` is a fingerprint of everything that decides the result, `facts` go into
-    adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. The first
-    interrupt (Ctrl-C) lets the step finish, saves, and raises KeyboardInterrupt. Raises TrainingError when the loss
-    stops being a number; the last good checkpoint stays.
+    adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. The processes of
+    a `team` that this one leads share the work; `track`, called with the last step that was taken before, opens a
+    tracker that gets every line. The first interrupt (Ctrl-C) lets the step finish, saves, and raises
+    KeyboardInterrupt. Raises TrainingError when the loss stops being a number, or a process of the team is gone; the
+    last good checkpoint stays.
     """
     config = add_lora(model, lora, training.seed) | facts
-    total = sum(plan.steps for plan in plans)
     optimizer = make_optimizer(model, training)
     start = 0
     if checkpoint := find_checkpoint([plan.folder / "checkpoint" for plan in plans], key, warn):
         restore(checkpoint, model, optimizer)
         start = checkpoint.step
-    take_step = make_step(model, optimizer, training)
-    depth, share = first_adapted(model), can_share(model)
-    if not share:
+    trainer = _gather(team or Team(), model, optimizer, lora, training, facts)
+    total = sum(plan.steps for plan in plans)
+    if not can_share(model):
         warn(f"{facts['model']}: its layers keep other caches than plain keys and values; every row is computed whole")
     finals: list[Path] = []
     first = 0
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, tracking(track, start) as show:
         for number, plan in enumerate(plans):
             last = first + plan.steps
             log = Log(plan.folder / "metrics.jsonl")
@@ -77,24 +85,21 @@ def train(
             patience = training.patience if plan is plans[-1] else None
             if start < last:
                 log.forget_after(start if start > first else -1)
-                batches = Batches(plan.train, training.batch_size, (training.seed, number), share=share)
-                valid = Batches(plan.valid, training.batch_size, (0,), share=share)
-                below, below_valid = (Below(model, depth, part.prefix_tokens) for part in (batches, valid))
-                valid_batches = valid.in_order()
+                batches, below = _lay_out(plan.train, (training.seed, number), trainer)
+                valid, below_valid = _lay_out(plan.valid, (0,), trainer)
                 ended = log.is_stale(patience)
                 step = max(start, first)
                 while not ended:
-                    optimizer.learning_rate = learning_rate(step, total, training)
-                    mx.random.seed(training.seed * 1_000_003 + step)
-                    batch = batches.at(step - first)
-                    line = _measured(take_step, batch, below, f"stage {number}, step {step + 1}", training)
+                    rate = learning_rate(step, total, training)
+                    line = _measured(trainer, step, rate, batches.at(step - first), below, f"stage {number}")
                     step += 1
-                    line = {"step": step, "learning_rate": float(optimizer.learning_rate)} | line
+                    line = {"step": step, "learning_rate": rate} | line
                     if step == last or step % training.validate_every == 0:
-                        line["valid_loss"] = validate(model, valid_batches, below_valid)
+                        line["valid_loss"] = validate(trainer, valid.in_order(), below_valid)
                         if line["valid_loss"] < log.lowest():
                             save_checkpoint(checkpoints, step, key, model, optimizer, best=True)
                     log.append(line)
+                    show(number, line)
                     note = f"stage {number + 1}/{len(plans)}  loss {line['loss']:.3f}  {log.speed()}"
                     progress(name, step, total, note)
                     ended = step == last or log.is_stale(patience)
@@ -114,29 +119,60 @@ def train(
     return finals
 
 
-def validate(model: Any, batches: Sequence[Batch], below: Below) -> float:
+def _gather(
+    team: Team, model: Any, optimizer: Any, lora: Lora, training: Training, facts: Mapping[str, Any]
+) -> Trainer:
+    """Give every process of the team what this one begins with."""
+    with team.order(Kind.FIT):
+        team.check_same(same_everywhere(facts, lora, training))
+        team.copy(model.trainable_parameters())
+        team.copy(optimizer.state)
+    return Trainer(model, optimizer, training, team)
+
+
+def same_everywhere(facts: Mapping[str, Any], lora: Lora, training: Training) -> dict[str, str]:
+    """Return what the processes of a team must agree on before they train, as SHA-256."""
+    made = [version(package) for package in ("pilocal", "mlx", "mlx-lm")]
+    return {
+        "the version of pilocal, mlx or mlx-lm": fingerprint(made),
+        "the base": facts["base_sha256"],
+        "[lora] or [training]": fingerprint(asdict(lora), asdict(training)),
+    }
+
+
+def _lay_out(rows: Sequence[Row], seed: Sequence[int], trainer: Trainer) -> tuple[Batches, Below]:
+    """Return the batches of a stage's rows, and what never changes in them."""
+    batches = Batches(rows, trainer.training.batch_size, seed, share=can_share(trainer.model))
+    return batches, Below(trainer.model, trainer.first, batches.prefix_tokens)
+
+
+def validate(trainer: Trainer, batches: Sequence[Batch], below: Below) -> float:
     """Return the mean loss per completion token over a fixed set of batches."""
-    model.eval()
     total, count = 0.0, 0.0
     for batch in batches:
-        loss, tokens = completion_loss(model, *below.arrays(batch), first=below.first)
-        total += float(loss * tokens)
-        count += float(tokens)
-    model.train()
+        with trainer.team.order(Kind.VALIDATE, batch=batch):
+            loss, tokens = trainer.evaluate(batch, below)
+        total, count = total + loss, count + tokens
     return total / count
 
 
-def _measured(
-    take_step: Callable[[Batch, Below], tuple[mx.array, mx.array]],
-    batch: Batch,
-    below: Below,
-    where: str,
-    training: Training,
-) -> dict[str, Any]:
+@contextmanager
+def tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """Yield what shows a line of a stage, in a tracker that is closed however the training ends, or nowhere."""
+    tracker = track(start) if track else None
+    try:
+        yield tracker.log if tracker else lambda number, line: None
+    finally:
+        if tracker:
+            tracker.close()
+
+
+def _measured(trainer: Trainer, step: int, rate: float, batch: Batch, below: Below, stage: str) -> dict[str, Any]:
     """Take a step and return what it showed; raises TrainingError when the loss is not a number."""
     began = time.perf_counter()
     mx.reset_peak_memory()
-    loss, norm = take_step(batch, below)
+    with trainer.team.order(Kind.STEP, step=step, rate=rate, batch=batch):
+        loss, norm = trainer.step(step, rate, batch, below)
     line = {
         "loss": float(loss),
         "gradient_norm": float(norm),
@@ -148,6 +184,7 @@ def _measured(
         "peak_memory": mx.get_peak_memory(),
     }
     if not (math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])):
-        fix = f"lower learning_rate (now {training.learning_rate}) and run again"
+        fix = f"lower learning_rate (now {trainer.training.learning_rate}) and run again"
+        where = f"{stage}, step {step + 1}"
         raise TrainingError(where, "the loss is not a number any more", got=line["loss"], fix=fix)
     return line

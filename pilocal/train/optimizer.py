@@ -1,21 +1,13 @@
-"""One optimizer step: learning rate, gradient, clipping, update."""
+"""The optimizer and its learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import mlx.core as mx
 import mlx.optimizers as optim
-from mlx import nn
-from mlx.utils import tree_map
 
-from pilocal.base import on_cpu
 from pilocal.task import Training
-from pilocal.train.batches import Batch
-from pilocal.train.below import Below, first_adapted
-from pilocal.train.loss import completion_loss
 
 
 def learning_rate(step: int, total: int, training: Training) -> float:
@@ -48,46 +40,3 @@ def make_optimizer(model: Any, training: Training) -> Any:
         optimizer = optim.AdamW(learning_rate=0.0, weight_decay=training.weight_decay, bias_correction=True)
     optimizer.init(model.trainable_parameters())
     return optimizer
-
-
-def make_step(model: Any, optimizer: Any, training: Training) -> Callable[[Batch, Below], tuple[mx.array, mx.array]]:
-    """Return a function that takes one optimizer step on a batch and returns loss and gradient norm.
-
-    With `accumulate` the batch is computed in that many parts, each weighted by its tokens: the loss and the gradient
-    are those of the whole. Where it is compiled, it is so once for each shape that batches have.
-    """
-    first = first_adapted(model)
-
-    def loss_of(model: Any, *arrays: mx.array) -> tuple[mx.array, mx.array]:
-        return completion_loss(model, *arrays, first=first, recompute=training.recompute)
-
-    value_and_grad = nn.value_and_grad(model, loss_of)
-    model.train()
-
-    def gradient(share: mx.array, *arrays: mx.array) -> tuple[mx.array, Any]:
-        (loss, _), gradients = value_and_grad(model, *arrays)
-        return share * loss, tree_map(lambda g: share * g, gradients)
-
-    def update(gradients: Any) -> mx.array:
-        gradients, norm = optim.clip_grad_norm(gradients, training.clip)
-        optimizer.update(model, gradients)
-        return norm
-
-    if not on_cpu() if training.compile is None else training.compile:
-        computing, learning = [model.state, mx.random.state], [model.state, optimizer.state]
-        gradient = mx.compile(gradient, inputs=computing, outputs=computing)
-        update = mx.compile(update, inputs=learning, outputs=learning)
-
-    def step(batch: Batch, below: Below) -> tuple[mx.array, mx.array]:
-        loss, gradients = mx.array(0.0), None
-        for part in batch.parts(training.accumulate):
-            share = mx.array(part.trained_tokens / batch.trained_tokens)
-            part_loss, part_gradients = gradient(share, *below.arrays(part))
-            loss = loss + part_loss
-            gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
-            mx.eval(loss, gradients)  # frees this part's activations before the next
-        norm = update(gradients)
-        mx.eval(loss, norm, model.trainable_parameters(), optimizer.state)
-        return loss, norm
-
-    return step

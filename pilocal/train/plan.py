@@ -21,8 +21,10 @@ from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import add_lora, check_lora
 from pilocal.train.batches import Batch, Batches
-from pilocal.train.below import SHARE_OF_MEMORY, Below, first_adapted
-from pilocal.train.optimizer import make_optimizer, make_step
+from pilocal.train.below import SHARE_OF_MEMORY, Below
+from pilocal.train.optimizer import make_optimizer
+from pilocal.train.team import Team
+from pilocal.train.trainer import Trainer
 
 KEPT = {"width": 5.92, "intermediate": 4.61, "scores": 1.10, "keys_values": 0.88}
 """Numbers that the gradient keeps, for each token and layer, in multiples of what the name says."""
@@ -216,13 +218,13 @@ def load(batch: Batch) -> Load:
 def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
     """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter."""
     add_lora(model, lora, training.seed)
-    optimizer = make_optimizer(model, training)
-    step, below = make_step(model, optimizer, training), Below(model, first_adapted(model), batch.prefix_P.tolist())
-    step(batch, below)
+    trainer = Trainer(model, make_optimizer(model, training), training, Team())
+    below = Below(model, trainer.first, batch.prefix_P.tolist())
+    trainer.step(0, training.learning_rate, batch, below)
     mx.clear_cache()
     mx.reset_peak_memory()
     before, began = mx.get_active_memory(), time.perf_counter()
-    step(batch, below)
+    trainer.step(1, training.learning_rate, batch, below)
     return Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
 
 

@@ -38,7 +38,10 @@ from pilocal.tokens import Row
 from pilocal.train import forward
 from pilocal.train.adapter import add_lora
 from pilocal.train.batches import Batches
-from pilocal.train.optimizer import make_optimizer, make_step
+from pilocal.train.below import Below
+from pilocal.train.optimizer import make_optimizer
+from pilocal.train.team import Team
+from pilocal.train.trainer import Trainer
 from tests.bench.memory import memory
 from tests.bench.plot import growth_svg
 
@@ -68,8 +71,8 @@ class Lengths(NamedTuple):
         return self.template + self.shots * self.shot + self.query + self.answer
 
 
-def make_model(size: Size) -> Model:
-    """Return the base with a LoRA of rank 16 on every linear layer; the same weights every time."""
+def make_model(size: Size, layers: int | None = None) -> Model:
+    """Return the base with a LoRA of rank 16 on every linear layer of the last `layers`; the same weights always."""
     mx.random.seed(0)
     arguments = ModelArgs(
         model_type="llama",
@@ -85,7 +88,7 @@ def make_model(size: Size) -> Model:
     )
     model = Model(arguments)
     model.freeze()
-    add_lora(model, Lora(), seed=0)
+    add_lora(model, Lora(layers=layers), seed=0)
     return model
 
 
@@ -122,18 +125,31 @@ def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int) -> Step:
 
 
 def pilocal_step(
-    size: Size, rows: Sequence[Row], batch_size: int, *, shared: bool = True, recompute: bool = False
+    size: Size,
+    rows: Sequence[Row],
+    batch_size: int,
+    *,
+    shared: bool = True,
+    recompute: bool = False,
+    compiled: bool | None = None,
+    layers: int | None = None,
 ) -> Step:
-    """Return a function that takes one of pilocal's steps; `shared=False` computes every row whole."""
-    model, training = make_model(size), Training(learning_rate=1e-4, recompute=recompute)
-    optimizer = make_optimizer(model, training)
-    optimizer.learning_rate = training.learning_rate
-    step = make_step(model, optimizer, training)
-    batches = Batches(rows, batch_size, (0,))
-    if not shared:
-        batches.prefix = 0
+    """Return a function that takes one of pilocal's steps; `shared=False` computes every row whole.
+
+    `layers` is how many of the last ones are adapted.
+    """
+    training = Training(learning_rate=1e-4, recompute=recompute, compile=compiled)
+    model = make_model(size, layers)
+    trainer = Trainer(model, make_optimizer(model, training), training, Team())
+    batches = Batches(rows, batch_size, (0,), share=shared)
+    below = Below(model, trainer.first, batches.prefix_tokens)
     numbers = iter(range(1 << 30))
-    return lambda: mx.eval(step(batches.at(next(numbers))))
+
+    def step() -> None:
+        number = next(numbers)
+        mx.eval(trainer.step(number, training.learning_rate, batches.at(number), below))
+
+    return step
 
 
 @contextmanager

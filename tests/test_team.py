@@ -1,0 +1,219 @@
+"""More than one process: the same losses as one, and nothing lost when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pilocal.errors import TrainingError
+from pilocal.task import Lora, Training
+from tests.test_cli import ROOT, pilocal
+from tests.test_pipeline import make_task
+from tests.test_train import LORA, as_dict, fit, random_rows
+
+TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
+
+RANK = """
+import sys
+from pathlib import Path
+from pilocal.base import load_base
+from pilocal.errors import PilocalError
+import tests.test_team as t
+from tests.test_train import fit, plans
+from pilocal.train.follow import follow
+from pilocal.train.loop import same_everywhere
+from pilocal.train.team import Team, launched_rank
+
+base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+training = t.Training(**{**t.as_dict(t.TRAINING), **settings})
+try:
+    if launched_rank():
+        same = same_everywhere({"base_sha256": "00" * 32}, t.LORA, training)
+        follow(Team.join(), lambda: load_base(base), t.LORA, training, same)
+    else:
+        team = Team.join()
+        try:
+            said = lambda what, done, total, note="": print(done, flush=True)
+            fit(base, folder, training, lora=t.LORA, progress=said, team=team)
+        finally:
+            team.end()
+except PilocalError as error:
+    sys.exit(str(error))
+"""
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def launch(folder, command_of, count=2):
+    """Start `count` processes that form a ring, as mlx.launch does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+    started = []
+    for rank in range(count):
+        environment = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        started.append(
+            subprocess.Popen(command_of(rank), env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+        )
+    return started
+
+
+def launch_fit(base, folder, settings=lambda rank: {}, count=2):
+    return launch(
+        folder, lambda rank: [sys.executable, "-c", RANK, str(base), str(folder), repr(settings(rank))], count
+    )
+
+
+def ends(processes):
+    """Wait for all and return (exit status, stdout, stderr) of each."""
+    said = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def losses(folder):
+    lines = [json.loads(line) for i in "01" for line in (folder / i / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines], [line[n] for line in lines for n in ("loss", "valid_loss") if n in line]
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(2, 2), (3, 1)])
+def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, tmp_path):
+    settings = {"accumulate": accumulate}
+    fit(tiny_base, tmp_path / "one", Training(**{**as_dict(TRAINING), **settings}))
+    for status, _, said in ends(launch_fit(tiny_base, tmp_path / "more", lambda rank: settings, count)):
+        assert status == 0, said
+    steps, values = losses(tmp_path / "more")
+    wanted_steps, wanted = losses(tmp_path / "one")
+    assert steps == wanted_steps == list(range(1, 12))
+    assert values == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(victim, tiny_base, tmp_path):
+    fit(tiny_base, tmp_path / "one", TRAINING)
+    processes = launch_fit(tiny_base, tmp_path / "two")
+    while processes[0].stdout.readline() != "5\n":
+        pass
+    processes[victim].kill()
+    ended = ends(processes)
+    assert ended[victim][0] == -signal.SIGKILL
+    status, _, said = ended[1 - victim]
+    assert status == 1
+    assert re.search(rf"rank {1 - victim} of 2: another process of this training is gone; got .*run the same", said)
+    assert "Traceback" not in said
+    seen = []
+    fit(tiny_base, tmp_path / "two", TRAINING, progress=lambda what, done, total, note="": seen.append(done))
+    assert seen[0] in (3, 5, 7)  # what was saved is there
+    steps, values = losses(tmp_path / "two")
+    wanted_steps, wanted = losses(tmp_path / "one")
+    assert steps == wanted_steps
+    assert values == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
+    processes = launch_fit(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
+    while processes[0].stdout.readline() != "3\n":
+        pass
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    (first, out, _), (second, _, said) = ends(processes)
+    assert first != 0
+    assert second == 0, said
+    last = int(out.split()[-1]) if out.split() else 3
+    assert [path.name for path in (tmp_path / "0" / "checkpoint").glob("step-*")] == [f"step-{last:07d}.safetensors"]
+
+
+def test_hosts_that_do_not_agree_are_told_of_what(tiny_base, tmp_path):
+    processes = launch_fit(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})
+    for status, _, said in ends(processes):
+        assert status == 1
+        assert "[lora] or [training] differs between hosts; got '1 of them'; make [lora] or [training]" in said
+
+
+def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
+    from pilocal.train.team import launched_rank
+
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    assert launched_rank() is None
+    (tmp_path / "hosts").write_text("\n")
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    assert launched_rank() is None
+    (tmp_path / "hosts").write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
+    assert launched_rank() == 0
+
+
+def test_a_team_that_does_not_meet_is_a_line(tmp_path, monkeypatch):
+    from pilocal.train.team import Team
+
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "nowhere.json"))
+    with pytest.raises(TrainingError, match=r"the other processes were not met; got .*mlx.launch"):
+        Team.join()
+
+
+def test_orders_arrive_as_they_were_given(monkeypatch):
+    """What one process sends as numbers, another reads as the same batch."""
+    import mlx.core as mx
+
+    from pilocal.train.batches import make_batch
+    from pilocal.train.team import Kind, Order, Team
+
+    sent = []
+    team = Team()
+    monkeypatch.setattr(team, "_sum", lambda array: sent.append(array) or array)
+    batch = make_batch(random_rows(1, 6, 12, 2, 16), 12)
+    team._exchange(Order(Kind.STEP, 7, 0.125, batch))
+    monkeypatch.setattr(team, "_sum", lambda array: sent.pop(0))
+    order = team._exchange(None)
+    assert (order.kind, order.step, order.rate) == (Kind.STEP, 7, 0.125)
+    assert order.batch.rows == batch.rows
+    assert all(mx.array_equal(a, b) for a, b in zip(order.batch.arrays(), batch.arrays(), strict=True))
+
+
+def test_mlx_launch_trains_a_task_with_two_processes(tiny_base, tmp_path):
+    task = make_task(tmp_path / "task", tiny_base)
+    assert pilocal("train", task, "--run", tmp_path / "one").returncode == 0
+    launcher = Path(sys.executable).with_name("mlx.launch")
+    assert launcher.is_file()
+    program = "import pilocal.cli; pilocal.cli.main()"
+    command = [sys.executable, "-c", program, "train", str(task), "--run", str(tmp_path / "two")]
+    start = str(free_ports(1)[0])
+    done = subprocess.run(
+        [str(launcher), "-n", "2", "--starting-port", start, "--", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert "train: done in" in done.stderr, done.stderr
+    assert "exited with code" not in done.stdout + done.stderr
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for path in sorted((tmp_path / run / "stages").glob("*/metrics.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        for run in ("one", "two")
+    )
+    assert len(one) > 3
+    assert two == pytest.approx(one, rel=1e-5)
+    shutil.rmtree(tmp_path / "two")

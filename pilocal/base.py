@@ -138,11 +138,12 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load_base(folder: Path, adapter: Path | None = None) -> Any:
+def load_base(folder: Path, adapter: Path | None = None, precision: str | None = None) -> Any:
     """Return the mlx-lm model, frozen, ready for this machine, with an adapter's LoRA layers if one is given.
 
     On a CPU the 4-bit weights are dequantized to float32 (the same numbers, bit for bit): MLX's quantized matmul is
-    not optimised there. On Metal and CUDA they stay in 4 bits.
+    not optimised there. On Metal and CUDA they stay in 4 bits. `precision` ("float32" or "bfloat16") is what everything
+    but packed weights is turned into and computed in; by default float32 on a CPU, what the files hold elsewhere.
     """
     load_fast_blas()
     import mlx.core as mx
@@ -153,10 +154,11 @@ def load_base(folder: Path, adapter: Path | None = None) -> Any:
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         fix = "copy or download the model again"
         raise ModelError(folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
-    if on_cpu():
-        model.set_dtype(mx.float32)  # scales and biases first, so that no weight is rounded to their 16 bits
-        if "quantization" in read_config(folder):
-            model = dequantize_model(model)
+    if precision or on_cpu():
+        # Before dequantizing: float32 scales and biases, so that no weight is rounded to their 16 bits.
+        model.set_dtype(getattr(mx, precision or "float32"))
+    if on_cpu() and "quantization" in read_config(folder):
+        model = dequantize_model(model)
     model.freeze()
     if adapter is not None:
         model = load_adapters(model, str(adapter))

@@ -241,7 +241,7 @@ class Pipeline:
         taken = None
         if probe:
             self.progress("probe", 0, 1)
-            taken = plan.take_probe(load_base(self.base), works[0].heaviest, lora, training)
+            taken = plan.take_probe(self._trained_base(), works[0].heaviest, lora, training)
             self.progress("probe", 1, 1)
         steps, memory = self.schedule.steps(task.training.steps), machine_memory()
         return Plan(
@@ -383,7 +383,7 @@ class Pipeline:
             )
 
         return train(
-            load_base(self.base),
+            self._trained_base(),
             plans,
             self.task.lora,
             self.task.training,
@@ -395,6 +395,9 @@ class Pipeline:
             team=self.team,
             track=track if self.report_to else None,
         )
+
+    def _trained_base(self) -> Any:
+        return load_base(self.base, precision=self.task.training.precision)
 
     def gguf(self, name: str) -> Path:
         """Return where the served file ("shipped") or the base of the same type ("base") lies."""
@@ -485,7 +488,7 @@ def follow_leader(task_folder: Path, last: str) -> bool:
     task = load_task(task_folder)
     base = find_base(task.model, task.folder)
     same = same_everywhere({"base_sha256": base_hash(base)}, task.lora, task.training)
-    follow(Team.join(), lambda: load_base(base), task.lora, task.training, same)
+    follow(Team.join(), lambda: load_base(base, precision=task.training.precision), task.lora, task.training, same)
     return True
 
 

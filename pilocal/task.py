@@ -18,6 +18,7 @@ METRICS = ("exact_match", "bleu")
 """The metrics that score an answer."""
 
 OPTIMIZERS = ("adamw", "adam", "adafactor")
+PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -97,6 +98,9 @@ class Training:
     """Parts in which a step's rows are computed one after the other: the same gradient in less memory."""
     recompute: bool = False
     """Gradient checkpointing: compute a layer's activations again backwards instead of keeping them."""
+    precision: str | None = None
+    """"float32" or "bfloat16" for what the base computes (slow on a CPU); when left out, float32 on a CPU and what the
+    base's files hold elsewhere. The adapter, its gradients and the loss are float32 always."""
     compile: bool | None = None
     """Compile the step with mx.compile, once for each shape that batches have; on Metal and CUDA when left out."""
     optimizer: str = "adamw"
@@ -129,6 +133,7 @@ class Training:
             (self.learning_rate > 0, "learning_rate", "must be above 0"),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
+            (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),
             (self.accumulate >= 1, "accumulate", "must be at least 1"),
             (self.accumulate <= self.batch_size, "accumulate", "must not be above batch_size"),
             (self.optimizer != "adam" or not self.weight_decay, "weight_decay", 'must be 0 for "adam"; take "adamw"'),

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import TrainingError
-from pilocal.task import Lora, Training
+from pilocal.task import Training
 from tests.test_cli import ROOT, pilocal
 from tests.test_pipeline import make_task
-from tests.test_train import LORA, as_dict, fit, random_rows
+from tests.test_train import as_dict, fit, random_rows
 
 TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
 
@@ -28,22 +28,22 @@ from pathlib import Path
 from pilocal.base import load_base
 from pilocal.errors import PilocalError
 import tests.test_team as t
-from tests.test_train import fit, plans
+from tests.test_train import LORA, as_dict, fit
 from pilocal.train.follow import follow
 from pilocal.train.loop import same_everywhere
 from pilocal.train.team import Team, launched_rank
 
 base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
-training = t.Training(**{**t.as_dict(t.TRAINING), **settings})
+training = t.Training(**{**as_dict(t.TRAINING), **settings})
 try:
     if launched_rank():
-        same = same_everywhere({"base_sha256": "00" * 32}, t.LORA, training)
-        follow(Team.join(), lambda: load_base(base), t.LORA, training, same)
+        same = same_everywhere({"base_sha256": "00" * 32}, LORA, training)
+        follow(Team.join(), lambda: load_base(base), LORA, training, same)
     else:
         team = Team.join()
         try:
             said = lambda what, done, total, note="": print(done, flush=True)
-            fit(base, folder, training, lora=t.LORA, progress=said, team=team)
+            fit(base, folder, training, progress=said, team=team)
         finally:
             team.end()
 except PilocalError as error:

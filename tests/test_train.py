@@ -160,6 +160,34 @@ def test_training_says_so_when_nothing_can_be_shared(sliding_base, tmp_path):
     assert line["computed_tokens"] >= line["trained_tokens"] + line["prompt_tokens"] - TRAINING.batch_size
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_base_in_bfloat16_trains_a_float32_adapter(kind, tiny_base, tmp_path):
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    from pilocal.train.loss import completion_loss
+
+    batch = make_batch(random_rows(5, 6, 20, 2, 16), 20)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = trainable(tiny_base, Lora(kind=kind, rank=4), precision)
+        assert model.model.norm.weight.dtype == getattr(mx, precision)
+        (loss, _), gradients = nn.value_and_grad(model, completion_loss)(model, *batch.arrays())
+        flat = tree_flatten(gradients)
+        assert {value.dtype for _, value in flat} == {mx.float32} == {loss.dtype}
+        found.append((loss.item(), mx.concatenate([value.flatten() for _, value in flat])))
+    (loss, gradient), (rough_loss, rough) = found
+    assert rough_loss == pytest.approx(loss, rel=0.02)
+    assert (gradient * rough).sum().item() > 0.98 * (mx.linalg.norm(gradient) * mx.linalg.norm(rough)).item()
+    training = Training(**{**as_dict(TRAINING), "precision": "bfloat16"})
+    fit(tiny_base, tmp_path, training, steps=(6, 60), lora=Lora(kind=kind, rank=4))
+    lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    weights = mx.load(str(tmp_path / "1" / "adapters.safetensors"))
+    assert {value.dtype for value in weights.values()} == {mx.float32}
+
+
 def assert_exact(model, batch, recompute=False, below=None):
     import mlx.core as mx
     import mlx.nn as nn
@@ -211,10 +239,10 @@ def other_model(kind):
     return filled(model)
 
 
-def trainable(base, lora=LORA):
+def trainable(base, lora=LORA, precision=None):
     from pilocal.train.adapter import add_lora
 
-    model = load_base(base)
+    model = load_base(base, precision=precision)
     add_lora(model, lora, seed=0)
     return filled(model)
 
@@ -249,7 +277,7 @@ def fit(base, folder, training, steps=(6, 5), lora=LORA, key="key", progress=sil
     from pilocal.train.loop import train
 
     return train(
-        load_base(base),
+        load_base(base, precision=training.precision),
         plans(folder, steps),
         lora,
         training,

@@ -92,8 +92,8 @@ def make_model(size: Size, layers: int | None = None) -> Model:
     return model
 
 
-def make_rows(lengths: Lengths, count: int, vocabulary: int) -> list[Row]:
-    """Return rows of random tokens."""
+def make_rows(lengths: Lengths, count: int, vocabulary: int, families: int = 0) -> list[Row]:
+    """Return rows of random tokens; with `families` the shots are those of one of so many."""
     rng = np.random.default_rng(0)
 
     def some(length: int) -> list[int]:
@@ -101,13 +101,14 @@ def make_rows(lengths: Lengths, count: int, vocabulary: int) -> list[Row]:
         return tokens
 
     template = some(lengths.template)
-    own = lengths.row - lengths.template
-    return [Row((*template, *some(own)), lengths.row - lengths.answer) for _ in range(count)]
+    shots = [some(lengths.shots * lengths.shot) for _ in range(families or count)]
+    own = lengths.query + lengths.answer
+    return [Row((*template, *shots[i % len(shots)], *some(own)), lengths.row - lengths.answer) for i in range(count)]
 
 
-def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int) -> Step:
+def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int, layers: int | None = None) -> Step:
     """Return a function that takes one step as mlx_lm.tuner.trainer.train does."""
-    model = make_model(size)
+    model = make_model(size, layers)
     optimizer = optim.AdamW(learning_rate=1e-4)
     optimizer.init(model.trainable_parameters())
     loss_value_and_grad = nn.value_and_grad(model, default_loss)
@@ -290,6 +291,53 @@ def recomputation(repeats: int) -> dict[str, Any]:
     return result
 
 
+def groups(repeats: int) -> dict[str, Any]:
+    """Stage 1 where the rows have the shots of four families, as when there are few different answers."""
+    size, lengths, batch = Size(), Lengths(), 8
+    rows = make_rows(lengths, 2 * batch, size.vocabulary, families=4)
+    got = measure({"pilocal": pilocal_step(size, rows, batch), "mlx_lm": mlx_lm_step(size, rows, batch)}, repeats)
+    alone = make_rows(lengths, 2 * batch, size.vocabulary)
+    got |= measure({"shots of its own": pilocal_step(size, alone, batch)}, repeats)
+    result = {
+        "title": "stage 1, batch 8, shots of four families",
+        "speed": ratio(got["pilocal"].seconds, got["mlx_lm"].seconds),
+        "memory": round(got["mlx_lm"].peak / got["pilocal"].peak, 2),
+        "against_rows_with_shots_of_their_own": ratio(got["pilocal"].seconds, got["shots of its own"].seconds),
+    }
+    say(result)
+    return result
+
+
+def last_layers(repeats: int) -> dict[str, Any]:
+    """Stage 1 with an adapter on the last two of eight layers, once every row has been met."""
+    size, lengths, batch = Size(), Lengths(), 4
+    rows = make_rows(lengths, batch, size.vocabulary)
+    steps = {"pilocal": pilocal_step(size, rows, batch, layers=2), "mlx_lm": mlx_lm_step(size, rows, batch, layers=2)}
+    got = measure(steps, repeats)
+    result = {
+        "title": "stage 1, batch 4, adapter on two of eight layers",
+        "speed": ratio(got["pilocal"].seconds, got["mlx_lm"].seconds),
+        "memory": round(got["mlx_lm"].peak / got["pilocal"].peak, 2),
+    }
+    say(result)
+    return result
+
+
+def compilation(repeats: int) -> dict[str, Any]:
+    """What mx.compile does for pilocal's own step."""
+    result: dict[str, Any] = {"title": "compiled, batch 8"}
+    for name, lengths in {"stage 1": Lengths(), "query only": Lengths(template=0, shots=0)}.items():
+        rows = make_rows(lengths, 16, Size().vocabulary)
+        steps = {name: pilocal_step(Size(), rows, 8, compiled=name == "compiled") for name in ("plain", "compiled")}
+        got = measure(steps, repeats)
+        result[name] = {
+            "speed": ratio(got["compiled"].seconds, got["plain"].seconds),
+            "peak": round(got["compiled"].peak / got["plain"].peak, 2),
+        }
+    say(result)
+    return result
+
+
 def growth(repeats: int) -> dict[str, Any]:
     """How a step's time grows with the template; two layers, so that mlx-lm's fits further."""
     size = Size(layers=2, width=256, vocabulary=8000)
@@ -318,6 +366,9 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "schedule": schedule,
     "savings": savings,
     "recompute": recomputation,
+    "groups": groups,
+    "last-layers": last_layers,
+    "compile": compilation,
     "growth": growth,
     "memory": predicted_memory,
 }

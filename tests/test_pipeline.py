@@ -228,3 +228,21 @@ def test_a_base_that_cannot_be_used_is_refused_in_one_line(tiny_base, tmp_path, 
 
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, monkeypatch):
+    pytest.importorskip(kind)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = make_task(tmp_path / "task", tiny_base)
+    with open_pipeline(folder, folder / "schedule.toml", folder / "run", report_to=kind) as pipeline:
+        pipeline.run_steps("train", lambda result: None)
+    reports = folder / "run" / "reports" / "train"
+    assert [path.name for path in reports.iterdir()] == [kind]
+    if kind == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(reports / kind)).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 8))
+    else:
+        assert len(list(reports.rglob("*.wandb"))) == 1

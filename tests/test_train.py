@@ -64,6 +64,34 @@ def test_rows_of_like_length_share_a_batch():
     assert padded < 1.15 * own < unsorted
 
 
+def test_rows_with_the_same_shots_meet_but_never_fill_a_batch():
+    rows = random_rows(2, 256, prefix=40, groups=4, shots=64)
+    batches = Batches(rows, 8, (0, 0))
+    computed = 0
+    for step in range(batches.per_epoch):
+        batch = batches.at(step)
+        assert batch.prefix_P.size == 40
+        assert batch.shots_GS.shape[1] == 64
+        assert 2 <= len(batch.shots_GS) <= 4
+        computed += batch.computed_tokens
+        for row, group, own in zip(batch.rows, batch.groups_B, batch.tokens_BT, strict=True):
+            laid = (*batch.prefix_P, *batch.shots_GS[group], *own)
+            assert laid[: len(row.tokens) - 1] == row.tokens[:-1]
+    ungrouped = sum(make_batch(rows[i : i + 8], 40, share=False).computed_tokens for i in range(0, 256, 8))
+    assert computed < 0.35 * ungrouped
+
+
+def test_few_different_shapes_for_any_lengths():
+    from pilocal.train.batches import round_up
+
+    lengths = range(1, 4097)
+    widths = [round_up(length) for length in lengths]
+    assert len(set(widths)) <= 16 + 5 * 16
+    assert all(
+        length <= width <= max(length + 7, 1.0625 * length + 1) for length, width in zip(lengths, widths, strict=True)
+    )
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=9), min_size=1, max_size=5))
 def test_the_common_prefix_is_common_and_leaves_each_row_a_prompt_token(token_lists):
     rows = [Row(tuple(tokens), len(tokens) - 1) for tokens in token_lists]

@@ -81,6 +81,8 @@ class Batch:
 
     def parts(self, count: int) -> list[Batch]:
         """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
+        if count == 1:
+            return [self]
         dealt = np.array_split(np.arange(len(self.rows)), count)
         shared = self.prefix_P.size
         return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]

@@ -50,7 +50,11 @@ def warning_on(console: Console) -> Callable[[str], None]:
 
 def step_line(result: StepResult) -> str:
     """Return the line that tells what became of a step."""
-    return f"{result.name}: " + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")
+    return (
+        f"{result.name}: "
+        + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")
+        + (f"; {result.note}" if result.note else "")
+    )
 
 
 def plan_table(plan: Plan, context: int) -> Table:
@@ -73,8 +77,8 @@ def plan_table(plan: Plan, context: int) -> Table:
             f"{stage.ratio:.2f}",
             f"{stage.prompt_tokens:,.1f}",
             f"{stage.longest_row:,}",
-            f"{need.peak / 2**30:.2f}",
-            "" if need.seconds is None else str(timedelta(seconds=round(need.seconds))),
+            "" if need is None else f"{need.peak / 2**30:.2f}",
+            "" if need is None or need.seconds is None else str(timedelta(seconds=round(need.seconds))),
         )
     return table
 

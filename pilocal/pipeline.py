@@ -107,6 +107,7 @@ class Pipeline:
         self.warn = warn
         self.report_to = report_to
         self.team: Any = None
+        from pilocal.evaluate.metrics import make_metric
         from pilocal.train.plan import read_sizes
         from pilocal.train.tracker import check_tracker
 
@@ -129,6 +130,10 @@ class Pipeline:
         try:
             if report_to:
                 check_tracker(report_to)
+        except PilocalError as fault:
+            faults.append(fault)
+        try:
+            self.metric = make_metric(task.metric, task.scoring, task.folder)
         except PilocalError as fault:
             faults.append(fault)
         try:
@@ -192,7 +197,9 @@ class Pipeline:
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         ablation = self.key("direct_drop") if task.training.direct_drop else ""
-        return fingerprint(made, step, self.key("export"), ablation, task.metric, asdict(task.generation))
+        return fingerprint(
+            made, step, self.key("export"), ablation, task.metric, asdict(task.scoring), asdict(task.generation)
+        )
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
@@ -445,14 +452,14 @@ class Pipeline:
                 self.gguf("base"),
                 self.gguf("shipped"),
             ),
-            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1), [example.answer for example in self.task.test]),
-            metric=self.task.metric,
+            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1), self.task.test),
+            metric=self.metric,
             generation=self.task.generation,
             tokenizer=self.tokenizer,
             ends=end_tokens(self.tokenizer),
             progress=self.progress,
         )
-        write_json(self.run.metrics, metrics)
+        write_json(self.run.metrics, {"metric": self.task.metric} | metrics)
         path = self.run.path / "answers.jsonl"
         with replacing(path) as file:
             for i, example in enumerate(self.task.test):

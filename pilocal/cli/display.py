@@ -97,12 +97,13 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         f"{metrics['speedup_cached']:.1f}x than a warm prefix cache"
     )
     table = Table(title=f"{metrics['metric']} on {metrics['n']} test queries", caption=caption)
-    for name in ("arm", "score", "prompt tokens", "first token, ms", "answer, ms"):
+    for name in ("arm", "score", "95% interval", "prompt tokens", "first token, ms", "answer, ms"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for arm, row in metrics["arms"].items():
         table.add_row(
             TITLES[arm],
             show(row.get("score"), ".3f"),
+            "-".join(f"{bound:.3f}" for bound in row.get("interval", ())),
             show(row.get("prompt_tokens"), ".1f"),
             show(row.get("ttft_ms"), ".1f"),
             show(row.get("latency_ms"), ".1f"),

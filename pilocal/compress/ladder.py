@@ -22,7 +22,7 @@ from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.settings import read_text
 from pilocal.task import Compression
 
-NAME = re.compile(r"0?\.(?P<digits>\d+)")
+NAME = re.compile(r"0\.(?P<digits>\d+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ def remove(outline: Outline, steps: Iterable[Set[int]], tau: float, count_tokens
     """Return the longest text on the way from the whole template to nothing that fits `tau` of its tokens.
 
     `steps` are sets of word numbers in the order in which they go.
+
+    >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
+    'two three'
     """
     if tau >= 1:
         return outline.template

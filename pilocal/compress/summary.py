@@ -32,7 +32,16 @@ Instructions:
 
 COPY = " Copy each of these exactly as it stands: {texts}"
 
+LEAST = 0.1
+"""A text of less than this share of its budget is no rewriting: the base did not do what it was asked."""
+
 ADVICE = "take another compressor, such as rules or surprisal, or a base that follows instructions better"
+
+
+def request(text: str, budget: int, protected: Sequence[str]) -> str:
+    """Return what the base is asked to make of a text in a budget of tokens."""
+    copy = COPY.format(texts=", ".join(protected)) if protected else ""
+    return PROMPT.format(words=max(1, int(WORDS_A_TOKEN * budget)), copy=copy, text=text)
 
 
 class Summary(Compressor):
@@ -66,7 +75,7 @@ class Summary(Compressor):
         """Return the base's rewriting, which has at most `tau` of the template's tokens.
 
         When that of a smaller tau has more tokens, it is taken instead: no text grows on the way down. Raises
-        ModelError when the base writes nothing or too much.
+        ModelError when the base writes too much, or next to nothing.
         """
         text = self._rewritten(template, tau)
         for smaller in reversed([other for other in self._taus if other < tau]):
@@ -84,27 +93,26 @@ class Summary(Compressor):
         whole = self.tools.count_tokens(template)
         budget = int(tau * whole)
         protected = protected_texts(template, self.config.keep)
-        source, best = self._without_dropped(template), ""
-        for _ in range(TRIES):
-            prompt = PROMPT.format(
-                words=max(1, int(WORDS_A_TOKEN * budget)),
-                copy=COPY.format(texts=", ".join(protected)) if protected else "",
-                text=source,
-            )
-            written = self._model.rewrite(prompt, whole).strip()
-            if not written:
-                break
-            text = "\n".join([written, *(kept for kept in protected if kept not in written)])
-            if self.tools.count_tokens(text) <= budget:
-                return text
-            if best and self.tools.count_tokens(text) >= self.tools.count_tokens(best):
-                break
-            source, best = written, text
         where = f"compressor {self.name} at tau {tau:.4g}"
-        if not best:
-            raise ModelError(where, "the base wrote nothing", fix=ADVICE)
-        got = self.tools.count_tokens(best)
-        raise ModelError(where, f"the base wrote {got} tokens, but the budget is {budget} of {whole}", fix=ADVICE)
+        source, got = self._without_dropped(template), ""
+        fewest: int | None = None
+        for _ in range(TRIES):
+            written = self._model.rewrite(request(source, budget, protected), whole).strip()
+            lost = [text for text in protected if text not in written]
+            text = "\n".join([written, *lost])
+            tokens, own = self.tools.count_tokens(text), self.tools.count_tokens(written)
+            if own < LEAST * budget:
+                what = f"the base wrote {own} tokens for a budget of {budget}: no rewriting"
+                raise ModelError(where, what, got=written, fix=ADVICE)
+            if tokens <= budget:
+                return text
+            if fewest is not None and tokens >= fewest:
+                break
+            got = f"{tokens} tokens" if tokens < whole else f"{whole} tokens or more"
+            got += f" for a budget of {budget}"
+            got += f", with {', '.join(map(repr, lost))}, which it had left out" if lost else ""
+            source, fewest = written, tokens
+        raise ModelError(where, f"the base wrote {got}", fix=ADVICE)
 
     def _without_dropped(self, template: str) -> str:
         """Return the template without the sentences, entries and code that hold a text of `drop_first`."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pilocal.base import load_tokenizer
+from pilocal.blas import load_fast_blas
 from pilocal.compress import CompressedTemplate, Span, Tools, compress_template
 from pilocal.compress.summary import request
 from pilocal.errors import InputError, ModelError, PilocalError
@@ -53,6 +54,7 @@ def lessons(count: Callable[[str], int]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def scribe(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama in floats, trained until it writes what `lessons` says."""
+    load_fast_blas()
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.optimizers import Adam

@@ -130,7 +130,7 @@ class LLMLingua2(Compressor):
 
 
 def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[float]:
-    """Return the level of each word of a template: the highest of the package's words in it.
+    """Return the level of each word of a template: the highest of the package's words in it, marks left aside.
 
     The package's words stand in the same order, but leave out what the checkpoint has no token for; a word of which
     nothing is known gets the highest level.
@@ -144,9 +144,14 @@ def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[flo
         if found < 0:
             continue
         number = max(0, bisect_right(starts, found) - 1)
-        levels[number] = max(levels[number], float(level))
+        if _is_word(word) or not _is_word(outline.words[number]):
+            levels[number] = max(levels[number], float(level))
         position = found + len(word)
     return [level if level >= 0 else float(len(RATES)) for level in levels]
+
+
+def _is_word(text: str) -> bool:
+    return any(char.isalnum() for char in text)
 
 
 def pick_device(device: str) -> str:

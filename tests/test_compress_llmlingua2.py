@@ -17,7 +17,7 @@ import pytest
 
 from pilocal.base import download
 from pilocal.compress import CompressedTemplate, Tools, compress_template, compression_facts
-from pilocal.compress.llmlingua2 import word_levels
+from pilocal.compress.llmlingua2 import LLMLingua2, word_levels
 from pilocal.compress.outline import Outline
 from pilocal.errors import ModelError, PilocalError
 from pilocal.task import Compression
@@ -184,6 +184,37 @@ def test_a_long_template_is_read_in_parts(checkpoint: Path, tmp_path: Path) -> N
     assert 0.69 <= result.ratio <= 0.7
     assert not set(result.text.split()) & set(FILLER)
     assert len(result.text.split("\n")) == 150
+
+
+def test_an_xlm_roberta_is_read_as_well(tmp_path: Path) -> None:
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaForTokenClassification, XLMRobertaTokenizerFast
+
+    plain = "please sort mail just very never open parcel of course answer code comma simply between words KOD"
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    pieces = [*(f"▁{word}" for word in (*FILLER, *CONTENT)), "▁", "K", "O", "D"]
+    tokenizer = XLMRobertaTokenizerFast(vocab=special + [(piece, -1.0 - len(piece) % 2) for piece in pieces])
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=514,
+        num_labels=2,
+    )
+    XLMRobertaForTokenClassification(config).save_pretrained(tmp_path / "mine")
+    tokenizer.save_pretrained(tmp_path / "mine")
+    compressor = LLMLingua2(Compression(method="llmlingua2", checkpoint="mine", device="cpu"), tools(tmp_path))
+    try:
+        judged = compressor.judge(plain)
+    finally:
+        compressor.close()
+    assert [word for word, _ in judged if word] == plain.split()
+    levels = word_levels(Outline(plain), judged)
+    assert len(set(levels)) > 10
+    assert max(levels) < 99
 
 
 def test_a_word_is_worth_its_best_part_that_is_no_mark() -> None:

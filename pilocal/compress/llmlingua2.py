@@ -63,26 +63,13 @@ class LLMLingua2(Compressor):
         """Return the template without its most dispensable words; raises ModelError."""
         if template not in self._orders:
             outline = Outline(template)
-            scores = word_levels(outline, self._judge(template))
+            scores = word_levels(outline, self.judge(template))
             self._orders[template] = outline, lowest_first(outline, scores, self.config)
         outline, steps = self._orders[template]
         return remove(outline, steps, tau, self.count_tokens)
 
-    def close(self) -> None:
-        """Delete the checkpoint and empty the caches of its device."""
-        if self._package is None:
-            return
-        import torch
-
-        self._package = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if torch.backends.mps.is_available():
-            torch.mps.empty_cache()
-
-    def _judge(self, template: str) -> list[tuple[str, int]]:
-        """Return the words that the package sees in a text, in order, each with how many rates keep it."""
+    def judge(self, template: str) -> list[tuple[str, int]]:
+        """Return the words that the package sees in a text, in order, each with how many of RATES keep it."""
         words: list[str] = []
         levels: dict[int, int] = {}
         with _undisturbed():
@@ -99,6 +86,19 @@ class LLMLingua2(Compressor):
             except (IndexError, ValueError) as error:  # a part of 510 tokens without a single known one
                 raise ModelError(self.config.checkpoint, f"cannot read this template: {error}", fix=ADVICE) from None
         return [(word, levels[number]) for number, word in enumerate(words)]
+
+    def close(self) -> None:
+        """Delete the checkpoint and empty the caches of its device."""
+        if self._package is None:
+            return
+        import torch
+
+        self._package = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
     def _find(self) -> Path:
         """Return the checkpoint's folder, of the right kind."""
@@ -141,7 +141,7 @@ def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[flo
     position = 0
     for word, level in judged:
         found = text.find(word.lower(), position, position + len(word) + REACH)
-        if found < 0:
+        if found < 0 or not word:  # XLM-RoBERTa has a token for the space alone
             continue
         number = max(0, bisect_right(starts, found) - 1)
         if _is_word(word) or not _is_word(outline.words[number]):

@@ -29,16 +29,20 @@ def find_base(model: str, relative_to: Path) -> Path:
         fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
         raise ModelError(model, "no such model", fix=fix)
     else:
-        folder = _download(model)
+        folder = download(model)
     check_base(folder)
     return folder
 
 
-def _download(model: str) -> Path:
+def download(model: str) -> Path:
+    """Return the local folder of a Hub id's newest files, of which those that are there already are not fetched again.
+
+    Raises ModelError when there is no such id, or no network and no copy.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except HFValidationError as error:

@@ -20,6 +20,7 @@ from typing import Any
 from pilocal.base import (
     base_hash,
     context_length,
+    download,
     find_base,
     load_base,
     load_tokenizer,
@@ -27,14 +28,15 @@ from pilocal.base import (
     on_cpu,
     read_config,
 )
-from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.compress import CompressedTemplate, Tools, compress_template, compression_facts
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
+from pilocal.language_model import BaseModel
 from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
 from pilocal.retrieve import ShotPicker, check_pool
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
-from pilocal.task import Example, Task, load_task
+from pilocal.task import Compression, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
 STEPS = ("compress", "index", "stages", "train", "direct_drop", "export", "evaluate")
@@ -156,14 +158,33 @@ class Pipeline:
     @cached_property
     def templates(self) -> tuple[CompressedTemplate, ...]:
         """The template at every stage's tau."""
-        return compress_template(
-            self.task.template,
-            [stage.tau for stage in self.schedule.stages],
-            self.task.compression,
-            token_counter(self.tokenizer),
-            self.base_hash,
-            self.run.templates,
+        return self.compress(self.taus, self.task.compression)
+
+    @property
+    def taus(self) -> list[float]:
+        """Every stage's tau."""
+        return [stage.tau for stage in self.schedule.stages]
+
+    def compress(self, taus: Sequence[float], compression: Compression) -> tuple[CompressedTemplate, ...]:
+        """Return the template at some taus, in their order, and keep it in the run folder."""
+        return compress_template(self.task.template, taus, compression, self._tools, self.run.templates)
+
+    def _count_tokens(self, text: str) -> int:
+        return token_counter(self.tokenizer)(text)
+
+    @cached_property
+    def _tools(self) -> Tools:
+        return Tools(
+            count_tokens=self._count_tokens,
+            base_id=self.base_hash,
+            folder=self.task.folder,
+            load_model=lambda: BaseModel(self.base, self.tokenizer),
+            download=download,
         )
+
+    @cached_property
+    def _compression_facts(self) -> list[Any]:
+        return compression_facts(self.taus, self.task.compression, self._tools)
 
     @cached_property
     def picker(self) -> ShotPicker:
@@ -179,8 +200,7 @@ class Pipeline:
         task, stages = self.task, [asdict(stage) for stage in self.schedule.stages]
         made = version("pilocal")
         if step == "compress":
-            taus = [stage["tau"] for stage in stages]
-            return fingerprint(made, step, task.template, asdict(task.compression), taus, self.base_hash)
+            return fingerprint(made, step, task.template, self.taus, self._compression_facts)
         if step == "index":
             most = max(stage["shots"] for stage in stages)
             return fingerprint(made, step, [asdict(example) for example in task.train], asdict(task.retrieval), most)

@@ -20,6 +20,10 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 """The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
 
+METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
+"""The compressors."""
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
 OPTIMIZERS = ("adamw", "adam", "adafactor")
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "linear", "constant")
@@ -48,17 +52,28 @@ class Compression:
     """`[compression]`: how the template gets shorter."""
 
     method: str = "rules"
-    """The compressor; "rules" drops whole rules, sentences and words by priority."""
+    """The compressor: "rules" drops whole rules, sentences and words by priority; "ladder" takes your own texts;
+    "surprisal" drops the words that the base could have guessed; "summary" has the base rewrite the template;
+    "llmlingua2" drops the words that an LLMLingua-2 checkpoint holds for dispensable."""
     keep: tuple[str, ...] = ()
     """Texts (placeholders, code) that go last: what holds one of them outlives everything else."""
     drop_first: tuple[str, ...] = ()
-    """Texts that go first: what holds one of them is dropped before anything else."""
+    """Texts that go first: what holds one of them is dropped before anything else; not for "ladder"."""
+    ladder: str | None = None
+    """For "ladder": the folder of your texts, one for each tau of the schedule, named by it, such as 0.67.md."""
+    checkpoint: str = "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"
+    """For "llmlingua2": Hub id or local directory."""
+    device: str = "auto"
+    """For "llmlingua2": "cuda", "mps" or "cpu"; "auto" takes the first of them that is there."""
 
     def __post_init__(self) -> None:
         require(
-            (self.method == "rules", "method", 'must be "rules"'),
+            (self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}"),
             (all(self.keep), "keep", "must not hold an empty text"),
             (all(self.drop_first), "drop_first", "must not hold an empty text"),
+            (self.ladder != "", "ladder", "must not be empty"),
+            (bool(self.checkpoint.strip()), "checkpoint", "must not be empty"),
+            (self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}"),
         )
 
 

@@ -15,7 +15,7 @@ FOLDER = click.Path(path_type=Path)
 TaskCommand = Callable[..., None]
 
 
-def _task_options(command: TaskCommand) -> TaskCommand:
+def task_options(command: TaskCommand) -> TaskCommand:
     """Add what every command on a task takes."""
     decorators = (
         click.argument("task", type=FOLDER),
@@ -28,7 +28,7 @@ def _task_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def _run_until(
+def run_until(
     last: str,
     task: Path,
     schedule: Path | None,
@@ -71,9 +71,9 @@ def _step(name: str, last: str, text: str, *, trains: bool = False) -> click.Com
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
-        _run_until(last, **options)
+        run_until(last, **options)
 
-    command = _task_options(callback)
+    command = task_options(callback)
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
@@ -86,7 +86,6 @@ run = _step(
     "The whole flow, from the task to a served file and its proof; run it again to resume.",
     trains=True,
 )
-compress = _step("compress", "compress", "Shorten the template to every tau of the schedule.")
 index = _step("index", "index", "Index the training examples and choose their shots.")
 stages = _step("stages", "stages", "Render one data set per stage.")
 train = _step("train", "train", "Train the adapter through all stages.", trains=True)
@@ -95,7 +94,7 @@ evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test s
 
 
 @click.command()
-@_task_options
+@task_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time from.")
 def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool) -> None:
     """Validate a task and plan each stage's tokens, memory and time; trains nothing and leaves nothing behind.

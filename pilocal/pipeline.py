@@ -29,12 +29,13 @@ from pilocal.base import (
 )
 from pilocal.compress import CompressedTemplate, compress_template
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
+from pilocal.formats import Order, StageSet, write_mlx, write_openai
 from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
 from pilocal.retrieve import ShotPicker, check_pool
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
-from pilocal.task import Example, Task, load_task
+from pilocal.task import STARTER, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
 STEPS = ("compress", "index", "stages", "train", "direct_drop", "export", "evaluate")
@@ -305,6 +306,39 @@ class Pipeline:
                 files.append(path)
         return files
 
+    def write_format(self, form: str) -> Order:
+        """Write the stages for another trainer ("openai" or "mlx") into RUN/<form>, once the step "stages" is done.
+
+        Stages without optimizer steps are left out. Raises RunError when the disk is full.
+        """
+        from pilocal.train.optimizer import learning_rate
+
+        training, total = self.task.training, self.task.training.steps
+        sets, first, steps = [], 0, self.schedule.steps(total)
+        for done, number in enumerate(self.schedule.trained, 1):
+            stage, train = self.schedule.stages[number], self._rows(number, "train")
+            rows = [len(row.tokens) for row in train]
+            sets.append(
+                StageSet(
+                    number=number,
+                    tau=stage.tau,
+                    shots=stage.shots,
+                    train=self._records(number, "train"),
+                    valid=self._records(number, "valid"),
+                    tokens=sum(rows),
+                    longest=max(*rows, *(len(row.tokens) for row in self._rows(number, "valid"))),
+                    rates=[learning_rate(step, total, training) for step in range(first, first + steps[number])],
+                )
+            )
+            first += steps[number]
+            self.progress(form, done, len(self.schedule.trained))
+        folder = self.run.path / form
+        if form == "openai":
+            return write_openai(sets, folder, training, self.warn)
+        local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
+        model = str(self.base.resolve()) if local else self.task.model
+        return write_mlx(sets, folder, model, self.task.lora, training)
+
     def _render(self) -> tuple[list[dict[str, list[Record]]], list[StageBudget], list[list[Row]]]:
         """Render and measure every record of every stage; the longest must fit the context.
 
@@ -357,10 +391,14 @@ class Pipeline:
         raise_all(faults)
         return rendered, budgets, rows
 
+    def _records(self, number: int, split: str) -> list[Record]:
+        with (self.run.stage(number) / f"{split}.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
     def _rows(self, number: int, split: str) -> list[Row]:
         path = self.run.stage(number) / f"{split}.jsonl"
-        with path.open(encoding="utf-8") as file:
-            return [tokenize(json.loads(line), self.tokenizer, f"{path}:{n}") for n, line in enumerate(file, 1)]
+        records = enumerate(self._records(number, split), 1)
+        return [tokenize(record, self.tokenizer, f"{path}:{n}") for n, record in records]
 
     def _train(self, key: str) -> list[Path]:
         from pilocal.export.gguf import check_exportable
@@ -440,9 +478,7 @@ class Pipeline:
         from pilocal.evaluate.arms import TestSet, Weights, evaluate
 
         def prompts(number: int) -> list[list[int]]:
-            path = self.run.stage(number) / "test.jsonl"
-            with path.open(encoding="utf-8") as file:
-                return [prompt_tokens(json.loads(line)["messages"][:-1], self.tokenizer) for line in file]
+            return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self._records(number, "test")]
 
         metrics, answers = evaluate(
             Weights(

@@ -25,6 +25,7 @@ FLOORS = {
     "render": 4,
     "tokens": 5,
     "base": 5,
+    "formats": 5,
     "train": 6,
     "evaluate": 6,
     "export": 6,

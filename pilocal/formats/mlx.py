@@ -66,6 +66,7 @@ def lora_settings(stage: StageSet, model: str, adapter: str | None, lora: Lora, 
         "grad_checkpoint": training.recompute,
         "optimizer": training.optimizer,
         "optimizer_config": {training.optimizer: _optimizer(training)},
+        "learning_rate": max(stage.rates),  # what mlx_lm prints; it follows lr_schedule
         "lr_schedule": lr_schedule(stage.rates),
         "seed": training.seed + stage.number,
         "val_batches": -1,

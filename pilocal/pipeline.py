@@ -32,7 +32,7 @@ from pilocal.errors import InputError, PilocalError, RunError, raise_all
 from pilocal.formats import Order, StageSet, write_mlx, write_openai
 from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
-from pilocal.retrieve import ShotPicker, check_pool
+from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
 from pilocal.task import STARTER, Example, Task, load_task
@@ -115,7 +115,7 @@ class Pipeline:
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
         try:
-            check_pool(len(task.train), most, str(task.files["train"]))
+            check_bank(task.train, task.retrieval, most, task.training.seed, task.files["train"])
         except PilocalError as fault:
             faults.append(fault)
         if task.training.steps < len(schedule.trained):
@@ -143,6 +143,10 @@ class Pipeline:
         except PilocalError as fault:
             faults.append(fault)
         raise_all(faults)
+        unclear, query = contradictions(task.train)
+        if unclear:
+            what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
+            warn(f"{task.files['train']}: {what}, such as {query!r}")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -170,9 +174,15 @@ class Pipeline:
     def picker(self) -> ShotPicker:
         """Chooses the shots."""
         most = max(stage.shots for stage in self.schedule.stages)
-        where = str(self.task.files["train"])
         return ShotPicker(
-            self.task.train, self.task.retrieval, self.run.index, k=most, where=where, progress=self.progress
+            self.task.train,
+            self.task.retrieval,
+            self.run.index,
+            k=most,
+            seed=self.task.training.seed,
+            where=self.task.files["train"],
+            models=self.task.folder,
+            progress=self.progress,
         )
 
     def key(self, step: str) -> str:
@@ -184,7 +194,12 @@ class Pipeline:
             return fingerprint(made, step, task.template, asdict(task.compression), taus, self.base_hash)
         if step == "index":
             most = max(stage["shots"] for stage in stages)
-            return fingerprint(made, step, [asdict(example) for example in task.train], asdict(task.retrieval), most)
+            how = asdict(task.retrieval)
+            if task.retrieval.similarity == "embedding":
+                how["model_sha256"] = model_hash(task.retrieval.embedding_model, task.folder)
+            if task.retrieval.pool < 1:
+                how["seed"] = task.training.seed
+            return fingerprint(made, step, [asdict(example) for example in task.train], how, most)
         if step == "stages":
             others = [asdict(example) for example in (*task.valid, *task.test)]
             prompts = [(stage["tau"], stage["shots"]) for stage in stages]
@@ -348,8 +363,8 @@ class Pipeline:
         most = max(stage.shots for stage in self.schedule.stages)
         shots: dict[str, list[tuple[int, ...]]] = {
             "train": [self.picker.for_training(i, most) for i in range(len(task.train))],
-            "valid": [self.picker.for_query(example.query, most, example.history) for example in task.valid],
-            "test": [self.picker.for_query(example.query, most, example.history) for example in task.test],
+            "valid": self.picker.for_queries([(example.query, example.history) for example in task.valid], most),
+            "test": self.picker.for_queries([(example.query, example.history) for example in task.test], most),
         }
         rendered: list[dict[str, list[Record]]] = []
         budgets: list[StageBudget] = []

@@ -46,8 +46,15 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
 
 
 def warning_on(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a warning as one line."""
-    return lambda text: console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+    """Return a function that prints a warning as one line, and the same one only once."""
+    said = set[str]()
+
+    def warn(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    return warn
 
 
 def step_line(result: StepResult) -> str:

@@ -115,10 +115,13 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     from rich.console import Console
 
     from pilocal.base import context_length
-    from pilocal.cli.display import plan_table, progress_bars
+    from pilocal.cli.display import plan_table, progress_bars, warning_on
     from pilocal.pipeline import open_pipeline
 
-    with progress_bars() as (progress, _), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+    with (
+        progress_bars() as (progress, console),
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+    ):
         plan = pipeline.plan(probe=probe)
         context = context_length(pipeline.base)
     if as_json:

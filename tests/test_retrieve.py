@@ -26,6 +26,7 @@ from pilocal.retrieve.falling import falling
 from pilocal.retrieve.index import exact_neighbours, open_index, recall
 from pilocal.retrieve.ngrams import DIM, NgramVectors
 from pilocal.task import Example, Retrieval
+from tests.bench.retrieval import retrieval
 from tests.test_cli import pilocal
 from tests.test_pipeline import make_task
 
@@ -205,6 +206,16 @@ def test_shots_are_the_same_in_another_process(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, str(tmp_path / seed)]
         outputs.add(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
     assert len(outputs) == 1
+
+
+def test_the_bench_finds_shots_as_good_as_brute_forces(tmp_path: Path) -> None:
+    examples = nl2bash()[:600]
+    for name, texts in (("nl", [e.query for e in examples]), ("cm", [e.answer for e in examples])):
+        (tmp_path / f"all.{name}").write_text("\n".join(texts) + "\n")
+    result = retrieval(tmp_path, count=600, sample=30)
+    assert result["recall_at_10"] == 1.0
+    assert result["mean_bleu"] == result["mean_bleu_exact"] > 10
+    assert result["speed"] > 1
 
 
 # The bank

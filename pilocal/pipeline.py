@@ -26,6 +26,7 @@ from pilocal.base import (
     machine_memory,
     on_cpu,
     read_config,
+    stock_reads_rope,
 )
 from pilocal.compress import CompressedTemplate, compress_template
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
@@ -350,6 +351,9 @@ class Pipeline:
         folder = self.run.path / form
         if form == "openai":
             return write_openai(sets, folder, training, self.warn)
+        if not stock_reads_rope(self.base):
+            fix = "write them as rope_theta and rope_scaling, too"
+            self.warn(f"{self.base / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
         local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
         model = str(self.base.resolve()) if local else self.task.model
         return write_mlx(sets, folder, model, self.task.lora, training)

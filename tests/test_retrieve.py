@@ -279,7 +279,7 @@ def test_the_banks_bleu_is_sacrebleus_on_real_commands() -> None:
         assert bank.scores(reference) == pytest.approx(expected, abs=1e-8)
 
 
-def test_texts_that_share_more_ngrams_than_one_number_holds_apart_score_the_same_alone() -> None:
+def test_a_text_scores_the_same_alone_as_in_a_bank() -> None:
     texts = [f"{verb} {place} | {verb}" for verb in COMMANDS for place in PLACES]
     together = BleuBank(texts).scores(texts[5])
     assert [BleuBank([text]).scores(texts[5])[0] for text in texts] == together.tolist()
@@ -357,6 +357,16 @@ def test_embeddings_compare_what_stands_outside_the_bank_with_it(embedding_model
     shots = ShotPicker(pool(), config, tmp_path, k=17, models=embedding_model.parent)
     bank = set(choose_bank(36, 0.5, 0))
     assert all(set(shots.for_training(i, 17)) <= bank - {i} for i in range(36))
+
+
+def test_the_index_command_takes_a_model_beside_the_task(starter: Path, embedding_model: Path, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", starter)
+    shutil.copytree(embedding_model, folder / "embedder")
+    with (folder / "task.toml").open("a") as file:
+        file.write('[retrieval]\nsimilarity = "embedding"\nover = "query"\nembedding_model = "embedder"\n')
+    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (folder / "run" / "index").iterdir()} == {"query.hnsw", "query.json", "shots.json"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from pilocal.formats import StageSet
 from pilocal.formats.mlx import lora_settings, lr_schedule
 from pilocal.formats.openai import openai_record
+from pilocal.pipeline import open_pipeline
 from pilocal.render import render
 from pilocal.task import Example, Lora, Training
 from tests.test_cli import pilocal
@@ -59,7 +61,7 @@ def faults(line: str) -> list[str]:
     learned = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
     if not learned:
         found.append("nothing to learn")
-    if [m for m in messages if m is not messages[-1]] and learned != [messages[-1]]:
+    if learned != [messages[-1]]:
         found.append("something else than the last message is learned")
     return found
 
@@ -176,6 +178,23 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     moved = [float(abs(first[name] - second[name]).max()) for name in first]
     assert 0 < max(moved) < 2e-3
     assert all(abs(value).max() > 0 for name, value in first.items() if name.endswith("lora_b"))
+
+
+def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Path, tmp_path: Path) -> None:
+    base, said = tmp_path / "base", list[str]()
+    shutil.copytree(tiny_base, base)
+    folder = make_task(tmp_path / "task", base)
+    config = json.loads((base / "config.json").read_text())
+    for moved in (False, True):
+        if moved:
+            config["rope_parameters"] = {**config.pop("rope_scaling"), "rope_theta": config.pop("rope_theta")}
+            (base / "config.json").write_text(json.dumps(config))
+        with open_pipeline(folder, folder / "schedule.toml", folder / "run", warn=said.append) as pipeline:
+            pipeline.run_steps("stages", lambda result: None)
+            order = pipeline.write_format("mlx")
+        assert [line["stage"] for line in order.stages] == [0, 1, 2]
+        assert said == [f"{base}/config.json: mlx_lm.lora does not read rope_parameters; "
+                        "write them as rope_theta and rope_scaling, too"] * moved  # fmt: skip
 
 
 def weights(path: Path) -> dict[str, Any]:

@@ -77,6 +77,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def stock_reads_rope(folder: Path) -> bool:
+    """Tell whether mlx-lm by itself finds in config.json the rope settings that `read_config` finds."""
+    own: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_config(folder)
+    return (own.get("rope_theta", 10000.0), own.get("rope_scaling")) == (
+        found.get("rope_theta", 10000.0),
+        found.get("rope_scaling"),
+    )
+
+
 def context_length(folder: Path) -> int:
     """Return the longest sequence the model was made for, in tokens."""
     return int(read_config(folder).get("max_position_embeddings", 2048))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 """The compressors."""
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+
+LACKING = "the record has no"
+"""How the fault of a record without a field begins."""
+
 OPTIMIZERS = ("adamw", "adam", "adafactor")
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "linear", "constant")
@@ -33,17 +38,24 @@ LR_SCHEDULES = ("cosine", "linear", "constant")
 class Retrieval:
     """`[retrieval]`: how shots are chosen."""
 
-    vectors: str = "ngrams"
-    """What the index holds: "ngrams" (character n-grams, no model needed) or "embeddings" (sentence-transformers)."""
+    similarity: str = "bleu"
+    """"bleu" (between answers, as published) or "embedding" (cosine of sentence-transformers vectors). Where the answer
+    is not known, in validation and test, queries are compared: by character n-grams, or by the same embedding."""
+    over: str = "answer"
+    """What "embedding" compares in training: "answer" or "query"; BLEU compares answers."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Hub id or local directory, for vectors = "embeddings"."""
-    shortlist: int = 50
-    """How many neighbours the index hands to the BLEU ranking."""
+    """Hub id or local directory, for similarity = "embedding"."""
+    pool: float = 1.0
+    """Share of the training examples that may be shots, drawn by [training] seed; all of them are trained on."""
 
     def __post_init__(self) -> None:
+        answers = self.similarity != "bleu" or self.over == "answer"
         require(
-            (self.vectors in ("ngrams", "embeddings"), "vectors", 'must be "ngrams" or "embeddings"'),
-            (self.shortlist >= 1, "shortlist", "must be at least 1"),
+            (self.similarity in ("bleu", "embedding"), "similarity", 'must be "bleu" or "embedding"'),
+            (self.over in ("answer", "query"), "over", 'must be "answer" or "query"'),
+            (answers, "over", 'must be "answer" with similarity = "bleu"'),
+            (bool(self.embedding_model.strip()), "embedding_model", "must not be empty"),
+            (0 < self.pool <= 1, "pool", "must be above 0 and at most 1"),
         )
 
 
@@ -140,7 +152,7 @@ class Training:
     checkpoint_every: int = 50
     """Steps between two checkpoints (one more at each stage's end)."""
     seed: int = 0
-    """Seeds the adapter's start, the order of the rows and dropout."""
+    """Seeds the adapter's start, the order of the rows, dropout and, with [retrieval] pool, the choice of the bank."""
     direct_drop: bool = True
     """Also train the arm direct_drop, the ablation: it costs more than the run itself."""
 
@@ -348,6 +360,7 @@ def _read_examples(path: Path, split: str, faults: list[PilocalError]) -> tuple[
         return ()
     examples: list[Example] = []
     seen: dict[str, int] = {}
+    before = len(faults)
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -370,7 +383,23 @@ def _read_examples(path: Path, split: str, faults: list[PilocalError]) -> tuple[
             )
         seen.setdefault(example.id, number)
         examples.append(example)
+    faults[before:] = _together(faults[before:])
     return tuple(examples)
+
+
+def _together(faults: Sequence[PilocalError]) -> list[PilocalError]:
+    """Return the faults with every field that several records lack as one, at the first of them."""
+    lacking = Counter(fault.problem for fault in faults if fault.problem.startswith(LACKING))
+    told: list[PilocalError] = []
+    for fault in faults:
+        count = lacking.get(fault.problem, 1)
+        if count > 1:
+            what = f"{fault.problem}, nor have {count - 1} after it"
+            told.append(InputError(fault.where, what, got=fault.got, fix=fault.fix))
+            lacking[fault.problem] = 0
+        elif count:
+            told.append(fault)
+    return told
 
 
 def _example(record: Any, default_id: str, where: str) -> Example:
@@ -390,7 +419,7 @@ def _example(record: Any, default_id: str, where: str) -> Example:
         earlier = []
         for key in ("query", "answer"):
             if not isinstance(record.get(key), str) or not record[key].strip():
-                raise InputError(where, f"the record has no {key}", got=record.get(key), fix=fix)
+                raise InputError(where, f"{LACKING} {key}", got=record.get(key), fix=fix)
         query, answer = record.pop("query"), record.pop("answer")
     return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record)
 

@@ -26,6 +26,7 @@ FLOORS = {
     "tokens": 5,
     "base": 5,
     "language_model": 6,
+    "formats": 5,
     "train": 6,
     "evaluate": 6,
     "export": 6,

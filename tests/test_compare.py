@@ -202,7 +202,7 @@ def test_an_arm_that_is_none_is_one_line(name, said):
     ("options", "said"),
     [
         (
-            ("--curve", "4,400"),
+            ("--curve", "6,400"),
             "--curve: the training set does not have so many examples; got 400; write numbers between",
         ),
         (("--seeds", "1,1"), "--seeds: seeds are different whole numbers from 0"),

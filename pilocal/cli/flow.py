@@ -35,11 +35,12 @@ def run_until(
     run_folder: Path | None,
     as_json: bool,
     report_to: str | None = None,
+    form: str | None = None,
 ) -> None:
     """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
     from rich.console import Console
 
-    from pilocal.cli.display import metrics_table, progress_bars, step_line, warning_on
+    from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
     from pilocal.pipeline import StepResult, follow_leader, open_pipeline
 
     if follow_leader(task, last):
@@ -56,18 +57,23 @@ def run_until(
             console.print(step_line(result))
 
         pipeline.run_steps(last, report)
-        if all(result.skipped for result in results):
+        order = pipeline.write_format(form) if form else None
+        if order is None and all(result.skipped for result in results):
             console.print(f"{run_folder} is up to date")
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")) if last == "evaluate" else None
     if as_json:
         steps = {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
-        click.echo(json.dumps({"run": str(run_folder), "steps": steps, "metrics": metrics}, indent=2))
+        found = {"run": str(run_folder), "steps": steps, "metrics": metrics}
+        click.echo(json.dumps(found | ({form: order.stages} if order else {}), indent=2))
+    elif order is not None:
+        Console().print(order_table(order))
+        click.echo("\n".join(order.how))
     elif metrics is not None:
         Console().print(metrics_table(metrics))
         click.echo(f"serve it with: pilocal serve {run_folder}")
 
 
-def _step(name: str, last: str, text: str, *, trains: bool = False) -> click.Command:
+def _step(name: str, last: str, text: str, *, trains: bool = False, renders: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
@@ -77,6 +83,10 @@ def _step(name: str, last: str, text: str, *, trains: bool = False) -> click.Com
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
+    if renders:
+        forms = click.Choice(["openai", "mlx"])
+        what = "Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training."
+        command = click.option("--format", "form", type=forms, help=what)(command)
     return click.command(name, help=text)(command)
 
 
@@ -87,7 +97,7 @@ run = _step(
     trains=True,
 )
 index = _step("index", "index", "Index the training examples and choose their shots.")
-stages = _step("stages", "stages", "Render one data set per stage.")
+stages = _step("stages", "stages", "Render one data set per stage.", renders=True)
 train = _step("train", "train", "Train the adapter through all stages.", trains=True)
 export = _step("export", "export", "Write the GGUF files for llama.cpp.")
 evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
@@ -104,10 +114,13 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     from rich.console import Console
 
     from pilocal.base import context_length
-    from pilocal.cli.display import plan_table, progress_bars
+    from pilocal.cli.display import plan_table, progress_bars, warning_on
     from pilocal.pipeline import open_pipeline
 
-    with progress_bars() as (progress, _), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+    with (
+        progress_bars() as (progress, console),
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+    ):
         plan = pipeline.plan(probe=probe)
         context = context_length(pipeline.base)
     if as_json:

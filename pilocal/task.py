@@ -14,8 +14,11 @@ from pilocal.settings import build, line_of, read_text, read_toml, require
 STARTER = "starter"
 """The name of the bundled base model."""
 
-METRICS = ("exact_match", "bleu")
-"""The metrics that score an answer."""
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "exact_match": (),
+    "bleu": (),
+}
+"""The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
 
 OPTIMIZERS = ("adamw", "adam", "adafactor")
 PRECISIONS = ("float32", "bfloat16")
@@ -177,6 +180,11 @@ class Export:
         require((self.quant in ("f16", "q8_0"), "quant", 'must be "f16" or "q8_0"'))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """`[scoring]`: what the metric needs to know."""
+
+
 TABLES: Mapping[str, type[Any]] = {
     "retrieval": Retrieval,
     "compression": Compression,
@@ -184,6 +192,7 @@ TABLES: Mapping[str, type[Any]] = {
     "training": Training,
     "generation": Generation,
     "export": Export,
+    "scoring": Scoring,
 }
 
 
@@ -241,6 +250,7 @@ class Task:
     training: Training
     generation: Generation
     export: Export
+    scoring: Scoring
     files: Mapping[str, Path]
     """Every file that was read: task, template, train, valid, test."""
 
@@ -303,6 +313,7 @@ def load_task(folder: Path) -> Task:
         training=tables["training"],
         generation=tables["generation"],
         export=tables["export"],
+        scoring=tables["scoring"],
     )
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from pilocal.base import load_base, load_tokenizer
 from pilocal.evaluate.arms import summary
-from pilocal.evaluate.metrics import METRICS
 from pilocal.progress import silent
 from pilocal.tokens import end_tokens, prompt_tokens
 
@@ -98,18 +97,6 @@ def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[lis
     assert timed[0].answers == timed[1].answers == one_by_one(starter, prompts, ends, 12)
     for arm in timed:
         assert 0 < arm.ttft_ms <= arm.latency_ms
-
-
-def test_bleu_is_between_0_and_1_and_sacrebleus() -> None:
-    from sacrebleu import corpus_bleu
-
-    answers, references = ["find . -name x -type f", "ls -la"], ["find . -name x -type d", "ls -l | wc"]
-    assert METRICS["bleu"](answers, references) == corpus_bleu(answers, [references]).score / 100
-    assert METRICS["bleu"](references, references) == pytest.approx(1.0)
-
-
-def test_exact_match_forgives_white_space_at_the_ends_and_nothing_else() -> None:
-    assert METRICS["exact_match"]([" a b\n", "a  b", "A b", ""], ["a b"] * 4) == 0.25
 
 
 def test_the_summary_compares_with_the_full_prompt() -> None:

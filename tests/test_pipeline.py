@@ -126,7 +126,9 @@ def test_metrics_keep_the_contract(finished):
     ]  # fmt: skip
     for arm, row in metrics["arms"].items():
         timed = {"ttft_ms", "latency_ms"} if arm not in ("direct_drop", "internalized") else set()
-        assert set(row) == {"score", "prompt_tokens"} | timed
+        assert set(row) == {"score", "interval", "prompt_tokens"} | timed
+        low, high = row["interval"]
+        assert 0 <= low <= row["score"] <= high <= 1
         assert all(row[key] > 0 for key in timed)
     assert metrics["arms"]["base_full_prompt"]["prompt_tokens"] > 2 * metrics["arms"]["shipped"]["prompt_tokens"]
     assert {"pi_score", "prompt_token_reduction", "speedup", "speedup_cached"} <= set(metrics)

@@ -9,12 +9,13 @@ from statistics import mean
 from typing import Any
 
 from pilocal.base import load_base
+from pilocal.evaluate.bootstrap import interval
 from pilocal.evaluate.generate import generate
 from pilocal.evaluate.llamacpp import Engine, Timed
-from pilocal.evaluate.metrics import METRICS
+from pilocal.evaluate.metrics import Metric
 from pilocal.evaluate.titles import TITLES
 from pilocal.progress import Progress
-from pilocal.task import Generation
+from pilocal.task import Example, Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class TestSet:
     """Tokens of template, shots and query."""
     bare: Sequence[Sequence[int]]
     """Tokens of the query alone."""
-    references: Sequence[str]
+    examples: Sequence[Example]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +48,26 @@ def evaluate(
     weights: Weights,
     test: TestSet,
     *,
-    metric: str,
+    metric: Metric,
     generation: Generation,
     tokenizer: Any,
     ends: frozenset[int],
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the content of metrics.json and every arm's answers.
+    """Return what metrics.json says of the arms, and every arm's answers.
 
     Scores of `base_query_only`, `base_full_prompt`, `direct_drop` and `internalized` come from MLX, those of
     `base_full_prompt_cached` and `shipped` from llama.cpp, over the whole test set. Times are medians over the first
-    `timed_requests` queries in llama.cpp, in milliseconds.
+    `timed_requests` queries in llama.cpp, in milliseconds. `interval` holds the 95% bounds of a score.
     """
     answers: dict[str, list[str]] = {}
-    arms: dict[str, dict[str, float]] = {name: {} for name in TITLES}
+    arms: dict[str, dict[str, Any]] = {name: {} for name in TITLES}
 
     def score(arm: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         answers[arm] = [tokenizer.decode(completion, skip_special_tokens=True) for completion in completions]
-        arms[arm]["score"] = METRICS[metric](answers[arm], test.references)
+        marks = metric.marks(answers[arm], test.examples, progress)
+        arms[arm]["score"] = metric.total(marks)
+        arms[arm]["interval"] = list(interval(marks[None], metric.total))
         arms[arm]["prompt_tokens"] = mean(len(prompt) for prompt in prompts)
 
     def in_mlx(arm: str, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> None:
@@ -105,10 +108,10 @@ def evaluate(
     score("shipped", test.bare, shipped.answers)
     time_arm("shipped", shipped)
     engine.close()
-    return {"metric": metric, "n": len(test.references), "arms": arms} | summary(arms), answers
+    return {"n": len(test.examples), "arms": arms} | summary(arms), answers
 
 
-def summary(arms: dict[str, dict[str, float]]) -> dict[str, float | None]:
+def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     """Return what the arms add up to; a ratio whose denominator is 0 is None.
 
     `pi_score` is the share of what the full prompt gives the base that the adapter gives without it.

@@ -1,27 +1,90 @@
-"""Metrics: from answers and references to one score between 0 and 1."""
+"""Metrics: what each query contributes, and the one score between 0 and 1 that it adds up to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.progress import Progress, silent
+from pilocal.task import Example, Scoring
 
 
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Return the share of answers that equal their reference but for white space at the ends.
+class Metric(Protocol):
+    """Turns answers into marks, and marks into a score; a score of some queries again is the total of their marks."""
 
-    >>> exact_match(["a ", "b"], ["a", "c"])
-    0.5
-    """
-    same = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
-    return sum(same) / len(same)
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise InputError when the examples cannot be scored, before any answer is made."""
 
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return what each query contributes, (N, S), from the answers to N examples."""
 
-def bleu(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Return sacrebleu's corpus BLEU (13a tokens, exponential smoothing), divided by 100."""
-    from sacrebleu import corpus_bleu
-
-    score: float = corpus_bleu(list(answers), [list(references)]).score
-    return score / 100
+    def total(self, marks: NDArray[np.float64]) -> float:
+        """Return the score, 0 to 1, of N marks, (N, S)."""
 
 
-METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str]], float]] = {"exact_match": exact_match, "bleu": bleu}
-"""Every metric by its name in task.toml."""
+class ExactMatch:
+    """The share of answers that equal their reference but for white space at the ends."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Every example has an answer."""
+
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return 1 for an answer that is right and 0 for one that is not, (N, 1)."""
+        pairs = zip(answers, examples, strict=True)
+        return np.array([[float(answer.strip() == example.answer.strip())] for answer, example in pairs])
+
+    def total(self, marks: NDArray[np.float64]) -> float:
+        """Return the mean."""
+        return float(marks.mean())
+
+
+class Bleu:
+    """sacrebleu's corpus BLEU (13a tokens, exponential smoothing), divided by 100."""
+
+    def __init__(self) -> None:
+        from sacrebleu.metrics.bleu import BLEU
+
+        self._metric = BLEU()
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Every example has an answer."""
+
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return the sufficient statistics, (N, 10): both lengths, then matches and n-grams of order 1 to 4."""
+        from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
+        rows = np.zeros((len(answers), 2 + 2 * BLEU_ORDER))
+        for row, answer, example in zip(rows, answers, examples, strict=True):
+            texts = (self._metric.tokenizer(text.rstrip()) for text in (answer, example.answer))
+            (ours, length), (theirs, wanted) = (extract_all_word_ngrams(text, 1, BLEU_ORDER) for text in texts)
+            row[:2] = length, wanted
+            for ngram, count in ours.items():
+                row[1 + len(ngram)] += min(count, theirs[ngram])
+                row[1 + BLEU_ORDER + len(ngram)] += count
+        return rows
+
+    def total(self, marks: NDArray[np.float64]) -> float:
+        """Return the BLEU of the summed statistics."""
+        length, wanted, *counts = (int(value) for value in marks.sum(axis=0))
+        correct, total = counts[:BLEU_ORDER], counts[BLEU_ORDER:]
+        score = self._metric.compute_bleu(correct, total, length, wanted, smooth_method="exp")
+        return float(score.score) / 100
+
+
+BLEU_ORDER = 4
+"""Longest n-gram, in words."""
+
+
+def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric of that name for the task in `folder`; raises InputError for what it needs and is missing."""
+    return Bleu() if name == "bleu" else ExactMatch()

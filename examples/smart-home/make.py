@@ -1,10 +1,9 @@
-"""Make the files of two tasks: `python examples/smart-home/make.py` makes this folder's, with `--leave-out` those of
-examples/smart-home-gap.
+"""Make a task's files: `python examples/smart-home/make.py`; with `--leave-out` those of examples/smart-home-gap.
 
 A house understands codes, not English. The glossary and the rules are invented from one seed that the starter model
 never saw in training; no query and no answer stands in two splits. In the variant a third of the glossary, LEFT_OUT of
-each list, stands in the template alone: no query for training or validation names these words, and so no answer there,
-which also holds for every shot, has their codes. Every other test query names at least one of them (its record lists them).
+each list, stands in the template alone: no query for training or validation names these words, so no answer there, and
+none of a shot, has their codes. Every other test query names at least one of them (its record lists them).
 """
 
 from __future__ import annotations

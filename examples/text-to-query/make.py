@@ -50,7 +50,8 @@ class Database:
         }
         lines = [
             "You turn questions about the vessels of a harbour into queries for its database.",
-            "Tables, columns, places and cargoes have codes of their own in the lists below, and nobody can guess them.",
+            "Tables, columns, places and cargoes have codes of their own in the lists below, and nobody can guess"
+            " them.",
         ]
         for title, codes in lists.items():
             lines += [title, *(f"- {word} {code}" for word, code in codes.items())]

@@ -138,6 +138,7 @@ class Pipeline:
             faults.append(fault)
         try:
             self.metric = make_metric(task.metric, task.scoring, task.folder)
+            self.metric.check(task.test)
         except PilocalError as fault:
             faults.append(fault)
         try:
@@ -234,9 +235,9 @@ class Pipeline:
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         ablation = self.key("direct_drop") if task.training.direct_drop else ""
-        return fingerprint(
-            made, step, self.key("export"), ablation, task.metric, asdict(task.scoring), asdict(task.generation)
-        )
+        from pilocal.evaluate.metrics import metric_facts
+
+        return fingerprint(made, step, self.key("export"), ablation, metric_facts(task), asdict(task.generation))
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ STARTER = "starter"
 METRICS: Mapping[str, tuple[str, ...]] = {
     "exact_match": (),
     "bleu": (),
+    "sqlite": ("database", "timeout", "max_rows"),
 }
 """The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
 
@@ -209,7 +210,21 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """`[scoring]`: what the metric needs to know."""
+    """`[scoring]`: what the metric needs to know; a key that the metric does not read is an error."""
+
+    database: str | None = None
+    """For sqlite: the database that the queries run on, read-only; relative to the task folder."""
+    timeout: float = 10.0
+    """For sqlite: seconds that a query may take."""
+    max_rows: int = 10_000
+    """For sqlite: an answer that brings more rows is wrong."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.database is None or bool(self.database.strip()), "database", "must not be empty"),
+            (self.timeout > 0, "timeout", "must be more than 0"),
+            (self.max_rows >= 1, "max_rows", "must be at least 1"),
+        )
 
 
 TABLES: Mapping[str, type[Any]] = {
@@ -279,7 +294,7 @@ class Task:
     export: Export
     scoring: Scoring
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test."""
+    """Every file that was read: task, template, train, valid, test, and the metric's database where it has one."""
 
 
 def load_task(folder: Path) -> Task:
@@ -294,6 +309,7 @@ def load_task(folder: Path) -> Task:
     values, text = read_toml(toml_path)
     faults: list[PilocalError] = []
     tables: dict[str, Any] = {}
+    asked = set(values["scoring"]) if isinstance(values.get("scoring"), dict) else set[str]()
     for name, cls in TABLES.items():
         table = values.pop(name, {})
         if not isinstance(table, dict):
@@ -312,7 +328,14 @@ def load_task(folder: Path) -> Task:
     if top is None:
         raise_all(faults)
     assert top is not None
+    scoring = tables.get("scoring") or Scoring()
+    for name in asked & {key.name for key in fields(Scoring)} - set(METRICS[top.metric]):
+        where = f"{toml_path}:{line_of(text, name, 'scoring')}"
+        fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
+        faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
     files = {"task": toml_path, "template": folder / top.template}
+    if scoring.database is not None:
+        files["database"] = folder / scoring.database
     template = ""
     try:
         template = read_text(files["template"])

@@ -110,6 +110,12 @@ def test_an_unknown_table_is_an_error_with_a_suggestion(folder):
     assert "task.toml:2: unknown table [trainning]; did you mean training?" in refusal(folder)
 
 
+def test_a_setting_that_the_metric_does_not_read_is_an_error(folder):
+    (folder / "task.toml").write_text('name = "t"\n[scoring]\ndatabase = "a.sqlite"\n')
+    said = "task.toml:3: the metric exact_match does not read [scoring] database; it reads none; remove the key"
+    assert said in refusal(folder)
+
+
 def test_toml_that_does_not_parse_is_named_with_its_line(folder):
     (folder / "task.toml").write_text('name = "t"\nmodel = \n')
     assert "task.toml:2: not valid TOML" in refusal(folder)

@@ -181,7 +181,9 @@ class Comparison:
         return result
 
     def _scored(self, result: Result) -> Result:
-        key = fingerprint(self.task.metric, asdict(self.task.scoring))
+        from pilocal.evaluate.metrics import metric_facts
+
+        key = fingerprint(metric_facts(self.task))
         if result.marks_key != key:
             result.marks = self.metric.marks(result.answers, self.task.test, self.progress).tolist()
             result.marks_key = key

@@ -67,3 +67,46 @@ def test_the_gap_is_in_every_split_but_the_test():
             assert not left_out & set(row["query"].split())
             assert not {codes[word] for word in left_out} & set(row["answer"].split())
     assert sum(bool(row["left_out"]) for row in records("smart-home-gap", "test")) == 120
+
+
+def test_geography_is_prepared_from_the_public_files(tmp_path):
+    import sqlite3
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    connection = sqlite3.connect(folder / "geography-db.sqlite")
+    connection.execute("create table CITY (CITY_NAME text, STATE_NAME text)")
+    connection.commit()
+    connection.close()
+    variables = [{"name": "state_name0", "example": "ohio", "type": "state_name", "location": "both"}]
+    split = ("train", "dev", "test", "train")
+    entry = {
+        "sql": ['SELECT CITY_NAME FROM CITY  WHERE STATE_NAME = "state_name0" ;', "SELECT 1"],
+        "variables": variables,
+        "sentences": [
+            {"question-split": name, "text": "cities of state_name0", "variables": {"state_name0": state}}
+            for name, state in zip(split, ("iowa", "utah", "new york", "utah"), strict=True)
+        ],
+    }
+    lake = {"question-split": "train", "text": "lakes", "variables": {}}
+    entries = [entry, {"sql": ["SELECT * FROM LAKE"], "variables": [], "sentences": [lake]}]
+    (folder / "geography.json").write_text(json.dumps(entries))
+
+    def prepare(*folders):
+        command = [sys.executable, EXAMPLES / "geography" / "prepare.py", *folders]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    done = prepare(folder, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 test, 1 valid, 1 train, 1 dropped (SQL that does not run), 1 dropped (asked before)" in done.stderr
+    for name in ("task.toml", "task.starter.toml"):
+        task = load_task(tmp_path / "out" / name)
+        assert task.metric == "sqlite"
+        assert task.test[0].query == "cities of new york"
+        assert task.test[0].answer == 'SELECT CITY_NAME FROM CITY WHERE STATE_NAME = "new york" ;'
+    again = prepare(folder, tmp_path / "out")
+    assert again.returncode == 1
+    assert again.stderr.endswith("already there and not empty; choose a new folder\n")
+    missing = prepare(tmp_path, tmp_path / "new")
+    assert missing.returncode == 1
+    assert missing.stderr == f"{tmp_path}: no geography*.sqlite; give the folder with the database\n"

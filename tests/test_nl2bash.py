@@ -33,11 +33,10 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    if "PILOCAL_NL2BASH" not in os.environ:
-        pytest.skip("PILOCAL_NL2BASH names no folder with all.nl and all.cm")
-    data = Path(os.environ["PILOCAL_NL2BASH"])
+    if "PILOCAL_DATA" not in os.environ:
+        pytest.skip("PILOCAL_DATA names no folder with nl2bash/all.nl and nl2bash/all.cm")
     out = tmp_path_factory.mktemp("nl2bash") / "task"
-    done = run("--nl", data / "all.nl", "--cm", data / "all.cm", out)
+    done = run(Path(os.environ["PILOCAL_DATA"]) / "nl2bash", out)
     assert done.returncode == 0, done.stderr
     return load_task(out)
 
@@ -50,7 +49,7 @@ def test_the_real_files_make_a_valid_task(whole: Task) -> None:
         pytest.approx(0.05, abs=0.01),
         pytest.approx(0.10, abs=0.02),
     ]
-    assert whole.metric == "bleu" and 200 < len(whole.template.split()) < 350
+    assert whole.metric == "bleu" and 400 < len(whole.template.split()) < 800
 
 
 def test_no_question_and_no_command_of_the_real_files_is_in_two_splits(whole: Task) -> None:
@@ -95,7 +94,7 @@ def test_equal_pairs_are_written_once(script: ModuleType, tmp_path: Path) -> Non
     nl, cm = tmp_path / "all.nl", tmp_path / "all.cm"
     nl.write_text("List files\nlist  files\nlist files\n")
     cm.write_text("ls\nls \nls -l\n")
-    assert script.read_pairs(nl, cm) == [("List files", "ls"), ("list files", "ls -l")]
+    assert script.read_pairs(nl, cm) == (3, [("List files", "ls"), ("list files", "ls -l")])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_1(tmp_path: Path, nl: str | None, cm: st
     if nl is not None:
         (tmp_path / "all.nl").write_text(nl)
     (tmp_path / "all.cm").write_text(cm)
-    done = run("--nl", tmp_path / "all.nl", "--cm", tmp_path / "all.cm", tmp_path / "out")
+    done = run(tmp_path, tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"{tmp_path}/{line.format(folder=tmp_path)}")
@@ -119,6 +118,6 @@ def test_bad_input_is_one_line_and_exit_1(tmp_path: Path, nl: str | None, cm: st
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
-    done = run("--nl", tmp_path / "all.nl", "--cm", tmp_path / "all.cm", tmp_path.parent)
+    done = run(tmp_path, tmp_path.parent)
     assert done.returncode == 1
     assert "already there and not empty" in done.stderr

@@ -24,6 +24,7 @@ from pilocal.settings import read_text
 
 SPLITS = {"test": "test", "dev": "valid", "train": "train"}
 """The data set's names of the splits, and ours."""
+FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml")
 
 
 def questions(entries: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
@@ -72,7 +73,7 @@ def prepare(folder: Path, out: Path) -> dict[str, int]:
             for text, query in pairs.items():
                 file.write(json.dumps({"query": text, "answer": query}) + "\n")
     shutil.copyfile(database, out / "geography.sqlite")
-    for name in ("template.md", "task.toml", "task.starter.toml"):
+    for name in FILES:
         shutil.copyfile(Path(__file__).with_name(name), out / name)
     sizes = {name: len(pairs) for name, pairs in splits.items()}
     return sizes | {"dropped (SQL that does not run)": broken, "dropped (asked before)": repeated}

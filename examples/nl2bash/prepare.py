@@ -1,7 +1,7 @@
-"""Make a pilocal task folder from NL2Bash: `python prepare.py --nl all.nl --cm all.cm OUT`.
+"""Make a pilocal task folder from NL2Bash: `python prepare.py FOLDER OUT`.
 
-The two files are those of https://github.com/TellinaTool/nl2bash (data/bash; MIT): line n of one is a question in
-English, line n of the other the Bash command that answers it. Many questions and commands come up several times, so
+FOLDER holds all.nl and all.cm of https://github.com/TellinaTool/nl2bash (data/bash; MIT): line n of one is a question
+in English, line n of the other the Bash command that answers it. Many questions and commands come up several times, so
 the splits are made by content: whatever shares a question or a command stays together.
 """
 
@@ -24,22 +24,14 @@ from pilocal.settings import read_text
 SHARES = {"valid": 0.05, "test": 0.10}
 """The splits beside train, as shares of the groups."""
 
-TASK = """\
-name = "nl2bash"
-model = "starter"
-template = "template.md"
-train = "train.jsonl"
-valid = "valid.jsonl"
-test = "test.jsonl"
-metric = "bleu"
-"""
+FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml")
 
 Pair = tuple[str, str]
 """A question and its command."""
 
 
-def read_pairs(questions: Path, commands: Path) -> list[Pair]:
-    """Return the pairs of two aligned files, each once; raises InputError when they are not aligned."""
+def read_pairs(questions: Path, commands: Path) -> tuple[int, list[Pair]]:
+    """Return how many lines two aligned files have, and their pairs, each once; raises InputError when not aligned."""
     rows = [read_text(path).rstrip("\n").split("\n") for path in (questions, commands)]
     if len(rows[0]) != len(rows[1]):
         fix = "give the two files of one NL2Bash release"
@@ -51,7 +43,7 @@ def read_pairs(questions: Path, commands: Path) -> list[Pair]:
             raise InputError(f"{blank}:{number}", "an empty line", fix="fill it in, or remove the line from both files")
         pair = question.strip(), command.strip()
         pairs.setdefault((same_question(pair), same_command(pair)), pair)
-    return list(pairs.values())
+    return len(rows[0]), list(pairs.values())
 
 
 def same_question(pair: Pair) -> str:
@@ -99,35 +91,35 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     return splits
 
 
-def prepare(questions: Path, commands: Path, out: Path, seed: int) -> dict[str, int]:
-    """Write the task folder and return the size of each split."""
+def prepare(folder: Path, out: Path, seed: int) -> dict[str, int]:
+    """Write the task folder and return the size of each split, and how many pairs were dropped."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(out, "already there and not empty", fix="choose a new folder")
-    splits = split(read_pairs(questions, commands), seed)
-    if empty := [name for name, pairs in splits.items() if not pairs]:
+    questions = folder / "all.nl"
+    lines, pairs = read_pairs(questions, folder / "all.cm")
+    splits = split(pairs, seed)
+    if empty := [name for name, dealt in splits.items() if not dealt]:
         raise InputError(
             questions, f"too few pairs: nothing is left for {', '.join(empty)}", fix="give the whole files"
         )
-    for name, pairs in splits.items():
+    for name, dealt in splits.items():
         with replacing(out / f"{name}.jsonl") as file:
-            for query, answer in pairs:
+            for query, answer in dealt:
                 file.write(json.dumps({"query": query, "answer": answer}, ensure_ascii=False) + "\n")
-    shutil.copyfile(Path(__file__).with_name("template.md"), out / "template.md")
-    with replacing(out / "task.toml") as file:
-        file.write(TASK)
-    return {name: len(pairs) for name, pairs in splits.items()}
+    for name in FILES:
+        shutil.copyfile(Path(__file__).with_name(name), out / name)
+    return {name: len(dealt) for name, dealt in splits.items()} | {"dropped (the same pair again)": lines - len(pairs)}
 
 
 def main() -> None:
     """Read the command line and prepare the folder; exits with 1 and one line when the input is bad."""
-    parser = argparse.ArgumentParser(description="Make a pilocal task folder from the two NL2Bash files.")
+    parser = argparse.ArgumentParser(description="Make a pilocal task folder from NL2Bash.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds all.nl and all.cm")
     parser.add_argument("out", type=Path, metavar="OUT", help="the task folder to make")
-    parser.add_argument("--nl", type=Path, required=True, help="the questions, one a line (all.nl)")
-    parser.add_argument("--cm", type=Path, required=True, help="the commands, line by line their answers (all.cm)")
     parser.add_argument("--seed", type=int, default=0, help="deals the groups to the splits (default: 0)")
     options = parser.parse_args()
     try:
-        sizes = prepare(options.nl, options.cm, options.out, options.seed)
+        sizes = prepare(options.folder, options.out, options.seed)
     except PilocalError as error:
         sys.exit(str(error))
     sys.stderr.write(f"{options.out}: {', '.join(f'{size} {name}' for name, size in sizes.items())}\n")

@@ -1,8 +1,11 @@
-"""The bundled examples: what their scripts make, and nothing that a test query could copy from training."""
+"""The examples: one form for all, what their scripts make, and nothing that a test query could copy from training."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pilocal.base import find_base, load_tokenizer
-from pilocal.schedule import load_schedule
-from pilocal.task import load_task
+from pilocal.schedule import load_law, load_schedule
+from pilocal.task import METRICS, Task, load_task
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -19,6 +22,7 @@ SCRIPTS = {
     "smart-home-gap": ("smart-home/make.py", "--leave-out"),
     "text-to-query": ("text-to-query/make.py",),
 }
+REAL = ("geography", "mbpp", "nl2bash")
 SPLITS = {"train": 800, "valid": 120, "test": 240}
 
 
@@ -69,11 +73,48 @@ def test_the_gap_is_in_every_split_but_the_test():
     assert sum(bool(row["left_out"]) for row in records("smart-home-gap", "test")) == 120
 
 
-def test_geography_is_prepared_from_the_public_files(tmp_path):
-    import sqlite3
+def test_every_example_has_the_files_of_its_kind():
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    assert folders == set(SCRIPTS) | set(REAL) and len(folders) == 6
+    always = {"README.md", "task.toml", "template.md"}
+    for name in folders:
+        files = {path.name for path in (EXAMPLES / name).iterdir() if path.is_file()}
+        if name in REAL:
+            starters = {"task.starter.toml", "template.starter.md", "schedule.starter.toml"}
+            assert files == always | starters | {"prepare.py"}
+        else:
+            own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
+            assert files == always | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)} | own
 
-    folder = tmp_path / "data"
-    folder.mkdir()
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *REAL])
+def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scores(name):
+    text = (EXAMPLES / name / "README.md").read_text()
+    script = SCRIPTS[name][0] if name in SCRIPTS else f"{name}/prepare.py"
+    assert f"python examples/{script}" in text
+    assert text.count("<!-- scores -->") == text.count("<!-- /scores -->") == 1
+    law = load_law(schedule_of(name))
+    stages = re.findall(r"^\| (\d) \| ([\d.]+) \| (\d) \|", text, re.MULTILINE)
+    wanted = [(str(i), f"{stage.tau:.2f}", str(stage.shots)) for i, stage in enumerate(law.schedule().stages)]
+    assert stages[: law.stages] == wanted
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_schedule_of_an_example_is_the_linear_law(name):
+    law = load_law(schedule_of(name))
+    assert (law.decay, law.stages, law.shots, law.final) == ("linear", 4, 2, 0.86)
+
+
+def schedule_of(name: str) -> Path:
+    return EXAMPLES / name / ("schedule.starter.toml" if name in REAL else "schedule.toml")
+
+
+def prepare(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EXAMPLES / name / "prepare.py", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def write_geography(folder: Path) -> None:
     connection = sqlite3.connect(folder / "geography-db.sqlite")
     connection.execute("create table CITY (CITY_NAME text, STATE_NAME text)")
     connection.commit()
@@ -92,21 +133,133 @@ def test_geography_is_prepared_from_the_public_files(tmp_path):
     entries = [entry, {"sql": ["SELECT * FROM LAKE"], "variables": [], "sentences": [lake]}]
     (folder / "geography.json").write_text(json.dumps(entries))
 
-    def prepare(*folders):
-        command = [sys.executable, EXAMPLES / "geography" / "prepare.py", *folders]
-        return subprocess.run(command, check=False, capture_output=True, text=True)
 
-    done = prepare(folder, tmp_path / "out")
+def write_mbpp(folder: Path) -> None:
+    rows = []
+    for number in (2, 11, 12, 511, 600, 601, 974):
+        code = f"def f{number}(x):\r\n\treturn x + {number} \r\n"
+        tests = [f"assert f{number}({x}) == {number + x}" for x in range(3)]
+        setup = "import math \r\nroot = math.pi" if number == 12 else ""
+        rows.append({"text": f"Add {number}.", "code": code, "task_id": number, "test_list": tests,
+                     "test_setup_code": setup, "challenge_test_list": []})  # fmt: skip
+    rows[1]["test_list"].append(f"assert f11({'1 + ' * 400}1) == 412")
+    rows[-1]["text"] = "add  11."
+    (folder / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), newline="")
+
+
+def write_nl2bash(folder: Path) -> None:
+    (folder / "all.nl").write_text("".join(f"question {n // 2}\n" for n in range(200)) + "question 0\n")
+    (folder / "all.cm").write_text("".join(f"command {n}\n" for n in range(200)) + "command  0\n")
+
+
+WRITE = {"geography": write_geography, "mbpp": write_mbpp, "nl2bash": write_nl2bash}
+
+
+def loaded(toml: Path) -> Task:
+    """A prepared task; with exact_match in place of a metric that this pilocal lacks, so that its rows are checked."""
+    metric = re.search(r'^metric = "(\w+)"', toml.read_text(), re.MULTILINE)
+    assert metric
+    if metric[1] not in METRICS:
+        toml.write_text(toml.read_text().replace(metric[0], 'metric = "exact_match"'))
+    return load_task(toml)
+
+
+@pytest.fixture(scope="module", params=REAL)
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+    """(name, task folder, what prepare.py said), of hand-made files in the public format."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "data").mkdir()
+    WRITE[request.param](folder / "data")
+    done = prepare(request.param, folder / "data", folder / "out")
     assert done.returncode == 0, done.stderr
-    assert "1 test, 1 valid, 1 train, 1 dropped (SQL that does not run), 1 dropped (asked before)" in done.stderr
-    for name in ("task.toml", "task.starter.toml"):
-        task = load_task(tmp_path / "out" / name)
-        assert task.metric == "sqlite"
-        assert task.test[0].query == "cities of new york"
-        assert task.test[0].answer == 'SELECT CITY_NAME FROM CITY WHERE STATE_NAME = "new york" ;'
-    again = prepare(folder, tmp_path / "out")
+    assert not done.stdout
+    return request.param, folder / "out", done.stderr
+
+
+def test_a_prepared_task_loads_and_is_made_again_byte_for_byte(prepared, tmp_path):
+    name, out, said = prepared
+    assert said.count("\n") == 1
+    again = prepare(name, out.with_name("data"), tmp_path / "again")
+    assert again.stderr == said.replace(str(out), str(tmp_path / "again"))
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    for toml in ("task.toml", "task.starter.toml"):
+        task = loaded(tmp_path / "again" / toml)
+        assert task.name == name and (task.model == "starter") == (toml == "task.starter.toml")
+
+
+def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(prepared, tmp_path):
+    name, out, _ = prepared
+    again = prepare(name, out.with_name("data"), out)
     assert again.returncode == 1
     assert again.stderr.endswith("already there and not empty; choose a new folder\n")
-    missing = prepare(tmp_path, tmp_path / "new")
-    assert missing.returncode == 1
-    assert missing.stderr == f"{tmp_path}: no geography*.sqlite; give the folder with the database\n"
+    missing = prepare(name, tmp_path / "nothing", tmp_path / "new")
+    assert missing.returncode == 1 and missing.stderr.count("\n") == 1
+    assert missing.stderr.startswith(f"{tmp_path}/nothing")
+    assert not (tmp_path / "new").exists()
+
+
+def read(out: Path, split: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("prepared", ["geography"], indirect=True)
+def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared):
+    _, out, said = prepared
+    assert "1 test, 1 valid, 1 train, 1 dropped (SQL that does not run), 1 dropped (asked before)" in said
+    (row,) = read(out, "test")
+    assert row["query"] == "cities of new york"
+    assert row["answer"] == 'SELECT CITY_NAME FROM CITY WHERE STATE_NAME = "new york" ;'
+    assert (out / "geography.sqlite").read_bytes() == (out.with_name("data") / "geography-db.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("prepared", ["mbpp"], indirect=True)
+def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(prepared):
+    _, out, said = prepared
+    assert "2 test, 2 valid, 2 train, 1 test for the starter, 1 dropped (in an earlier split)" in said
+    assert [row["id"] for row in read(out, "train")] == ["mbpp-2", "mbpp-601"]
+    assert [row["id"] for row in read(out, "test.starter")] == ["mbpp-12"]
+    for row in (row for split in SPLITS for row in read(out, split)):
+        number = int(row["id"].split("-")[1])
+        assert row["answer"] == f"def f{number}(x):\n    return x + {number}"
+        assert row["query"].startswith(f"Add {number}.\nThe tests:\nassert f{number}(0) == {number}\n")
+        assert ("root" in row["tests"][0]) == (number == 12)
+        for test in row["tests"]:
+            exec(f"{row['answer']}\n{test}", {})
+
+
+@pytest.mark.parametrize("prepared", ["nl2bash"], indirect=True)
+def test_nl2bash_keeps_what_shares_a_question_or_a_command_together(prepared):
+    _, out, said = prepared
+    assert "1 dropped (the same pair again)" in said
+    questions = [{row["query"] for row in read(out, split)} for split in SPLITS]
+    assert sum(map(len, questions)) == len(set().union(*questions)) == 100
+
+
+SIZES = {
+    "geography": {"train": 547, "valid": 48, "test": 277},
+    "mbpp": {"train": 379, "valid": 90, "test": 500},
+    "nl2bash": {"train": 10710, "valid": 664, "test": 1222},
+}
+
+
+@pytest.mark.skipif("PILOCAL_DATA" not in os.environ, reason="PILOCAL_DATA names no folder of public data")
+@pytest.mark.parametrize("name", REAL)
+def test_the_public_files_make_a_task_that_fits_the_starter(name, tmp_path):
+    out = tmp_path / "out"
+    done = prepare(name, Path(os.environ["PILOCAL_DATA"]) / name, out)
+    assert done.returncode == 0, done.stderr
+    assert {split: len(read(out, split)) for split in SPLITS} == SIZES[name]
+    starter, whole = loaded(out / "task.starter.toml"), loaded(out / "task.toml")
+    assert len(whole.test) == SIZES[name]["test"]
+    tokenizer = load_tokenizer(find_base("starter", out))
+    template = len(tokenizer.encode(starter.template))
+    most = load_law(schedule_of(name)).shots
+    longest = sorted(len(tokenizer.encode(e.query)) + len(tokenizer.encode(e.answer)) for e in starter.train)[-most:]
+    longest = longest if most else []
+    asked = max(len(tokenizer.encode(e.query)) for e in (*starter.test, *starter.valid, *starter.train))
+    # The longest row with the longest shots that there are; NL2Bash's longest examples never come together.
+    margin = 16 * (most + 2)
+    if name != "nl2bash":
+        assert template + sum(longest) + asked + starter.generation.max_tokens + margin < 2048
+    assert template + asked + starter.generation.max_tokens + margin < 2048

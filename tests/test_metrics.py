@@ -162,3 +162,57 @@ def test_faults_of_a_database_and_of_references_are_one_line(rivers, tmp_path):
     ):
         metric.check(examples("select 1", "select * from lake", "selec"))
     metric.check(examples("select 1"))
+
+
+SCORER = """#!/usr/bin/env python3
+import json, pathlib, sys, time
+for line in sys.stdin:
+    record = json.loads(line)
+    assert set(record) == {"id", "query", "answer", "prediction"}
+    print(0.5 if record["prediction"].lower() == record["answer"] else 0)
+"""
+
+
+def scorer(folder: Path, text: str, **settings: object):
+    path = folder / "score.py"
+    path.write_text(text)
+    path.chmod(0o755)
+    return make_metric("command", Scoring(command=("./score.py",), **settings), folder)  # type: ignore[arg-type]
+
+
+def test_a_program_of_the_users_gives_the_marks(tmp_path):
+    metric = scorer(tmp_path, SCORER)
+    marks = metric.marks(["A", "\u00e9\n", "c"], examples("a", "b", "c"))
+    assert marks.tolist() == [[0.5], [0.0], [0.5]]
+    assert metric.total(marks) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; mend"),
+        (
+            "import time; time.sleep(60)",
+            "the program took longer than 0.5 s; mend it and run again; the answers are kept",
+        ),
+        ("import sys; sys.stdin.read(); print(1)", "must print 2 lines, one for each answer; got 1"),
+        ("import sys; sys.stdin.read(); print('1\\ngood')", "line 2 must be a number from 0 to 1; got 'good'"),
+        ("import sys; sys.stdin.read(); print('2\\n0')", "line 1 must be a number from 0 to 1; got '2'"),
+        ("import sys; sys.stdin.read(); print('1\\nnan')", "line 2 must be a number from 0 to 1; got 'nan'"),
+    ],
+)
+def test_a_program_that_fails_is_one_line(text, said, tmp_path):
+    metric = scorer(tmp_path, f"#!/usr/bin/env python3\n{text}\n", timeout=0.5 if "sleep" in text else 30)
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        metric.marks(["a", "b"], examples("a", "b"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
+
+
+def test_a_program_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="command needs a program"):
+        make_metric("command", Scoring(), tmp_path)
+    with pytest.raises(InputError, match=r"no such program; got './score\.py'"):
+        make_metric("command", Scoring(command=("./score.py",)), tmp_path)

@@ -33,7 +33,7 @@ from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
 from pilocal.retrieve import ShotPicker, check_pool
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
-from pilocal.schedule import DEFAULT, Schedule, load_schedule
+from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
 from pilocal.task import Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
@@ -65,7 +65,7 @@ class Plan:
 
     stages: list[StageBudget]
     needs: list[Any]
-    """A train.plan.Need for each stage."""
+    """A train.plan.Need for each stage; None where nothing is trained."""
     memory: int
     """Bytes that the training may use here."""
     advice: str | None
@@ -80,6 +80,8 @@ class StepResult:
     skipped: bool
     """True when its files were there and its inputs unchanged."""
     seconds: float
+    note: str = ""
+    """What there is to say of it."""
 
 
 class Pipeline:
@@ -115,9 +117,9 @@ class Pipeline:
             check_pool(len(task.train), most, str(task.files["train"]))
         except PilocalError as fault:
             faults.append(fault)
-        if task.training.steps < len(schedule.stages):
+        if task.training.steps < len(schedule.trained):
             fix = "raise steps or take fewer stages"
-            what = f"{len(schedule.stages)} stages need at least as many steps"
+            what = f"{len(schedule.trained)} stages need at least as many steps"
             faults.append(InputError(f"{task.files['task']} [training] steps", what, got=task.training.steps, fix=fix))
         if task.training.recompute and task.lora.dropout:
             what, fix = (
@@ -188,9 +190,10 @@ class Pipeline:
             return fingerprint(made, step, self.key("compress"), self.key("index"), others, prompts)
         if step in ("train", "direct_drop"):
             shares = [stage["share"] for stage in stages] if step == "train" else []
+            adaptive = asdict(self.schedule.adaptive) if step == "train" and self.schedule.adaptive else None
             training = asdict(task.training)
             training.pop("direct_drop")
-            return fingerprint(made, step, self.key("stages"), shares, asdict(task.lora), training)
+            return fingerprint(made, step, self.key("stages"), shares, adaptive, asdict(task.lora), training)
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         ablation = self.key("direct_drop") if task.training.direct_drop else ""
@@ -229,7 +232,19 @@ class Pipeline:
             files: list[Path] = getattr(self, f"_{name}")(key)
             seconds = time.monotonic() - began
             self.run.finish(name, key, files, seconds)
-            report(StepResult(name, False, seconds))
+            report(StepResult(name, False, seconds, self._pace() if name == "train" else ""))
+
+    def _pace(self) -> str:
+        """Return where the stages of an adaptive schedule ended."""
+        if self.schedule.adaptive is None:
+            return ""
+        ends = [str(self.log(number)[-1]["step"]) for number in self.schedule.trained]
+        return f"the stages ended after {', '.join(ends)} steps"
+
+    def log(self, stage: int) -> list[dict[str, Any]]:
+        """Return the lines of a trained stage's metrics.jsonl."""
+        text = (self.run.stage(stage) / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
 
     def plan(self, *, probe: bool) -> Plan:
         """Return what every stage costs in tokens, memory and, with a probe (one real step), time.
@@ -243,7 +258,8 @@ class Pipeline:
         config = read_config(self.base)
         sizes = plan.read_sizes(config, lora)
         share = "sliding_attention" not in config.get("layer_types", ())
-        works = [plan.survey(sizes, part, training, number, share=share) for number, part in enumerate(rows)]
+        trained = self.schedule.trained
+        works = [plan.survey(sizes, rows[number], training, number, share=share) for number in trained]
         base = plan.base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=on_cpu())
         taken = None
         if probe:
@@ -251,9 +267,10 @@ class Pipeline:
             taken = plan.take_probe(self._trained_base(), works[0].heaviest, lora, training)
             self.progress("probe", 1, 1)
         steps, memory = self.schedule.steps(task.training.steps), machine_memory()
+        needs = plan.predict(sizes, works, [steps[number] for number in trained], training, base, taken)
         return Plan(
             budgets,
-            plan.predict(sizes, works, steps, training, base, taken),
+            [needs[trained.index(number)] if number in trained else None for number in range(len(steps))],
             memory,
             plan.advise(sizes, works, training, base, taken, memory, may_recompute=not lora.dropout),
         )
@@ -352,10 +369,10 @@ class Pipeline:
         check_exportable(self.base)
         steps = self.schedule.steps(self.task.training.steps)
         plans = [
-            StagePlan(self._rows(i, "train"), self._rows(i, "valid"), steps[i], self.run.stage(i))
-            for i in range(len(steps))
+            StagePlan(i, self._rows(i, "train"), self._rows(i, "valid"), steps[i], self.run.stage(i))
+            for i in self.schedule.trained
         ]
-        files = self._fit(plans, key, "train")
+        files = self._fit(plans, key, "train", self.schedule.adaptive)
         self.run.adapter.mkdir(exist_ok=True)
         for name in ("adapters.safetensors", "adapter_config.json"):
             with replacing(self.run.adapter / name, "wb") as file:
@@ -366,12 +383,11 @@ class Pipeline:
     def _direct_drop(self, key: str) -> list[Path]:
         from pilocal.train.loop import StagePlan
 
-        plan = StagePlan(
-            self._rows(0, "train"), self._rows(0, "valid"), self.task.training.steps, self.run.path / "direct_drop"
-        )
+        folder, steps = self.run.path / "direct_drop", self.task.training.steps
+        plan = StagePlan(0, self._rows(0, "train"), self._rows(0, "valid"), steps, folder)
         return self._fit([plan], key, "direct_drop")
 
-    def _fit(self, plans: Sequence[Any], key: str, name: str) -> list[Path]:
+    def _fit(self, plans: Sequence[Any], key: str, name: str, adaptive: Adaptive | None = None) -> list[Path]:
         from pilocal.train.loop import train
         from pilocal.train.tracker import Tracker, open_tracker
 
@@ -399,6 +415,7 @@ class Pipeline:
             progress=self.progress,
             warn=self.warn,
             name=name,
+            adaptive=adaptive,
             team=self.team,
             track=track if self.report_to else None,
         )

@@ -30,7 +30,8 @@ FLOORS = {
     "export": 6,
     "serve": 6,
     "pipeline": 7,
-    "cli": 8,
+    "compare": 8,
+    "cli": 9,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 

@@ -10,17 +10,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilocal.errors import InputError
-from pilocal.schedule import DEFAULT, Schedule, Stage, linear, load_schedule
+from pilocal.schedule import DECAYS, DEFAULT, Law, Schedule, Stage, load_law, load_schedule
 
 FOLDER = Path(__file__).parent.parent / "schedules"
 
 
-@given(st.integers(2, 12), st.integers(0, 9))
-def test_linear_begins_whole_never_grows_and_ends_with_the_bare_query(stages, shots):
-    made = linear(stages=stages, shots=shots).stages
-    assert (made[0].tau, made[0].shots) == (1.0, shots)
+def laws(decays=tuple(DECAYS)):
+    return st.builds(
+        Law,
+        decay=st.sampled_from(decays),
+        stages=st.integers(2, 12),
+        shots=st.integers(1, 9),
+        rate=st.floats(0.01, 20),
+        final=st.none() | st.floats(0.01, 0.99),
+    )
+
+
+@given(laws())
+def test_every_law_begins_whole_never_grows_and_ends_with_the_bare_query(law):
+    made = law.schedule().stages
+    assert (made[0].tau, made[0].shots) == (1.0, law.shots)
     assert (made[-1].tau, made[-1].shots) == (0.0, 0)
-    assert all(a.tau > b.tau and a.shots >= b.shots for a, b in pairwise(made))
+    assert all(a.tau >= b.tau and a.shots >= b.shots for a, b in pairwise(made))
+    assert sum(stage.share for stage in made) == pytest.approx(1)
+
+
+@given(laws(("linear", "exponential", "inverse-exponential", "adaptive")))
+def test_a_decay_has_the_stages_and_the_last_share_that_were_asked_for(law):
+    made = law.schedule().stages
+    assert len(made) == law.stages
+    assert made[-1].share == pytest.approx(law.final or 1 / law.stages)
+    assert len({stage.share for stage in made[:-1]}) == 1
+
+
+@given(st.integers(3, 12), st.floats(0.1, 10))
+def test_exponential_lies_below_linear_and_inverse_exponential_above(stages, rate):
+    taus = [
+        [stage.tau for stage in Law(decay=decay, stages=stages, rate=rate).schedule().stages[1:-1]]
+        for decay in ("exponential", "linear", "inverse-exponential")
+    ]
+    for low, middle, high in zip(*taus, strict=True):
+        assert 0 < low < middle < high < 1
+
+
+def test_the_ablations_train_what_they_say():
+    def trained(decay):
+        schedule = Law(decay=decay, shots=4).schedule()
+        return [(round(schedule.stages[i].tau, 2), schedule.stages[i].shots) for i in schedule.trained]
+
+    assert trained("template-only") == [(1.0, 0), (0.67, 0), (0.33, 0), (0.0, 0)]
+    assert trained("shots-only") == [(0.0, 4), (0.0, 3), (0.0, 1), (0.0, 0)]
+    assert trained("drop") == [(1.0, 4)]
+    assert trained("direct") == [(0.0, 0)]
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_every_law_gets_the_same_number_of_optimizer_steps(decay):
+    assert sum(Law(decay=decay, final=0.86).schedule().steps(250)) == 250
+
+
+def test_every_law_has_a_file_of_its_own():
+    assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted(DECAYS)
+    for decay in DECAYS:
+        assert load_law(FOLDER / f"{decay}.toml") == Law(decay=decay)
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8), st.integers(0, 500))
@@ -58,6 +110,10 @@ def test_the_default_is_the_published_recipe():
         ("[[stage]]\ntau = 0\nshots = 0\nshare = 0.5\n", "s.toml:4: the shares must add up to 1; got 0.5"),
         ("[[stage]]\ntau = 0\nshot = 0\nshare = 1\n", "s.toml:3: unknown key shot in [stage]; did you mean shots?"),
         ("[stage]\ntau = 0\n", "must be [[stage]] tables"),
+        ('decay = "direct"\nstages = 3\n', "s.toml:2: direct does not read stages; got 3; leave it out"),
+        ('decay = "linear"\nrate = 3.0\n', "s.toml:2: linear does not read rate"),
+        ('decay = "shots-only"\nshots = 0\n', "s.toml:2: shots must be at least 1 for shots-only"),
+        ('decay = "adaptive"\nleast = 0.0\n', "s.toml:2: least must be above 0"),
         ('decay = "linear"\n[[stage]]\ntau = 0\nshots = 0\nshare = 1\n', "decay beside [[stage]] tables"),
     ],
 )
@@ -67,3 +123,10 @@ def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path, text, m
     with pytest.raises(InputError) as caught:
         load_schedule(path)
     assert message in str(caught.value)
+
+
+def test_a_comparison_needs_a_law(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text("[[stage]]\ntau = 0\nshots = 0\nshare = 1\n")
+    with pytest.raises(InputError, match=r"s.toml:1: a law is needed here, not"):
+        load_law(path)

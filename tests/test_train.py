@@ -292,7 +292,7 @@ def plans(folder: Path, steps=(6, 5)):
     from pilocal.train.loop import StagePlan
 
     return [
-        StagePlan(random_rows(i, 14, (12, 2, 0)[i]), random_rows(9, 4), count, folder / str(i))
+        StagePlan(i, random_rows(i, 14, (12, 2, 0)[i]), random_rows(9, 4), count, folder / str(i))
         for i, count in enumerate(steps)
     ]
 
@@ -301,7 +301,18 @@ def unexpected(warning):
     raise AssertionError(warning)
 
 
-def fit(base, folder, training, steps=(6, 5), lora=LORA, key="key", progress=silent, warn=unexpected, team=None):
+def fit(
+    base,
+    folder,
+    training,
+    steps=(6, 5),
+    lora=LORA,
+    key="key",
+    progress=silent,
+    warn=unexpected,
+    team=None,
+    adaptive=None,
+):
     from pilocal.train.loop import train
 
     return train(
@@ -314,6 +325,7 @@ def fit(base, folder, training, steps=(6, 5), lora=LORA, key="key", progress=sil
         progress=progress,
         warn=warn,
         team=team,
+        adaptive=adaptive,
     )
 
 
@@ -613,3 +625,50 @@ def test_mlx_lm_alone_reads_the_adapter(whole_run, tiny_base):
     tokens = mx.array([[5, 6, 7]])
     assert mx.abs(model(tokens) - ours(tokens)).max().item() < 0.05
     assert mx.abs(load_base(tiny_base)(tokens) - ours(tokens)).max().item() > 0.5
+
+
+def read_log(folder, stage):
+    return [json.loads(line) for line in (folder / str(stage) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("margin", [1e9, 0.0])
+def test_an_adaptive_stage_ends_once_the_next_prompt_is_as_good(margin, tiny_base, tmp_path):
+    from pilocal.schedule import Adaptive
+
+    steps = (9, 6, 5)
+    fit(tiny_base, tmp_path, ADAPTED, steps, adaptive=Adaptive(margin=margin, least=0.34))
+    logs = [read_log(tmp_path, stage) for stage in range(3)]
+    if margin:
+        assert [log[-1]["step"] for log in logs] == [3, 5, 20]  # at the first look
+    for log, latest in zip(logs[:-1], (9, 15), strict=True):
+        decisions = [line["decision"] | {"valid_loss": line["valid_loss"]} for line in log if "decision" in line]
+        assert decisions
+        for made in decisions:
+            better = made["next_valid_loss"] - made["valid_loss"] < made["margin"] == margin
+            assert made["moves_on"] == (better or not made["steps_left"])
+        assert [made["moves_on"] for made in decisions] == [False] * (len(decisions) - 1) + [True]
+        assert log[-1]["step"] + decisions[-1]["steps_left"] == latest
+    assert sum(map(len, logs)) == logs[-1][-1]["step"] == sum(steps)
+    assert not any("decision" in line for line in logs[-1])
+
+
+ADAPTED = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=4, seed=3)
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 5, 6, 9])
+def test_an_adaptive_run_that_is_interrupted_makes_the_same_decisions(stop_at, tiny_base, tmp_path):
+    from pilocal.schedule import Adaptive
+
+    def stop(what, done, total, note=""):
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    adaptive = Adaptive(margin=1e9, least=0.5)
+    fit(tiny_base, tmp_path / "whole", ADAPTED, adaptive=adaptive)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path / "cut", ADAPTED, adaptive=adaptive, progress=stop)
+    fit(tiny_base, tmp_path / "cut", ADAPTED, adaptive=adaptive)
+    for stage in (0, 1):
+        cut, whole = read_log(tmp_path / "cut", stage), read_log(tmp_path / "whole", stage)
+        assert [line.get("decision") for line in cut] == [line.get("decision") for line in whole]
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")

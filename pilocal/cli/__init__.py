@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "pilocal.cli.flow",
     "export": "pilocal.cli.flow",
     "evaluate": "pilocal.cli.flow",
+    "compare": "pilocal.cli.compare",
     "serve": "pilocal.cli.serve",
 }
 """Every command and the module that defines it, in the order of the help page."""

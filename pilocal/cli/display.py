@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from pilocal.compare.table import cells, curve_cells, title
 from pilocal.evaluate.titles import TITLES
 from pilocal.pipeline import Plan, StepResult
 from pilocal.progress import Progress
@@ -50,7 +51,11 @@ def warning_on(console: Console) -> Callable[[str], None]:
 
 def step_line(result: StepResult) -> str:
     """Return the line that tells what became of a step."""
-    return f"{result.name}: " + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")
+    return (
+        f"{result.name}: "
+        + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")
+        + (f"; {result.note}" if result.note else "")
+    )
 
 
 def plan_table(plan: Plan, context: int) -> Table:
@@ -73,8 +78,8 @@ def plan_table(plan: Plan, context: int) -> Table:
             f"{stage.ratio:.2f}",
             f"{stage.prompt_tokens:,.1f}",
             f"{stage.longest_row:,}",
-            f"{need.peak / 2**30:.2f}",
-            "" if need.seconds is None else str(timedelta(seconds=round(need.seconds))),
+            "" if need is None else f"{need.peak / 2**30:.2f}",
+            "" if need is None or need.seconds is None else str(timedelta(seconds=round(need.seconds))),
         )
     return table
 
@@ -103,4 +108,21 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
             show(row.get("ttft_ms"), ".1f"),
             show(row.get("latency_ms"), ".1f"),
         )
+    return table
+
+
+def comparison_tables(table: dict[str, Any]) -> list[Table]:
+    """Return the table of the arms, and that of the learning curve where there is one."""
+    shown = [_table(title(table), *cells(table))]
+    if table["curve"]:
+        shown.append(_table("score over the number of training examples", *curve_cells(table)))
+    return shown
+
+
+def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=name, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(head):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -113,7 +113,7 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
         context = context_length(pipeline.base)
     if as_json:
         stages = [
-            asdict(stage) | {"peak_memory": need.peak, "seconds": need.seconds}
+            asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
             for stage, need in zip(plan.stages, plan.needs, strict=True)
         ]
         result = {"context": context, "stages": stages, "memory": plan.memory, "advice": plan.advice}

@@ -7,6 +7,7 @@ the tokens that groups of its rows go on with (their shots), then what each row 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -208,18 +209,29 @@ class Batches:
     def _side_by_side(self, numbers: Sequence[int]) -> list[int]:
         """Order rows so that relatives meet, and rows of like length.
 
-        Relatives come in parts of half a batch, so that no batch holds one family alone: rows with the same shots tend
-        to have the same answer.
+        Relatives come in parts of half a batch, and no part follows another of its own family unless all that is left
+        is of that family: rows with the same shots tend to have the same answer, so no batch should hold them alone.
         """
         families: dict[int, list[int]] = {}
         for i in numbers:
             families.setdefault(self._relatives[i], []).append(i)
-        parts: list[tuple[int, int, list[int]]] = []
-        for family in families.values():
-            dealt = _chunks(family, max(1, self.batch_size // 2))
-            parts += [(turn, max(len(self.rows[i].tokens) for i in part), part) for turn, part in enumerate(dealt)]
-        parts.sort(key=lambda part: part[:2])
-        return [i for _, _, part in parts for i in part]
+        waiting = [_chunks(family, max(1, self.batch_size // 2)) for family in families.values()]
+
+        def place(number: int) -> tuple[int, int, int]:
+            parts = waiting[number]
+            return -len(parts), max(len(self.rows[i].tokens) for i in parts[-1]), number
+
+        order: list[int] = []
+        heap = [place(number) for number in range(len(waiting))]
+        heapq.heapify(heap)
+        held: tuple[int, int, int] | None = None
+        while heap:
+            *_, number = heapq.heappop(heap)
+            order += waiting[number].pop()
+            if held:
+                heapq.heappush(heap, held)
+            held = place(number) if waiting[number] else None
+        return order + [i for part in waiting[held[-1]] for i in part] if held else order
 
 
 def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:

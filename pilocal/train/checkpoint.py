@@ -1,4 +1,4 @@
-"""Checkpoints: adapter, optimizer and step in one file that is whole or not there.
+"""Checkpoints: adapter, optimizer, step and where the stages ended in one file that is whole or not there.
 
 The order of the rows and dropout are functions of the seed and the step, so no generator's state needs saving. The
 last two are kept, in case the newest is damaged; every file carries a checksum of its arrays.
@@ -7,6 +7,7 @@ last two are kept, in case the newest is damaged; every file carries a checksum 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,20 +31,27 @@ class Checkpoint:
     """The state after `step` optimizer steps of the whole run."""
 
     step: int
+    ends: tuple[int, ...]
+    """After how many steps each stage that is over ended."""
     adapter: dict[str, mx.array]
     optimizer: dict[str, mx.array]
 
 
-def save_checkpoint(folder: Path, step: int, key: str, model: Any, optimizer: Any, *, best: bool = False) -> None:
+def save_checkpoint(
+    folder: Path, step: int, key: str, model: Any, optimizer: Any, *, ends: Sequence[int] = (), best: bool = False
+) -> None:
     """Write the state after `step` steps and remove all but the last two checkpoints of this folder.
 
-    `key` is a fingerprint of everything that decides the training; a checkpoint with another key is of no use. With
-    `best` it goes to a file of its own, in the place of the best so far.
+    `key` is a fingerprint of everything that decides the training; a checkpoint with another key is of no use. `ends`
+    tells where the stages ended that are over. With `best` it goes to a file of its own, in the place of the best so
+    far.
     """
     arrays = {f"adapter.{name}": value for name, value in adapter_weights(model).items()}
     arrays |= {f"optimizer.{name}": value for name, value in tree_flatten(optimizer.state)}
     path = folder / (BEST if best else f"step-{step:07d}.safetensors")
-    save_arrays(path, arrays, {"step": str(step), "key": key, "sha256": _checksum(arrays)})
+    save_arrays(
+        path, arrays, {"step": str(step), "ends": json.dumps(list(ends)), "key": key, "sha256": _checksum(arrays)}
+    )
     if best:
         return
     others = sorted(folder.glob("step-*.safetensors"))
@@ -81,7 +89,8 @@ def _read(path: Path, key: str, warn: Callable[[str], None], instead: str) -> Ch
     for name, value in arrays.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
-    return Checkpoint(int(metadata["step"]), parts["adapter"], parts["optimizer"])
+    ends = tuple(json.loads(metadata["ends"]))
+    return Checkpoint(int(metadata["step"]), ends, parts["adapter"], parts["optimizer"])
 
 
 def restore(checkpoint: Checkpoint, model: Any, optimizer: Any) -> None:

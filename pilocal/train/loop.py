@@ -16,6 +16,7 @@ import mlx.core as mx
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
 from pilocal.rundir import fingerprint
+from pilocal.schedule import Adaptive
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import adapter_weights, add_lora, save_adapter
@@ -35,6 +36,8 @@ from pilocal.train.trainer import Trainer
 class StagePlan:
     """One stage's work."""
 
+    number: int
+    """The stage's, in the schedule."""
     train: Sequence[Row]
     valid: Sequence[Row]
     steps: int
@@ -53,70 +56,123 @@ def train(
     progress: Progress,
     warn: Callable[[str], None],
     name: str = "train",
+    adaptive: Adaptive | None = None,
     team: Team | None = None,
     track: Callable[[int], Tracker] | None = None,
 ) -> list[Path]:
     """Train one adapter through all stages and return every file that is final.
 
     `model` is a frozen mlx-lm Llama; `key` is a fingerprint of everything that decides the result, `facts` go into
-    adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. The processes of
-    a `team` that this one leads share the work; `track`, called with the last step that was taken before, opens a
-    tracker that gets every line. The first interrupt (Ctrl-C) lets the step finish, saves, and raises
-    KeyboardInterrupt. Raises TrainingError when the loss stops being a number, or a process of the team is gone; the
-    last good checkpoint stays.
+    adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. With `adaptive`
+    a stage may end early, see `pace`. The processes of a `team` that this one leads share the work; `track`, called
+    with the last step that was taken before, opens a tracker that gets every line. The first interrupt (Ctrl-C) lets
+    the step finish, saves, and raises KeyboardInterrupt. Raises TrainingError when the loss stops being a number, or a
+    process of the team is gone; the last good checkpoint stays.
     """
     config = add_lora(model, lora, training.seed) | facts
     optimizer = make_optimizer(model, training)
-    start = 0
+    start, ends = 0, list[int]()
     if checkpoint := find_checkpoint([plan.folder / "checkpoint" for plan in plans], key, warn):
         restore(checkpoint, model, optimizer)
-        start = checkpoint.step
+        start, ends = checkpoint.step, list(checkpoint.ends)
     trainer = _gather(team or Team(), model, optimizer, lora, training, facts)
-    total = sum(plan.steps for plan in plans)
     if not can_share(model):
         warn(f"{facts['model']}: its layers keep other caches than plain keys and values; every row is computed whole")
-    finals: list[Path] = []
-    first = 0
     with Interrupt() as interrupt, tracking(track, start) as show:
-        for number, plan in enumerate(plans):
-            last = first + plan.steps
-            log = Log(plan.folder / "metrics.jsonl")
+        course = _Course(trainer, plans, key, adaptive, interrupt, show, lambda *said: progress(name, *said))
+        for plan in plans[len(ends) :]:
+            step = course.run_stage(plan, start, ends)
             checkpoints = plan.folder / "checkpoint"
-            patience = training.patience if plan is plans[-1] else None
-            if start < last:
-                log.forget_after(start if start > first else -1)
-                batches, below = _lay_out(plan.train, (training.seed, number), trainer)
-                valid, below_valid = _lay_out(plan.valid, (0,), trainer)
-                ended = log.is_stale(patience)
-                step = max(start, first)
-                while not ended:
-                    rate = learning_rate(step, total, training)
-                    line = _measured(trainer, step, rate, batches.at(step - first), below, f"stage {number}")
-                    step += 1
-                    line = {"step": step, "learning_rate": rate} | line
-                    if step == last or step % training.validate_every == 0:
-                        line["valid_loss"] = validate(trainer, valid.in_order(), below_valid)
-                        if line["valid_loss"] < log.lowest():
-                            save_checkpoint(checkpoints, step, key, model, optimizer, best=True)
-                    log.append(line)
-                    show(number, line)
-                    note = f"stage {number + 1}/{len(plans)}  loss {line['loss']:.3f}  {log.speed()}"
-                    progress(name, step, total, note)
-                    ended = step == last or log.is_stale(patience)
-                    if not ended and (interrupt.asked or step % training.checkpoint_every == 0):
-                        save_checkpoint(checkpoints, step, key, model, optimizer)
-                    if interrupt.asked and not ended:
-                        raise KeyboardInterrupt
-                if patience is not None and (best := find_best(checkpoints, key, warn)):
-                    restore(best, model, optimizer)
-                # The adapter comes before the checkpoint, which promises that it is there.
-                save_adapter(plan.folder, adapter_weights(model), config)
-                save_checkpoint(checkpoints, last, key, model, optimizer)
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-            finals += [plan.folder / "adapters.safetensors", plan.folder / "adapter_config.json", log.path]
-            first = last
-    return finals
+            if course.patience(plan) is not None and (best := find_best(checkpoints, key, warn)):
+                restore(best, model, optimizer)
+            # The adapter comes before the checkpoint, which promises that it is there.
+            save_adapter(plan.folder, adapter_weights(model), config)
+            ends.append(step)
+            save_checkpoint(checkpoints, step, key, model, optimizer, ends=ends)
+            if interrupt.asked:
+                raise KeyboardInterrupt
+    files = ("adapters.safetensors", "adapter_config.json", "metrics.jsonl")
+    return [plan.folder / file for plan in plans for file in files]
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What all stages of a training have in common."""
+
+    trainer: Trainer
+    plans: Sequence[StagePlan]
+    key: str
+    adaptive: Adaptive | None
+    interrupt: Interrupt
+    show: Callable[[int, Mapping[str, Any]], None]
+    say: Callable[[int, int, str], None]
+
+    def patience(self, plan: StagePlan) -> int | None:
+        """Return the patience with a stage; only the last one may end by it."""
+        return self.trainer.training.patience if plan is self.plans[-1] else None
+
+    def run_stage(self, plan: StagePlan, start: int, ends: Sequence[int]) -> int:
+        """Take a stage's steps from step `start` of the whole run on; return the step after which it ended."""
+        trainer, training, patience = self.trainer, self.trainer.training, self.patience(plan)
+        nth, total = len(ends), sum(other.steps for other in self.plans)
+        first, last = ends[-1] if ends else 0, sum(other.steps for other in self.plans[: nth + 1])
+        log = Log(plan.folder / "metrics.jsonl")
+        log.forget_after(start if start > first else -1)
+        batches, below = _lay_out(plan.train, (training.seed, plan.number), trainer)
+        look = _look(plan, trainer)
+        pace = None
+        if self.adaptive and plan is not self.plans[-1]:
+            pace = Pace(self.adaptive, plan, _look(self.plans[nth + 1], trainer))
+        step = max(start, first)
+        ended = log.is_stale(patience)
+        while not ended:
+            rate = learning_rate(step, total, training)
+            line = _measured(trainer, step, rate, batches.at(step - first), below, f"stage {plan.number}")
+            step += 1
+            line = {"step": step, "learning_rate": rate} | line
+            due = pace is not None and (pace.is_due(step - first) or step == last)
+            if step == last or step % training.validate_every == 0 or due:
+                line["valid_loss"] = look()
+                if line["valid_loss"] < log.lowest():
+                    self._save(plan, step, ends, best=True)
+            if pace and due:
+                line["decision"] = pace.decide(line["valid_loss"], last - step)
+            log.append(line)
+            self.show(plan.number, line)
+            self.say(step, total, f"stage {nth + 1}/{len(self.plans)}  loss {line['loss']:.3f}  {log.speed()}")
+            moves_on = "decision" in line and line["decision"]["moves_on"]
+            ended = step == last or moves_on or log.is_stale(patience)
+            if not ended and (self.interrupt.asked or step % training.checkpoint_every == 0):
+                self._save(plan, step, ends)
+            if self.interrupt.asked and not ended:
+                raise KeyboardInterrupt
+        return step
+
+    def _save(self, plan: StagePlan, step: int, ends: Sequence[int], *, best: bool = False) -> None:
+        model, optimizer = self.trainer.model, self.trainer.optimizer
+        save_checkpoint(plan.folder / "checkpoint", step, self.key, model, optimizer, ends=ends, best=best)
+
+
+class Pace:
+    """Decides when a stage of an adaptive schedule ends: once the next one's prompt is about as good.
+
+    The stage's rows and the next one's ask the same validation queries, before and after the prompt is cut.
+    """
+
+    def __init__(self, adaptive: Adaptive, plan: StagePlan, look_ahead: Callable[[], float]) -> None:
+        self.margin = adaptive.margin
+        self.every = max(1, round(adaptive.least * plan.steps))
+        self.look_ahead = look_ahead
+
+    def is_due(self, taken: int) -> bool:
+        """Tell whether there is something to decide after so many steps of the stage."""
+        return taken % self.every == 0
+
+    def decide(self, valid_loss: float, left: int) -> dict[str, Any]:
+        """Return the decision with its figures; `left` is how many steps the stage may still take."""
+        ahead = self.look_ahead()
+        moves_on = ahead - valid_loss < self.margin or not left
+        return {"next_valid_loss": ahead, "margin": self.margin, "steps_left": left, "moves_on": moves_on}
 
 
 def _gather(
@@ -144,6 +200,12 @@ def _lay_out(rows: Sequence[Row], seed: Sequence[int], trainer: Trainer) -> tupl
     """Return the batches of a stage's rows, and what never changes in them."""
     batches = Batches(rows, trainer.training.batch_size, seed, share=can_share(trainer.model))
     return batches, Below(trainer.model, trainer.first, batches.prefix_tokens)
+
+
+def _look(plan: StagePlan, trainer: Trainer) -> Callable[[], float]:
+    """Return a function that looks at the validation loss of a stage's prompt."""
+    valid, below = _lay_out(plan.valid, (0,), trainer)
+    return lambda: validate(trainer, valid.in_order(), below)
 
 
 def validate(trainer: Trainer, batches: Sequence[Batch], below: Below) -> float:

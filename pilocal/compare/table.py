@@ -1,0 +1,177 @@
+"""From results to the table: scores with their intervals, what they cost, and when they have paid for themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.compare.comparison import Comparison
+from pilocal.compare.results import Result
+from pilocal.compare.slices import TEMPLATE_ONLY, slices
+from pilocal.evaluate.bootstrap import interval
+
+Total = Callable[[NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Money for a million tokens, in whatever currency."""
+
+    prompt: float
+    """Of a request's prompt."""
+    training: float
+    """Of the rows that are trained on."""
+
+
+def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices | None) -> dict[str, Any]:
+    """Return the content of compare.json; every score has its bootstrap 95% interval over queries and seeds."""
+    design, total = comparison.design, comparison.metric.total
+    cut = slices(comparison.task)
+    rows = []
+    for arm in design.arms:
+        own = [result for result in results if result.arm == arm.name and result.examples is None]
+        if not own:
+            continue
+        row: dict[str, Any] = {"arm": arm.name, "title": arm.title} | _score(own, total)
+        row["prompt_tokens"] = mean(result.prompt_tokens for result in own)
+        row |= own[0].times
+        if arm.trained:
+            row["training"] = {
+                name: mean(result.training[name] for result in own) for name in ("tokens", "computed_tokens", "seconds")
+            } | {"ends": [result.training["ends"] for result in own]}
+        if cut[TEMPLATE_ONLY]:
+            row["slices"] = {name: _score(own, total, numbers) for name, numbers in cut.items() if numbers}
+        rows.append(row)
+    _add_ratios(rows, prices)
+    curve = [
+        {"arm": arm, "examples": count} | _score(some, total)
+        for count in design.curve
+        for arm in dict.fromkeys(result.arm for result in results)
+        if (some := [result for result in results if (result.arm, result.examples) == (arm, count)])
+    ]
+    return {
+        "task": comparison.task.name,
+        "model": comparison.task.model,
+        "metric": comparison.task.metric,
+        "n": len(comparison.task.test),
+        "seeds": list(design.seeds),
+        "law": {name: value for name, value in asdict(design.law).items() if name != "decay"},
+        "steps": comparison.task.training.steps,
+        "prices": asdict(prices) if prices else None,
+        "slices": {name: len(numbers) for name, numbers in cut.items()},
+        "arms": rows,
+        "curve": curve,
+    }
+
+
+def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return the mean score of several seeds, over all queries or some."""
+    marks_RNS = np.stack([result.marks_NS if numbers is None else result.marks_NS[numbers] for result in results])
+    by_seed = [total(marks_NS) for marks_NS in marks_RNS]
+    low, high = interval(marks_RNS, total)
+    return {"score": mean(by_seed), "interval": [low, high], "by_seed": by_seed}
+
+
+def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
+    """Add what is told by comparing with the references: the PI score and the break-even."""
+    by_name: Mapping[str, dict[str, Any]] = {row["arm"]: row for row in rows}
+    bare, full, cached = (by_name.get(name) for name in ("query-only", "full-prompt", "full-prompt-cached"))
+    if bare is None or full is None:
+        return
+    gain = full["score"] - bare["score"]
+    for row in rows:
+        row["pi_score"] = (row["score"] - bare["score"]) / gain if gain else None
+        if "training" not in row:
+            continue
+        seconds = row["training"]["seconds"]
+        row["break_even"] = {
+            "requests": _break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
+            "requests_cached": _break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
+            if cached
+            else None,
+        }
+        if prices:
+            cost = row["training"]["tokens"] * prices.training
+            saved = (full["prompt_tokens"] - row["prompt_tokens"]) * prices.prompt
+            row["break_even"]["requests_money"] = _break_even(cost, saved)
+
+
+def _break_even(cost: float, saved: float) -> int | None:
+    """Return after how many requests that each save something a cost is paid for; None for never.
+
+    >>> _break_even(10, 3), _break_even(10, -1)
+    (4, None)
+    """
+    return math.ceil(cost / saved) if saved > 0 else None
+
+
+def cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the table's head and its rows as texts, for the terminal and for Markdown alike."""
+    money, cut = table["prices"] is not None, bool(table["slices"].get(TEMPLATE_ONLY))
+    head = ["arm", table["metric"], "95%", "PI score", "prompt tokens", "first token, ms", "answer, ms"]
+    head += ["training tokens", "training, s", "pays after", "against a warm cache"] + ["in money"] * money
+    head += [f"{name} ({count})" for name, count in table["slices"].items() if cut]
+    rows = []
+    for row in table["arms"]:
+        line = [row["arm"], f"{row['score']:.3f}", _between(row["interval"]), _number(row.get("pi_score"), ".3f")]
+        line += [_number(row.get(name), ".1f") for name in ("prompt_tokens", "ttft_ms", "latency_ms")]
+        training, even = row.get("training"), row.get("break_even")
+        line += [_number(training["tokens"], ",.0f"), _number(training["seconds"], ",.0f")] if training else ["", ""]
+        names = ["requests", "requests_cached"] + ["requests_money"] * money
+        line += [_requests(even[name]) for name in names] if even else [""] * len(names)
+        if cut:
+            parts = (row["slices"].get(name) for name in table["slices"])
+            line += [f"{part['score']:.3f} ({_between(part['interval'])})" if part else "" for part in parts]
+        rows.append(line)
+    return head, rows
+
+
+def curve_cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the learning curve's head and rows as texts."""
+    arms = list(dict.fromkeys(point["arm"] for point in table["curve"]))
+    at = {(point["arm"], point["examples"]): point for point in table["curve"]}
+    rows = []
+    for count in dict.fromkeys(point["examples"] for point in table["curve"]):
+        points = [at.get((arm, count)) for arm in arms]
+        rows.append([str(count), *(f"{p['score']:.3f} ({_between(p['interval'])})" if p else "" for p in points)])
+    return ["examples", *arms], rows
+
+
+def title(table: Mapping[str, Any]) -> str:
+    """Return a line that says what was compared."""
+    seeds = ", ".join(map(str, table["seeds"]))
+    return f"{table['task']}: {table['n']} test queries, seeds {seeds}, {table['steps']} optimizer steps"
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """Return compare.md."""
+    parts = [
+        f"{table['n']} test queries, seeds {', '.join(map(str, table['seeds']))}, {table['steps']} optimizer steps"
+    ]
+    parts.append(_lay_out(*cells(table)))
+    if table["curve"]:
+        parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lay_out(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _between(pair: Sequence[float]) -> str:
+    return f"{pair[0]:.3f} to {pair[1]:.3f}"
+
+
+def _requests(count: int | None) -> str:
+    return "never" if count is None else f"{count:,}"

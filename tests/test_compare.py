@@ -1,0 +1,233 @@
+"""Comparing: every arm once, the same steps for all, the same table however often it was interrupted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pilocal.compare.arms import DEFAULT_ARMS, parse_arm, parse_arms
+from pilocal.compare.comparison import Design, open_comparison
+from pilocal.compare.slices import slices
+from pilocal.compare.table import Prices, cells, curve_cells, make_table, markdown
+from pilocal.errors import InputError, RunError
+from pilocal.schedule import DECAYS, Law
+from pilocal.task import Example, load_task
+from tests.test_cli import pilocal
+from tests.test_pipeline import make_task
+
+ARMS = ("full-prompt-cached", "rules@0.5", "linear", "direct", "drop", "adaptive")
+DESIGN = Design(arms=parse_arms(ARMS), seeds=(0, 3), law=Law(decay="linear", stages=3, shots=2), curve=(4, 6))
+TRAINED = [(arm, seed, None) for seed in (0, 3) for arm in ("linear", "direct", "drop", "adaptive")]
+CURVE = [(arm, seed, n) for seed in (0, 3) for n in (4, 6) for arm in ("direct", "linear", "adaptive")]
+EVERY = [(arm, None, None) for arm in ("query-only", "full-prompt", *ARMS[:2])] + TRAINED + CURVE
+PRICES = Prices(prompt=2.0, training=3.0)
+
+
+def table_of(task: Path, folder: Path, design=DESIGN, report=lambda result: None):
+    with open_comparison(task, folder, design) as comparison:
+        return make_table(comparison, comparison.results(report), PRICES)
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    task = make_task(folder / "task", tiny_base, steps=6)
+    done = []
+    table = table_of(task, folder / "out", report=done.append)
+    return task, folder / "out", table, done
+
+
+def test_every_arm_is_answered_once_with_every_seed(compared):
+    _, _, _, done = compared
+    assert [(result.arm, result.seed, result.examples) for result in done] == EVERY
+    assert all(len(result.answers) == len(result.marks) == 3 for result in done)
+
+
+def test_all_schedules_get_the_same_number_of_optimizer_steps(compared):
+    _, out, table, done = compared
+    trained = [result for result in done if result.seed is not None]
+    assert len(trained) == len(TRAINED) + len(CURVE)
+    assert {result.training["ends"][-1] for result in trained} == {table["steps"]} == {6}
+    for result in trained:
+        run = out / "runs" / result.name
+        lines = [json.loads(line) for path in run.glob("stages/*/metrics.jsonl") for line in path.open()]
+        assert sorted(line["step"] for line in lines) == [1, 2, 3, 4, 5, 6]
+        assert result.training["tokens"] == sum(line["prompt_tokens"] + line["trained_tokens"] for line in lines)
+
+
+def test_the_table_has_what_each_arm_costs_and_when_it_pays(compared):
+    _, _, table, _ = compared
+    rows = {row["arm"]: row for row in table["arms"]}
+    assert list(rows) == ["query-only", "full-prompt", *ARMS]
+    bare, full = rows["query-only"], rows["full-prompt"]
+    assert bare["prompt_tokens"] < rows["rules@0.5"]["prompt_tokens"] < full["prompt_tokens"]
+    assert rows["full-prompt-cached"]["prompt_tokens"] == full["prompt_tokens"]
+    assert all(0 < row["ttft_ms"] <= row["latency_ms"] for row in rows.values())
+    assert all(row["interval"][0] <= row["score"] <= row["interval"][1] for row in rows.values())
+    for name in ("linear", "direct", "drop", "adaptive"):
+        row = rows[name]
+        assert row["prompt_tokens"] == bare["prompt_tokens"]
+        assert row["training"]["seconds"] > 0
+        saved = (full["prompt_tokens"] - row["prompt_tokens"]) * PRICES.prompt
+        requests = row["break_even"]["requests_money"]
+        assert (requests - 1) * saved < row["training"]["tokens"] * PRICES.training <= requests * saved
+        faster = (full["latency_ms"] - row["latency_ms"]) / 1000
+        requests = row["break_even"]["requests"]
+        assert requests is None if faster <= 0 else (requests - 1) * faster < row["training"]["seconds"]
+    assert rows["direct"]["training"]["tokens"] < rows["linear"]["training"]["tokens"]
+    assert rows["adaptive"]["training"]["tokens"] <= rows["linear"]["training"]["tokens"]
+    assert rows["linear"]["training"]["tokens"] < rows["drop"]["training"]["tokens"]
+    assert [(point["arm"], point["examples"]) for point in table["curve"]] == [
+        (arm, n) for n in (4, 6) for arm in ("linear", "direct", "adaptive")
+    ]
+
+
+def without_times(table):
+    table = copy.deepcopy(table)
+    for row in table["arms"]:
+        for name in ("ttft_ms", "latency_ms", "break_even"):
+            row.pop(name, None)
+        row.get("training", {}).pop("seconds", None)
+    return table
+
+
+def test_what_is_known_is_not_done_again_and_the_table_is_the_same(compared):
+    task, out, table, _ = compared
+    assert table_of(task, out, report=lambda result: pytest.fail(result.name)) == table
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7, 14])
+def test_a_comparison_that_is_interrupted_ends_with_the_same_table(stop_after, compared, tmp_path, monkeypatch):
+    task, _, table, _ = compared
+    done = []
+
+    def interrupt(result):
+        done.append(result.name)
+        if len(done) == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        table_of(task, tmp_path / "out", report=interrupt)
+    again = table_of(task, tmp_path / "out", report=lambda result: done.append(result.name))
+    assert without_times(again) == without_times(table)
+    assert len(done) == len(set(done)) == len(EVERY)
+
+
+def test_answers_outlive_a_metric_that_fails(compared, tmp_path, monkeypatch):
+    task, _, _, _ = compared
+    design = replace(DESIGN, arms=parse_arms(("query-only",)), curve=())
+    with open_comparison(task, tmp_path / "out", design) as comparison:
+        monkeypatch.setattr(comparison.metric, "marks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            comparison.results(lambda result: None)
+    saved = json.loads((tmp_path / "out" / "results" / "query-only.json").read_text())
+    assert len(saved["answers"]) == 3
+    monkeypatch.setattr("pilocal.evaluate.generate.generate", lambda *_, **__: pytest.fail("answered already"))
+    with open_comparison(task, tmp_path / "out", replace(design, arms=design.arms[:1])) as comparison:
+        (result,) = comparison.results(lambda result: None)
+    assert result.answers == saved["answers"]
+    assert len(result.marks) == 3
+
+
+def test_terminal_and_markdown_show_the_same_figures(compared):
+    _, _, table, _ = compared
+    text = markdown(table)
+    for head, rows in (cells(table), curve_cells(table)):
+        assert len({len(head), *map(len, rows)}) == 1
+        for row in (head, *rows):
+            assert "| " + " | ".join(row) + " |" in text
+
+
+def test_a_damaged_result_is_one_line(compared, tmp_path):
+    task, _, _, _ = compared
+    folder = tmp_path / "out" / "results"
+    design = replace(DESIGN, arms=parse_arms(("query-only",))[:1], curve=())
+    table_of(task, tmp_path / "out", design)
+    (folder / "query-only.json").write_text("{")
+    with pytest.raises(RunError, match=r"query-only.json: damaged: .*delete this file"):
+        table_of(task, tmp_path / "out", design)
+
+
+def test_a_query_whose_entry_no_training_answer_shows_is_of_the_other_slice(compared):
+    task = load_task(compared[0])
+    assert slices(task) == {"taught": [0, 1, 2], "template-only": []}
+    untaught = replace(task, train=tuple(example for example in task.train if example.answer != "MIP"))
+    assert slices(untaught) == {"taught": [0, 2], "template-only": [1]}
+    foreign = replace(untaught, test=(Example(id="x", query="tell", answer="no such word"),))
+    assert slices(foreign) == {"taught": [0], "template-only": []}
+
+
+def test_the_table_has_the_slices_where_there_are_two(compared, tmp_path):
+    task = make_task(tmp_path / "task", "starter", steps=6)
+    lines = (task / "train.jsonl").read_text().splitlines(keepends=True)
+    (task / "train.jsonl").write_text("".join(line for line in lines if "MIP" not in line))
+    design = Design(arms=parse_arms(("query-only", "direct")), seeds=(0,), law=Law(decay="linear", shots=1))
+    table = table_of(task, tmp_path / "out", design)
+    assert table["slices"] == {"taught": 2, "template-only": 1}
+    for row in table["arms"]:
+        parts = row["slices"]
+        assert 2 * parts["taught"]["score"] + parts["template-only"]["score"] == pytest.approx(3 * row["score"])
+    assert "template-only (1)" in markdown(table)
+
+
+def test_every_default_arm_is_an_arm():
+    arms = parse_arms(())
+    assert {arm.name for arm in arms} == set(DEFAULT_ARMS)
+    assert {arm.name for arm in arms if arm.trained} == set(DECAYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("liner", "no such arm; got 'liner'; did you mean linear?"),
+        ("rules", "no such arm; got 'rules'"),
+        ("rules@2", "what rules keeps must lie between 0 and 1; got '2'"),
+        ("rules@half", "must lie between 0 and 1; got 'half'; write rules@0.3"),
+    ],
+)
+def test_an_arm_that_is_none_is_one_line(name, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        parse_arm(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--curve", "4,400"),
+            "--curve: the training set does not have so many examples; got 400; write numbers between",
+        ),
+        (("--seeds", "1,1"), "--seeds: seeds are different whole numbers from 0"),
+        (("--training-price", "3"), "--training-price: of no use without --price; give both"),
+    ],
+)
+def test_bad_options_are_one_line(options, said, compared, tmp_path):
+    done = pilocal("compare", compared[0], "--run", tmp_path / "out", *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_numbers_that_are_none_are_misuse(compared):
+    done = pilocal("compare", compared[0], "--seeds", "a,b")
+    assert done.returncode == 2
+    assert "is not a list of numbers" in done.stderr
+
+
+def test_the_command_writes_the_table(compared, tmp_path):
+    task, _, _, _ = compared
+    law = tmp_path / "law.toml"
+    law.write_text('decay = "adaptive"\nstages = 2\nshots = 1\nmargin = 0.5\n')
+    options = ("--schedule", law, "--run", tmp_path / "out", "--arms", "linear,adaptive", "--seeds", "0", "--json")
+    done = pilocal("compare", task, *options)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert table == json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert (tmp_path / "out" / "compare.md").read_text() == markdown(table)
+    assert [row["arm"] for row in table["arms"]] == ["query-only", "full-prompt", "linear", "adaptive"]
+    assert table["law"]["margin"] == 0.5

@@ -29,16 +29,20 @@ def find_base(model: str, relative_to: Path) -> Path:
         fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
         raise ModelError(model, "no such model", fix=fix)
     else:
-        folder = _download(model)
+        folder = download(model)
     check_base(folder)
     return folder
 
 
-def _download(model: str) -> Path:
+def download(model: str) -> Path:
+    """Return the local folder of a Hub id's newest files, of which those that are there already are not fetched again.
+
+    Raises ModelError when there is no such id, or no network and no copy.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except HFValidationError as error:
@@ -71,6 +75,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
             config["rope_scaling"] = config.get("rope_scaling") or scaling
     return config
+
+
+def stock_reads_rope(folder: Path) -> bool:
+    """Tell whether mlx-lm by itself finds in config.json the rope settings that `read_config` finds."""
+    own: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_config(folder)
+    return (own.get("rope_theta", 10000.0), own.get("rope_scaling")) == (
+        found.get("rope_theta", 10000.0),
+        found.get("rope_scaling"),
+    )
 
 
 def context_length(folder: Path) -> int:

@@ -20,21 +20,25 @@ from typing import Any
 from pilocal.base import (
     base_hash,
     context_length,
+    download,
     find_base,
     load_base,
     load_tokenizer,
     machine_memory,
     on_cpu,
     read_config,
+    stock_reads_rope,
 )
-from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.compress import CompressedTemplate, Tools, compress_template, compression_facts
 from pilocal.errors import InputError, PilocalError, RunError, raise_all
+from pilocal.formats import Order, StageSet, write_mlx, write_openai
+from pilocal.language_model import BaseModel
 from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
-from pilocal.retrieve import ShotPicker, check_pool
+from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
-from pilocal.task import Example, Task, load_task
+from pilocal.task import STARTER, Compression, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
 STEPS = ("compress", "index", "stages", "train", "direct_drop", "export", "evaluate")
@@ -114,7 +118,7 @@ class Pipeline:
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
         try:
-            check_pool(len(task.train), most, str(task.files["train"]))
+            check_bank(task.train, task.retrieval, most, task.training.seed, task.files["train"])
         except PilocalError as fault:
             faults.append(fault)
         if task.training.steps < len(schedule.trained):
@@ -134,6 +138,7 @@ class Pipeline:
             faults.append(fault)
         try:
             self.metric = make_metric(task.metric, task.scoring, task.folder)
+            self.metric.check(task.test)
         except PilocalError as fault:
             faults.append(fault)
         try:
@@ -142,6 +147,10 @@ class Pipeline:
         except PilocalError as fault:
             faults.append(fault)
         raise_all(faults)
+        unclear, query = contradictions(task.train)
+        if unclear:
+            what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
+            warn(f"{task.files['train']}: {what}, such as {query!r}")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -156,22 +165,47 @@ class Pipeline:
     @cached_property
     def templates(self) -> tuple[CompressedTemplate, ...]:
         """The template at every stage's tau."""
-        return compress_template(
-            self.task.template,
-            [stage.tau for stage in self.schedule.stages],
-            self.task.compression,
-            token_counter(self.tokenizer),
-            self.base_hash,
-            self.run.templates,
+        return self.compress(self.taus, self.task.compression)
+
+    @property
+    def taus(self) -> list[float]:
+        """Every stage's tau."""
+        return [stage.tau for stage in self.schedule.stages]
+
+    def compress(self, taus: Sequence[float], compression: Compression) -> tuple[CompressedTemplate, ...]:
+        """Return the template at some taus, in their order, and keep it in the run folder."""
+        return compress_template(self.task.template, taus, compression, self._tools, self.run.templates)
+
+    def _count_tokens(self, text: str) -> int:
+        return token_counter(self.tokenizer)(text)
+
+    @cached_property
+    def _tools(self) -> Tools:
+        return Tools(
+            count_tokens=self._count_tokens,
+            base_id=self.base_hash,
+            folder=self.task.folder,
+            load_model=lambda: BaseModel(self.base, self.tokenizer),
+            download=download,
         )
+
+    @cached_property
+    def _compression_facts(self) -> list[Any]:
+        return compression_facts(self.taus, self.task.compression, self._tools)
 
     @cached_property
     def picker(self) -> ShotPicker:
         """Chooses the shots."""
         most = max(stage.shots for stage in self.schedule.stages)
-        where = str(self.task.files["train"])
         return ShotPicker(
-            self.task.train, self.task.retrieval, self.run.index, k=most, where=where, progress=self.progress
+            self.task.train,
+            self.task.retrieval,
+            self.run.index,
+            k=most,
+            seed=self.task.training.seed,
+            where=self.task.files["train"],
+            models=self.task.folder,
+            progress=self.progress,
         )
 
     def key(self, step: str) -> str:
@@ -179,11 +213,15 @@ class Pipeline:
         task, stages = self.task, [asdict(stage) for stage in self.schedule.stages]
         made = version("pilocal")
         if step == "compress":
-            taus = [stage["tau"] for stage in stages]
-            return fingerprint(made, step, task.template, asdict(task.compression), taus, self.base_hash)
+            return fingerprint(made, step, task.template, self.taus, self._compression_facts)
         if step == "index":
             most = max(stage["shots"] for stage in stages)
-            return fingerprint(made, step, [asdict(example) for example in task.train], asdict(task.retrieval), most)
+            how = asdict(task.retrieval)
+            if task.retrieval.similarity == "embedding":
+                how["model_sha256"] = model_hash(task.retrieval.embedding_model, task.folder)
+            if task.retrieval.pool < 1:
+                how["seed"] = task.training.seed
+            return fingerprint(made, step, [asdict(example) for example in task.train], how, most)
         if step == "stages":
             others = [asdict(example) for example in (*task.valid, *task.test)]
             prompts = [(stage["tau"], stage["shots"]) for stage in stages]
@@ -197,9 +235,9 @@ class Pipeline:
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         ablation = self.key("direct_drop") if task.training.direct_drop else ""
-        return fingerprint(
-            made, step, self.key("export"), ablation, task.metric, asdict(task.scoring), asdict(task.generation)
-        )
+        from pilocal.evaluate.metrics import metric_facts
+
+        return fingerprint(made, step, self.key("export"), ablation, metric_facts(task), asdict(task.generation))
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
@@ -305,6 +343,42 @@ class Pipeline:
                 files.append(path)
         return files
 
+    def write_format(self, form: str) -> Order:
+        """Write the stages for another trainer ("openai" or "mlx") into RUN/<form>, once the step "stages" is done.
+
+        Stages without optimizer steps are left out. Raises RunError when the disk is full.
+        """
+        from pilocal.train.optimizer import learning_rate
+
+        training, total = self.task.training, self.task.training.steps
+        sets, first, steps = [], 0, self.schedule.steps(total)
+        for done, number in enumerate(self.schedule.trained, 1):
+            stage, train = self.schedule.stages[number], self._rows(number, "train")
+            rows = [len(row.tokens) for row in train]
+            sets.append(
+                StageSet(
+                    number=number,
+                    tau=stage.tau,
+                    shots=stage.shots,
+                    train=self._records(number, "train"),
+                    valid=self._records(number, "valid"),
+                    tokens=sum(rows),
+                    longest=max(*rows, *(len(row.tokens) for row in self._rows(number, "valid"))),
+                    rates=[learning_rate(step, total, training) for step in range(first, first + steps[number])],
+                )
+            )
+            first += steps[number]
+            self.progress(form, done, len(self.schedule.trained))
+        folder = self.run.path / form
+        if form == "openai":
+            return write_openai(sets, folder, training, self.warn)
+        if not stock_reads_rope(self.base):
+            fix = "write them as rope_theta and rope_scaling, too"
+            self.warn(f"{self.base / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
+        local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
+        model = str(self.base.resolve()) if local else self.task.model
+        return write_mlx(sets, folder, model, self.task.lora, training)
+
     def _render(self) -> tuple[list[dict[str, list[Record]]], list[StageBudget], list[list[Row]]]:
         """Render and measure every record of every stage; the longest must fit the context.
 
@@ -314,8 +388,8 @@ class Pipeline:
         most = max(stage.shots for stage in self.schedule.stages)
         shots: dict[str, list[tuple[int, ...]]] = {
             "train": [self.picker.for_training(i, most) for i in range(len(task.train))],
-            "valid": [self.picker.for_query(example.query, most, example.history) for example in task.valid],
-            "test": [self.picker.for_query(example.query, most, example.history) for example in task.test],
+            "valid": self.picker.for_queries([(example.query, example.history) for example in task.valid], most),
+            "test": self.picker.for_queries([(example.query, example.history) for example in task.test], most),
         }
         rendered: list[dict[str, list[Record]]] = []
         budgets: list[StageBudget] = []
@@ -357,10 +431,14 @@ class Pipeline:
         raise_all(faults)
         return rendered, budgets, rows
 
+    def _records(self, number: int, split: str) -> list[Record]:
+        with (self.run.stage(number) / f"{split}.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
     def _rows(self, number: int, split: str) -> list[Row]:
         path = self.run.stage(number) / f"{split}.jsonl"
-        with path.open(encoding="utf-8") as file:
-            return [tokenize(json.loads(line), self.tokenizer, f"{path}:{n}") for n, line in enumerate(file, 1)]
+        records = enumerate(self._records(number, split), 1)
+        return [tokenize(record, self.tokenizer, f"{path}:{n}") for n, record in records]
 
     def _train(self, key: str) -> list[Path]:
         from pilocal.export.gguf import check_exportable
@@ -440,9 +518,7 @@ class Pipeline:
         from pilocal.evaluate.arms import TestSet, Weights, evaluate
 
         def prompts(number: int) -> list[list[int]]:
-            path = self.run.stage(number) / "test.jsonl"
-            with path.open(encoding="utf-8") as file:
-                return [prompt_tokens(json.loads(line)["messages"][:-1], self.tokenizer) for line in file]
+            return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self._records(number, "test")]
 
         metrics, answers = evaluate(
             Weights(

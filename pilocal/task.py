@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,17 @@ STARTER = "starter"
 METRICS: Mapping[str, tuple[str, ...]] = {
     "exact_match": (),
     "bleu": (),
+    "sqlite": ("database", "timeout", "max_rows"),
 }
 """The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
+
+METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
+"""The compressors."""
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+LACKING = "the record has no"
+"""How the fault of a record without a field begins."""
 
 OPTIMIZERS = ("adamw", "adam", "adafactor")
 PRECISIONS = ("float32", "bfloat16")
@@ -29,17 +39,24 @@ LR_SCHEDULES = ("cosine", "linear", "constant")
 class Retrieval:
     """`[retrieval]`: how shots are chosen."""
 
-    vectors: str = "ngrams"
-    """What the index holds: "ngrams" (character n-grams, no model needed) or "embeddings" (sentence-transformers)."""
+    similarity: str = "bleu"
+    """"bleu" (between answers, as published) or "embedding" (cosine of sentence-transformers vectors). Where the answer
+    is not known, in validation and test, queries are compared: by character n-grams, or by the same embedding."""
+    over: str = "answer"
+    """What "embedding" compares in training: "answer" or "query"; BLEU compares answers."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Hub id or local directory, for vectors = "embeddings"."""
-    shortlist: int = 50
-    """How many neighbours the index hands to the BLEU ranking."""
+    """Hub id or local directory, for similarity = "embedding"."""
+    pool: float = 1.0
+    """Share of the training examples that may be shots, drawn by [training] seed; all of them are trained on."""
 
     def __post_init__(self) -> None:
+        answers = self.similarity != "bleu" or self.over == "answer"
         require(
-            (self.vectors in ("ngrams", "embeddings"), "vectors", 'must be "ngrams" or "embeddings"'),
-            (self.shortlist >= 1, "shortlist", "must be at least 1"),
+            (self.similarity in ("bleu", "embedding"), "similarity", 'must be "bleu" or "embedding"'),
+            (self.over in ("answer", "query"), "over", 'must be "answer" or "query"'),
+            (answers, "over", 'must be "answer" with similarity = "bleu"'),
+            (bool(self.embedding_model.strip()), "embedding_model", "must not be empty"),
+            (0 < self.pool <= 1, "pool", "must be above 0 and at most 1"),
         )
 
 
@@ -48,17 +65,28 @@ class Compression:
     """`[compression]`: how the template gets shorter."""
 
     method: str = "rules"
-    """The compressor; "rules" drops whole rules, sentences and words by priority."""
+    """The compressor: "rules" drops whole rules, sentences and words by priority; "ladder" takes your own texts;
+    "surprisal" drops the words that the base could have guessed; "summary" has the base rewrite the template;
+    "llmlingua2" drops the words that an LLMLingua-2 checkpoint holds for dispensable."""
     keep: tuple[str, ...] = ()
     """Texts (placeholders, code) that go last: what holds one of them outlives everything else."""
     drop_first: tuple[str, ...] = ()
-    """Texts that go first: what holds one of them is dropped before anything else."""
+    """Texts that go first: what holds one of them is dropped before anything else; not for "ladder"."""
+    ladder: str | None = None
+    """For "ladder": the folder of your texts, one for each tau of the schedule, named by it, such as 0.67.md."""
+    checkpoint: str = "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"
+    """For "llmlingua2": Hub id or local directory."""
+    device: str = "auto"
+    """For "llmlingua2": "cuda", "mps" or "cpu"; "auto" takes the first of them that is there."""
 
     def __post_init__(self) -> None:
         require(
-            (self.method == "rules", "method", 'must be "rules"'),
+            (self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}"),
             (all(self.keep), "keep", "must not hold an empty text"),
             (all(self.drop_first), "drop_first", "must not hold an empty text"),
+            (self.ladder != "", "ladder", "must not be empty"),
+            (bool(self.checkpoint.strip()), "checkpoint", "must not be empty"),
+            (self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}"),
         )
 
 
@@ -125,7 +153,7 @@ class Training:
     checkpoint_every: int = 50
     """Steps between two checkpoints (one more at each stage's end)."""
     seed: int = 0
-    """Seeds the adapter's start, the order of the rows and dropout."""
+    """Seeds the adapter's start, the order of the rows, dropout and, with [retrieval] pool, the choice of the bank."""
     direct_drop: bool = True
     """Also train the arm direct_drop, the ablation: it costs more than the run itself."""
 
@@ -182,7 +210,21 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """`[scoring]`: what the metric needs to know."""
+    """`[scoring]`: what the metric needs to know; a key that the metric does not read is an error."""
+
+    database: str | None = None
+    """For sqlite: the database that the queries run on, read-only; relative to the task folder."""
+    timeout: float = 10.0
+    """For sqlite: seconds that a query may take."""
+    max_rows: int = 10_000
+    """For sqlite: an answer that brings more rows is wrong."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.database is None or bool(self.database.strip()), "database", "must not be empty"),
+            (self.timeout > 0, "timeout", "must be more than 0"),
+            (self.max_rows >= 1, "max_rows", "must be at least 1"),
+        )
 
 
 TABLES: Mapping[str, type[Any]] = {
@@ -252,7 +294,7 @@ class Task:
     export: Export
     scoring: Scoring
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test."""
+    """Every file that was read: task, template, train, valid, test, and the metric's database where it has one."""
 
 
 def load_task(folder: Path) -> Task:
@@ -267,6 +309,7 @@ def load_task(folder: Path) -> Task:
     values, text = read_toml(toml_path)
     faults: list[PilocalError] = []
     tables: dict[str, Any] = {}
+    asked = set(values["scoring"]) if isinstance(values.get("scoring"), dict) else set[str]()
     for name, cls in TABLES.items():
         table = values.pop(name, {})
         if not isinstance(table, dict):
@@ -285,7 +328,14 @@ def load_task(folder: Path) -> Task:
     if top is None:
         raise_all(faults)
     assert top is not None
+    scoring = tables.get("scoring") or Scoring()
+    for name in asked & {key.name for key in fields(Scoring)} - set(METRICS[top.metric]):
+        where = f"{toml_path}:{line_of(text, name, 'scoring')}"
+        fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
+        faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
     files = {"task": toml_path, "template": folder / top.template}
+    if scoring.database is not None:
+        files["database"] = folder / scoring.database
     template = ""
     try:
         template = read_text(files["template"])
@@ -333,6 +383,7 @@ def _read_examples(path: Path, split: str, faults: list[PilocalError]) -> tuple[
         return ()
     examples: list[Example] = []
     seen: dict[str, int] = {}
+    before = len(faults)
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -355,7 +406,23 @@ def _read_examples(path: Path, split: str, faults: list[PilocalError]) -> tuple[
             )
         seen.setdefault(example.id, number)
         examples.append(example)
+    faults[before:] = _together(faults[before:])
     return tuple(examples)
+
+
+def _together(faults: Sequence[PilocalError]) -> list[PilocalError]:
+    """Return the faults with every field that several records lack as one, at the first of them."""
+    lacking = Counter(fault.problem for fault in faults if fault.problem.startswith(LACKING))
+    told: list[PilocalError] = []
+    for fault in faults:
+        count = lacking.get(fault.problem, 1)
+        if count > 1:
+            what = f"{fault.problem}, nor have {count - 1} after it"
+            told.append(InputError(fault.where, what, got=fault.got, fix=fault.fix))
+            lacking[fault.problem] = 0
+        elif count:
+            told.append(fault)
+    return told
 
 
 def _example(record: Any, default_id: str, where: str) -> Example:
@@ -375,7 +442,7 @@ def _example(record: Any, default_id: str, where: str) -> Example:
         earlier = []
         for key in ("query", "answer"):
             if not isinstance(record.get(key), str) or not record[key].strip():
-                raise InputError(where, f"the record has no {key}", got=record.get(key), fix=fix)
+                raise InputError(where, f"{LACKING} {key}", got=record.get(key), fix=fix)
         query, answer = record.pop("query"), record.pop("answer")
     return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record)
 

@@ -25,6 +25,8 @@ FLOORS = {
     "render": 4,
     "tokens": 5,
     "base": 5,
+    "language_model": 6,
+    "formats": 5,
     "train": 6,
     "evaluate": 6,
     "export": 6,
@@ -35,7 +37,7 @@ FLOORS = {
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 
-HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "numpy", "rich", "llama_cpp", "hnswlib", "sacrebleu")
+HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "numpy", "rich", "llama_cpp", "hnswlib", "sacrebleu", "llmlingua")
 
 
 def room_of(module: str) -> str:

@@ -61,6 +61,17 @@ def test_what_init_makes_passes_check(tmp_path):
     assert not (folder / "run").exists()
 
 
+def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"query": "RED", "answer": "MIP"}\n')
+    for command in (("check", folder, "--no-probe"), ("stages", folder)):
+        done = pilocal(*command, "--schedule", folder / "schedule.toml")
+        assert done.returncode == 0, done.stderr
+        warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+        assert warnings == [f"warning: {folder}/train.jsonl: a query has more than one answer, such as 'red'"]
+
+
 def test_init_leaves_a_folder_with_files_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     done = pilocal("init", tmp_path)

@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.compress import CompressedTemplate, Tools, compress_template
 from pilocal.compress.outline import Outline
+from pilocal.compress.protect import check_texts
 from pilocal.compress.rules import Rules, removals
 from pilocal.errors import InputError
 from pilocal.starter.episodes import invent
@@ -66,15 +68,22 @@ def starter_tokens() -> Callable[[str], int]:
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def tools(count: Callable[[str], int] = words, base: str = "words") -> Tools:
+    def needless(*_: object) -> NoReturn:
+        raise AssertionError("rules needs no model")
+
+    return Tools(count_tokens=count, base_id=base, folder=Path(), load_model=needless, download=needless)
+
+
 def compress(template: str, tau: float, count: Callable[[str], int] = words, **settings: tuple[str, ...]) -> str:
-    return Rules(Compression(**settings), count).compress(template, tau)
+    return Rules(Compression(**settings), tools(count)).compress(template, tau)
 
 
 @settings(max_examples=60, deadline=None)
 @given(template=TEMPLATES, taus=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 @pytest.mark.parametrize("count", [words, len, letters_in_pairs])
 def test_a_smaller_tau_never_has_more_tokens(count: Callable[[str], int], template: str, taus: list[float]) -> None:
-    rules = Rules(Compression(), count)
+    rules = Rules(Compression(), tools(count))
     texts = [rules.compress(template, tau) for tau in sorted(taus)]
     for smaller, larger in pairwise(texts):
         assert count(smaller) <= count(larger)
@@ -171,7 +180,7 @@ def test_keep_wins_over_drop_first() -> None:
 
 def test_every_unknown_text_of_the_settings_is_reported() -> None:
     with pytest.raises(InputError) as caught:
-        compress("Hello there.", 0.5, keep=("{name}",), drop_first=("bye",))
+        check_texts("Hello there.", Compression(keep=("{name}",), drop_first=("bye",)))
     assert str(caught.value).splitlines() == [
         "[compression] keep: this text is not in the template; got '{name}'; correct it",
         "[compression] drop_first: this text is not in the template; got 'bye'; correct it",
@@ -217,7 +226,7 @@ def test_the_realised_ratio_is_close_on_agent_prompts(starter_tokens: Callable[[
 def cached(
     folder: Path, count: Callable[[str], int] = words, tokenizer: str = "words"
 ) -> tuple[CompressedTemplate, ...]:
-    return compress_template(invent(5).template, (1.0, 2 / 3, 0.0), Compression(), count, tokenizer, folder)
+    return compress_template(invent(5).template, (1.0, 2 / 3, 0.0), Compression(), tools(count, tokenizer), folder)
 
 
 def test_a_compressed_template_is_readable_and_says_what_it_is(tmp_path: Path) -> None:
@@ -226,7 +235,7 @@ def test_a_compressed_template_is_readable_and_says_what_it_is(tmp_path: Path) -
     assert (empty.text, empty.tokens, empty.ratio) == ("", 0, 0.0)
     assert (tmp_path / "tau-0.6667.md").read_text() == middle.text
     facts = json.loads((tmp_path / "tau-0.6667.json").read_text())
-    assert {key: facts[key] for key in ("tau", "tokens", "ratio")} == {
+    assert {key: facts[key] for key in ("tau", "compressor", "tokens", "ratio")} == {
         key: value for key, value in dataclasses.asdict(middle).items() if key != "text"
     }
     assert middle.ratio == words(middle.text) / words(whole.text) <= 2 / 3
@@ -264,11 +273,11 @@ def test_another_tokenizer_makes_other_entries(tmp_path: Path) -> None:
 
 def test_line_ends_survive_the_cache(tmp_path: Path) -> None:
     for _ in range(2):
-        (result,) = compress_template("One.\r\nTwo.\r\n", (1.0,), Compression(), words, "words", tmp_path)
+        (result,) = compress_template("One.\r\nTwo.\r\n", (1.0,), Compression(), tools(), tmp_path)
         assert result.text == "One.\r\nTwo.\r\n"
 
 
 def test_taus_that_differ_late_have_their_own_files(tmp_path: Path) -> None:
-    results = compress_template("a b c d", (0.50001, 0.50002), Compression(), words, "words", tmp_path)
+    results = compress_template("a b c d", (0.50001, 0.50002), Compression(), tools(), tmp_path)
     assert [result.tau for result in results] == [0.50001, 0.50002]
     assert len(list(tmp_path.glob("*.md"))) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilocal.errors import InputError
 from pilocal.evaluate.bootstrap import interval
 from pilocal.evaluate.metrics import make_metric
 from pilocal.task import Example, Scoring
@@ -78,3 +79,86 @@ def test_the_interval_of_a_thousand_bleus_takes_less_than_a_second() -> None:
     low, high = interval(marks[None], metric.total)
     assert time.perf_counter() - began < 1.0
     assert low == high == pytest.approx(metric.total(marks))
+
+
+@pytest.fixture(scope="module")
+def rivers(tmp_path_factory):
+    import sqlite3
+
+    path = tmp_path_factory.mktemp("rivers") / "rivers.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("create table river (name text, length real, country text)")
+    rows = [("Rhine", 1230.0, "DE"), ("Elbe", 1094.0, "DE"), ("Loire", 1006.0, "FR"), ("Seine", 777.0, "FR")]
+    connection.executemany("insert into river values (?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def score(path: Path, answer: str, reference: str, **settings: object) -> float:
+    metric = make_metric("sqlite", Scoring(database=path.name, **settings), path.parent)  # type: ignore[arg-type]
+    return metric.total(metric.marks([answer], examples(reference)))
+
+
+LONGEST = "select name from river order by length desc"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("SELECT name FROM river WHERE length > 1000", "select name from river where not length <= 1000", True),
+        ("select name from river order by length", "select name from river", True),
+        ("select name from river order by length", LONGEST, False),
+        ("select r.name from river r order by -r.length", LONGEST, True),
+        ("select country from river", "select distinct country from river", False),
+        ("select country, name from river", "select name, country from river", False),
+        ("select sum(length) / 4 from river", "select avg(length) from river", True),
+        ("select count(*) from river", "select 4.0", True),
+        ("select '4'", "select 4", False),
+        ("select null", "select null", True),
+        ("select", "select 1", False),
+        ("", "select 1", False),
+        ("select 1; select 1", "select 1", False),
+    ],
+)
+def test_a_query_is_right_when_it_brings_the_rows_of_the_reference(rivers, answer, reference, right):
+    assert score(rivers, answer, reference) == float(right)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "delete from river",
+        "drop table river",
+        "attach database 'other.sqlite' as other",
+        "pragma writable_schema = 1",
+        "create temp table a (b)",
+        "select load_extension('x')",
+        "select length(zeroblob(1000000000))",
+        "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n",
+        "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n",
+    ],
+)
+def test_an_answer_can_harm_nothing_and_hold_up_nothing(rivers, answer):
+    before, began = rivers.read_bytes(), time.monotonic()
+    assert score(rivers, answer, "select 4", timeout=0.3) == 0
+    assert time.monotonic() - began < 5
+    assert rivers.read_bytes() == before
+    assert [path.name for path in rivers.parent.iterdir()] == ["rivers.sqlite"]
+    assert score(rivers, "select count(*) from river", "select 4", timeout=0.3) == 1
+
+
+def test_faults_of_a_database_and_of_references_are_one_line(rivers, tmp_path):
+    with pytest.raises(InputError, match=r"sqlite needs a database; write database = "):
+        make_metric("sqlite", Scoring(), tmp_path)
+    with pytest.raises(InputError, match=r"a.sqlite: no such database"):
+        make_metric("sqlite", Scoring(database="a.sqlite"), tmp_path)
+    (tmp_path / "a.sqlite").write_text("these are no tables, and this text is longer than a header of sqlite is" * 9)
+    with pytest.raises(InputError, match=r"a.sqlite: not an SQLite database: file is not a database"):
+        make_metric("sqlite", Scoring(database="a.sqlite"), tmp_path)
+    metric = make_metric("sqlite", Scoring(database=rivers.name), rivers.parent)
+    with pytest.raises(
+        InputError, match=r"2 of 3 reference queries do not run; the first, test-2: no such table: lake"
+    ):
+        metric.check(examples("select 1", "select * from lake", "selec"))
+    metric.check(examples("select 1"))

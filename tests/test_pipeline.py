@@ -199,6 +199,40 @@ def test_a_pool_smaller_than_k_is_refused(tiny_base, tmp_path):
         flow(folder)
 
 
+def test_a_bank_smaller_than_k_is_refused_before_any_work(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    with (folder / "task.toml").open("a") as file:
+        file.write("[retrieval]\npool = 0.2\n")
+    with pytest.raises(InputError, match=r"^\[retrieval\] pool: pool = 0.2 leaves 2 of 9 training examples"):
+        flow(folder)
+    assert not (folder / "run" / "templates").exists()
+
+
+def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(tiny_base, tmp_path):
+    keys = {}
+    for pool in (1.0, 0.5):
+        for seed in (0, 1):
+            folder = make_task(tmp_path / f"{pool}-{seed}", tiny_base)
+            text = (folder / "task.toml").read_text().replace("[training]\n", f"[training]\nseed = {seed}\n")
+            (folder / "task.toml").write_text(text + f"[retrieval]\npool = {pool}\n")
+            with open_pipeline(folder, folder / "schedule.toml", None) as pipeline:
+                keys[pool, seed] = pipeline.key("index")
+    assert keys[1.0, 0] == keys[1.0, 1]
+    assert len(set(keys.values())) == 3
+
+
+def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    with (folder / "train.jsonl").open("a") as file:
+        for query, answer in (("Red", "MIP"), ("BLUE", "KEL"), ("green ", "KEL")):
+            file.write(json.dumps({"query": query, "answer": answer}) + "\n")
+    said = []
+    with open_pipeline(folder, folder / "schedule.toml", folder / "run", warn=said.append) as pipeline:
+        pipeline.run_steps("stages", lambda result: None)
+    line = "2 queries have more than one answer, such as 'red'"
+    assert said == [f"{folder / 'train.jsonl'}: {line}"]
+
+
 def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
     with pytest.raises(InputError, match="3 stages need at least as many steps; got 2"):
         flow(make_task(tmp_path / "task", tiny_base, steps=2))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilocal.errors import InputError
-from pilocal.retrieve import ShotPicker, check_pool
-from pilocal.retrieve.bleu import PairwiseBleu
+from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
+from pilocal.retrieve.bank import choose_bank
+from pilocal.retrieve.bleu import BleuBank
+from pilocal.retrieve.falling import falling
 from pilocal.retrieve.index import exact_neighbours, open_index, recall
 from pilocal.retrieve.ngrams import DIM, NgramVectors
 from pilocal.task import Example, Retrieval
+from tests.bench.retrieval import retrieval
+from tests.test_cli import pilocal
+from tests.test_pipeline import make_task
 
 VERBS = ("list", "count", "remove", "find", "print", "sort")
 THINGS = ("text files", "folders", "users", "lines", "big files", "links")
@@ -42,8 +49,8 @@ def examples(*pairs: tuple[str, str]) -> list[Example]:
     return [Example(id=str(n), query=query, answer=answer) for n, (query, answer) in enumerate(pairs)]
 
 
-def picker(pool: Sequence[Example], folder: Path, k: int, shortlist: int = 50) -> ShotPicker:
-    return ShotPicker(pool, Retrieval(shortlist=shortlist), folder, k=k)
+def picker(pool: Sequence[Example], folder: Path, k: int) -> ShotPicker:
+    return ShotPicker(pool, Retrieval(), folder, k=k)
 
 
 def nl2bash() -> list[Example]:
@@ -64,17 +71,28 @@ def test_an_example_is_never_its_own_shot(tmp_path: Path) -> None:
         assert sorted((*shots.for_training(i, 35), i)) == list(range(36))
 
 
+def best_by_sacrebleu(examples: Sequence[Example], i: int, k: int) -> tuple[int, ...]:
+    """Return the shots of example i by scoring every pair; ties (to nine decimals) go by number."""
+    scores = {
+        j: round(sacrebleu.sentence_bleu(other.answer, [examples[i].answer]).score, 9)
+        for j, other in enumerate(examples)
+        if other.query.casefold() != examples[i].query.casefold()
+    }
+    return tuple(reversed(sorted(scores, key=lambda j: (-scores[j], j))[:k]))
+
+
 def test_shots_are_the_best_by_sacrebleu_between_answers(tmp_path: Path) -> None:
     examples = pool()
     shots = picker(examples, tmp_path, 4)
-    for i, example in enumerate(examples):
-        scores = {
-            j: sacrebleu.sentence_bleu(other.answer, [example.answer]).score
-            for j, other in enumerate(examples)
-            if j != i
-        }
-        best = sorted(scores, key=lambda j: (-scores[j], j))[:4]
-        assert shots.for_training(i, 4) == tuple(reversed(best))
+    for i in range(len(examples)):
+        assert shots.for_training(i, 4) == best_by_sacrebleu(examples, i, 4)
+
+
+def test_shots_are_the_best_by_sacrebleu_among_real_commands(tmp_path: Path) -> None:
+    chosen = list({example.query.casefold(): example for example in random.Random(0).sample(nl2bash(), 400)}.values())
+    shots = picker(chosen, tmp_path, 10)
+    for i in range(0, len(chosen), 20):
+        assert shots.for_training(i, 10) == best_by_sacrebleu(chosen, i, 10)
 
 
 def test_fewer_shots_are_the_nearest_of_more(tmp_path: Path) -> None:
@@ -128,10 +146,10 @@ def test_ties_go_by_number(tmp_path: Path) -> None:
     assert shots.for_training(2, 3) == (3, 1, 0)
 
 
-def test_a_shortlist_of_one_question_is_widened(tmp_path: Path) -> None:
-    same = [("again", f"ls -l file{n}") for n in range(8)]
-    shots = picker(examples(*same, ("first", "pwd"), ("second", "whoami")), tmp_path, 2, shortlist=1)
-    assert shots.for_training(0, 2) == (9, 8)
+def test_many_answers_to_one_question_do_not_hide_the_others(tmp_path: Path) -> None:
+    same = [("again", f"ls -l file{n}") for n in range(300)]
+    shots = picker(examples(*same, ("first", "pwd"), ("second", "whoami")), tmp_path, 2)
+    assert shots.for_training(0, 2) == (301, 300)
 
 
 def test_the_nearest_query_comes_last(tmp_path: Path) -> None:
@@ -141,10 +159,10 @@ def test_the_nearest_query_comes_last(tmp_path: Path) -> None:
 
 
 def test_too_small_a_pool_is_refused_with_its_size(tmp_path: Path) -> None:
-    check_pool(6, 5, "train.jsonl")
-    check_pool(0, 0, "train.jsonl")
+    check_bank(pool()[:6], Retrieval(), 5, 0, "train.jsonl")
+    check_bank([], Retrieval(), 0, 0, "train.jsonl")
     with pytest.raises(InputError) as caught:
-        check_pool(5, 5, "train.jsonl")
+        check_bank(pool()[:5], Retrieval(), 5, 0, "train.jsonl")
     line = "train.jsonl: 5 shots need at least 6 training examples with different queries; got 5; "
     assert str(caught.value) == line + "add examples, or use at most 4 shots"
     with pytest.raises(InputError, match="got 2"):
@@ -190,26 +208,87 @@ def test_shots_are_the_same_in_another_process(tmp_path: Path) -> None:
     assert len(outputs) == 1
 
 
+def test_the_bench_finds_shots_as_good_as_brute_forces(tmp_path: Path) -> None:
+    examples = nl2bash()[:600]
+    for name, texts in (("nl", [e.query for e in examples]), ("cm", [e.answer for e in examples])):
+        (tmp_path / f"all.{name}").write_text("\n".join(texts) + "\n")
+    result = retrieval(tmp_path, count=600, sample=30)
+    assert result["recall_at_10"] == 1.0
+    assert result["mean_bleu"] == result["mean_bleu_exact"] > 10
+    assert result["speed"] > 1
+
+
+# The bank
+
+
+def test_only_examples_of_the_bank_are_shots_and_every_example_gets_some(tmp_path: Path) -> None:
+    examples = pool()
+    bank = set(choose_bank(36, 0.25, 7))
+    assert len(bank) == 9
+    shots = ShotPicker(examples, Retrieval(pool=0.25), tmp_path, k=5, seed=7)
+    for i in range(36):
+        chosen = shots.for_training(i, 5)
+        assert len(set(chosen)) == 5
+        assert set(chosen) <= bank - {i}
+        assert chosen[-1] == max(
+            sorted(bank - {i}),
+            key=lambda j: round(sacrebleu.sentence_bleu(examples[j].answer, [examples[i].answer]).score, 9),
+        )
+    assert set(shots.for_query("count the users", 5)) <= bank
+
+
+def test_the_seed_decides_the_bank_and_larger_banks_hold_the_smaller(tmp_path: Path) -> None:
+    assert choose_bank(50, 0.5, 3) == choose_bank(50, 0.5, 3) != choose_bank(50, 0.5, 4)
+    sizes = [set(choose_bank(50, share, 3)) for share in (0.1, 0.2, 0.5, 1.0)]
+    assert [len(size) for size in sizes] == [5, 10, 25, 50]
+    assert all(small < large for small, large in pairwise(sizes))
+
+
+def test_a_bank_smaller_than_k_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        ShotPicker(pool(), Retrieval(pool=0.1), tmp_path, k=5)
+    assert str(caught.value) == (
+        "[retrieval] pool: pool = 0.1 leaves 4 of 36 training examples as shots; 5 shots need at least 6 training "
+        "examples with different queries; got 4; raise pool, add examples, or use at most 3 shots"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_questions_with_different_answers_are_counted() -> None:
+    records = examples(("a", "x"), ("A ", "y"), ("b", "x"), ("b", "x "), ("c", "x"), ("d", "1"), ("d", "2"), ("d", "3"))
+    assert contradictions(records) == (2, "a")
+    assert contradictions(pool()) == (0, "")
+
+
 # BLEU
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts=st.lists(st.text(alphabet="ab c.,-|\n'é", max_size=30), min_size=2, max_size=4))
-def test_pairwise_bleu_is_sacrebleus(texts: list[str]) -> None:
-    bleu = PairwiseBleu(texts)
-    for i, hypothesis in enumerate(texts):
-        for j, reference in enumerate(texts):
-            assert bleu.score(i, j) == sacrebleu.sentence_bleu(hypothesis, [reference]).score
+@given(texts=st.lists(st.text(alphabet="ab c.,-|\n'é", max_size=30), min_size=2, max_size=5))
+def test_the_banks_bleu_is_sacrebleus(texts: list[str]) -> None:
+    reference, *bank = texts
+    expected = [sacrebleu.sentence_bleu(text, [reference]).score for text in bank]
+    assert BleuBank(bank).scores(reference) == pytest.approx(expected, abs=1e-8)
 
 
-def test_pairwise_bleu_is_sacrebleus_on_real_commands() -> None:
-    answers = [example.answer for example in nl2bash()]
-    rng = random.Random(0)
-    chosen = rng.sample(answers, 300)
-    bleu = PairwiseBleu(chosen)
-    for _ in range(1000):
-        i, j = rng.randrange(300), rng.randrange(300)
-        assert bleu.score(i, j) == sacrebleu.sentence_bleu(chosen[i], [chosen[j]]).score
+def test_the_banks_bleu_is_sacrebleus_on_real_commands() -> None:
+    chosen = random.Random(0).sample([example.answer for example in nl2bash()], 310)
+    bank = BleuBank(chosen[10:])
+    for reference in chosen[:15]:
+        expected = [sacrebleu.sentence_bleu(text, [reference]).score for text in chosen[10:]]
+        assert bank.scores(reference) == pytest.approx(expected, abs=1e-8)
+
+
+def test_a_text_scores_the_same_alone_as_in_a_bank() -> None:
+    texts = [f"{verb} {place} | {verb}" for verb in COMMANDS for place in PLACES]
+    together = BleuBank(texts).scores(texts[5])
+    assert [BleuBank([text]).scores(texts[5])[0] for text in texts] == together.tolist()
+
+
+@given(scores=st.lists(st.integers(0, 5), max_size=400))
+def test_scores_fall_and_ties_go_by_number(scores: list[int]) -> None:
+    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    assert list(falling(np.array(scores, dtype=float))) == expected
 
 
 # Vectors
@@ -230,20 +309,75 @@ def test_texts_without_a_known_ngram_have_a_vector() -> None:
 
 
 def test_an_embedding_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("sentence_transformers")
-    config = Retrieval(vectors="embeddings", embedding_model=str(tmp_path / "nothing"))
+    config = Retrieval(similarity="embedding", embedding_model=str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"^\[retrieval\] embedding_model: cannot be loaded: .*nothing"):
         ShotPicker(pool(), config, tmp_path, k=1)
 
 
+def test_a_missing_embedding_model_offline_is_one_line(starter: Path, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", starter)
+    with (folder / "task.toml").open("a") as file:
+        file.write('[retrieval]\nsimilarity = "embedding"\nembedding_model = "nobody/no-such-model"\n')
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", env=env)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("compress: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("[retrieval] embedding_model: cannot be loaded: ")
+    assert "'nobody/no-such-model'" in lines[0] and 'or set similarity = "bleu"' in lines[0]
+
+
+@pytest.fixture(scope="module")
+def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sentence_transformer(tmp_path_factory.mktemp("embedding") / "model")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_shots_by_a_sentence_transformers_model(tmp_path: Path) -> None:
-    config = Retrieval(vectors="embeddings", embedding_model=str(tiny_sentence_transformer(tmp_path / "model")))
-    shots = ShotPicker(pool(), config, tmp_path / "index", k=4)
-    assert shots.for_training(0, 4) == picker(pool(), tmp_path / "other", 4).for_training(0, 4)
-    nearest = shots.for_query("count the users", 4)
-    assert len(set(nearest)) == 4 and VERBS.index("count") * 6 + THINGS.index("users") not in nearest
-    assert json.loads((tmp_path / "index" / "answers.json").read_text())["dim"] == 32
+@pytest.mark.parametrize("over", ["answer", "query"])
+def test_shots_by_embedding_are_the_nearest_by_cosine(over: str, embedding_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    examples = pool()
+    config = Retrieval(similarity="embedding", over=over, embedding_model=str(embedding_model))
+    shots = ShotPicker(examples, config, tmp_path, k=4)
+    model = SentenceTransformer(str(embedding_model))
+    vectors = model.encode([getattr(example, over) for example in examples], normalize_embeddings=True)
+    for i in range(36):
+        near = vectors[list(shots.for_training(i, 4))] @ vectors[i]
+        others = np.sort(np.delete(vectors @ vectors[i], i))
+        assert near == pytest.approx(others[-4:], abs=2e-6)
+    assert json.loads((tmp_path / f"{over}.json").read_text())["dim"] == 32
+    queries = model.encode([example.query for example in examples] + ["sort the users now"], normalize_embeddings=True)
+    assert shots.for_query("sort the users now", 1) == (int(np.argmax(queries[:-1] @ queries[-1])),)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_embeddings_compare_what_stands_outside_the_bank_with_it(embedding_model: Path, tmp_path: Path) -> None:
+    config = Retrieval(similarity="embedding", embedding_model=embedding_model.name, pool=0.5)
+    shots = ShotPicker(pool(), config, tmp_path, k=17, models=embedding_model.parent)
+    bank = set(choose_bank(36, 0.5, 0))
+    assert all(set(shots.for_training(i, 17)) <= bank - {i} for i in range(36))
+
+
+def test_the_index_command_takes_a_model_beside_the_task(starter: Path, embedding_model: Path, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", starter)
+    shutil.copytree(embedding_model, folder / "embedder")
+    with (folder / "task.toml").open("a") as file:
+        file.write('[retrieval]\nsimilarity = "embedding"\nover = "query"\nembedding_model = "embedder"\n')
+    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (folder / "run" / "index").iterdir()} == {"query.hnsw", "query.json", "shots.json"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_another_model_in_the_same_directory_is_noticed(embedding_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(embedding_model, copy)
+    before = model_hash(str(copy), Path())
+    assert model_hash("model", tmp_path) == before
+    (copy / "README.md").write_text("other")
+    assert model_hash("model", tmp_path) != before
+    assert model_hash("owner/name", tmp_path) == "owner/name"
 
 
 def tiny_sentence_transformer(folder: Path) -> Path:

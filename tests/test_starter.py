@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from random import Random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +11,6 @@ from pilocal.base import base_hash, load_tokenizer, read_config
 from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS, invent
 from pilocal.starter.tokenizer import must_be_single
 from pilocal.tokens import token_counter
-
-EXAMPLE = Path(__file__).parent.parent / "examples" / "smart-home"
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,22 +66,3 @@ def test_the_starter_reads_its_prompt_and_knows_nothing_without_it(starter):
     report = measure(mlx_answers(starter), tasks=4, queries=25)
     assert report["full_prompt"]["mean"] >= 0.95
     assert report["query_only"]["best"] <= 0.05
-
-
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_the_example_is_what_its_script_makes(split, tmp_path):
-    rows = [json.loads(line) for line in (EXAMPLE / f"{split}.jsonl").read_text().splitlines()]
-    assert len(rows) == {"train": 800, "valid": 120, "test": 240}[split]
-    import runpy
-
-    script = tmp_path / "make.py"
-    script.write_text((EXAMPLE / "make.py").read_text())
-    runpy.run_path(str(script), run_name="__main__")
-    assert (tmp_path / f"{split}.jsonl").read_bytes() == (EXAMPLE / f"{split}.jsonl").read_bytes()
-    assert (tmp_path / "template.md").read_bytes() == (EXAMPLE / "template.md").read_bytes()
-
-
-def test_no_query_and_no_answer_of_the_example_stands_twice():
-    rows = [json.loads(line) for split in ("train", "valid", "test")
-            for line in (EXAMPLE / f"{split}.jsonl").read_text().splitlines()]  # fmt: skip
-    assert len(rows) == len({row["query"] for row in rows}) == len({row["answer"] for row in rows})

@@ -56,6 +56,30 @@ def test_every_fault_of_every_file_is_reported_with_its_line(folder):
     assert any("task.toml:2: metric must be one of" in line for line in lines)
 
 
+def test_a_field_that_every_record_lacks_is_one_line(folder):
+    (folder / "train.jsonl").write_text('{"query": "a"}\n{"query": "b"}\n{"answer": "c"}\n{"query": "d"}\n')
+    lines = refusal(folder).splitlines()
+    assert len(lines) == 2
+    assert "train.jsonl:1: the record has no answer, nor have 2 after it" in lines[0]
+    assert "train.jsonl:3: the record has no query; " in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('vectors = "ngrams"', "unknown key vectors in [retrieval]"),
+        ('similarity = "cosine"', 'similarity must be "bleu" or "embedding"; got \'cosine\''),
+        ('over = "query"', 'over must be "answer" with similarity = "bleu"; got \'query\''),
+        ("pool = 0", "pool must be above 0 and at most 1; got 0.0"),
+        ("pool = 1.5", "pool must be above 0 and at most 1; got 1.5"),
+    ],
+)
+def test_retrieval_is_read_strictly(folder, line, fault):
+    with (folder / "task.toml").open("a") as file:
+        file.write(f"[retrieval]\n{line}\n")
+    assert fault in refusal(folder)
+
+
 def test_broken_records_are_named_line_by_line(folder):
     (folder / "train.jsonl").write_text(
         '{"query": "a", "answer": "b", "id": 1}\n{"query": "a"\n\n{"query": "c"}\n[]\n'
@@ -84,6 +108,12 @@ def test_a_missing_task_says_how_to_make_one(tmp_path):
 def test_an_unknown_table_is_an_error_with_a_suggestion(folder):
     (folder / "task.toml").write_text('name = "t"\n[trainning]\nsteps = 3\n')
     assert "task.toml:2: unknown table [trainning]; did you mean training?" in refusal(folder)
+
+
+def test_a_setting_that_the_metric_does_not_read_is_an_error(folder):
+    (folder / "task.toml").write_text('name = "t"\n[scoring]\ndatabase = "a.sqlite"\n')
+    said = "task.toml:3: the metric exact_match does not read [scoring] database; it reads none; remove the key"
+    assert said in refusal(folder)
 
 
 def test_toml_that_does_not_parse_is_named_with_its_line(folder):

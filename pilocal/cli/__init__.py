@@ -13,7 +13,7 @@ COMMANDS = {
     "init": "pilocal.cli.init",
     "check": "pilocal.cli.flow",
     "run": "pilocal.cli.flow",
-    "compress": "pilocal.cli.flow",
+    "compress": "pilocal.cli.compress",
     "index": "pilocal.cli.flow",
     "stages": "pilocal.cli.flow",
     "train": "pilocal.cli.flow",

@@ -5,38 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 FOLDER = click.Path(path_type=Path)
 
 
-class Listed(click.ParamType):
-    """Values between commas."""
+def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Return the callback of an option whose values stand between commas."""
 
-    def __init__(self, name: str, kind: Callable[[str], object]) -> None:
-        self.name, self.kind = name, kind
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[object, ...]:
-        """Return the values."""
-        if isinstance(value, tuple):
-            return value
+    def split(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
         try:
-            return tuple(self.kind(part.strip()) for part in str(value).split(",") if part.strip())
+            return tuple(kind(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
-            self.fail(f"{value!r} is not a list of {self.name}", param, ctx)
+            raise click.BadParameter(f"{value!r} is not a list of {name}.", ctx, param) from None
+
+    return split
 
 
-NAMES, NUMBERS = Listed("names", str), Listed("numbers", int)
+NAMES, NUMBERS = listed("names", str), listed("numbers", int)
 
 
 @click.command()
 @click.argument("task", type=FOLDER)
 @click.option("--schedule", type=FOLDER, help="Schedule file with a law: stages, shots and shares of every arm.")
 @click.option("--run", "folder", type=FOLDER, help="The comparison's folder; TASK/compare when left out.")
-@click.option("--arms", type=NAMES, default=(), help="Arms between commas; all that need nothing else when left out.")
-@click.option("--seeds", type=NUMBERS, default=(0, 1, 2), help="Seeds of the training, between commas; 0,1,2.")
-@click.option("--curve", type=NUMBERS, default=(), help="Also the learning curve, over so many examples: 25,50,100.")
+@click.option(
+    "--arms", callback=NAMES, default="", help="Arms between commas; all that need nothing else when left out."
+)
+@click.option("--seeds", callback=NUMBERS, default="0,1,2", help="Seeds of the training, between commas; 0,1,2.")
+@click.option(
+    "--curve", callback=NUMBERS, default="", help="Also the learning curve, over so many examples: 25,50,100."
+)
 @click.option("--price", type=click.FloatRange(min=0), help="Money for a million prompt tokens, for the break-even.")
 @click.option(
     "--training-price", type=click.FloatRange(min=0), help="For a million trained tokens; --price if left out."

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pilocal.compare.table import cells, curve_cells, title
 from pilocal.evaluate.titles import TITLES
+from pilocal.formats import Order
 from pilocal.pipeline import Plan, StepResult
 from pilocal.progress import Progress
 
@@ -45,8 +46,15 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
 
 
 def warning_on(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a warning as one line."""
-    return lambda text: console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+    """Return a function that prints a warning as one line, and the same one only once."""
+    said = set[str]()
+
+    def warn(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    return warn
 
 
 def step_line(result: StepResult) -> str:
@@ -109,6 +117,24 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
             show(row.get("latency_ms"), ".1f"),
         )
     return table
+
+
+def order_table(order: Order) -> Table:
+    """Return the table of the stages in the order in which another trainer is to train them."""
+    head = ("stage", "tau", "shots", "rows", "tokens", "epochs", "train")
+    rows = [
+        [
+            str(line["stage"]),
+            f"{line['tau']:.2f}",
+            str(line["shots"]),
+            f"{line['rows']:,}",
+            f"{line['tokens']:,}",
+            f"{line['epochs']:g}",
+            line["train"],
+        ]
+        for line in order.stages
+    ]
+    return _table("Order of training", head, rows)
 
 
 def comparison_tables(table: dict[str, Any]) -> list[Table]:

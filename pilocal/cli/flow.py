@@ -15,7 +15,7 @@ FOLDER = click.Path(path_type=Path)
 TaskCommand = Callable[..., None]
 
 
-def _task_options(command: TaskCommand) -> TaskCommand:
+def task_options(command: TaskCommand) -> TaskCommand:
     """Add what every command on a task takes."""
     decorators = (
         click.argument("task", type=FOLDER),
@@ -28,18 +28,19 @@ def _task_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def _run_until(
+def run_until(
     last: str,
     task: Path,
     schedule: Path | None,
     run_folder: Path | None,
     as_json: bool,
     report_to: str | None = None,
+    form: str | None = None,
 ) -> None:
     """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
     from rich.console import Console
 
-    from pilocal.cli.display import metrics_table, progress_bars, step_line, warning_on
+    from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
     from pilocal.pipeline import StepResult, follow_leader, open_pipeline
 
     if follow_leader(task, last):
@@ -56,27 +57,36 @@ def _run_until(
             console.print(step_line(result))
 
         pipeline.run_steps(last, report)
-        if all(result.skipped for result in results):
+        order = pipeline.write_format(form) if form else None
+        if order is None and all(result.skipped for result in results):
             console.print(f"{run_folder} is up to date")
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")) if last == "evaluate" else None
     if as_json:
         steps = {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
-        click.echo(json.dumps({"run": str(run_folder), "steps": steps, "metrics": metrics}, indent=2))
+        found = {"run": str(run_folder), "steps": steps, "metrics": metrics}
+        click.echo(json.dumps(found | ({form: order.stages} if order else {}), indent=2))
+    elif order is not None:
+        Console().print(order_table(order))
+        click.echo("\n".join(order.how))
     elif metrics is not None:
         Console().print(metrics_table(metrics))
         click.echo(f"serve it with: pilocal serve {run_folder}")
 
 
-def _step(name: str, last: str, text: str, *, trains: bool = False) -> click.Command:
+def _step(name: str, last: str, text: str, *, trains: bool = False, renders: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
-        _run_until(last, **options)
+        run_until(last, **options)
 
-    command = _task_options(callback)
+    command = task_options(callback)
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
+    if renders:
+        forms = click.Choice(["openai", "mlx"])
+        what = "Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training."
+        command = click.option("--format", "form", type=forms, help=what)(command)
     return click.command(name, help=text)(command)
 
 
@@ -86,16 +96,15 @@ run = _step(
     "The whole flow, from the task to a served file and its proof; run it again to resume.",
     trains=True,
 )
-compress = _step("compress", "compress", "Shorten the template to every tau of the schedule.")
 index = _step("index", "index", "Index the training examples and choose their shots.")
-stages = _step("stages", "stages", "Render one data set per stage.")
+stages = _step("stages", "stages", "Render one data set per stage.", renders=True)
 train = _step("train", "train", "Train the adapter through all stages.", trains=True)
 export = _step("export", "export", "Write the GGUF files for llama.cpp.")
 evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
 
 
 @click.command()
-@_task_options
+@task_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time from.")
 def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool) -> None:
     """Validate a task and plan each stage's tokens, memory and time; trains nothing and leaves nothing behind.
@@ -105,10 +114,13 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     from rich.console import Console
 
     from pilocal.base import context_length
-    from pilocal.cli.display import plan_table, progress_bars
+    from pilocal.cli.display import plan_table, progress_bars, warning_on
     from pilocal.pipeline import open_pipeline
 
-    with progress_bars() as (progress, _), open_pipeline(task, schedule, run_folder, progress) as pipeline:
+    with (
+        progress_bars() as (progress, console),
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+    ):
         plan = pipeline.plan(probe=probe)
         context = context_length(pipeline.base)
     if as_json:

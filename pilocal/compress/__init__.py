@@ -1,5 +1,14 @@
 """Shortening a template to a share of its tokens; one file per compressor."""
 
-from pilocal.compress.template import CompressedTemplate, Compressor, compress_template
+from pilocal.compress.compressor import Compressor, LanguageModel, Span, Tools
+from pilocal.compress.template import CompressedTemplate, compress_template, compression_facts
 
-__all__ = ["CompressedTemplate", "Compressor", "compress_template"]
+__all__ = [
+    "CompressedTemplate",
+    "Compressor",
+    "LanguageModel",
+    "Span",
+    "Tools",
+    "compress_template",
+    "compression_facts",
+]

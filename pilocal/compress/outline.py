@@ -231,6 +231,15 @@ class Outline:
             )
         return tuple(units)
 
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each word stands in the template, without the spaces around it."""
+        return [
+            (end - len(word.strip()), end)
+            for start, word in zip(self._starts, self.words, strict=True)
+            for end in [start + len(word.rstrip())]
+        ]
+
     def overlapping(self, texts: Sequence[str]) -> set[int]:
         """Return the words that share a character with an occurrence of one of `texts`."""
         found: set[int] = set()

@@ -1,9 +1,5 @@
 """The compressor `rules`: drops whole rules, sentences and words of a template in one fixed order; needs no model.
 
-The order of removals depends on the template and the settings, never on tau: every tau takes the shortest prefix of it
-that fits the budget. So the texts are nested, and a smaller tau never has more tokens, whatever the tokenizer does: had
-the earlier text fitted the smaller budget, the smaller tau would have stopped there too.
-
 What goes, in this order:
 
 1. units that hold a text of `drop_first`
@@ -26,11 +22,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from typing import ClassVar
 
+from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.errors import InputError, raise_all
+from pilocal.compress.removal import remove
 from pilocal.task import Compression
 
 STOP_WORD = re.compile(
@@ -55,48 +51,19 @@ SMALLEST_PIECE = 16
 """... but a unit of this many words or fewer goes whole."""
 
 
-class Rules:
+class Rules(Compressor):
     """Drops whole rules, sentences and finally words, by declared priority."""
 
     name: ClassVar[str] = "rules"
 
-    def __init__(self, config: Compression, count_tokens: Callable[[str], int]) -> None:
+    def __init__(self, config: Compression, tools: Tools) -> None:
         self.config = config
-        self.count_tokens = functools.cache(count_tokens)
+        self.count_tokens = functools.cache(tools.count_tokens)
 
     def compress(self, template: str, tau: float) -> str:
-        r"""Return the longest text on the fixed way from the whole template to nothing that fits `tau` of its tokens.
-
-        Raises InputError for every text of `keep` and `drop_first` that the template does not hold.
-
-        >>> rules = Rules(Compression(), lambda text: len(text.split()))
-        >>> rules.compress("You sort mail.\nPlease have fun.\nNever open a parcel.", 0.7)
-        'You sort mail.\nNever open a parcel.'
-        """
-        self._check(template)
-        if tau >= 1:
-            return template
-        if tau <= 0:
-            return ""
-        budget = tau * self.count_tokens(template)
+        """Return the longest text on the fixed way from the whole template to nothing that fits `tau`."""
         outline = Outline(template)
-        gone: set[int] = set()
-        for step in removals(outline, self.config):
-            gone |= step
-            text = outline.text(gone)
-            if self.count_tokens(text) <= budget:
-                return text
-        return ""
-
-    def _check(self, template: str) -> None:
-        raise_all(
-            [
-                InputError(f"[compression] {key}", "this text is not in the template", got=text, fix="correct it")
-                for key, texts in (("keep", self.config.keep), ("drop_first", self.config.drop_first))
-                for text in texts
-                if text not in template
-            ]
-        )
+        return remove(outline, removals(outline, self.config), tau, self.count_tokens)
 
 
 def removals(outline: Outline, config: Compression) -> list[set[int]]:

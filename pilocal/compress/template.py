@@ -8,25 +8,25 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from pilocal.compress.compressor import Compressor, Tools
+from pilocal.compress.ladder import Ladder
+from pilocal.compress.llmlingua2 import LLMLingua2
+from pilocal.compress.protect import check_texts
 from pilocal.compress.rules import Rules
+from pilocal.compress.summary import Summary
+from pilocal.compress.surprisal import Surprisal
 from pilocal.rundir import fingerprint, replacing, write_json
 from pilocal.task import Compression
 
-
-class Compressor(Protocol):
-    """A way of shortening a template; the token counter is given at construction."""
-
-    @property
-    def name(self) -> str:
-        """The value of `method` in `[compression]`."""
-
-    def compress(self, template: str, tau: float) -> str:
-        """Return the template with at most `tau` (0 to 1) of its tokens; the whole at 1, nothing at 0."""
-
-
-COMPRESSORS: Mapping[str, Callable[[Compression, Callable[[str], int]], Compressor]] = {Rules.name: Rules}
+COMPRESSORS: Mapping[str, Callable[[Compression, Tools], Compressor]] = {
+    Rules.name: Rules,
+    Ladder.name: Ladder,
+    Surprisal.name: Surprisal,
+    Summary.name: Summary,
+    LLMLingua2.name: LLMLingua2,
+}
 """Every compressor, by its name in `[compression]`."""
 
 
@@ -36,42 +36,61 @@ class CompressedTemplate:
 
     tau: float
     """The share of tokens that was asked for."""
+    compressor: str
+    """Name of what made it."""
     text: str
     tokens: int
     """Tokens of `text`."""
     ratio: float
-    """The realised share: `tokens` over the whole template's; never above tau."""
+    """The realised share: `tokens` over the whole template's; never above tau, but for a ladder's."""
+
+
+def compression_facts(taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:
+    """Return all that decides the texts besides the template and a text's own tau, as JSON.
+
+    Raises PilocalError when a file that the settings name cannot be read.
+    """
+    return _facts(COMPRESSORS[config.method](config, tools), taus, config, tools)
+
+
+def _facts(compressor: Compressor, taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:
+    settings = dataclasses.asdict(config)
+    settings.pop("device")  # where it is computed, not what
+    return [settings, tools.base_id, compressor.inputs(taus)]
 
 
 def compress_template(
-    template: str,
-    taus: Sequence[float],
-    config: Compression,
-    count_tokens: Callable[[str], int],
-    tokenizer_id: str,
-    folder: Path,
+    template: str, taus: Sequence[float], config: Compression, tools: Tools, folder: Path
 ) -> tuple[CompressedTemplate, ...]:
     """Return the template at each tau, in the order given; each is read from `folder` if it lies there intact.
 
     A folder entry is the text (`tau-0.6667.md`) and a sidecar (`tau-0.6667.json`) with the hash of everything that
-    decided it: template, compressor and settings, `tokenizer_id` (which must change when the counts do) and tau. A
-    damaged or stale entry is made again. Raises InputError when a text of the settings is not in the template, and
-    RunError when the folder cannot be written.
+    decided it: template, compressor and settings, the base, what else the compressor reads, and tau. A damaged or stale
+    entry is made again. What a compressor loaded is freed on return. Raises InputError when the settings do not fit
+    the template or the taus, ModelError when a model cannot be used, and RunError when the folder cannot be written.
     """
-    compressor = COMPRESSORS[config.method](config, count_tokens)
-    whole = count_tokens(template)
+    check_texts(template, config)
+    compressor = COMPRESSORS[config.method](config, tools)
+    compressor.check(template, taus)
+    facts = _facts(compressor, taus, config, tools)
+    whole = tools.count_tokens(template)
     digits = next(d for d in range(4, 20) if len({f"{tau:.{d}f}" for tau in taus}) == len(set(taus)))
     results = []
-    for tau in taus:
-        path = folder / f"tau-{tau:.{digits}f}.md"
-        key = fingerprint(template, compressor.name, dataclasses.asdict(config), tokenizer_id, tau)
-        result = _read(path, key)
-        if result is None:
-            text = compressor.compress(template, tau)
-            tokens = count_tokens(text)
-            result = CompressedTemplate(tau=tau, text=text, tokens=tokens, ratio=tokens / max(whole, 1))
-            _write(path, key, result)
-        results.append(result)
+    try:
+        for tau in taus:
+            path = folder / f"tau-{tau:.{digits}f}.md"
+            key = fingerprint(template, facts, tau)
+            result = _read(path, key)
+            if result is None:
+                text = template if tau >= 1 else compressor.compress(template, tau) if tau > 0 else ""
+                tokens = tools.count_tokens(text)
+                result = CompressedTemplate(
+                    tau=tau, compressor=config.method, text=text, tokens=tokens, ratio=tokens / max(whole, 1)
+                )
+                _write(path, key, result)
+            results.append(result)
+    finally:
+        compressor.close()
     return tuple(results)
 
 
@@ -79,8 +98,9 @@ def _write(path: Path, key: str, result: CompressedTemplate) -> None:
     data = result.text.encode()
     with replacing(path, "wb") as file:
         file.write(data)
-    facts = {"tau": result.tau, "tokens": result.tokens, "ratio": result.ratio, "key": key}
-    write_json(path.with_suffix(".json"), {**facts, "text_sha256": hashlib.sha256(data).hexdigest()})
+    facts = dataclasses.asdict(result)
+    del facts["text"]
+    write_json(path.with_suffix(".json"), {**facts, "key": key, "text_sha256": hashlib.sha256(data).hexdigest()})
 
 
 def _read(path: Path, key: str) -> CompressedTemplate | None:
@@ -91,7 +111,11 @@ def _read(path: Path, key: str) -> CompressedTemplate | None:
         if facts["key"] != key or facts["text_sha256"] != hashlib.sha256(data).hexdigest():
             return None
         return CompressedTemplate(
-            tau=float(facts["tau"]), text=data.decode(), tokens=int(facts["tokens"]), ratio=float(facts["ratio"])
+            tau=float(facts["tau"]),
+            compressor=str(facts["compressor"]),
+            text=data.decode(),
+            tokens=int(facts["tokens"]),
+            ratio=float(facts["ratio"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.progress import Progress, silent
-from pilocal.task import Example, Scoring
+from pilocal.rundir import sha256_file
+from pilocal.task import Example, Scoring, Task
 
 
 class Metric(Protocol):
@@ -87,4 +89,14 @@ BLEU_ORDER = 4
 
 def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
     """Return the metric of that name for the task in `folder`; raises InputError for what it needs and is missing."""
+    if name == "sqlite":
+        from pilocal.evaluate.sqlite import Sqlite
+
+        return Sqlite(scoring, folder)
     return Bleu() if name == "bleu" else ExactMatch()
+
+
+def metric_facts(task: Task) -> dict[str, Any]:
+    """Return what decides a task's marks beside answers and examples; a database by its SHA-256."""
+    database = {"sha256": sha256_file(task.files["database"])} if "database" in task.files else {}
+    return {"metric": task.metric, "scoring": asdict(task.scoring)} | database

@@ -1,5 +1,7 @@
-"""Choosing shots: vectors of the examples, an index over them, and the ranking by BLEU."""
+"""Choosing shots: the bank of examples, how alike two of them are, and the ranking of the best for each."""
 
-from pilocal.retrieve.shots import ShotPicker, check_pool
+from pilocal.retrieve.bank import check_bank, contradictions
+from pilocal.retrieve.embeddings import model_hash
+from pilocal.retrieve.shots import ShotPicker
 
-__all__ = ["ShotPicker", "check_pool"]
+__all__ = ["ShotPicker", "check_bank", "contradictions", "model_hash"]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.rundir import fingerprint, sha256_file
 
 
 class EmbeddingVectors:
     """Sentence embeddings of length 1 from a Hub id or a local directory."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, relative_to: Path) -> None:
+        """Load the model; a directory may be given relative to `relative_to`. Raises InputError when it cannot."""
         from sentence_transformers import SentenceTransformer
 
+        folder = relative_to / model
         try:
-            self._model = SentenceTransformer(model)
+            self._model = SentenceTransformer(str(folder) if folder.is_dir() else model)
         except Exception as error:  # whatever the folder or the network makes the libraries raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            fix = 'check embedding_model and the network, give a local directory, or set vectors = "ngrams"'
+            fix = 'check embedding_model and the network, give a local directory, or set similarity = "bleu"'
             raise InputError("[retrieval] embedding_model", f"cannot be loaded: {reason}", got=model, fix=fix) from None
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -29,3 +33,12 @@ class EmbeddingVectors:
             list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(vectors, dtype=np.float32)
+
+
+def model_hash(model: str, relative_to: Path) -> str:
+    """Return one SHA-256 over the files of a model's directory, or the Hub id itself."""
+    folder = relative_to / model
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([(str(path.relative_to(folder)), sha256_file(path)) for path in files])

@@ -59,9 +59,9 @@ def open_index(vectors: NDArray[np.float32], path: Path, recall_k: int) -> Neigh
     """
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        fix = 'choose another embedding_model, or set vectors = "ngrams"'
+        fix = 'choose another, or set similarity = "bleu"'
         raise InputError(
-            "[retrieval] vectors", f"{len(bad)} vectors hold NaN or infinity", got=f"vector {bad[0]}", fix=fix
+            "[retrieval] embedding_model", f"{len(bad)} vectors hold NaN or infinity", got=f"vector {bad[0]}", fix=fix
         )
     count, dim = vectors.shape
     recall_k = min(recall_k, count)

@@ -1,6 +1,6 @@
-"""The shots of every example: by BLEU between answers in training, by the query alone where the answer is unknown.
+"""The shots of every example: by its own text in training, by the query alone where the answer is unknown.
 
-The choice for training is PromptIntern's (EMNLP Findings 2024): the k examples whose labels are most similar by BLEU.
+The choice by BLEU is PromptIntern's (EMNLP Findings 2024): the k examples whose labels are most similar.
 """
 
 from __future__ import annotations
@@ -11,40 +11,20 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.errors import InputError
-from pilocal.retrieve.bleu import PairwiseBleu
-from pilocal.retrieve.embeddings import EmbeddingVectors
-from pilocal.retrieve.index import exact_neighbours, open_index
+from pilocal.retrieve.bank import Question, check_bank, choose_bank, question
+from pilocal.retrieve.embeddings import EmbeddingVectors, model_hash
+from pilocal.retrieve.falling import falling
 from pilocal.retrieve.ngrams import NgramVectors
+from pilocal.retrieve.similarity import COSINE_DECIMALS, ByBleu, ByEmbedding, Similarity, Vectors
 from pilocal.rundir import fingerprint, write_json
 from pilocal.task import Example, Retrieval
 
 PROGRESS_EVERY = 100
-"""Examples between two calls of `progress`."""
-
-
-Question = tuple[tuple[tuple[str, str], ...], str]
-"""What makes two records the same question: the earlier turns, and the query but for spaces and capitals."""
-
-
-class Vectors(Protocol):
-    """Turns texts into vectors of length 1."""
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (N, D) float32."""
-
-
-def check_pool(pool_size: int, k: int, where: object) -> None:
-    """Raise InputError unless a pool of this many examples leaves k shots for each of its own examples."""
-    if k > max(pool_size - 1, 0):
-        fix = f"add examples, or use at most {max(pool_size - 1, 0)} shots"
-        what = f"{k} shots need at least {k + 1} training examples with different queries"
-        raise InputError(where, what, got=pool_size, fix=fix)
+"""Distinct texts between two calls of `progress`."""
 
 
 class ShotPicker:
@@ -53,59 +33,75 @@ class ShotPicker:
     A shot never asks the same query as the example it is placed before (but for spaces and capitals), for it would give
     the answer away, and no two shots of one example ask the same; the same answer to another query is a fine shot.
     Shots come least similar first, so that the most similar one stands next to the query: the last of k + 1 shots are
-    the k shots.
+    the k shots. Only examples of the bank, `config.pool` of the training examples, are shots.
     """
 
     def __init__(
         self,
-        pool: Sequence[Example],
+        examples: Sequence[Example],
         config: Retrieval,
         folder: Path,
         *,
         k: int,
+        seed: int = 0,
         where: object = "train",
+        models: Path = Path(),
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        """Rank the `k` best shots of every example of the pool, or read the ranking from `folder` (RUN/index).
+        """Rank the `k` best shots of every training example, or read the ranking from `folder` (RUN/index).
 
-        `where` names the pool in errors; `progress` is told ("shots", examples done, of how many). Raises InputError
-        when an example would find fewer than `k` shots, or when the embedding model cannot be loaded.
+        `seed` draws the bank; `where` names the training file in errors; an embedding model's directory is relative to
+        `models`; `progress` is told ("shots", examples done, of how many). Raises InputError when an example would find
+        fewer than `k` shots, or when the embedding model cannot be loaded.
         """
-        self._pool = tuple(pool)
+        check_bank(examples, config, k, seed, where)
+        self._examples = tuple(examples)
         self._config = config
-        self._asked = [_question(example.query, example.history) for example in self._pool]
-        check_pool(len(set(self._asked)), k, where)
+        self._models = models
+        self._asked = [question(example.query, example.history) for example in self._examples]
+        self._bank = choose_bank(len(self._examples), config.pool, seed)
         self._most = k
         self._ranking = self._ranked(folder, progress)
 
     def for_training(self, i: int, k: int) -> tuple[int, ...]:
-        """Return the k training examples whose answers are most similar (BLEU) to example i's, least similar first.
+        """Return the k training examples most similar to example i by `config.similarity`, least similar first.
 
-        The answer of i is the reference, the other the hypothesis; ties go by number.
+        With BLEU the answer of i is the reference, the other the hypothesis; ties go by number.
         """
         self._check(k)
         return tuple(reversed(self._ranking[i][:k])) if k else ()
 
     def for_query(self, query: str, k: int, history: Sequence[tuple[str, str]] = ()) -> tuple[int, ...]:
-        """Return the k training examples whose queries are most similar (cosine) to `query`, least similar first.
+        """Return the k training examples whose queries are most similar to `query`, least similar first.
 
-        For validation and test, where the answer must not be looked at. `history` holds the earlier turns of a
-        multi-turn record. Ties go by number.
+        `history` holds the earlier turns of a multi-turn record. See `for_queries`.
+        """
+        return self.for_queries([(query, history)], k)[0]
+
+    def for_queries(self, asked: Sequence[tuple[str, Sequence[tuple[str, str]]]], k: int) -> list[tuple[int, ...]]:
+        """Return for each (query, earlier turns) the k training examples with the most similar queries.
+
+        For validation and test, where the answer must not be looked at. Queries are compared exactly, by the cosine of
+        embeddings or else of character n-grams; least similar first, ties go by number.
         """
         self._check(k)
-        if not k:
-            return ()
-        make, vectors = self._query_vectors
-        ranked = exact_neighbours(vectors, make([query]), len(self._pool))[0]
-        return tuple(reversed(self._first(k, ranked.tolist(), _question(query, history))))
+        if not k or not asked:
+            return [() for _ in asked]
+        make, bank = self._query_vectors
+        found = []
+        for vector, (query, history) in zip(make([query for query, _ in asked]), asked, strict=True):
+            places = falling(np.round(bank @ vector, COSINE_DECIMALS))
+            found.append(tuple(reversed(self._first(k, places, question(query, history)))))
+        return found
 
-    def _first(self, k: int, ranked: Iterable[int], own: Question) -> list[int]:
-        """Return the first k of `ranked` that ask something else than `own` and than one another."""
+    def _first(self, k: int, places: Iterable[int], own: Question) -> list[int]:
+        """Return the first k examples, by their place in the bank, that ask neither `own` nor the same as another."""
         found: list[int] = []
         seen = {own}
-        for number in ranked:
+        for place in places:
             if len(found) == k:
                 break
+            number = self._bank[place]
             if self._asked[number] not in seen:
                 seen.add(self._asked[number])
                 found.append(number)
@@ -117,21 +113,20 @@ class ShotPicker:
 
     @functools.cached_property
     def _query_vectors(self) -> tuple[Vectors, NDArray[np.float32]]:
-        queries = [example.query for example in self._pool]
-        make = self._vectors(queries)
+        queries = [self._examples[number].query for number in self._bank]
+        make = self._embeddings if self._config.similarity == "embedding" else NgramVectors(queries)
         return make, make(queries)
-
-    def _vectors(self, texts: Sequence[str]) -> Vectors:
-        return NgramVectors(texts) if self._config.vectors == "ngrams" else self._embeddings
 
     @functools.cached_property
     def _embeddings(self) -> Vectors:
-        return EmbeddingVectors(self._config.embedding_model)
+        return EmbeddingVectors(self._config.embedding_model, self._models)
 
     def _ranked(self, folder: Path, progress: Callable[[str, int, int], None] | None) -> list[list[int]]:
         path = folder / "shots.json"
-        records = [(example.query, example.answer) for example in self._pool]
-        key = fingerprint(records, dataclasses.asdict(self._config), self._most)
+        records = [(example.history, example.query, example.answer) for example in self._examples]
+        embeds = self._config.similarity == "embedding"
+        model = model_hash(self._config.embedding_model, self._models) if embeds else ""
+        key = fingerprint(records, dataclasses.asdict(self._config), model, self._bank, self._most)
         try:
             cached = json.loads(path.read_text(encoding="utf-8"))
             if cached["key"] == key and cached["shots_sha256"] == fingerprint(cached["shots"]):
@@ -144,38 +139,25 @@ class ShotPicker:
         return ranking
 
     def _rank_all(self, folder: Path, progress: Callable[[str, int, int], None] | None) -> list[list[int]]:
-        """Return each example's best shots, most similar first: the index's shortlist of answers, ranked by BLEU."""
+        """Return each example's best shots, most similar first; examples with the same text are ranked together."""
         if not self._most:
-            return [[] for _ in self._pool]
+            return [[] for _ in self._examples]
+        texts = [getattr(example, self._config.over) for example in self._examples]
         holders: defaultdict[str, list[int]] = defaultdict(list)
-        for number, example in enumerate(self._pool):
-            holders[example.answer].append(number)
-        # Each answer once: hnswlib's graph falls apart when many vectors are equal.
-        answers = list(holders)
-        vectors = self._vectors(answers)(answers)
-        shortlist = max(self._config.shortlist, self._most + 1)
-        index = open_index(vectors, folder / "answers.hnsw", shortlist)
-        bleu = PairwiseBleu(answers)
-
-        def ranked(own: int, others: Iterable[int]) -> list[int]:
-            scored = [(-bleu.score(other, own), number) for other in others for number in holders[answers[other]]]
-            return [number for _, number in sorted(scored)]
-
-        ranking: list[list[int]] = [[] for _ in self._pool]
+        for number, text in enumerate(texts):
+            holders[text].append(number)
+        similarity = self._similarity([texts[number] for number in self._bank], folder)
+        ranking: list[list[int]] = [[] for _ in texts]
         done = 0
-        for start in range(0, len(answers), PROGRESS_EVERY):
-            near = index.neighbours(vectors[start : start + PROGRESS_EVERY], shortlist)
-            for own, others in enumerate(near.tolist(), start):
-                candidates = ranked(own, others)
-                for i in holders[answers[own]]:
-                    ranking[i] = self._first(self._most, candidates, self._asked[i])
-                    if len(ranking[i]) < self._most:  # the shortlist is all one question: look at every answer
-                        ranking[i] = self._first(self._most, ranked(own, range(len(answers))), self._asked[i])
-                    done += 1
-            if progress is not None:
-                progress("shots", done, len(self._pool))
+        for turn, (text, places) in enumerate(zip(holders, similarity.rankings(list(holders)), strict=True), 1):
+            for i in holders[text]:
+                ranking[i] = self._first(self._most, places, self._asked[i])
+            done += len(holders[text])
+            if progress is not None and (turn % PROGRESS_EVERY == 0 or turn == len(holders)):
+                progress("shots", done, len(texts))
         return ranking
 
-
-def _question(query: str, history: Sequence[tuple[str, str]]) -> Question:
-    return tuple(history), " ".join(query.split()).casefold()
+    def _similarity(self, bank: Sequence[str], folder: Path) -> Similarity:
+        if self._config.similarity == "bleu":
+            return ByBleu(bank)
+        return ByEmbedding(bank, self._embeddings, folder / f"{self._config.over}.hnsw", self._most)

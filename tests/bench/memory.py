@@ -20,6 +20,9 @@ from pilocal.tokens import Row
 from pilocal.train.batches import make_batch
 from pilocal.train.plan import base_bytes, predict, read_sizes, survey, take_probe
 
+STEPS = 3
+"""The highest of so many steps counts: MLX does not free everything at the same moment each time."""
+
 
 def memory(count: int = 24, seed: int = 1000) -> dict[str, Any]:
     """Return the relative errors of the prediction without a probe; every other configuration recomputes."""
@@ -44,22 +47,14 @@ def memory(count: int = 24, seed: int = 1000) -> dict[str, Any]:
         some = lambda length: tuple(rng.choices(range(3, config["vocab_size"]), k=length))  # noqa: B023, E731
         shared = some(template)
         rows = [Row(shared + some(own), template + own - answer) for _ in range(training.batch_size)]
-        mx.random.seed(0)
-        model = Model(ModelArgs.from_dict(config))
-        model.freeze()
         sizes = read_sizes(config, lora)
         work = survey(sizes, rows, training, 0)
         base = base_bytes(config, [], as_float32=True)
-        assert base == sum(value.nbytes for _, value in tree_flatten(model.parameters()))
         need = predict(sizes, [work], [1], training, base, None)[0]
-        mx.eval(model.parameters())
-        probe = take_probe(model, make_batch(rows, template), lora, training)
-        measured = probe.bytes + base + 3 * 4 * sizes.adapter
+        peak = max(step_peak(config, rows, template, lora, training, base) for _ in range(STEPS))
+        measured = peak + base + 3 * 4 * sizes.adapter
         errors.append(need.peak / measured - 1)
         lines.append([round(need.peak / 2**20), round(measured / 2**20)])
-        del model
-        gc.collect()
-        mx.clear_cache()
     within = sum(abs(error) <= 0.15 for error in errors)
     return {
         "title": f"predicted peak memory, {count} configurations",
@@ -68,3 +63,17 @@ def memory(count: int = 24, seed: int = 1000) -> dict[str, Any]:
         "largest_error": round(max(errors, key=abs), 3),
         "predicted_and_measured_mib": lines,
     }
+
+
+def step_peak(config: dict[str, Any], rows: list[Row], template: int, lora: Lora, training: Training, base: int) -> int:
+    """Return the bytes that one step of a new model took, without its weights."""
+    mx.random.seed(0)
+    model = Model(ModelArgs.from_dict(config))
+    model.freeze()
+    mx.eval(model.parameters())
+    assert base == sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    probe = take_probe(model, make_batch(rows, template), lora, training)
+    del model
+    gc.collect()
+    mx.clear_cache()
+    return probe.bytes

@@ -44,6 +44,7 @@ from pilocal.train.team import Team
 from pilocal.train.trainer import Trainer
 from tests.bench.memory import memory
 from tests.bench.plot import growth_svg
+from tests.bench.retrieval import DATA, retrieval
 
 Step = Callable[[], None]
 
@@ -353,6 +354,17 @@ def predicted_memory(repeats: int) -> dict[str, Any]:
     return result
 
 
+def choice_of_shots(repeats: int) -> dict[str, Any]:
+    """How long the choice of shots takes beside brute force, and what it finds; once, whatever `repeats`."""
+    folder = os.environ.get(DATA)
+    if folder is None:
+        result = {"title": "retrieval", "skipped": f"{DATA} names no folder with NL2Bash's all.nl and all.cm"}
+    else:
+        result = retrieval(Path(folder))
+    say(result)
+    return result
+
+
 def say(result: dict[str, Any]) -> None:
     """Print one result as a line."""
     print(json.dumps(result), flush=True)
@@ -371,6 +383,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "compile": compilation,
     "growth": growth,
     "memory": predicted_memory,
+    "retrieval": choice_of_shots,
 }
 
 

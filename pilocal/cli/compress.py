@@ -1,0 +1,63 @@
+"""compress: the step of a run, or a look at what a compressor makes of the template."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pilocal.cli.flow import run_until, task_options
+from pilocal.task import METHODS
+
+
+@click.command()
+@task_options
+@click.option("--compressor", type=click.Choice(METHODS), help="Another compressor than the task's, for a look.")
+@click.option(
+    "--tau",
+    "taus",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    help="A share of tokens to look at, other than the schedule's; give it as often as you like.",
+)
+def compress(
+    task: Path,
+    schedule: Path | None,
+    run_folder: Path | None,
+    as_json: bool,
+    compressor: str | None,
+    taus: tuple[float, ...],
+) -> None:
+    """Shorten the template to every tau of the schedule.
+
+    With --compressor or --tau the texts are printed and nothing is kept: a look at what a compressor would do.
+    """
+    if compressor is None and not taus:
+        run_until("compress", task, schedule, run_folder, as_json)
+        return
+    from pilocal.errors import InputError
+    from pilocal.pipeline import open_pipeline
+
+    if run_folder is not None:
+        fix = "leave it out, or set the method in task.toml"
+        raise InputError("--run", "a look with --compressor or --tau keeps nothing", fix=fix)
+    with open_pipeline(task, schedule, None) as pipeline:
+        compression = pipeline.task.compression
+        if compressor:
+            compression = replace(compression, method=compressor)
+        began = time.monotonic()
+        results = pipeline.compress(taus or pipeline.taus, compression)
+        seconds = time.monotonic() - began
+    if as_json:
+        shown: list[dict[str, Any]] = [asdict(result) for result in results]
+        click.echo(json.dumps({"seconds": seconds, "templates": shown}, indent=2, ensure_ascii=False))
+        return
+    for result in results:
+        what = f"{result.compressor} at tau {result.tau:.4g}: {result.tokens} tokens, a share of {result.ratio:.3f}"
+        click.echo(what, err=True)
+        click.echo(result.text)
+    click.echo(f"{seconds:.1f} s", err=True)

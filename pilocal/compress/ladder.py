@@ -1,0 +1,122 @@
+"""The compressor `ladder`: the user's own shortened templates, one file for each tau of the schedule.
+
+A rung is named by its tau, `0.67.md`, to as many digits as the user cares for: it serves the tau that rounds to it, so
+that `0.67.md` serves 2/3. What the user wrote is taken as it is; its realised ratio may lie above its tau, but a text
+never grows on the way down.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pilocal.compress.compressor import Compressor, Tools
+from pilocal.compress.protect import protected_texts
+from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.settings import read_text
+from pilocal.task import Compression
+
+NAME = re.compile(r"0\.(?P<digits>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One file of the ladder."""
+
+    path: Path
+    tau: float
+    digits: int
+    """Digits after the point in its name."""
+    text: str
+
+    def serves(self, tau: float) -> bool:
+        """Tell whether a tau rounds to the one in the name."""
+        return abs(tau - self.tau) <= 0.5 * 0.1**self.digits + 1e-9
+
+
+class Ladder(Compressor):
+    """Takes the user's own file for every tau."""
+
+    name: ClassVar[str] = "ladder"
+
+    def __init__(self, config: Compression, tools: Tools) -> None:
+        self.config = config
+        self.tools = tools
+
+    @functools.cached_property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Every file, the largest tau first; raises InputError, or Faults with all that is wrong with the folder."""
+        if self.config.ladder is None:
+            fix = 'set ladder = "FOLDER" to the folder of your own shortened templates'
+            raise InputError("[compression] ladder", 'method = "ladder" needs it', fix=fix)
+        folder = self.tools.folder / self.config.ladder
+        if not folder.is_dir():
+            fix = "create it, with one file for each tau of the schedule, such as 0.67.md"
+            raise InputError(folder, "no such folder", fix=fix)
+        faults: list[PilocalError] = []
+        rungs: list[Rung] = []
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+            match = NAME.fullmatch(path.stem)
+            if path.suffix != ".md" or match is None or not float(path.stem):
+                fix = "name it by its tau, such as 0.67.md, or move it out of the ladder"
+                faults.append(InputError(path, "its name is not a number between 0 and 1 with .md", fix=fix))
+                continue
+            try:
+                rungs.append(Rung(path, float(path.stem), len(match["digits"]), read_text(path)))
+            except PilocalError as fault:
+                faults.append(fault)
+        rungs.sort(key=lambda rung: -rung.tau)
+        for above, rung in pairwise(rungs):
+            if above.tau == rung.tau:
+                faults.append(InputError(rung.path, f"the same tau as {above.path.name}", fix="keep one of the two"))
+        raise_all(faults)
+        return tuple(rungs)
+
+    def inputs(self, taus: Sequence[float]) -> Any:
+        """Return the name and the hash of every file."""
+        return [(rung.path.name, hashlib.sha256(rung.text.encode()).hexdigest()) for rung in self.rungs]
+
+    def check(self, template: str, taus: Sequence[float]) -> None:
+        """Raise InputError or Faults for a tau without a file, a file that grows, or one that lost what is protected.
+
+        A file grows when it has more tokens than that of a larger tau, or than the template.
+        """
+        faults: list[PilocalError] = []
+        there = ", ".join(rung.path.name for rung in self.rungs) or "nothing"
+        for tau in sorted({tau for tau in taus if 0 < tau < 1}, reverse=True):
+            if self._rung(tau) is None:
+                folder = self.tools.folder / str(self.config.ladder)
+                fix = f"write {round(tau, 2) or tau:g}.md, or change the schedule"
+                faults.append(InputError(folder, f"a gap: no file for tau {tau:.4g}; there is {there}", fix=fix))
+        largest, name = self.tools.count_tokens(template), "the template"
+        for rung in self.rungs:
+            tokens = self.tools.count_tokens(rung.text)
+            if tokens > largest:
+                what = f"grows: {tokens} tokens, but {name} has {largest}"
+                faults.append(InputError(rung.path, what, fix="shorten it, or name it by a larger tau"))
+            else:
+                largest, name = tokens, rung.path.name
+            for text in protected_texts(template, self.config.keep):
+                if text not in rung.text:
+                    fix = "put it back, or take it out of [compression] keep"
+                    faults.append(InputError(rung.path, "a text that is to be kept is not in it", got=text, fix=fix))
+        raise_all(faults)
+
+    def compress(self, template: str, tau: float) -> str:
+        """Return the text of the file for `tau`; raises InputError when there is none."""
+        rung = self._rung(tau)
+        if rung is None:
+            self.check(template, (tau,))
+        assert rung is not None
+        return rung.text
+
+    def _rung(self, tau: float) -> Rung | None:
+        """Return the nearest of the files that serve a tau."""
+        serving = [rung for rung in self.rungs if rung.serves(tau)]
+        return min(serving, key=lambda rung: abs(rung.tau - tau), default=None)

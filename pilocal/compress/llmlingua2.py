@@ -1,0 +1,236 @@
+"""The compressor `llmlingua2`: drops the words that an LLMLingua-2 checkpoint (arXiv 2403.12968) holds for dispensable.
+
+The llmlingua package chunks the template, runs the checkpoint over it and says which words it keeps, at each of the
+hundred rates that it tells apart; a word is worth as much as the number of rates that keep it. That one order serves
+every tau, and the words are taken out of the template itself: the package's own output has neither line ends nor code
+nor spaces as they were. What the checkpoint has no token for goes last.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import random
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pilocal.compress.compressor import Compressor, Tools
+from pilocal.compress.outline import Outline
+from pilocal.compress.removal import lowest_first, remove
+from pilocal.errors import ModelError
+from pilocal.rundir import fingerprint, sha256_file
+from pilocal.task import Compression
+
+FAMILIES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}
+"""The `model_type`s whose tokens llmlingua can join to words, and the name by which it knows each."""
+
+RATES = tuple(percent / 100 for percent in range(99, 0, -1))
+"""The package rounds rates to whole percents."""
+
+REACH = 200
+"""A word of the package is looked for in the template within so many characters; it leaves out what it cannot read."""
+
+ADVICE = "set [compression] checkpoint to an LLMLingua-2 checkpoint: its Hub id or a local directory"
+
+
+class LLMLingua2(Compressor):
+    """Drops whole words, those first that the checkpoint holds for the most dispensable."""
+
+    name: ClassVar[str] = "llmlingua2"
+
+    def __init__(self, config: Compression, tools: Tools) -> None:
+        self.config = config
+        self.tools = tools
+        self.count_tokens = functools.cache(tools.count_tokens)
+        self._package: Any = None
+        self._orders: dict[str, tuple[Outline, list[set[int]]]] = {}
+
+    def inputs(self, taus: Sequence[float]) -> Any:
+        """Return the Hub id, or the hash of every file of a local checkpoint."""
+        folder = self.tools.folder / self.config.checkpoint
+        if not folder.is_dir():
+            return self.config.checkpoint
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        return fingerprint([(path.name, sha256_file(path)) for path in files])
+
+    def compress(self, template: str, tau: float) -> str:
+        """Return the template without its most dispensable words; raises ModelError."""
+        if template not in self._orders:
+            outline = Outline(template)
+            scores = word_levels(outline, self.judge(template))
+            self._orders[template] = outline, lowest_first(outline, scores, self.config)
+        outline, steps = self._orders[template]
+        return remove(outline, steps, tau, self.count_tokens)
+
+    def judge(self, template: str) -> list[tuple[str, int]]:
+        """Return the words that the package sees in a text, in order, each with how many of RATES keep it."""
+        words: list[str] = []
+        levels: dict[int, int] = {}
+        with _undisturbed():
+            self._package = self._package or _load(self._find(), pick_device(self.config.device), self.count_tokens)
+            try:
+                for rate in RATES:
+                    said = self._package.compress_prompt_llmlingua2(
+                        [template], rate=rate, return_word_label=True, word_sep="\n", label_sep=" "
+                    )
+                    pairs = [pair.rsplit(" ", 1) for pair in said["fn_labeled_original_prompt"].split("\n")]
+                    words = [word for word, _ in pairs]
+                    for number, (_, label) in enumerate(pairs):
+                        levels[number] = levels.get(number, 0) + int(label)
+            except (IndexError, ValueError) as error:  # a part of 510 tokens without a single known one
+                raise ModelError(self.config.checkpoint, f"cannot read this template: {error}", fix=ADVICE) from None
+        return [(word, levels[number]) for number, word in enumerate(words)]
+
+    def close(self) -> None:
+        """Delete the checkpoint and empty the caches of its device."""
+        if self._package is None:
+            return
+        import torch
+
+        self._package = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+
+    def _find(self) -> Path:
+        """Return the checkpoint's folder, of the right kind."""
+        checkpoint = self.config.checkpoint
+        folder = self.tools.folder / checkpoint
+        if not folder.is_dir():
+            if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1:
+                raise ModelError(checkpoint, "no such checkpoint", fix=ADVICE)
+            folder = self.tools.download(checkpoint)
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(folder, "no config.json: not a checkpoint", fix=ADVICE) from None
+        except ValueError as error:
+            raise ModelError(folder / "config.json", f"damaged: {error}", fix="copy or download it again") from None
+        kinds = config.get("architectures") or ["no architecture"]
+        if not any("ForTokenClassification" in kind for kind in kinds):
+            what = "the wrong kind of model: it does not classify tokens"
+            raise ModelError(folder, what, got=", ".join(kinds), fix=ADVICE)
+        labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+        if labels != 2:
+            raise ModelError(
+                folder, "the wrong kind of model: it needs two labels, drop and keep", got=labels, fix=ADVICE
+            )
+        if config.get("model_type") not in FAMILIES:
+            what = f"llmlingua reads only {' and '.join(FAMILIES)} models"
+            raise ModelError(folder, what, got=config.get("model_type"), fix=ADVICE)
+        return folder
+
+
+def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[float]:
+    """Return the level of each word of a template: the highest of the package's words in it, marks left aside.
+
+    The package's words stand in the same order, but leave out what the checkpoint has no token for; a word of which
+    nothing is known gets the highest level.
+    """
+    text = "".join(char.lower() if len(char.lower()) == 1 else char for char in outline.template)
+    starts = [start for start, _ in outline.spans]
+    levels: list[float] = [-1.0] * len(starts)
+    position = 0
+    for word, level in judged:
+        found = text.find(word.lower(), position, position + len(word) + REACH)
+        if found < 0 or not word:  # XLM-RoBERTa has a token for the space alone
+            continue
+        number = max(0, bisect_right(starts, found) - 1)
+        if _is_word(word) or not _is_word(outline.words[number]):
+            levels[number] = max(levels[number], float(level))
+        position = found + len(word)
+    return [level if level >= 0 else float(len(RATES)) for level in levels]
+
+
+def _is_word(text: str) -> bool:
+    return any(char.isalnum() for char in text)
+
+
+def pick_device(device: str) -> str:
+    """Return a torch device: the one asked for, or the first of cuda, mps and cpu; raises ModelError if not there."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, holds in there.items() if holds)
+    if not there[device]:
+        known = ", ".join(name for name, holds in there.items() if holds)
+        raise ModelError("[compression] device", "torch has no such device here", got=device, fix=f"there is {known}")
+    return device
+
+
+def _load(folder: Path, device: str, count_tokens: Callable[[str], int]) -> Any:
+    """Return llmlingua's PromptCompressor with a local checkpoint, whose forward pass is computed once per input."""
+    from llmlingua import PromptCompressor
+    from transformers.utils import logging
+
+    class Tokens:
+        """Counts as the base does, so that rates are shares of the tokens that are served."""
+
+        def encode(self, text: str) -> range:
+            return range(count_tokens(text))
+
+    family = FAMILIES[json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Its own __init__ would download a tokenizer for its price estimates; the rest of it is here.
+    package = PromptCompressor.__new__(PromptCompressor)
+    package.model_name, package.use_llmlingua2, package.oai_tokenizer = family, True, Tokens()
+    try:
+        package.load_model(str(folder), device, {"trust_remote_code": False, "local_files_only": True})
+        package.init_llmlingua2()
+    except Exception as error:  # whatever a damaged folder makes the libraries raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(folder, f"cannot be loaded: {reason}", fix="copy or download it again") from None
+    package.max_seq_len = min(package.max_seq_len, package.max_position_embeddings)
+    package.model = _Remembering(package.model.eval())
+    return package
+
+
+class _Remembering:
+    """A model that computes the same input once: the package runs it anew for every rate."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._known: dict[bytes, Any] = {}
+
+    def __call__(self, *, input_ids: Any, attention_mask: Any) -> Any:
+        key = input_ids.cpu().numpy().tobytes() + attention_mask.cpu().numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self._model(input_ids=input_ids, attention_mask=attention_mask)
+        return self._known[key]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put back what the package changes for the whole process: every random state, and how cuDNN works."""
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    hash_seed = os.environ.get("PYTHONHASHSEED")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package calls transformers by names that grow old
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        if hash_seed is None:
+            os.environ.pop("PYTHONHASHSEED", None)
+        else:
+            os.environ["PYTHONHASHSEED"] = hash_seed

@@ -1,0 +1,52 @@
+"""Shortening by removal: the words of a template go in one fixed order until what is left fits.
+
+The order never depends on tau: every tau takes the shortest prefix of it that fits the budget. So the texts are nested,
+and a smaller tau never has more tokens, whatever the tokenizer does: had the earlier text fitted the smaller budget,
+the smaller tau would have stopped there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Set
+
+from pilocal.compress.outline import Outline
+from pilocal.task import Compression
+
+STEPS = 400
+"""Words go one at a time, in longer templates at most this fraction of all at once: counting takes time."""
+
+
+def remove(outline: Outline, steps: Iterable[Set[int]], tau: float, count_tokens: Callable[[str], int]) -> str:
+    """Return the longest text on the way from the whole template to nothing that fits `tau` of its tokens.
+
+    `steps` are sets of word numbers in the order in which they go.
+
+    >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
+    'two three'
+    """
+    if tau >= 1:
+        return outline.template
+    if tau <= 0:
+        return ""
+    budget = tau * count_tokens(outline.template)
+    gone: set[int] = set()
+    for step in steps:
+        gone |= step
+        text = outline.text(gone)
+        if count_tokens(text) <= budget:
+            return text
+    return ""
+
+
+def lowest_first(outline: Outline, scores: Sequence[float], config: Compression) -> list[set[int]]:
+    """Return the removals of single words: the lowest score first, of equal ones the last in the text.
+
+    Words that hold a text of `drop_first` go before all others, those that hold a text of `keep` after them.
+    """
+    kept, dropped = outline.overlapping(config.keep), outline.overlapping(config.drop_first)
+    order = sorted(range(len(scores)), key=lambda word: (word not in dropped, scores[word], -word))
+    largest = max(1, len(order) // STEPS)
+    steps = []
+    for group in ([w for w in order if w not in kept], [w for w in order if w in kept]):
+        steps += [set(group[start : start + largest]) for start in range(0, len(group), largest)]
+    return steps

@@ -1,0 +1,62 @@
+"""The compressor `surprisal`: drops the words that the base could have guessed from what stands before them.
+
+A word's surprisal is the sum over its tokens, minus the logarithm of the probability that the base gives to the word as
+a whole; it is computed once, in one pass over the template, and orders the words for every tau. The idea of pruning by
+self-information is that of Selective Context (Li et al., EMNLP 2023); here the model that prunes is the one that reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pilocal.compress.compressor import Compressor, LanguageModel, Span, Tools
+from pilocal.compress.outline import Outline
+from pilocal.compress.removal import lowest_first, remove
+from pilocal.task import Compression
+
+
+class Surprisal(Compressor):
+    """Drops whole words, the most predictable first."""
+
+    name: ClassVar[str] = "surprisal"
+
+    def __init__(self, config: Compression, tools: Tools) -> None:
+        self.config = config
+        self.tools = tools
+        self.count_tokens = functools.cache(tools.count_tokens)
+        self._model: LanguageModel | None = None
+        self._orders: dict[str, tuple[Outline, list[set[int]]]] = {}
+
+    def compress(self, template: str, tau: float) -> str:
+        """Return the template without its most predictable words; raises InputError when it is too long a text."""
+        if template not in self._orders:
+            self._model = self._model or self.tools.load_model()
+            outline = Outline(template)
+            scores = word_surprisals(outline, self._model.surprisal(template))
+            self._orders[template] = outline, lowest_first(outline, scores, self.config)
+        outline, steps = self._orders[template]
+        return remove(outline, steps, tau, self.count_tokens)
+
+    def close(self) -> None:
+        """Free the base."""
+        if self._model:
+            self._model.close()
+        self._model = None
+
+
+def word_surprisals(outline: Outline, spans: Sequence[Span]) -> list[float]:
+    """Return each word's surprisal: the sum over the tokens that begin in it, spaces before a token left aside."""
+    starts = [start for start, _ in outline.spans]
+    sums = [0.0] * len(starts)
+    for start, end, surprisal in spans:
+        token = outline.template[start:end]
+        if not token.strip():
+            continue  # between words
+        first = start + len(token) - len(token.lstrip())
+        word = bisect_right(starts, first) - 1
+        if word >= 0 and first < outline.spans[word][1]:
+            sums[word] += surprisal
+    return sums

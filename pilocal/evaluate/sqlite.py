@@ -1,0 +1,162 @@
+"""Execution accuracy: an answer is right when its query brings the rows of the reference, whatever its wording."""
+
+from __future__ import annotations
+
+import math
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.errors import InputError
+from pilocal.progress import Progress, silent
+from pilocal.task import Example, Scoring
+
+ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+"""What a query may do; everything else (writing, ATTACH, PRAGMA, loading extensions) is refused by SQLite itself."""
+
+LONGEST = 1 << 20
+"""Bytes of the longest text, blob or query."""
+
+INSTRUCTIONS = 10_000
+"""SQLite's instructions between two looks at the clock."""
+
+TOLERANCE = 1e-6
+"""Relative difference below which two numbers are the same."""
+
+ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
+
+Rows = list[tuple[Any, ...]]
+
+
+class Refused(Exception):
+    """A query that runs, but whose rows are not taken."""
+
+
+class Sqlite:
+    """Execution accuracy on a database that is opened read-only.
+
+    Rows are compared as a multiset, in order where the reference has an ORDER BY outside every bracket. An answer that
+    is no query, changes something, takes longer than `timeout` or brings more than `max_rows` rows is wrong.
+    """
+
+    def __init__(self, scoring: Scoring, folder: Path) -> None:
+        """Look at the database; raises InputError when `[scoring] database` is missing or is none."""
+        if scoring.database is None:
+            where = f"{folder / 'task.toml'} [scoring] database"
+            raise InputError(where, "sqlite needs a database", fix='write database = "FILE", relative to the task')
+        self.path, self.scoring = folder / scoring.database, scoring
+        if not self.path.is_file():
+            raise InputError(self.path, "no such database", fix="mend [scoring] database")
+        try:
+            with self._open() as connection:
+                connection.execute("select count(*) from sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            raise InputError(self.path, f"not an SQLite database: {error}", fix="mend [scoring] database") from None
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise InputError when reference queries do not run: how many, and the first one's fault."""
+        faults: list[tuple[Example, str]] = []
+        with self._open() as connection:
+            for example in examples:
+                try:
+                    self._rows(connection, example.answer)
+                except (sqlite3.Error, Refused) as error:
+                    faults.append((example, str(error)))
+        if faults:
+            first, why = faults[0]
+            what = f"{len(faults)} of {len(examples)} reference queries do not run; the first, {first.id}: {why}"
+            raise InputError(self.path, what, got=first.answer, fix="mend or drop these records")
+
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return 1 for an answer that is right and 0 for one that is not, (N, 1)."""
+        marks = np.zeros((len(answers), 1))
+        with self._open() as connection:
+            for number, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+                wanted = self._rows(connection, example.answer)
+                try:
+                    got = self._rows(connection, answer)
+                except (sqlite3.Error, Refused):
+                    continue
+                marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
+        return marks
+
+    def total(self, marks: NDArray[np.float64]) -> float:
+        """Return the mean."""
+        return float(marks.mean())
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LONGEST)
+            connection.execute("pragma temp_store = memory")
+            connection.set_authorizer(_authorize)
+            yield connection
+
+    def _rows(self, connection: sqlite3.Connection, query: str) -> Rows:
+        """Return a query's rows; raises sqlite3.Error, or Refused when it brings too many or is none."""
+        ends = time.monotonic() + self.scoring.timeout
+        connection.set_progress_handler(lambda: time.monotonic() > ends, INSTRUCTIONS)
+        with closing(connection.execute(query)) as cursor:
+            if cursor.description is None:
+                raise Refused("not a query")
+            rows: Rows = cursor.fetchmany(self.scoring.max_rows + 1)
+        if len(rows) > self.scoring.max_rows:
+            raise Refused(f"more than {self.scoring.max_rows} rows ([scoring] max_rows)")
+        return rows
+
+
+def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    """Tell SQLite whether a query may do something; `second` is a function's name."""
+    allowed = action in ALLOWED and second != "load_extension"
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def is_ordered(query: str) -> bool:
+    """Return whether a query has an ORDER BY outside every bracket and text.
+
+    >>> is_ordered("select a from t order by a"), is_ordered("select a from (select a from t order by a limit 1)")
+    (True, False)
+    """
+    bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "''", query)
+    while bare != (without := re.sub(r"\([^()]*\)", "", bare)):
+        bare = without
+    return ORDERED.search(bare) is not None
+
+
+def same_rows(got: Rows, wanted: Rows, *, ordered: bool) -> bool:
+    """Return whether two results are the same, as lists or as multisets; numbers may differ by rounding.
+
+    >>> same_rows([(1, "a"), (2.0, "b")], [(2, "b"), (1, "a")], ordered=False)
+    True
+    """
+    if len(got) != len(wanted):
+        return False
+    if not ordered:
+        got, wanted = sorted(got, key=_place), sorted(wanted, key=_place)
+    return all(len(a) == len(b) and all(map(_same, a, b)) for a, b in zip(got, wanted, strict=True))
+
+
+def _place(row: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
+    """Order values of any types; numbers by what is left of them after rounding."""
+    return tuple(
+        ("number", float(f"{value:.5g}")) if isinstance(value, int | float) else (type(value).__name__, value or "")
+        for value in row
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return type(a) is type(b) and bool(a == b)

@@ -18,6 +18,7 @@ STARTER = "starter"
 METRICS: Mapping[str, tuple[str, ...]] = {
     "exact_match": (),
     "bleu": (),
+    "python_tests": ("timeout", "memory_mb"),
     "sqlite": ("database", "timeout", "max_rows"),
     "command": ("command", "timeout"),
 }
@@ -218,7 +219,10 @@ class Scoring:
     command: tuple[str, ...] = ()
     """For command: the program and its arguments; it reads answers as JSON lines and prints a mark for each."""
     timeout: float | None = None
-    """Seconds that a query may take (sqlite: 10 when left out), or the program (command: 600)."""
+    """Seconds that an answer (python_tests), a query (sqlite) or the program (command) may take; 10, 10 or 600 when left
+    out."""
+    memory_mb: int = 512
+    """For python_tests: memory that an answer may take."""
     max_rows: int = 10_000
     """For sqlite: an answer that brings more rows is wrong."""
 
@@ -226,6 +230,7 @@ class Scoring:
         require(
             (self.database is None or bool(self.database.strip()), "database", "must not be empty"),
             (self.timeout is None or self.timeout > 0, "timeout", "must be more than 0"),
+            (self.memory_mb >= 64, "memory_mb", "must be at least 64"),
             (self.max_rows >= 1, "max_rows", "must be at least 1"),
         )
 

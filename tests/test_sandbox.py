@@ -32,6 +32,14 @@ def run(code: str, **limits: float) -> Outcome:
     return outcome
 
 
+@pytest.fixture(scope="module", autouse=True)
+def isolation() -> None:
+    try:
+        run("")
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
 def processes() -> str:
     return subprocess.run(["ps", "-axo", "pid,args"], capture_output=True, text=True, check=True).stdout
 

@@ -53,7 +53,7 @@ def call(what: str, function: Any, *arguments: Any) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """Mount a file system, or a folder a second time; see mount(2)."""
+    """Add a file system, or a folder a second time; see the manual's mount(2)."""
     words = [None if word is None else word.encode() for word in (source, target, kind, options)]
     call(f"mount {target}", libc.mount, *words[:3], flags, words[3])
 
@@ -104,7 +104,10 @@ def build_root(spec: dict[str, Any]) -> None:
 
 
 def enter_root(new: str, old: str) -> None:
-    """Change the root, see pivot_root(2); where both are one folder, the old root ends up on top of the new one and is taken away."""
+    """Change the root, see pivot_root(2).
+
+    Where both are one folder, the old root ends up on top of the new one and is taken away.
+    """
     call("pivot_root", libc.syscall, PIVOT_ROOT[platform.machine()], new.encode(), old.encode())
     if new == old:
         call("umount", libc.umount2, b".", MNT_DETACH)

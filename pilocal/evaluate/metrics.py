@@ -89,6 +89,10 @@ BLEU_ORDER = 4
 
 def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
     """Return the metric of that name for the task in `folder`; raises InputError for what it needs and is missing."""
+    if name == "python_tests":
+        from pilocal.evaluate.python_tests import PythonTests
+
+        return PythonTests(scoring)
     if name == "sqlite":
         from pilocal.evaluate.sqlite import Sqlite
 

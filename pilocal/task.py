@@ -219,8 +219,7 @@ class Scoring:
     command: tuple[str, ...] = ()
     """For command: the program and its arguments; it reads answers as JSON lines and prints a mark for each."""
     timeout: float | None = None
-    """Seconds that an answer (python_tests), a query (sqlite) or the program (command) may take; 10, 10 or 600 when left
-    out."""
+    """Seconds for an answer (python_tests; 10 when left out), a query (sqlite; 10) or the program (command; 600)."""
     memory_mb: int = 512
     """For python_tests: memory that an answer may take."""
     max_rows: int = 10_000

@@ -53,7 +53,7 @@ def call(what: str, function: Any, *arguments: Any) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """Add a file system, or a folder a second time; see the manual's mount(2)."""
+    """Add a file system, or a folder a second time: the system call of that name."""
     words = [None if word is None else word.encode() for word in (source, target, kind, options)]
     call(f"mount {target}", libc.mount, *words[:3], flags, words[3])
 

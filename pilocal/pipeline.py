@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilocal.base import (
     base_hash,
@@ -40,6 +40,9 @@ from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
 from pilocal.task import STARTER, Compression, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
+
+if TYPE_CHECKING:
+    from pilocal.evaluate.arms import Answered
 
 STEPS = ("compress", "index", "stages", "train", "direct_drop", "export", "evaluate")
 """Every step, in the order in which they run."""
@@ -234,10 +237,9 @@ class Pipeline:
             return fingerprint(made, step, self.key("stages"), shares, adaptive, asdict(task.lora), training)
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
-        ablation = self.key("direct_drop") if task.training.direct_drop else ""
         from pilocal.evaluate.metrics import metric_facts
 
-        return fingerprint(made, step, self.key("export"), ablation, metric_facts(task), asdict(task.generation))
+        return fingerprint(made, step, self.key("export"), self._ablation, metric_facts(task), asdict(task.generation))
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
@@ -498,6 +500,10 @@ class Pipeline:
             track=track if self.report_to else None,
         )
 
+    @property
+    def _ablation(self) -> str:
+        return self.key("direct_drop") if self.task.training.direct_drop else ""
+
     def _trained_base(self) -> Any:
         return load_base(self.base, precision=self.task.training.precision)
 
@@ -515,12 +521,36 @@ class Pipeline:
         return files
 
     def _evaluate(self, key: str) -> list[Path]:
-        from pilocal.evaluate.arms import TestSet, Weights, evaluate
+        from pilocal.evaluate.arms import score
+
+        answered = self._answered()
+        metrics = score(answered, self.task.test, self.metric, self.progress)
+        write_json(self.run.metrics, {"metric": self.task.metric} | metrics)
+        path = self.run.path / "answers.jsonl"
+        with replacing(path) as file:
+            for i, example in enumerate(self.task.test):
+                line = {"id": example.id, "query": example.query, "answer": example.answer}
+                line |= {arm: said[i] for arm, said in answered.answers.items()}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return [self.run.metrics, path]
+
+    def _answered(self) -> Answered:
+        """Return every arm's answers: those of an earlier evaluation, if nothing but the scoring has changed."""
+        from pilocal.evaluate.arms import Answered, TestSet, Weights, answer
+
+        path = self.run.path / "answered.json"
+        key = fingerprint(self.key("export"), self._ablation, asdict(self.task.generation))
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["key"] == key:
+                return Answered(known["answers"], known["costs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # made again
 
         def prompts(number: int) -> list[list[int]]:
             return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self._records(number, "test")]
 
-        metrics, answers = evaluate(
+        answered = answer(
             Weights(
                 self.base,
                 self.run.adapter,
@@ -528,21 +558,14 @@ class Pipeline:
                 self.gguf("base"),
                 self.gguf("shipped"),
             ),
-            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1), self.task.test),
-            metric=self.metric,
+            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1)),
             generation=self.task.generation,
             tokenizer=self.tokenizer,
             ends=end_tokens(self.tokenizer),
             progress=self.progress,
         )
-        write_json(self.run.metrics, {"metric": self.task.metric} | metrics)
-        path = self.run.path / "answers.jsonl"
-        with replacing(path) as file:
-            for i, example in enumerate(self.task.test):
-                line = {"id": example.id, "query": example.query, "answer": example.answer}
-                line |= {arm: said[i] for arm, said in answers.items()}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        return [self.run.metrics, path]
+        write_json(path, {"key": key} | asdict(answered))
+        return answered
 
 
 @contextmanager

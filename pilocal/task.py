@@ -18,7 +18,9 @@ STARTER = "starter"
 METRICS: Mapping[str, tuple[str, ...]] = {
     "exact_match": (),
     "bleu": (),
+    "python_tests": ("timeout", "memory_mb"),
     "sqlite": ("database", "timeout", "max_rows"),
+    "command": ("command", "timeout"),
 }
 """The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
 
@@ -214,15 +216,20 @@ class Scoring:
 
     database: str | None = None
     """For sqlite: the database that the queries run on, read-only; relative to the task folder."""
-    timeout: float = 10.0
-    """For sqlite: seconds that a query may take."""
+    command: tuple[str, ...] = ()
+    """For command: the program and its arguments; it reads answers as JSON lines and prints a mark for each."""
+    timeout: float | None = None
+    """Seconds for an answer (python_tests; 10 when left out), a query (sqlite; 10) or the program (command; 600)."""
+    memory_mb: int = 512
+    """For python_tests: memory that an answer may take."""
     max_rows: int = 10_000
     """For sqlite: an answer that brings more rows is wrong."""
 
     def __post_init__(self) -> None:
         require(
             (self.database is None or bool(self.database.strip()), "database", "must not be empty"),
-            (self.timeout > 0, "timeout", "must be more than 0"),
+            (self.timeout is None or self.timeout > 0, "timeout", "must be more than 0"),
+            (self.memory_mb >= 64, "memory_mb", "must be at least 64"),
             (self.max_rows >= 1, "max_rows", "must be at least 1"),
         )
 

@@ -11,6 +11,7 @@ import pytest
 from pilocal.errors import InputError
 from pilocal.evaluate.bootstrap import interval
 from pilocal.evaluate.metrics import make_metric
+from pilocal.evaluate.sandbox import SandboxError
 from pilocal.task import Example, Scoring
 
 
@@ -162,3 +163,109 @@ def test_faults_of_a_database_and_of_references_are_one_line(rivers, tmp_path):
     ):
         metric.check(examples("select 1", "select * from lake", "selec"))
     metric.check(examples("select 1"))
+
+
+SCORER = """#!/usr/bin/env python3
+import json, pathlib, sys, time
+for line in sys.stdin:
+    record = json.loads(line)
+    assert set(record) == {"id", "query", "answer", "prediction"}
+    print(0.5 if record["prediction"].lower() == record["answer"] else 0)
+"""
+
+
+def scorer(folder: Path, text: str, **settings: object):
+    path = folder / "score.py"
+    path.write_text(text)
+    path.chmod(0o755)
+    return make_metric("command", Scoring(command=("./score.py",), **settings), folder)  # type: ignore[arg-type]
+
+
+def test_a_program_of_the_users_gives_the_marks(tmp_path):
+    metric = scorer(tmp_path, SCORER)
+    marks = metric.marks(["A", "\u00e9\n", "c"], examples("a", "b", "c"))
+    assert marks.tolist() == [[0.5], [0.0], [0.5]]
+    assert metric.total(marks) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; mend"),
+        (
+            "import time; time.sleep(60)",
+            "the program took longer than 0.5 s; mend it and run again; the answers are kept",
+        ),
+        ("import sys; sys.stdin.read(); print(1)", "must print 2 lines, one for each answer; got 1"),
+        ("import sys; sys.stdin.read(); print('1\\ngood')", "line 2 must be a number from 0 to 1; got 'good'"),
+        ("import sys; sys.stdin.read(); print('2\\n0')", "line 1 must be a number from 0 to 1; got '2'"),
+        ("import sys; sys.stdin.read(); print('1\\nnan')", "line 2 must be a number from 0 to 1; got 'nan'"),
+    ],
+)
+def test_a_program_that_fails_is_one_line(text, said, tmp_path):
+    metric = scorer(tmp_path, f"#!/usr/bin/env python3\n{text}\n", timeout=0.5 if "sleep" in text else 30)
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        metric.marks(["a", "b"], examples("a", "b"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
+
+
+def test_a_program_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="command needs a program"):
+        make_metric("command", Scoring(), tmp_path)
+    with pytest.raises(InputError, match=r"no such program; got './score\.py'"):
+        make_metric("command", Scoring(command=("./score.py",)), tmp_path)
+
+
+SQUARE = "def square(x):\n    return x * x\n"
+ASSERTS = ["assert square(2) == 4", "assert square(-3) == 9"]
+
+
+@pytest.fixture(scope="module")
+def pass_at_1():
+    metric = make_metric("python_tests", Scoring(timeout=3.0), Path())
+    try:
+        metric.check([Example(id="a", query="q", answer="", extra={"tests": ASSERTS})])
+    except SandboxError as error:
+        pytest.skip(str(error))
+    return metric
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (SQUARE, True),
+        (f"Sure:\n```python\n{SQUARE}```\nDone.", True),
+        (f"print('hello')\n{SQUARE}", True),
+        ("def square(x):\n    return 2 * x\n", False),
+        ("def square(x) return x * x", False),
+        ("", False),
+        ("import os; os._exit(0)", False),
+        ("raise SystemExit(0)", False),
+        ("print('0' * 32); raise SystemExit(0)", False),
+        ("while True: pass", False),
+        ("import os\nwhile True: os.fork()", False),
+        ("x = bytearray(10 << 30)", False),
+        ("while True: print('x' * 9999)", False),
+        (f"import socket; socket.create_connection(('127.0.0.1', 9), 1)\n{SQUARE}", False),
+    ],
+)
+def test_a_program_is_right_when_its_asserts_hold_and_nothing_else_helps_it(answer, right, pass_at_1):
+    example = Example(id="a", query="q", answer="", extra={"tests": ASSERTS})
+    assert pass_at_1.total(pass_at_1.marks([answer], [example])) == float(right)
+
+
+def test_an_answer_cannot_delete_what_is_at_home(pass_at_1, tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    answer = f"import shutil; shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)\n{SQUARE}"
+    example = Example(id="a", query="q", answer="", extra={"tests": "\n".join(ASSERTS), "setup": "import math"})
+    pass_at_1.marks([answer] * 3, [example] * 3)
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_records_without_tests_are_counted():
+    lacking = [Example(id=f"test-{i}", query="q", answer="", extra={"tests": []} if i else {}) for i in range(2)]
+    with pytest.raises(InputError, match="2 of 2 records have no tests; the first is test-0"):
+        make_metric("python_tests", Scoring(), Path()).check(lacking)

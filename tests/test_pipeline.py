@@ -111,6 +111,23 @@ def test_a_changed_input_redoes_exactly_what_depends_on_it(copy, name, old, new,
     assert {step for step, ran in flow(copy).items() if ran} == redone
 
 
+def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, monkeypatch):
+    program = copy / "score.py"
+    program.write_text("#!/usr/bin/env python3\nraise SystemExit('no ruler')\n")
+    program.chmod(0o755)
+    answers = (copy / "run" / "answers.jsonl").read_bytes()
+    text = (copy / "task.toml").read_text().replace("[lora]", '[scoring]\ncommand = ["./score.py"]\n[lora]')
+    (copy / "task.toml").write_text(text.replace('name = "tiny"', 'name = "tiny"\nmetric = "command"'))
+    monkeypatch.setattr("pilocal.evaluate.arms.answer", lambda *_, **__: pytest.fail("answered already"))
+    with pytest.raises(InputError, match="no ruler"):
+        flow(copy)
+    program.write_text("#!/usr/bin/env python3\nimport sys\nfor line in sys.stdin:\n    print(0.25)\n")
+    assert {step for step, ran in flow(copy).items() if ran} == {"evaluate"}
+    metrics = json.loads((copy / "run" / "metrics.json").read_text())
+    assert {arm["score"] for arm in metrics["arms"].values()} == {0.25}
+    assert (copy / "run" / "answers.jsonl").read_bytes() == answers
+
+
 def test_a_lost_output_is_made_again(copy):
     adapter = (copy / "run" / "adapter" / "adapters.safetensors").read_bytes()
     (copy / "run" / "adapter" / "adapters.safetensors").unlink()

@@ -47,12 +47,12 @@ def clean(code: str) -> str:
 
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row as a record; a set-up that its asserts need goes with each of them."""
+    """Return the row as a record, with a set-up where its asserts need one."""
     asserts = [clean(test) for test in row["test_list"]]
-    setup = clean(row["test_setup_code"])
     query = "\n".join((" ".join(row["text"].split()), "The tests:", *asserts))
-    tests = [f"{setup}\n{test}" if setup else test for test in asserts]
-    return {"id": f"mbpp-{row['task_id']}", "query": query, "answer": clean(row["code"]), "tests": tests}
+    made = {"id": f"mbpp-{row['task_id']}", "query": query, "answer": clean(row["code"]), "tests": asserts}
+    setup = clean(row["test_setup_code"])
+    return made | ({"setup": setup} if setup else {})
 
 
 def content(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pilocal.evaluate.generate import generate
 from pilocal.evaluate.llamacpp import Engine, Timed
 from pilocal.evaluate.metrics import Metric
 from pilocal.evaluate.titles import TITLES
-from pilocal.progress import Progress
+from pilocal.progress import Progress, silent
 from pilocal.task import Example, Generation
 
 
@@ -26,7 +26,6 @@ class TestSet:
     """Tokens of template, shots and query."""
     bare: Sequence[Sequence[int]]
     """Tokens of the query alone."""
-    examples: Sequence[Example]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +43,35 @@ class Weights:
     shipped_gguf: Path
 
 
-def evaluate(
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What every arm said, before anything is scored."""
+
+    answers: dict[str, list[str]]
+    """One for each test query."""
+    costs: dict[str, dict[str, float]]
+    """prompt_tokens (mean), and ttft_ms and latency_ms where an arm was timed."""
+
+
+def answer(
     weights: Weights,
     test: TestSet,
     *,
-    metric: Metric,
     generation: Generation,
     tokenizer: Any,
     ends: frozenset[int],
     progress: Progress,
-) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return what metrics.json says of the arms, and every arm's answers.
+) -> Answered:
+    """Answer the whole test set with every arm.
 
-    Scores of `base_query_only`, `base_full_prompt`, `direct_drop` and `internalized` come from MLX, those of
-    `base_full_prompt_cached` and `shipped` from llama.cpp, over the whole test set. Times are medians over the first
-    `timed_requests` queries in llama.cpp, in milliseconds. `interval` holds the 95% bounds of a score.
+    `base_query_only`, `base_full_prompt`, `direct_drop` and `internalized` answer in MLX, `base_full_prompt_cached` and
+    `shipped` in llama.cpp. Times are medians over the first `timed_requests` queries in llama.cpp, in milliseconds.
     """
     answers: dict[str, list[str]] = {}
-    arms: dict[str, dict[str, Any]] = {name: {} for name in TITLES}
+    arms: dict[str, dict[str, float]] = {name: {} for name in TITLES}
 
-    def score(arm: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
+    def keep(arm: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
         answers[arm] = [tokenizer.decode(completion, skip_special_tokens=True) for completion in completions]
-        marks = metric.marks(answers[arm], test.examples, progress)
-        arms[arm]["score"] = metric.total(marks)
-        arms[arm]["interval"] = list(interval(marks[None], metric.total))
         arms[arm]["prompt_tokens"] = mean(len(prompt) for prompt in prompts)
 
     def in_mlx(arm: str, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> None:
@@ -80,7 +84,7 @@ def evaluate(
             progress=progress,
             name=TITLES[arm],
         )
-        score(arm, prompts, completions)
+        keep(arm, prompts, completions)
 
     def time_arm(arm: str, timed: Timed) -> None:
         arms[arm] |= {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
@@ -100,15 +104,27 @@ def evaluate(
     time_arm("base_query_only", engine.answer(test.bare[some], warm=False, name="time: base, bare query", **limits))
     time_arm("base_full_prompt", engine.answer(test.full[some], warm=False, name="time: base, full prompt", **limits))
     cached = engine.answer(test.full, warm=True, name=TITLES["base_full_prompt_cached"], **limits)
-    score("base_full_prompt_cached", test.full, cached.answers)
+    keep("base_full_prompt_cached", test.full, cached.answers)
     time_arm("base_full_prompt_cached", cached)
     engine.close()
     engine = Engine(weights.shipped_gguf, context)
     shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
-    score("shipped", test.bare, shipped.answers)
+    keep("shipped", test.bare, shipped.answers)
     time_arm("shipped", shipped)
     engine.close()
-    return {"n": len(test.examples), "arms": arms} | summary(arms), answers
+    return Answered(answers, arms)
+
+
+def score(
+    answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent
+) -> dict[str, Any]:
+    """Return what metrics.json says of the arms; `interval` holds the 95% bounds of a score."""
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, costs in answered.costs.items():
+        marks = metric.marks(answered.answers[arm], examples, progress)
+        bounds = list(interval(marks[None], metric.total))
+        arms[arm] = {"score": metric.total(marks), "interval": bounds} | costs
+    return {"n": len(examples), "arms": arms} | summary(arms)
 
 
 def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:

@@ -89,14 +89,24 @@ BLEU_ORDER = 4
 
 def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
     """Return the metric of that name for the task in `folder`; raises InputError for what it needs and is missing."""
+    if name == "python_tests":
+        from pilocal.evaluate.python_tests import PythonTests
+
+        return PythonTests(scoring)
     if name == "sqlite":
         from pilocal.evaluate.sqlite import Sqlite
 
         return Sqlite(scoring, folder)
+    if name == "command":
+        from pilocal.evaluate.command import Command
+
+        return Command(scoring, folder)
     return Bleu() if name == "bleu" else ExactMatch()
 
 
 def metric_facts(task: Task) -> dict[str, Any]:
-    """Return what decides a task's marks beside answers and examples; a database by its SHA-256."""
-    database = {"sha256": sha256_file(task.files["database"])} if "database" in task.files else {}
-    return {"metric": task.metric, "scoring": asdict(task.scoring)} | database
+    """Return what decides a task's marks beside answers and examples; database and program by their SHA-256."""
+    files = [task.folder / part for part in task.scoring.command]
+    files += [task.files["database"]] if "database" in task.files else []
+    hashes = [sha256_file(path) for path in files if path.is_file()]
+    return {"metric": task.metric, "scoring": asdict(task.scoring), "sha256": hashes}

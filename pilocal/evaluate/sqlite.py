@@ -24,6 +24,9 @@ ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 
 LONGEST = 1 << 20
 """Bytes of the longest text, blob or query."""
 
+TIMEOUT = 10.0
+"""Seconds for one query, where `[scoring] timeout` does not say."""
+
 INSTRUCTIONS = 10_000
 """SQLite's instructions between two looks at the clock."""
 
@@ -106,7 +109,7 @@ class Sqlite:
 
     def _rows(self, connection: sqlite3.Connection, query: str) -> Rows:
         """Return a query's rows; raises sqlite3.Error, or Refused when it brings too many or is none."""
-        ends = time.monotonic() + self.scoring.timeout
+        ends = time.monotonic() + (self.scoring.timeout or TIMEOUT)
         connection.set_progress_handler(lambda: time.monotonic() > ends, INSTRUCTIONS)
         with closing(connection.execute(query)) as cursor:
             if cursor.description is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.base import find_base, load_tokenizer
-from pilocal.evaluate.python_tests import tests_of
+from pilocal.evaluate import python_tests
 from pilocal.schedule import load_law, load_schedule
 from pilocal.task import load_task
 
@@ -219,7 +219,7 @@ def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(p
     for name in ("task.toml", "task.starter.toml"):
         task = load_task(out / name)
         for example in (*task.train, *task.valid, *task.test):
-            exec(f"{example.answer}\n{tests_of(example)}", {})
+            exec(f"{example.answer}\n{python_tests.tests_of(example)}", {})
 
 
 @pytest.mark.parametrize("prepared", ["nl2bash"], indirect=True)

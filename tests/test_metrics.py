@@ -116,6 +116,8 @@ LONGEST = "select name from river order by length desc"
         ("select sum(length) / 4 from river", "select avg(length) from river", True),
         ("select count(*) from river", "select 4.0", True),
         ("select '4'", "select 4", False),
+        ("select 4.0", "select '4.0'", False),
+        ("select 23668041", "select 23668042", False),
         ("select null", "select null", True),
         ("select", "select 1", False),
         ("", "select 1", False),

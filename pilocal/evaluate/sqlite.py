@@ -31,7 +31,7 @@ INSTRUCTIONS = 10_000
 """SQLite's instructions between two looks at the clock."""
 
 TOLERANCE = 1e-6
-"""Relative difference below which two numbers are the same."""
+"""Relative difference below which two numbers are the same, unless both are whole."""
 
 ORDERED = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
@@ -160,6 +160,8 @@ def _place(row: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, int | float) and isinstance(b, int | float):
+    if isinstance(a, float) or isinstance(b, float):
+        if not isinstance(a, int | float) or not isinstance(b, int | float):
+            return False
         return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return type(a) is type(b) and bool(a == b)

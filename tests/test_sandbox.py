@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.evaluate import sandbox
 from pilocal.evaluate.sandbox import Limits, Outcome, SandboxError, run_apart
 
 PACKAGE = Path(__file__).parent.parent / "pilocal"
@@ -157,6 +158,50 @@ def test_nothing_outside_can_be_harmed(attack: str, home: Path) -> None:
     assert stat.S_IMODE(home.stat().st_mode) == mode
 
 
+@pytest.mark.skipif(not LINUX, reason="what a program sees is a tree of its own on Linux")
+def test_a_python_below_tmp_is_there_and_read_only(monkeypatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "seen").write_text("seen")
+        links, readable = sandbox._tree()
+        monkeypatch.setattr(sandbox, "_tree", lambda: (links, readable | {folder: folder}))
+        outcome = run(f"""
+print(open({folder!r} + "/seen").read())
+open("mine", "w").write("written")
+try: open({folder!r} + "/new", "w")
+except OSError as error: print(error.errno)
+""")
+        assert outcome.stdout == "seen\n30\n"
+        assert [path.name for path in Path(folder).iterdir()] == ["seen"]
+
+
+@pytest.mark.skipif(not LINUX, reason="limits that macOS does not know")
+def test_limits_that_are_lower_already_stay() -> None:
+    code = f"""
+import resource
+from pilocal.evaluate.sandbox import *
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+text = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+print(run_apart([{sys.executable!r}, "-I", "-S", "main.py"], {{"main.py": text}}, Limits()).stdout, end="")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "(48, 48)\n"
+
+
+@pytest.mark.skipif(not LINUX, reason="macOS bounds a program's threads itself")
+def test_threads_are_counted_however_small_they_are() -> None:
+    outcome = run("""
+import os, threading
+threading.stack_size(32768)
+stop = threading.Event()
+try:
+    for number in range(1000): threading.Thread(target=stop.wait).start()
+except RuntimeError: print(number, flush=True)
+os._exit(0)
+""")
+    assert 200 < int(outcome.stdout) < 300
+
+
 def test_what_is_written_to_tmp_stays_inside() -> None:
     name = f"pilocal-test-{os.getpid()}"
     run(f"open('/tmp/{name}', 'w').write('x')")
@@ -217,11 +262,11 @@ text = "import time; print(1, flush=True); time.sleep(600)"
 run_apart([{sys.executable!r}, "-I", "-S", "main.py", "8642"], {{"main.py": text}}, Limits(seconds=600))
 """
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=PACKAGE.parent)
-    sandboxed = f"-I -S main.py {8642}"
-    wait_until(lambda: sandboxed in processes())
+    argv = "-I -S main.py 8642"
+    wait_until(lambda: argv in processes())
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    wait_until(lambda: sandboxed not in processes())
+    wait_until(lambda: argv not in processes())
 
 
 def wait_until(holds) -> None:
@@ -265,6 +310,7 @@ seen = f"1 {{os.getuid()}} ['main.py']\\n"
 assert run("import os; print(os.getpid(), os.getuid(), os.listdir('/tmp'))").stdout == seen
 for attack in {[FORK_BOMB, DAEMON]!r}:
     assert run(attack).code == 1
+assert run("import threading; t = threading.Thread(target=print, args=['th']); t.start(); t.join()").stdout == "th\\n"
 assert run({DEAF!r}).timed_out
 assert "Error" in run("bytearray(10 << 30)").stderr
 assert "Error" in run(f"import shutil; shutil.rmtree({{home!r}})").stderr

@@ -39,6 +39,9 @@ RUSAGE_INFO_V0, FOOTPRINT = 0, 72
 LOOK_EVERY = 0.02
 """Seconds between two looks at the memory of a program on macOS, which has no limit for it."""
 
+THREADS = 256
+"""Of a program on Linux."""
+
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 libc: Any = ctypes.CDLL(None, use_errno=True)
@@ -81,6 +84,10 @@ def build_root(spec: dict[str, Any]) -> None:
     mount("tmpfs", "/new", "tmpfs", MS_NOSUID, "size=1m,mode=755")
     for folder in ("dev", "tmp"):
         Path("/new", folder).mkdir()
+    # First, since Python itself may lie below /tmp and is then mounted onto it.
+    user, group = spec["user"] or (os.geteuid(), os.getegid())
+    options = f"size={spec['disk']},nr_inodes=4096,mode=700,uid={user},gid={group}"
+    mount("tmpfs", "/new/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
     for link, target in spec["links"].items():
         Path("/new" + link).symlink_to(target)
     # Parents before children, so that a mount never hides an earlier one.
@@ -93,12 +100,13 @@ def build_root(spec: dict[str, Any]) -> None:
             else:
                 target.touch()
         mount("/old" + source, str(target), None, MS_BIND | MS_REC)
-    attributes = (ctypes.c_uint64 * 4)(ATTR_RDONLY | ATTR_NOSUID, 0, 0, 0)
-    how = (AT_FDCWD, b"/new", AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
-    call("mount_setattr", libc.syscall, MOUNT_SETATTR, *how)
-    user, group = spec["user"] or (os.geteuid(), os.getegid())
-    options = f"size={spec['disk']},nr_inodes=4096,mode=700,uid={user},gid={group}"
-    mount("tmpfs", "/new/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
+    for path, flags, given, taken in (
+        (b"/new", AT_RECURSIVE, ATTR_RDONLY | ATTR_NOSUID, 0),
+        (b"/new/tmp", 0, 0, ATTR_RDONLY),
+    ):
+        attributes = (ctypes.c_uint64 * 4)(given, taken, 0, 0)
+        how = (AT_FDCWD, path, flags, attributes, ctypes.sizeof(attributes))
+        call("mount_setattr", libc.syscall, MOUNT_SETATTR, *how)
     os.chdir("/new")
     enter_root(".", ".")
 
@@ -125,9 +133,14 @@ def set_limits(spec: dict[str, Any]) -> None:
     }
     if LINUX:
         bounds[resource.RLIMIT_AS] = (spec["memory"], spec["memory"])
+        # Threads: of a user whom nobody else is, or of this user in this user namespace.
+        bounds[resource.RLIMIT_NPROC] = (THREADS, THREADS)
         bounds[resource.RLIMIT_MSGQUEUE] = (0, 0)
-    for kind, bound in bounds.items():
-        resource.setrlimit(kind, bound)
+    for kind, (soft, hard) in bounds.items():
+        # Whoever started pilocal may have set less, which cannot be raised again.
+        set_before = resource.getrlimit(kind)[1]
+        most = hard if set_before == resource.RLIM_INFINITY else min(hard, set_before)
+        resource.setrlimit(kind, (min(soft, most), most))
 
 
 def give_up_rights(spec: dict[str, Any]) -> None:

@@ -103,7 +103,8 @@ def run_apart(argv: Sequence[str], files: Mapping[str, str], limits: Limits) -> 
         folder = temporary if launcher.LINUX else str(Path(temporary).resolve())
         spec: dict[str, Any] = {
             "argv": [*_prefix(folder), *argv],
-            "environment": {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
+            "environment": _libraries()
+            | {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
             "files": dict(files),
             "folder": folder,
             "seconds": limits.seconds,
@@ -111,6 +112,11 @@ def run_apart(argv: Sequence[str], files: Mapping[str, str], limits: Limits) -> 
             "disk": limits.disk_mb * MIB,
         }
         return _launch(spec | _isolation(), limits)
+
+
+def _libraries() -> dict[str, str]:
+    """Return what a Python may need to find its own library."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 def _prefix(folder: str) -> list[str]:
@@ -158,7 +164,7 @@ def _launch(spec: dict[str, Any], limits: Limits) -> Outcome:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(writing,),
-            env={},
+            env=_libraries(),
             # The terminal's Ctrl-C is for pilocal, which then ends this.
             start_new_session=True,
         )

@@ -6,7 +6,8 @@ PilocalError
 ├── ModelError      a model folder that cannot be used
 ├── RunError        a run folder that is locked, foreign, incomplete or on a full disk
 ├── TrainingError   training cannot go on (a loss that is not a number, say)
-└── ExportError     an artefact cannot be written or does not say what it should
+├── ExportError     an artefact cannot be written or does not say what it should
+└── SandboxError    this machine cannot keep a program apart
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class TrainingError(PilocalError):
 
 class ExportError(PilocalError):
     """An artefact cannot be written or does not say what it should."""
+
+
+class SandboxError(PilocalError):
+    """This machine cannot keep a program apart."""
 
 
 def raise_all(faults: Sequence[PilocalError]) -> None:

@@ -141,7 +141,6 @@ class Pipeline:
             faults.append(fault)
         try:
             self.metric = make_metric(task.metric, task.scoring, task.folder)
-            self.metric.check(task.test)
         except PilocalError as fault:
             faults.append(fault)
         try:
@@ -244,8 +243,11 @@ class Pipeline:
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
 
-        When several processes were launched together and there is something to train, this one leads them.
+        When several processes were launched together and there is something to train, this one leads them. Raises
+        InputError, before any work, when answers to the test set could not be scored.
         """
+        if last == "evaluate":
+            self.metric.check(self.task.test)
         self._describe()
         with self._leading() if "train" in STEPS[: STEPS.index(last) + 1] else nullcontext():
             self._run_steps(last, report)
@@ -289,9 +291,11 @@ class Pipeline:
     def plan(self, *, probe: bool) -> Plan:
         """Return what every stage costs in tokens, memory and, with a probe (one real step), time.
 
-        Raises InputError when a row is longer than the context.
+        Raises InputError when a row is longer than the context, or answers to the test set could not be scored.
         """
         from pilocal.train import plan
+
+        self.metric.check(self.task.test)
 
         task, lora, training = self.task, self.task.lora, self.task.training
         _, budgets, rows = self._render()

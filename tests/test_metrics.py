@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pilocal.errors import InputError
+from pilocal.errors import InputError, SandboxError
 from pilocal.evaluate.bootstrap import interval
 from pilocal.evaluate.metrics import make_metric
-from pilocal.evaluate.sandbox import SandboxError
 from pilocal.task import Example, Scoring
 
 

@@ -128,6 +128,15 @@ def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, m
     assert (copy / "run" / "answers.jsonl").read_bytes() == answers
 
 
+def test_references_that_cannot_be_scored_are_refused_before_any_work(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base)
+    toml = folder / "task.toml"
+    toml.write_text(toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "python_tests"'))
+    with pytest.raises(InputError, match=r"3 of 3 records have no tests; the first is test-1; add"):
+        flow(folder)
+    assert not (folder / "run" / "templates").exists()
+
+
 def test_a_lost_output_is_made_again(copy):
     adapter = (copy / "run" / "adapter" / "adapters.safetensors").read_bytes()
     (copy / "run" / "adapter" / "adapters.safetensors").unlink()

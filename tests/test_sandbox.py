@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.errors import SandboxError
 from pilocal.evaluate import sandbox
-from pilocal.evaluate.sandbox import Limits, Outcome, SandboxError, run_apart
+from pilocal.evaluate.sandbox import Limits, Outcome, run_apart
 
 PACKAGE = Path(__file__).parent.parent / "pilocal"
 LINUX = sys.platform == "linux"

@@ -17,7 +17,7 @@ template = "template.md"   # the text that every request repeats today
 train = "train.jsonl"      # {{"query": "...", "answer": "..."}} a line; a few hundred at least
 valid = "valid.jsonl"
 test = "test.jsonl"
-metric = "exact_match"     # or bleu
+metric = "exact_match"     # or bleu, python_tests, sqlite, command
 
 [training]
 steps = 200

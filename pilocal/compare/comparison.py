@@ -65,7 +65,7 @@ class Comparison:
         progress: Progress = silent,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        """Check the design; raises InputError or ModelError."""
+        """Check the design, and that answers can be scored; raises InputError, ModelError or SandboxError."""
         from pilocal.evaluate.metrics import make_metric
 
         design.check(task)
@@ -75,6 +75,7 @@ class Comparison:
         self.progress = progress
         self.warn = warn
         self.metric = make_metric(task.metric, task.scoring, task.folder)
+        self.metric.check(task.test)
 
     def results(self, report: Callable[[Result], None]) -> list[Result]:
         """Return every result, one after the other; tell `report` of each that was not there yet.

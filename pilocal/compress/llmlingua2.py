@@ -8,7 +8,6 @@ nor spaces as they were. What the checkpoint has no token for goes last.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
@@ -20,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pilocal.compress.compressor import Compressor, Tools
+from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
-from pilocal.compress.removal import lowest_first, remove
+from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
 from pilocal.rundir import fingerprint, sha256_file
 from pilocal.task import Compression
@@ -39,17 +38,14 @@ REACH = 200
 ADVICE = "set [compression] checkpoint to an LLMLingua-2 checkpoint: its Hub id or a local directory"
 
 
-class LLMLingua2(Compressor):
+class LLMLingua2(WordRemoval):
     """Drops whole words, those first that the checkpoint holds for the most dispensable."""
 
     name: ClassVar[str] = "llmlingua2"
 
     def __init__(self, config: Compression, tools: Tools) -> None:
-        self.config = config
-        self.tools = tools
-        self.count_tokens = functools.cache(tools.count_tokens)
+        super().__init__(config, tools)
         self._package: Any = None
-        self._orders: dict[str, tuple[Outline, list[set[int]]]] = {}
 
     def inputs(self, taus: Sequence[float]) -> Any:
         """Return the Hub id, or the hash of every file of a local checkpoint."""
@@ -59,21 +55,16 @@ class LLMLingua2(Compressor):
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         return fingerprint([(path.name, sha256_file(path)) for path in files])
 
-    def compress(self, template: str, tau: float) -> str:
-        """Return the template without its most dispensable words; raises ModelError."""
-        if template not in self._orders:
-            outline = Outline(template)
-            scores = word_levels(outline, self.judge(template))
-            self._orders[template] = outline, lowest_first(outline, scores, self.config)
-        outline, steps = self._orders[template]
-        return remove(outline, steps, tau, self.count_tokens)
+    def scores(self, outline: Outline) -> Sequence[float]:
+        """Return how many of RATES keep each word; raises ModelError."""
+        return word_levels(outline, self.judge(outline.template))
 
     def judge(self, template: str) -> list[tuple[str, int]]:
         """Return the words that the package sees in a text, in order, each with how many of RATES keep it."""
         words: list[str] = []
         levels: dict[int, int] = {}
         with _undisturbed():
-            self._package = self._package or _load(self._find(), pick_device(self.config.device), self.count_tokens)
+            self._package = self._package or _load(self._find(), pick_device(self.config.device), self._count_tokens)
             try:
                 for rate in RATES:
                     said = self._package.compress_prompt_llmlingua2(

@@ -7,8 +7,11 @@ the smaller tau would have stopped there too.
 
 from __future__ import annotations
 
+import functools
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence, Set
 
+from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline
 from pilocal.task import Compression
 
@@ -50,3 +53,26 @@ def lowest_first(outline: Outline, scores: Sequence[float], config: Compression)
     for group in ([w for w in order if w not in kept], [w for w in order if w in kept]):
         steps += [set(group[start : start + largest]) for start in range(0, len(group), largest)]
     return steps
+
+
+class WordRemoval(Compressor):
+    """A compressor that scores the words of a template once and drops the lowest first."""
+
+    def __init__(self, config: Compression, tools: Tools) -> None:
+        self.config = config
+        self.tools = tools
+        self._count_tokens = functools.cache(tools.count_tokens)
+        self._order = functools.cache(self._ordered)
+
+    @abstractmethod
+    def scores(self, outline: Outline) -> Sequence[float]:
+        """Return what each word is worth; raises PilocalError."""
+
+    def compress(self, template: str, tau: float) -> str:
+        """Return the template without the words that are worth least; raises what `scores` raises."""
+        outline, steps = self._order(template)
+        return remove(outline, steps, tau, self._count_tokens)
+
+    def _ordered(self, template: str) -> tuple[Outline, list[set[int]]]:
+        outline = Outline(template)
+        return outline, lowest_first(outline, self.scores(outline), self.config)

@@ -7,38 +7,29 @@ self-information is that of Selective Context (Li et al., EMNLP 2023); here the 
 
 from __future__ import annotations
 
-import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pilocal.compress.compressor import Compressor, LanguageModel, Span, Tools
+from pilocal.compress.compressor import LanguageModel, Span, Tools
 from pilocal.compress.outline import Outline
-from pilocal.compress.removal import lowest_first, remove
+from pilocal.compress.removal import WordRemoval
 from pilocal.task import Compression
 
 
-class Surprisal(Compressor):
+class Surprisal(WordRemoval):
     """Drops whole words, the most predictable first."""
 
     name: ClassVar[str] = "surprisal"
 
     def __init__(self, config: Compression, tools: Tools) -> None:
-        self.config = config
-        self.tools = tools
-        self.count_tokens = functools.cache(tools.count_tokens)
+        super().__init__(config, tools)
         self._model: LanguageModel | None = None
-        self._orders: dict[str, tuple[Outline, list[set[int]]]] = {}
 
-    def compress(self, template: str, tau: float) -> str:
-        """Return the template without its most predictable words; raises InputError when it is too long a text."""
-        if template not in self._orders:
-            self._model = self._model or self.tools.load_model()
-            outline = Outline(template)
-            scores = word_surprisals(outline, self._model.surprisal(template))
-            self._orders[template] = outline, lowest_first(outline, scores, self.config)
-        outline, steps = self._orders[template]
-        return remove(outline, steps, tau, self.count_tokens)
+    def scores(self, outline: Outline) -> Sequence[float]:
+        """Return each word's surprisal; raises InputError when the template is longer than the base's context."""
+        self._model = self._model or self.tools.load_model()
+        return word_surprisals(outline, self._model.surprisal(outline.template))
 
     def close(self) -> None:
         """Free the base."""

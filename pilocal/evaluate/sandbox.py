@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import PilocalError
+from pilocal.errors import SandboxError
 from pilocal.evaluate import launcher
 from pilocal.evaluate.syscalls import make_filter
 
@@ -54,10 +54,6 @@ SEATBELT = """\
 (allow file-read-data (subpath (param "FOLDER")) (subpath (param "PREFIX")) (subpath (param "BASE")))
 """
 """The profile for macOS; of several rules that fit, the last counts."""
-
-
-class SandboxError(PilocalError):
-    """This machine cannot keep a program apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,10 @@ class Refused(Exception):
     """A query that runs, but whose rows are not taken."""
 
 
+WRONG = (sqlite3.Error, UnicodeError, Refused)
+"""What a query may end in that is no fault of ours."""
+
+
 class Sqlite:
     """Execution accuracy on a database that is opened read-only.
 
@@ -70,7 +74,7 @@ class Sqlite:
             for example in examples:
                 try:
                     self._rows(connection, example.answer)
-                except (sqlite3.Error, Refused) as error:
+                except WRONG as error:
                     faults.append((example, str(error)))
         if faults:
             first, why = faults[0]
@@ -87,7 +91,7 @@ class Sqlite:
                 wanted = self._rows(connection, example.answer)
                 try:
                     got = self._rows(connection, answer)
-                except (sqlite3.Error, Refused):
+                except WRONG:
                     continue
                 marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
         return marks
@@ -108,7 +112,7 @@ class Sqlite:
             yield connection
 
     def _rows(self, connection: sqlite3.Connection, query: str) -> Rows:
-        """Return a query's rows; raises sqlite3.Error, or Refused when it brings too many or is none."""
+        """Return a query's rows; raises one of WRONG."""
         ends = time.monotonic() + (self.scoring.timeout or TIMEOUT)
         connection.set_progress_handler(lambda: time.monotonic() > ends, INSTRUCTIONS)
         with closing(connection.execute(query)) as cursor:

@@ -167,12 +167,13 @@ def test_a_python_below_tmp_is_there_and_read_only(monkeypatch) -> None:
         links, readable = sandbox._tree()
         monkeypatch.setattr(sandbox, "_tree", lambda: (links, readable | {folder: folder}))
         outcome = run(f"""
-print(open({folder!r} + "/seen").read())
+import os
+print(open({folder!r} + "/seen").read(), os.listdir())
 open("mine", "w").write("written")
 try: open({folder!r} + "/new", "w")
 except OSError as error: print(error.errno)
 """)
-        assert outcome.stdout == "seen\n30\n"
+        assert outcome.stdout == "seen ['main.py']\n30\n"
         assert [path.name for path in Path(folder).iterdir()] == ["seen"]
 
 

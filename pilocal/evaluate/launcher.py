@@ -3,7 +3,7 @@
 Standard library only, and none of pilocal. Standard input brings one line of JSON and stays open: when it ends, whoever
 asked is gone or has seen enough, and the program is killed. What became of it is one JSON object on the control pipe.
 On Linux the program is process 1 of its own namespaces and sees a tree of its own: system folders and Python,
-read-only, and a small private /tmp. On macOS the program's own command is sandbox-exec, and only limits are set here.
+read-only, and a small folder in memory. On macOS the program's own command is sandbox-exec; only limits are set here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def enter_namespaces(as_root: bool) -> None:
 
 
 def build_root(spec: dict[str, Any]) -> None:
-    """Make a tree of what the program may see, read-only but for its /tmp, and forget every other."""
+    """Make a tree of what the program may see, read-only but for the program's folder, and forget every other."""
     os.umask(0o022)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
@@ -82,12 +82,12 @@ def build_root(spec: dict[str, Any]) -> None:
     enter_root("/tmp", "/tmp/old")
     os.chdir("/")
     mount("tmpfs", "/new", "tmpfs", MS_NOSUID, "size=1m,mode=755")
-    for folder in ("dev", "tmp"):
-        Path("/new", folder).mkdir()
-    # First, since Python itself may lie below /tmp and is then mounted onto it.
+    own = "/new" + spec["folder"]
+    for folder in ("/new/dev", own):
+        Path(folder).mkdir()
     user, group = spec["user"] or (os.geteuid(), os.getegid())
     options = f"size={spec['disk']},nr_inodes=4096,mode=700,uid={user},gid={group}"
-    mount("tmpfs", "/new/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
+    mount("tmpfs", own, "tmpfs", MS_NOSUID | MS_NODEV, options)
     for link, target in spec["links"].items():
         Path("/new" + link).symlink_to(target)
     # Parents before children, so that a mount never hides an earlier one.
@@ -100,9 +100,11 @@ def build_root(spec: dict[str, Any]) -> None:
             else:
                 target.touch()
         mount("/old" + source, str(target), None, MS_BIND | MS_REC)
+    if not Path("/new/tmp").exists():  # Python itself may lie below it
+        Path("/new/tmp").symlink_to(spec["folder"])
     for path, flags, given, taken in (
         (b"/new", AT_RECURSIVE, ATTR_RDONLY | ATTR_NOSUID, 0),
-        (b"/new/tmp", 0, 0, ATTR_RDONLY),
+        (own.encode(), 0, 0, ATTR_RDONLY),
     ):
         attributes = (ctypes.c_uint64 * 4)(given, taken, 0, 0)
         how = (AT_FDCWD, path, flags, attributes, ctypes.sizeof(attributes))

@@ -31,6 +31,9 @@ MIB = 1 << 20
 GRACE = 20.0
 """Seconds over its limit that a program's launcher gets, on a machine with much to do, before it is killed itself."""
 
+FOLDER = "/program"
+"""Where the program's folder lies on Linux, in the tree that it sees; nothing else may lie there."""
+
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives",
           "/etc/localtime", "/nix/store", "/gnu/store", "/home/linuxbrew/.linuxbrew")  # fmt: skip
 """What a program on Linux may see beside Python, where it is there."""
@@ -94,7 +97,7 @@ def run_apart(argv: Sequence[str], files: Mapping[str, str], limits: Limits) -> 
     Standard input is empty. Raises SandboxError when this machine offers no isolation.
     """
     # On Linux the program sees another folder there, which lives in memory.
-    place = nullcontext("/tmp") if launcher.LINUX else tempfile.TemporaryDirectory(prefix="pilocal-")
+    place = nullcontext(FOLDER) if launcher.LINUX else tempfile.TemporaryDirectory(prefix="pilocal-")
     with place as temporary:
         folder = temporary if launcher.LINUX else str(Path(temporary).resolve())
         spec: dict[str, Any] = {

@@ -38,6 +38,7 @@ from pilocal.render import Record, render
 from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
 from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
+from pilocal.shipped import Shipped
 from pilocal.task import STARTER, Compression, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
@@ -522,7 +523,19 @@ class Pipeline:
         for done, (name, adapter) in enumerate((("base", None), ("shipped", self.run.adapter)), 1):
             files.append(export_gguf(self.base, adapter, self.gguf(name), self.task.export.quant))
             self.progress("export", done, 2)
-        return files
+        shipped = Shipped(
+            folder=self.run.export,
+            name=self.task.name,
+            base=self.gguf("base").name,
+            adapter=None,
+            fused=self.gguf("shipped").name,
+            base_sha256=self.base_hash,
+            template=self.task.template,
+            shots=max(stage.shots for stage in self.schedule.stages),
+            retrieval=self.task.retrieval,
+            seed=self.task.training.seed,
+        )
+        return files + shipped.save(self.task.train)
 
     def _evaluate(self, key: str) -> list[Path]:
         from pilocal.evaluate.arms import score

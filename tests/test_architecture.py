@@ -20,6 +20,7 @@ FLOORS = {
     "task": 2,
     "schedule": 2,
     "rundir": 1,
+    "shipped": 3,
     "compress": 3,
     "retrieve": 3,
     "render": 4,

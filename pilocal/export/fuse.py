@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pilocal.base import read_config
 from pilocal.blas import load_fast_blas
 from pilocal.errors import ExportError
-
-Float32 = NDArray[np.float32]
+from pilocal.export.adapter import Adapter, Float32, read_adapter
 
 RETRAIN = "export with the base that the adapter was trained on"
 
@@ -45,9 +43,9 @@ class FusedWeights:
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
         names = [name for name in self._stored if name not in parts | tied and not name.endswith("rotary_emb.inv_freq")]
         self.shapes = {name: self._shape(name) for name in names}
-        self._scale, self._adapter = _read_adapter(adapter) if adapter else (0.0, {})
-        if adapter:
-            self._check(adapter)
+        self._adapter = read_adapter(adapter) if adapter else None
+        if self._adapter:
+            self._check(self._adapter)
 
     def read(self, name: str) -> Float32:
         """Return one tensor, adapter included."""
@@ -63,11 +61,11 @@ class FusedWeights:
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._base, f"{name} is packed in an unknown way", got=str(tensor.dtype), fix=fix)
         weight: Float32 = np.array(tensor.astype(mx.float32))
-        if name.endswith(".weight") and module in self._adapter:
-            a, b, magnitude = self._adapter[module]
-            weight += (np.float32(self._scale) * b).T @ a.T
-            if magnitude is not None:  # DoRA
-                weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
+        update = self._adapter.updates.get(module) if self._adapter and name.endswith(".weight") else None
+        if self._adapter and update:
+            weight += (np.float32(self._adapter.scale) * update.lora_b).T @ update.lora_a.T
+            if update.magnitude is not None:
+                weight *= (update.magnitude / np.linalg.norm(weight, axis=1))[:, None]
         return weight
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -95,21 +93,18 @@ class FusedWeights:
         tensors: Any = mx.load(str(self._stored[name][0]))
         return tensors[name]
 
-    def _check(self, adapter: Path) -> None:
+    def _check(self, adapter: Adapter) -> None:
         misfits = []
-        for module, (a, b, magnitude) in self._adapter.items():
+        for module, update in adapter.updates.items():
             shape = self.shapes.get(f"{module}.weight")
             if shape is None:
                 misfits.append(f"{module}, which the base lacks")
-            elif (
-                shape != b.shape[1:] + a.shape[:1]
-                or a.shape[1:] != b.shape[:1]
-                or (magnitude is not None and magnitude.shape != shape[:1])
-            ):
-                misfits.append(f"{module}, made as {a.shape} x {b.shape} for a weight of {shape}")
+            elif not update.fits(shape):
+                made = f"{update.lora_a.shape} x {update.lora_b.shape}"
+                misfits.append(f"{module}, made as {made} for a weight of {shape}")
         if misfits:
             more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
-            raise ExportError(adapter, f"the adapter does not fit: it changes {misfits[0]}{more}", fix=RETRAIN)
+            raise ExportError(adapter.folder, f"the adapter does not fit: it changes {misfits[0]}{more}", fix=RETRAIN)
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -117,28 +112,3 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def _read_adapter(folder: Path) -> tuple[float, dict[str, tuple[Float32, Float32, Float32 | None]]]:
-    """Return the scale and, by module, lora_a (in, rank), lora_b (rank, out) and DoRA's m (out) or None, in float32."""
-    import mlx.core as mx
-
-    fix = "point at a folder that `pilocal train` or mlx-lm wrote"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, scale = config.get("fine_tune_type", "lora"), float(config["lora_parameters"]["scale"])
-        arrays: Any = mx.load(str(folder / "adapters.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ExportError(folder, f"not a whole adapter: {reason}", fix=fix) from None
-    tensors = {name: np.array(value.astype(mx.float32)) for name, value in arrays.items()}
-    modules = sorted({name.rpartition(".")[0] for name in tensors})
-    parts = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}.get(kind, ())
-    expected = {f"{module}.{part}" for module in modules for part in parts}
-    if not parts or set(tensors) != expected:
-        odd = sorted(expected.symmetric_difference(tensors)) if parts else [kind]
-        raise ExportError(folder, "not a plain LoRA or DoRA", got=odd[0], fix="train one of them")
-    return scale, {
-        module: (tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"], tensors.get(f"{module}.m"))
-        for module in modules
-    }

@@ -26,15 +26,17 @@ FLOORS = {
     "render": 4,
     "tokens": 5,
     "base": 5,
+    "llamacpp": 5,
     "language_model": 6,
     "formats": 5,
     "train": 6,
     "evaluate": 6,
     "export": 6,
     "serve": 6,
-    "pipeline": 7,
-    "compare": 8,
-    "cli": 9,
+    "shipping": 7,
+    "pipeline": 8,
+    "compare": 9,
+    "cli": 10,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 

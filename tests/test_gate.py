@@ -73,25 +73,26 @@ def test_four_bits_lose_the_adapter_that_the_lossless_form_keeps(
     assert loss.passes
 
 
-def test_auto_takes_the_smallest_form_that_passes(gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path) -> None:
-    def write(quant: str) -> Files:
-        tried[quant] = files = shipped(tiny_base, slight, tmp_path / quant, quant)
-        sizes[quant] = files.size
-        return files
-
-    tried: dict[str, Files] = {}
-    sizes: dict[str, int] = {}
+def test_auto_tries_the_forms_by_their_size(tiny_base: Path, slight: Path, tmp_path: Path) -> None:
     order = candidates(tiny_base, slight)
     assert set(order) == {"q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "lossless"}
-    files, loss = through(gate, order, write, accept_loss=False)
-    assert list(tried) == order[: len(tried)]
-    assert len(tried) > 1
-    assert files.quant == list(tried)[-1]
+    sizes = [shipped(tiny_base, slight, tmp_path / quant, quant).size for quant in order]
+    assert sizes == sorted(sizes)
+
+
+def test_the_first_form_that_passes_is_kept_and_those_before_it_are_gone(
+    gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path
+) -> None:
+    def write(quant: str) -> Files:
+        tried.append(shipped(tiny_base, slight, tmp_path / quant, quant))
+        return tried[-1]
+
+    tried: list[Files] = []
+    files, loss = through(gate, ["q4_k_m", "f16", "q8_0"], write, accept_loss=False)
+    assert [each.quant for each in tried] == ["q4_k_m", "f16"]
+    assert files.quant == "f16"
     assert loss.passes
-    assert [path for each in tried.values() for path in each.own if path.exists()] == files.own
-    for quant in order[len(tried) :]:
-        write(quant)
-    assert sorted(order, key=lambda quant: sizes[quant]) == order
+    assert [path for each in tried for path in each.own if path.exists()] == files.own
 
 
 def test_a_loss_says_what_metrics_json_says(gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path) -> None:

@@ -30,8 +30,15 @@ from pilocal.tokens import Row
 MOST = 0.1
 """The share of the distance without any adapter that a served file may have."""
 
-CANDIDATES: Mapping[str, float] = {"q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6, "q8_0": 8.5, "f16": 16.0}
-"""The fused types that "auto" tries beside the lossless form: bits a weight."""
+CANDIDATES: Mapping[str, tuple[float, float, float]] = {
+    "q4_k_m": (4.9, 5.5, 6.6),
+    "q5_k_m": (5.7, 6.0, 6.6),
+    "q6_k": (6.6, 8.5, 6.6),
+    "q8_0": (8.5, 8.5, 8.5),
+    "f16": (16.0, 16.0, 16.0),
+}
+"""The fused types that "auto" tries beside the lossless form, and their bits a weight: in a layer, in a layer's matrix
+whose rows are not whole blocks of 256, for which llama.cpp takes another type, and in embeddings and output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +123,15 @@ def open_gate(base: Path, adapter: Path, rows: Sequence[Row], progress: Progress
 def candidates(base: Path, adapter: Path) -> list[str]:
     """Return the forms that "auto" tries, by the size that they should have, the smallest first."""
     weights, trained = BaseWeights(base), read_adapter(adapter)
-    count = sum(math.prod(shape) for shape in weights.shapes.values())
-    sizes = {quant: bits * count for quant, bits in CANDIDATES.items()}
+    sizes = dict.fromkeys(CANDIDATES, 0.0)
+    exact = 16.0 * sum(each.lora_a.size + each.lora_b.size for each in trained.updates.values())
+    for name, shape in weights.shapes.items():
+        count, odd = math.prod(shape), bool(shape[-1] % 256)
+        exact += count * weights.bits(name)
+        for quant, bits in CANDIDATES.items():
+            sizes[quant] += count * bits[odd if ".layers." in name else 2]
     if not trained.dora:
-        bits = sum(weights.bits(name) * math.prod(shape) for name, shape in weights.shapes.items())
-        sizes[LOSSLESS] = bits + 16 * sum(each.lora_a.size + each.lora_b.size for each in trained.updates.values())
+        sizes[LOSSLESS] = exact
     return sorted(sizes, key=lambda quant: sizes[quant])
 
 

@@ -17,6 +17,7 @@ FLOORS = {
     "blas": 0,
     "settings": 1,
     "starter": 1,
+    "chart": 2,
     "task": 2,
     "schedule": 2,
     "rundir": 1,
@@ -40,7 +41,19 @@ FLOORS = {
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 
-HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "numpy", "rich", "llama_cpp", "hnswlib", "sacrebleu", "llmlingua")
+HEAVY = (
+    "mlx",
+    "mlx_lm",
+    "torch",
+    "transformers",
+    "numpy",
+    "rich",
+    "llama_cpp",
+    "hnswlib",
+    "sacrebleu",
+    "llmlingua",
+    "matplotlib",
+)
 
 
 def room_of(module: str) -> str:

@@ -43,7 +43,7 @@ from pilocal.train.optimizer import make_optimizer
 from pilocal.train.team import Team
 from pilocal.train.trainer import Trainer
 from tests.bench.memory import memory
-from tests.bench.plot import growth_svg
+from tests.bench.plot import draw_growth
 from tests.bench.retrieval import DATA, retrieval
 
 Step = Callable[[], None]
@@ -399,7 +399,7 @@ def main() -> None:
         sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
     results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
     if arguments.plot and "growth" in results:
-        arguments.plot.write_text(growth_svg(results["growth"]), encoding="utf-8")
+        draw_growth(results["growth"], arguments.plot)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -151,7 +151,7 @@ class Pipeline:
         except PilocalError as fault:
             faults.append(fault)
         try:
-            self._check_export()
+            self._check_quant(task.export.quant, f"{task.files['task']} [export] quant")
         except PilocalError as fault:
             faults.append(fault)
         raise_all(faults)
@@ -160,11 +160,10 @@ class Pipeline:
             what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
             warn(f"{task.files['train']}: {what}, such as {query!r}")
 
-    def _check_export(self) -> None:
+    def _check_quant(self, quant: str, where: str) -> None:
         """Raise InputError or ExportError for a form that could not be served."""
         from pilocal.export.quantize import check_quant
 
-        quant, where = self.task.export.quant, f"{self.task.files['task']} [export] quant"
         if quant == LOSSLESS and self.task.lora.kind == "dora":
             what, fix = "GGUF has no adapters with magnitudes (DoRA)", 'take "q8_0", which fuses it, or "auto"'
             raise InputError(where, what, got=quant, fix=fix)
@@ -563,6 +562,8 @@ class Pipeline:
             known = "train" in self.run.state["steps"]
             what = "the task or its settings have changed since" if known else "the training is not finished"
             raise RunError(self.run.path, what, fix=f"pilocal run {self.task.files['task']} --run {self.run.path}")
+        for quant in quants:
+            self._check_quant(quant, "--quant")
         self.metric.check(self.task.test)
         with self.shipper.gate(self._rows(self._last, "valid")) as gate:
             for number, quant in enumerate(quants):

@@ -13,7 +13,7 @@ from pilocal.base import base_hash, read_config
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.architecture import gguf_name, interleave
-from pilocal.export.exact import q4_1_rows
+from pilocal.export.exact import checked, q4_1_rows
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, export_lossless
 from pilocal.export.ship import ship
@@ -90,12 +90,12 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_packed_rows_are_what_mlx_computes_with(group_size: int) -> None:
     rng = np.random.default_rng(0)
-    rows, width = 300, 4096
+    rows, width = 1300, 4096
     words = rng.integers(0, 2**32, (rows, width // 8), dtype=np.uint32)
     scales, biases = (rng.normal(size=(rows, width // group_size)).astype(np.float16) for _ in range(2))
     packed = Packed(words, scales.astype(np.float32), biases.astype(np.float32), group_size)
-    parts = list(q4_1_rows(packed))
-    assert len(parts) > 0
+    parts = list(q4_1_rows(packed.rows, rows, width))
+    assert len(parts) > 1
     import mlx.core as mx
 
     with_mlx = mx.dequantize(*map(mx.array, (words, packed.scales, packed.biases)), group_size=group_size, bits=4)
@@ -106,7 +106,7 @@ def test_a_number_that_changed_on_the_way_is_noticed() -> None:
     words = np.zeros((2, 8), dtype=np.uint32)
     scales = np.full((2, 2), 1 + 2**-20, dtype=np.float32)
     with pytest.raises(ValueError, match="not what it was"):
-        list(q4_1_rows(Packed(words, scales, scales, 32)))
+        checked(Packed(words, scales, scales, 32))
 
 
 def test_a_base_is_made_once_for_all_runs_and_takes_no_room_in_them(

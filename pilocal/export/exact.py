@@ -7,9 +7,9 @@ ggml-common.h, block_q4_1). MLX's groups are one or more such blocks long, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from pilocal.export.weights import Float32, Packed
 BLOCK, BLOCK_BYTES = 32, 20
 CHUNK = 1 << 20
 """Bytes of packed numbers that are worked on at once: they stay in the processor's cache."""
+AHEAD = 8
+"""How many parts may be ready before they are taken."""
 LOW, HIGH, FOUR = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0xF0F0F0F0F0F0F0F0), np.uint64(4)
 
 
@@ -33,32 +35,41 @@ def fits_float16(values: NDArray[Any]) -> bool:
         return bool(np.array_equal(values.astype(np.float16).astype(values.dtype), values))
 
 
-def q4_1_rows(packed: Packed) -> Iterator[NDArray[np.uint8]]:
-    """Yield the rows as Q4_1, (rows, in / 32 * 20) bytes at a time, each part read back and compared.
+def q4_1_rows(read: Callable[[int, int], Packed], rows: int, width: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield a matrix of `rows` rows of `width` numbers as Q4_1, (some rows, width / 32 * 20) bytes at a time.
 
-    Scales and biases must fit float16, and groups be whole blocks. Raises ValueError when a number is not what it was.
+    `read` returns the rows from one number up to another; parts are read and worked on side by side. Scales and biases
+    must fit float16, and groups be whole blocks. What was packed is unpacked again and compared: raises ValueError when
+    a number is not what it was.
     """
-    rows, width = packed.words.shape
-    step = max(1, CHUNK // (4 * width))
-    starts = range(0, rows, step)
+    step = max(1, 2 * CHUNK // width)
+
+    def part(start: int) -> NDArray[np.uint8]:
+        return checked(read(start, min(start + step, rows)))
+
     with ThreadPoolExecutor(2) as workers:
-        yield from workers.map(_part, repeat(packed), starts, repeat(step))
+        waiting = deque[Future[NDArray[np.uint8]]]()
+        for start in range(0, rows, step):
+            waiting.append(workers.submit(part, start))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _part(packed: Packed, start: int, step: int) -> NDArray[np.uint8]:
-    part = slice(start, start + step)
-    words, scales, biases = packed.words[part], packed.scales[part], packed.biases[part]
-    blocks = pack(words, scales, biases, packed.group_size)
-    numbers, back_scales, back_biases = unpack(blocks)
+def checked(packed: Packed) -> NDArray[np.uint8]:
+    """Return rows as Q4_1; raises ValueError when unpacking them does not give what was packed."""
+    blocks = pack(packed.words, packed.scales, packed.biases, packed.group_size)
+    numbers, scales, biases = unpack(blocks)
     per = packed.group_size // BLOCK
     same = (
-        np.array_equal(numbers, words.view(np.uint64).reshape(-1, 2))
-        and np.array_equal(back_scales.reshape(-1, per), np.repeat(scales.reshape(-1, 1), per, 1))
-        and np.array_equal(back_biases.reshape(-1, per), np.repeat(biases.reshape(-1, 1), per, 1))
+        np.array_equal(numbers, packed.words.view(np.uint64).reshape(-1, 2))
+        and bool((scales.reshape(-1, per) == packed.scales.reshape(-1, 1)).all())
+        and bool((biases.reshape(-1, per) == packed.biases.reshape(-1, 1)).all())
     )
     if not same:
         raise ValueError("a number is not what it was")
-    return blocks.reshape(len(words), -1)
+    return blocks.reshape(len(packed.words), -1)
 
 
 def pack(words: NDArray[np.uint32], scales: Float32, biases: Float32, group_size: int) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ class ModelFile:
 
     def __init__(self, base: Path, weights: BaseWeights) -> None:
         """Raise ExportError for what llama.cpp could not run."""
-        self._base = base
+        self.base = base
         self._config = read_config(base)
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
         self.names = {gguf_name(source): source for source in weights.shapes}
@@ -86,20 +86,27 @@ class ModelFile:
         writer.add_name(name)
         writer.add_file_type(kind)
         writer.add_string(BASE_HASH, base_sha256)
-        writer.add_context_length(context_length(self._base))
+        writer.add_context_length(context_length(self.base))
         add_numbers(writer, self._config)
-        add_vocabulary(writer, self._base, self._rows)
+        add_vocabulary(writer, self.base, self._rows)
         return writer
 
     def extra(self) -> list[Tensor]:
         """Return the tensors that the base does not store."""
         return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
 
+    def reorders(self, target: str) -> bool:
+        """Tell whether llama.cpp wants a tensor's rows in another order."""
+        return self._heads(target) is not None
+
     def ordered(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Return a tensor's rows in llama.cpp's order."""
+        heads = self._heads(target)
+        return rows if heads is None else interleave(rows, heads)
+
+    def _heads(self, target: str) -> int | None:
         heads = {"attn_q": self._config["num_attention_heads"], "attn_k": kv_heads(self._config)}
-        part = target.split(".")[-2]
-        return interleave(rows, heads[part]) if part in heads else rows
+        return heads.get(target.split(".")[-2])
 
 
 def check_exportable(base: Path) -> None:

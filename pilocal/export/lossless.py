@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pilocal.errors import ExportError
 from pilocal.export.exact import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.fused import to_bfloat16
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
-from pilocal.export.weights import BaseWeights, Packed
+from pilocal.export.weights import BaseWeights
 from pilocal.progress import Progress, silent
 from pilocal.rundir import disk_error, write_json
 
@@ -72,7 +73,7 @@ def export_lossless(base: Path, folder: Path, base_sha256: str, progress: Progre
 
         def parts() -> Iterator[NDArray[Any]]:
             nonlocal done
-            yield from _parts(weights, source, kind, lambda rows: model.ordered(target, rows), base)
+            yield from _parts(weights, model, target, source, kind)
             done += 1
             progress("export", done, len(types))
 
@@ -89,7 +90,8 @@ def _type(weights: BaseWeights, name: str) -> tuple[GGMLQuantizationType, bool]:
     shape, stored = weights.shapes[name], weights.dtype(name)
     if len(shape) == 1:
         return F32, True
-    if parts := weights.scales(name):
+    if weights.is_4_bit(name):
+        parts = weights.scales(name)
         per_group = shape[1] // parts[0].shape[1]
         exact = per_group % BLOCK == 0 and all(map(fits_float16, parts))
         return (Q4_1, True) if exact else (F16, False)
@@ -99,25 +101,23 @@ def _type(weights: BaseWeights, name: str) -> tuple[GGMLQuantizationType, bool]:
 
 
 def _parts(
-    weights: BaseWeights,
-    name: str,
-    kind: GGMLQuantizationType,
-    ordered: Callable[[NDArray[Any]], NDArray[Any]],
-    base: Path,
-) -> Iterable[NDArray[Any]]:
-    if kind == Q4_1:
-        packed = weights.packed(name)
-        assert packed is not None
-        words, scales, biases = (ordered(part) for part in (packed.words, packed.scales, packed.biases))
-        rows = Packed(words, scales, biases, packed.group_size)
-        try:
-            yield from q4_1_rows(rows)
-        except ValueError as error:
-            fix = "this is a fault of pilocal's; please report it"
-            raise ExportError(base, f"{name} as Q4_1: {error}", fix=fix) from None
+    weights: BaseWeights, model: ModelFile, target: str, source: str, kind: GGMLQuantizationType
+) -> Iterator[NDArray[Any]]:
+    """Yield the bytes of one tensor."""
+    if kind != Q4_1:
+        floats = model.ordered(target, weights.read(source))
+        yield (
+            to_bfloat16(floats) if kind == BF16 else to_float16(floats, model.base, source) if kind == F16 else floats
+        )
         return
-    floats = ordered(weights.read(name))
-    yield to_bfloat16(floats) if kind == BF16 else to_float16(floats, base, name) if kind == F16 else floats
+    read: Callable[[int, int], Packed] = partial(weights.packed, source)
+    if model.reorders(target):
+        read = weights.packed(source).reordered(partial(model.ordered, target)).rows
+    try:
+        yield from q4_1_rows(read, *weights.shapes[source])
+    except ValueError as error:
+        fix = "this is a fault of pilocal's; please report it"
+        raise ExportError(model.base, f"{source} as Q4_1: {error}", fix=fix) from None
 
 
 @contextmanager

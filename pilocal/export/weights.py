@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ class Packed:
     """(out, in / group_size)."""
     group_size: int
 
+    def reordered(self, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Packed:
+        """Return it with its rows in another order."""
+        return Packed(order(self.words), order(self.scales), order(self.biases), self.group_size)
+
+    def rows(self, start: int, stop: int) -> Packed:
+        """Return some of its rows."""
+        part = slice(start, stop)
+        return Packed(self.words[part], self.scales[part], self.biases[part], self.group_size)
+
 
 class BaseWeights:
     """A base's tensors under their Hugging Face names; memory holds one at a time.
@@ -81,24 +91,26 @@ class BaseWeights:
         group_size, bits = self._packing(module)
         return np.array(mx.dequantize(words, scales, biases, group_size=group_size, bits=bits))
 
-    def packed(self, name: str) -> Packed | None:
-        """Return one tensor as it is packed, or None where it is not quantized to 4 bits."""
+    def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
+        """Return a tensor that `is_4_bit`, or its rows from `start` up to `stop`."""
         module = name.removesuffix(".weight")
-        if not self._is_quantized(module) or self._packing(module)[1] != 4:
-            return None
-        scales, biases = (self._floats(f"{module}.{part}") for part in ("scales", "biases"))
-        return Packed(self._raw(name), scales, biases, self._packing(module)[0])
+        words = self._raw(name, start, stop)
+        scales, biases = (self._floats(f"{module}.{part}", start, stop) for part in ("scales", "biases"))
+        return Packed(words, scales, biases, self._packing(module)[0])
 
-    def scales(self, name: str) -> tuple[Float32, Float32] | None:
-        """Return only the scales and biases of a tensor that `packed` would return."""
+    def is_4_bit(self, name: str) -> bool:
+        """Tell whether a tensor is packed with 4 bits a number."""
         module = name.removesuffix(".weight")
-        if not self._is_quantized(module) or self._packing(module)[1] != 4:
-            return None
+        return self._is_quantized(module) and self._packing(module)[1] == 4
+
+    def scales(self, name: str) -> tuple[Float32, Float32]:
+        """Return only the scales and biases of a packed tensor."""
+        module = name.removesuffix(".weight")
         return self._floats(f"{module}.scales"), self._floats(f"{module}.biases")
 
     def bits(self, name: str) -> float:
         """Return how many bits a number of this tensor takes in a lossless file: Q4_1 has 5, F16 16."""
-        return 5.0 if self.scales(name) else 16.0
+        return 5.0 if self.is_4_bit(name) else 16.0
 
     def dtype(self, name: str) -> str:
         """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""
@@ -122,24 +134,26 @@ class BaseWeights:
             raise ExportError(self._base, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix)
         return int(settings["group_size"]), int(settings["bits"])
 
-    def _raw(self, name: str) -> NDArray[Any]:
-        """Return one tensor as it is stored."""
+    def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return a tensor as it is stored, or its rows from `start` up to `stop`."""
         stored = self._stored[name]
         if stored.dtype not in DTYPES:
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._base, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
-        count = int(np.prod(stored.shape))
-        tensor = np.fromfile(stored.path, DTYPES[stored.dtype], count, offset=stored.begin)
+        rows, *rest = stored.shape or (1,)
+        kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
+        count = (stop - start) * width
+        tensor = np.fromfile(stored.path, kind, count, offset=stored.begin + start * width * kind.itemsize)
         if tensor.size < count:
             raise ExportError(stored.path, f"{name} is cut short", fix="copy or download the model again")
-        return tensor.reshape(stored.shape)
+        return tensor.reshape(stop - start, *rest)
 
-    def _floats(self, name: str) -> Float32:
-        """Return one stored float tensor in float32, which changes no number."""
+    def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
+        """Return a stored float tensor, or some rows, in float32, which changes no number."""
         if self._stored[name].dtype == "U32":
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._base, f"{name} is packed in an unknown way", got="U32", fix=fix)
-        tensor = self._raw(name)
+        tensor = self._raw(name, start, stop)
         if self._stored[name].dtype == "BF16":
             return (tensor.astype(np.uint32) << 16).view(np.float32)
         return tensor.astype(np.float32, copy=False)

@@ -29,6 +29,8 @@ class FusedWeights:
 
     shapes: Mapping[str, tuple[int, ...]]
     """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
+    adapter: Adapter | None
+    """What is added."""
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         load_fast_blas()
@@ -43,9 +45,9 @@ class FusedWeights:
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
         names = [name for name in self._stored if name not in parts | tied and not name.endswith("rotary_emb.inv_freq")]
         self.shapes = {name: self._shape(name) for name in names}
-        self._adapter = read_adapter(adapter) if adapter else None
-        if self._adapter:
-            self._check(self._adapter)
+        self.adapter = read_adapter(adapter) if adapter else None
+        if self.adapter:
+            self._check(self.adapter)
 
     def read(self, name: str) -> Float32:
         """Return one tensor, adapter included."""
@@ -61,9 +63,9 @@ class FusedWeights:
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._base, f"{name} is packed in an unknown way", got=str(tensor.dtype), fix=fix)
         weight: Float32 = np.array(tensor.astype(mx.float32))
-        update = self._adapter.updates.get(module) if self._adapter and name.endswith(".weight") else None
-        if self._adapter and update:
-            weight += (np.float32(self._adapter.scale) * update.lora_b).T @ update.lora_a.T
+        update = self.adapter.updates.get(module) if self.adapter and name.endswith(".weight") else None
+        if self.adapter and update:
+            weight += (np.float32(self.adapter.scale) * update.lora_b).T @ update.lora_a.T
             if update.magnitude is not None:
                 weight *= (update.magnitude / np.linalg.norm(weight, axis=1))[:, None]
         return weight

@@ -15,7 +15,7 @@ from pilocal.base import load_tokenizer
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.chat_layout import probes, read_layout
-from pilocal.export.gguf import export_gguf
+from pilocal.export.fused import export_fused
 from pilocal.export.ollama import write_ollama
 from pilocal.shipped import Shipped
 from pilocal.tokens import DATE_STRING, end_tokens
@@ -190,7 +190,7 @@ def test_a_chat_template_that_cannot_be_said_is_refused(
 
 
 def ship(folder: Path, starter: Path, *, adapter: str | None, fused: str | None) -> Shipped:
-    export_gguf(starter, None, folder / "base.gguf", "f16")
+    export_fused(starter, None, folder / "base.gguf", "f16")
     if fused:
         shutil.copyfile(folder / "base.gguf", folder / fused)
     return Shipped(

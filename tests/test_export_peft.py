@@ -13,7 +13,7 @@ from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.peft import write_peft
-from pilocal.export.tensors import Stored, write_tensors
+from pilocal.export.tensors import Entry, write_tensors
 from tests.tiny import make_adapter, make_base
 
 TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ def mlx_logits(base: Path, adapter: Path | None) -> np.ndarray:
 def float_copy(base: Path, folder: Path) -> Path:
     """The base as transformers reads it: float32 throughout."""
     weights = FusedWeights(base, None)
-    layout = {name: Stored("F32", shape) for name, shape in weights.shapes.items()}
+    layout = {name: Entry("F32", shape) for name, shape in weights.shapes.items()}
     folder.mkdir()
     write_tensors(folder / "model.safetensors", layout, map(weights.read, layout), {"format": "pt"})
     config = {key: value for key, value in read_config(base).items() if key != "quantization"}

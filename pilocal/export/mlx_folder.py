@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pilocal.base import read_config
 from pilocal.errors import ExportError, did_you_mean
-from pilocal.export.adapter import Float32
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
-from pilocal.export.tensors import Stored, write_tensors
+from pilocal.export.tensors import Entry, write_tensors
+from pilocal.export.weights import Float32
 from pilocal.rundir import disk_error, replacing, write_json
 
 SHARD_BYTES = 5 * 10**9
@@ -78,15 +78,15 @@ def write_mlx_folder(
     return paths
 
 
-def _parts(name: str, shape: tuple[int, ...], form: Form) -> dict[str, Stored]:
+def _parts(name: str, shape: tuple[int, ...], form: Form) -> dict[str, Entry]:
     """Return the tensors that one becomes."""
     plain = {"float16": "F16", "bfloat16": "BF16"}[form.dtype]
     if form.bits is None or len(shape) == 1 or shape[1] % GROUP_SIZE:
-        return {name: Stored(plain, shape)}
+        return {name: Entry(plain, shape)}
     module, (rows, columns) = name.removesuffix(".weight"), shape
-    groups = Stored(plain, (rows, columns // GROUP_SIZE))
+    groups = Entry(plain, (rows, columns // GROUP_SIZE))
     return {
-        name: Stored("U32", (rows, columns * form.bits // 32)),
+        name: Entry("U32", (rows, columns * form.bits // 32)),
         f"{module}.scales": groups,
         f"{module}.biases": groups,
     }
@@ -106,7 +106,7 @@ def _pack(tensor: Float32, bits: int | None, dtype: str, where: str) -> list[NDA
     return [np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part) for part in parts]
 
 
-def _shards(plan: Mapping[str, Mapping[str, Stored]]) -> list[list[str]]:
+def _shards(plan: Mapping[str, Mapping[str, Entry]]) -> list[list[str]]:
     """Return which tensors go into which file."""
     shards: list[list[str]] = [[]]
     size = 0
@@ -130,7 +130,7 @@ def _write_weights(folder: Path, weights: FusedWeights, form: Form) -> list[Path
             bits = form.bits if len(plan[name]) > 1 else None
             yield from _pack(weights.read(name), bits, form.dtype, name)
 
-    files: dict[Path, dict[str, Stored]] = {}
+    files: dict[Path, dict[str, Entry]] = {}
     for number, names in enumerate(shards, 1):
         count = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         path = folder / f"model{count}.safetensors"

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pilocal.export.adapter import Float32
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
-from pilocal.export.tensors import Stored, write_tensors
+from pilocal.export.tensors import Entry, write_tensors
+from pilocal.export.weights import Float32
 from pilocal.rundir import replacing, write_json
 
 OUTSIDE = -1
@@ -45,7 +45,7 @@ def write_peft(base: Path, adapter: Path, folder: Path, facts: Facts) -> list[Pa
         "inference_mode": True,
     } | targets(trained.updates, known)
     paths = [folder / name for name in ("adapter_model.safetensors", "adapter_config.json", "README.md")]
-    layout = {name: Stored("F32", tensor.shape) for name, tensor in tensors.items()}
+    layout = {name: Entry("F32", tensor.shape) for name, tensor in tensors.items()}
     write_tensors(paths[0], layout, tensors.values(), {"format": "pt"})
     write_json(paths[1], config)
     with replacing(paths[2]) as file:

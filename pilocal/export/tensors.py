@@ -23,8 +23,8 @@ WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """How a tensor lies in a file."""
+class Entry:
+    """One tensor of a header."""
 
     dtype: str
     """One of WIDTHS."""
@@ -37,7 +37,7 @@ class Stored:
 
 
 def write_tensors(
-    path: Path, layout: Mapping[str, Stored], tensors: Iterable[NDArray[Any]], metadata: Mapping[str, str]
+    path: Path, layout: Mapping[str, Entry], tensors: Iterable[NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
     """Write a file that is either whole or not there; `tensors` come in the order of `layout`, one held at a time.
 

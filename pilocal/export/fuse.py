@@ -20,20 +20,23 @@ RETRAIN = "export with the base that the adapter was trained on"
 class FusedWeights(BaseWeights):
     """A base's tensors with an adapter added; raises ExportError when the adapter does not fit the base."""
 
+    adapter: Adapter | None
+    """What is added."""
+
     def __init__(self, base: Path, adapter: Path | None) -> None:
         super().__init__(base)
-        self._adapter = read_adapter(adapter) if adapter else None
-        if self._adapter:
+        self.adapter = read_adapter(adapter) if adapter else None
+        if self.adapter:
             load_fast_blas()
-            check_fit(self._adapter, self)
+            check_fit(self.adapter, self)
 
     def read(self, name: str) -> Float32:
         """Return one tensor, adapter included."""
         weight = super().read(name)
         module = name.removesuffix(".weight")
-        update = self._adapter.updates.get(module) if self._adapter and name.endswith(".weight") else None
-        if self._adapter and update:
-            weight += (np.float32(self._adapter.scale) * update.lora_b).T @ update.lora_a.T
+        update = self.adapter.updates.get(module) if self.adapter and name.endswith(".weight") else None
+        if self.adapter and update:
+            weight += (np.float32(self.adapter.scale) * update.lora_b).T @ update.lora_a.T
             if update.magnitude is not None:
                 weight *= (update.magnitude / np.linalg.norm(weight, axis=1))[:, None]
         return weight

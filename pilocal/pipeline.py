@@ -551,26 +551,29 @@ class Pipeline:
             files, _ = self.shipper.ship(gate, self.task.export.quant, accept_loss=self.task.export.accept_loss)
         return self.shipper.serve(files)
 
-    def export(self, quants: Sequence[str], *, accept_loss: bool) -> dict[str, dict[str, Any]]:
-        """Ship a trained adapter in other forms, each through the gate; the first is served from now on.
+    def export(self, quants: Sequence[str], forms: Sequence[str], *, accept_loss: bool) -> dict[str, dict[str, Any]]:
+        """Ship a trained adapter in other ways: `quants` through the gate, then some of shipping.FORMS.
 
-        Returns RUN/export/artefacts.json. Raises RunError when the training is not finished or the task has changed
-        since, ExportError when the gate refuses a form.
+        The first of `quants` is served from now on. Returns RUN/export/artefacts.json. Raises RunError when the
+        training is not finished or the task has changed since, ExportError when the gate refuses a form.
         """
-        key = self.key("train")
-        if not self.run.is_done("train", key):
+        if not self.run.is_done("train", self.key("train")):
             known = "train" in self.run.state["steps"]
             what = "the task or its settings have changed since" if known else "the training is not finished"
             raise RunError(self.run.path, what, fix=f"pilocal run {self.task.files['task']} --run {self.run.path}")
         for quant in quants:
             self._check_quant(quant, "--quant")
         self.metric.check(self.task.test)
-        with self.shipper.gate(self._rows(self._last, "valid")) as gate:
-            for number, quant in enumerate(quants):
-                files, _ = self.shipper.ship(gate, quant, accept_loss=accept_loss)
-                self.shipper.score(files, self._prompts(self._last), self.tokenizer, self.metric)
-                if number == 0:
-                    self.run.finish("export", self.key("export"), self.shipper.serve(files), 0.0)
+        shipper = self.shipper
+        if quants:
+            with shipper.gate(self._rows(self._last, "valid")) as gate:
+                for number, quant in enumerate(quants):
+                    files, _ = shipper.ship(gate, quant, accept_loss=accept_loss)
+                    shipper.score(files, self._prompts(self._last), self.tokenizer, self.metric)
+                    if number == 0:
+                        self.run.finish("export", self.key("export"), shipper.serve(files), 0.0)
+        for form in forms:
+            shipper.make(form, self.tokenizer)
         return Artefacts(self.run.export).entries
 
     @property

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilocal.rundir import RunDir, write_json
-from pilocal.shipped import Shipped
-from pilocal.task import AUTO, Task
+from pilocal.shipped import Shipped, read_shipped
+from pilocal.task import AUTO, STARTER, Task
 from pilocal.tokens import Row, end_tokens
 
 if TYPE_CHECKING:
     from pilocal.evaluate.metrics import Metric
+    from pilocal.export.card import Facts
     from pilocal.export.gate import Gate, Loss
     from pilocal.export.ship import Files
     from pilocal.progress import Progress
+
+
+FORMS = ("mlx", "peft", "ollama")
+"""What other programs read: a fused model folder, PEFT's form of the adapter, and a Modelfile."""
 
 
 class Artefacts:
@@ -114,6 +119,49 @@ class Shipper:
             seed=self.task.training.seed,
         )
         return [*files.own, *shipped.save(self.task.train)]
+
+    def make(self, form: str, tokenizer: Any) -> None:
+        """Write the adapter for other programs: one of FORMS, each with a card that says how to call it.
+
+        Raises ExportError when the adapter does not fit, or the chat template cannot be said in Ollama's language;
+        RunError when nothing that Ollama could run was exported yet.
+        """
+        facts, folder = self._facts(), self.run.export
+        if form == "ollama":
+            from pilocal.export.ollama import write_ollama
+
+            files = write_ollama(read_shipped(self.run.path), tokenizer, facts)
+        elif form == "peft":
+            from pilocal.export.peft import write_peft
+
+            files = write_peft(self.base, self.run.adapter, folder / form, facts)
+        else:
+            from pilocal.export.mlx_folder import write_mlx_folder
+
+            files = write_mlx_folder(self.base, self.run.adapter, folder / form, facts)
+        Artefacts(folder).add(form, files)
+
+    def _facts(self) -> Facts:
+        from pilocal.export.card import Facts
+
+        local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
+        gated = Artefacts(self.run.export).gated
+        rows = [
+            [name, f"{entry['bytes'] / 1e6:,.1f}", f"{entry['kl']:.2g}", f"{entry['kl_without']:.2g}"]
+            for name, entry in gated.items()
+        ]
+        head = ["form", "MB", "KL from the trained adapter, nats a token", "without an adapter"]
+        try:
+            metrics = json.loads(self.run.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            metrics = None
+        return Facts(
+            task=self.task.name,
+            base=str(self.base.resolve()) if local else self.task.model,
+            metrics=metrics,
+            gate=(head, rows) if rows else None,
+            versions=self.run.state.get("versions", {}),
+        )
 
     def score(self, files: Files, prompts: Sequence[Sequence[int]], tokenizer: Any, metric: Metric) -> dict[str, Any]:
         """Answer the test set in llama.cpp and note the score beside the gate's figures."""

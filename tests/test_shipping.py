@@ -70,6 +70,22 @@ def test_what_the_gate_refuses_is_deleted_and_what_was_served_stays(task: Path) 
     assert not any(flow(task).values())
 
 
+def test_other_programs_get_a_folder_each_with_a_card(task: Path) -> None:
+    done = export(task / "run", "--format", "peft", "--format", "mlx", "--format", "ollama", "--json")
+    assert done.returncode == 0, done.stderr
+    folder = task / "run" / "export"
+    entries = json.loads(done.stdout)
+    assert set(entries) == {"lossless", "peft", "mlx", "ollama"}
+    for form in ("peft", "mlx", "ollama"):
+        assert all((folder / name).stat().st_size == size for name, size in entries[form]["files"].items())
+    assert {"peft/adapter_model.safetensors", "peft/README.md"} <= set(entries["peft"]["files"])
+    assert {"mlx/model.safetensors", "mlx/tokenizer.json", "mlx/README.md"} <= set(entries["mlx"]["files"])
+    modelfile = (folder / "Modelfile").read_text()
+    assert "FROM ./base-q4_1.gguf\nADAPTER ./adapter.gguf\n" in modelfile
+    assert "| lossless |" in (folder / "README.md").read_text()
+    assert not any(flow(task).values())
+
+
 def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
     assert export(task / "run", "--quant", "f16", "--accept-loss").returncode == 0
     assert (task / "run" / "export" / "shipped-f16.gguf").is_file()

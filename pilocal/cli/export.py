@@ -14,30 +14,34 @@ import click
     "--format",
     "forms",
     multiple=True,
-    type=click.Choice(["lossless", "fused"]),
+    type=click.Choice(["lossless", "fused", "mlx", "peft", "ollama"]),
     help="What to make; give it as often as you like. lossless when left out, fused with --quant.",
 )
 @click.option("--quant", "quants", multiple=True, help="Type of a fused file: q8_0, q4_k_m, f16, ..., or auto.")
 @click.option("--accept-loss", is_flag=True, help="Keep what the gate refuses.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_loss: bool, as_json: bool) -> None:
-    """Ship a finished run in other forms; the first GGUF form is served from now on.
+    """Ship a finished run in other ways; the first GGUF form is served from now on.
 
     lossless is the base in its own 4 bits and the adapter beside it; fused is both in one file of a type of
     llama.cpp's. Each is compared with the trained adapter on held-out rows, and refused when it lost too much; --quant
-    auto takes the smallest that passes.
+    auto takes the smallest that passes. mlx is a fused folder for mlx-lm and LM Studio, peft the adapter for
+    transformers and vLLM, ollama a Modelfile for what is served.
     """
     from rich.console import Console
 
     from pilocal.cli.display import artefacts_table, progress_bars, warning_on
     from pilocal.pipeline import open_run
+    from pilocal.shipping import FORMS
 
     forms = forms or (("fused",) if quants else ("lossless",))
     if quants and "fused" not in forms:
         raise click.UsageError("--quant is the type of a fused file; add --format fused")
-    shipped = [quant for form in forms for quant in ((quants or ("auto",)) if form == "fused" else ("lossless",))]
+    by_form = {"lossless": ("lossless",), "fused": quants or ("auto",)}
+    shipped = [quant for form in forms for quant in by_form.get(form, ())]
+    others = [form for form in forms if form in FORMS]
     with progress_bars() as (progress, console), open_run(run, progress, warning_on(console)) as pipeline:
-        artefacts = pipeline.export(shipped, accept_loss=accept_loss)
+        artefacts = pipeline.export(shipped, others, accept_loss=accept_loss)
         metric = pipeline.task.metric
     if as_json:
         click.echo(json.dumps(artefacts, indent=2))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pilocal.base import base_hash, context_length, read_config
 from pilocal.errors import ExportError
 from pilocal.export.adapter import Float32
-from pilocal.export.architecture import add_numbers, gguf_name, interleave, kv_heads, rope_factors
+from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.quantize import quantize_gguf
 from pilocal.export.vocabulary import add_vocabulary
@@ -51,7 +51,7 @@ def write_gguf(base: Path, adapter: Path | None, out: Path, *, name: str | None 
     """Write an F16 GGUF (vectors, such as norms, in F32), one tensor at a time; `name` defaults to the file's stem."""
     config = read_config(base)
     weights = FusedWeights(base, adapter)
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": kv_heads(config)}
+    architecture = architecture_of(config)
     writer, names, factors = _plan(base, weights, name or out.stem)
     with replacing(out, "wb") as file:
         writer.fout, writer.state = [file], WriterState.EMPTY
@@ -67,19 +67,19 @@ def write_gguf(base: Path, adapter: Path | None, out: Path, *, name: str | None 
 
         if factors is not None:
             write(factors)
-        for target, source in names.items():
+        for source in names.values():
             tensor = weights.read(source)
-            part = target.split(".")[-2]
-            if part in heads:
-                tensor = interleave(tensor, heads[part])
+            if heads := architecture.permuted(source, config):
+                tensor = interleave(tensor, heads)
             write(tensor if tensor.ndim == 1 else _to_float16(tensor, base, source))
 
 
 def _plan(base: Path, weights: FusedWeights, name: str) -> tuple[GGUFWriter, dict[str, str], Float32 | None]:
     """Return a writer that knows everything but the numbers, GGUF's names of the tensors, and the rope factors."""
     config = read_config(base)
-    names = {gguf_name(module): module for module in weights.shapes}
-    writer = GGUFWriter(None, "llama")
+    architecture = architecture_of(config)
+    names = {architecture.tensor(source): source for source in weights.shapes}
+    writer = GGUFWriter(None, architecture.gguf_name)
     writer.add_name(name)
     writer.add_file_type(LlamaFileType.MOSTLY_F16)
     writer.add_string("pilocal.base.sha256", base_hash(base))

@@ -19,7 +19,7 @@ END_MARKS = (
     *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|file_sep|>"),
     *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
 )
-"""Tokens at which llama.cpp ends an answer by their text, whatever a file says: ends of turns, files and texts."""
+"""Added tokens at which llama.cpp ends an answer by their text, whatever a file says: ends of turns and of files."""
 
 
 class Row(NamedTuple):
@@ -62,8 +62,8 @@ def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:
     """Return the ids that end an answer: the tokenizer's EOS and the marks that llama.cpp stops at."""
-    known = tokenizer.get_vocab()
-    ends = {known[mark] for mark in END_MARKS if mark in known}
+    added = tokenizer.added_tokens_encoder
+    ends = {added[mark] for mark in END_MARKS if mark in added}
     return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
 
 

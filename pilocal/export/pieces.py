@@ -99,7 +99,7 @@ def space_before(described: Mapping[str, Any], chat: str, added: Collection[str]
             wanted.append({"each": True, "always": spaced, "first": place == 0 and spaced, "never": False}[scheme])
     if len(set(wanted)) < 2:
         return any(wanted), ""
-    if wanted[0] and not any(wanted[1:]):
+    if texts[0] and wanted[0] and not any(wanted[1:]):
         return False, "{{ ' ' }}"
     raise ExportError(where, "llama.cpp cannot lay spaces before texts as this tokenizer does", got=scheme, fix=FIX)
 

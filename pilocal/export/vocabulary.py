@@ -14,7 +14,7 @@ from pilocal.errors import ExportError
 from pilocal.export import pieces
 from pilocal.render import Message
 from pilocal.starter.tokenizer import LLAMA3_SPLIT
-from pilocal.tokens import chat_text, tokenize
+from pilocal.tokens import END_MARKS, chat_text, tokenize
 
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 """Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""
@@ -77,16 +77,23 @@ def _check_added(tokenizer: Any, where: Path) -> None:
 
 
 def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[TokenType]]:
-    """Return what stands in each row and of which type it is."""
+    """Return what stands in each row and of which type it is.
+
+    A plain token that llama.cpp would take for an end, such as Qwen's "</s>", which its split pattern never lets come
+    about, is left out.
+    """
     tokens = [f"[UNUSED{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
+    added = tokenizer.added_tokens_decoder
     for token, row in tokenizer.get_vocab().items():
         if row >= rows:
             fix = "remove the tokens that were added, or take the tokenizer of this model"
             raise ExportError(where, f"{token!r} has no embedding among {rows}", got=row, fix=fix)
-        tokens[row], types[row] = token, TokenType.NORMAL
-    for row, added in tokenizer.added_tokens_decoder.items():
-        types[row] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+        if row in added:
+            tokens[row] = token
+            types[row] = TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED
+        elif token not in END_MARKS:
+            tokens[row], types[row] = token, TokenType.NORMAL
     return tokens, types
 
 

@@ -42,6 +42,35 @@ def tiny_deep_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def tiny_biased_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """A Llama of which every linear layer has a bias."""
+    folder = tmp_path_factory.mktemp("bases") / "biased-4bit"
+    return make_base(folder, starter, attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Mistral in MLX 4-bit."""
+    folder = tmp_path_factory.mktemp("bases") / "mistral-4bit"
+    return make_base(folder, starter, model_type="mistral", rope_scaling=None, rope_theta=1e6)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Qwen 2.5 in MLX 4-bit: biases of queries, keys and values, the embedding as output matrix."""
+    folder = tmp_path_factory.mktemp("bases") / "qwen2-4bit"
+    return make_base(folder, starter, model_type="qwen2", rope_scaling=None, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Qwen 3 in MLX 4-bit: norms of queries' and keys' heads, which are wider together than the model; three layers."""
+    folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
+    return make_base(folder, starter, model_type="qwen3", rope_scaling=None, **sizes)
+
+
+@pytest.fixture(scope="session")
 def sliding_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
     """A Llama of which one layer sees only the last 16 tokens."""
     folder = tmp_path_factory.mktemp("bases") / "sliding"

@@ -22,7 +22,7 @@ from pilocal.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import NEW_LETTERS, hard_texts
-from tests.tiny import make_adapter, make_base
+from tests.tiny import CONFIG, make_adapter, make_base
 
 ROWS = 2048
 
@@ -90,6 +90,77 @@ def vocabulary(base: Path, folder: Path) -> Path:
 
 def test_what_is_supported_can_be_exported():
     assert set(ARCHITECTURES) == set(SUPPORTED)
+
+
+def edited(base: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a base with other keys in config.json."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", None])
+def test_an_unknown_architecture_is_refused_by_name(kind, bases, tmp_path):
+    line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, qwen2, qwen3"
+    with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
+        check_base(edited(bases("qwen2"), tmp_path / "base", model_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "kind"),
+    [
+        ("llama 2", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ("mistral", {"type": "dynamic", "factor": 2.0}, "dynamic"),
+        ("qwen2", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
+        ("qwen3", CONFIG["rope_scaling"], "llama3"),
+    ],
+)
+def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(name, scaling, kind, bases, tmp_path):
+    check_exportable(bases(name))
+    with pytest.raises(ExportError, match=f"this kind cannot be exported; got '{kind}'"):
+        check_exportable(edited(bases(name), tmp_path / "base", rope_scaling=scaling))
+
+
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, 32768),
+        ({"model_type": "mistral", "sliding_window": 65536}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"model_type": "qwen3", "sliding_window": 4096, "layer_types": ["full_attention"] * 2}, 32768),
+        ({"model_type": "llama", "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}, 16),
+    ],
+)
+def test_a_sequence_is_never_longer_than_a_window(changes, context, tmp_path):
+    config = {"max_position_embeddings": 32768, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_length(tmp_path) == context
+
+
+def test_an_unknown_tensor_is_refused_by_name():
+    with pytest.raises(ExportError, match=r"layers\.0\.self_attn\.q_norm\.weight: GGUF's llama has no such tensor"):
+        ARCHITECTURES["mistral"].tensor("model.layers.0.self_attn.q_norm.weight")
+    with pytest.raises(ExportError, match="GGUF's qwen2 has no such tensor"):
+        ARCHITECTURES["qwen2"].tensor("model.layers.0.mlp.up_proj.bias")
+
+
+@pytest.mark.parametrize("name", ["llama with biases", "qwen2"])
+def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
+    config = json.loads((bases(name) / "config.json").read_text())
+    architecture, rng = architecture_of(config), np.random.default_rng(0)
+    lora_a, lora_b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 256), (64, 4)))
+    for part, heads in (("q_proj", 8), ("k_proj", 2), ("v_proj", None)):
+        found = architecture.permuted(f"model.layers.1.self_attn.{part}", config)
+        assert found == architecture.permuted(f"model.layers.1.self_attn.{part}.weight", config)
+        assert found == (heads if name != "qwen2" else None)
+        if found:
+            whole = interleave(lora_b @ lora_a, found)
+            assert np.array_equal(interleave(lora_b, found) @ lora_a, whole)
+            assert not np.array_equal(whole, lora_b @ lora_a)
 
 
 @pytest.mark.parametrize("kind", ["base", "lora"])

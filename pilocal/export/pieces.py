@@ -101,7 +101,8 @@ def space_before(described: Mapping[str, Any], chat: str, added: Collection[str]
         return any(wanted), ""
     if texts[0] and wanted[0] and not any(wanted[1:]):
         return False, "{{ ' ' }}"
-    raise ExportError(where, "llama.cpp cannot lay spaces before texts as this tokenizer does", got=scheme, fix=FIX)
+    fix = "take a base whose chat template lays none between special tokens and text"
+    raise ExportError(where, "llama.cpp cannot lay spaces before texts as this tokenizer does", got=scheme, fix=fix)
 
 
 def _scheme(described: Mapping[str, Any], where: Path) -> str:

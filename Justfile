@@ -42,9 +42,9 @@ fix: setup
 gate: setup
     {{ bin }}/python tests/bench/starter_gate.py
 
-# Measure the training step beside mlx-lm's, ratios with their range: `just bench [NAME...]`
+# Measure pilocal beside what it replaces, ratios with their range: `just bench [NAME...]`
 bench *names: setup
-    {{ bin }}/python -m tests.bench.train_step {{ names }}
+    {{ bin }}/python -m tests.bench {{ names }}
 
 # Create the environment and install everything into it
 setup:

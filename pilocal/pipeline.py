@@ -37,9 +37,10 @@ from pilocal.progress import Progress, silent
 from pilocal.render import Record, render
 from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.rundir import RunDir, fingerprint, hashes, replacing, write_json
-from pilocal.schedule import DEFAULT, Adaptive, Schedule, load_schedule
-from pilocal.shipped import Shipped
-from pilocal.task import STARTER, Compression, Example, Task, load_task
+from pilocal.schedule import DEFAULT, Adaptive, Schedule, Stage, load_schedule
+from pilocal.shipped import read_shipped
+from pilocal.shipping import Artefacts, Shipper
+from pilocal.task import AUTO, LOSSLESS, STARTER, Compression, Example, Task, load_task
 from pilocal.tokens import Row, end_tokens, prompt_tokens, token_counter, tokenize
 
 if TYPE_CHECKING:
@@ -149,11 +150,25 @@ class Pipeline:
             read_sizes(read_config(self.base), task.lora)
         except PilocalError as fault:
             faults.append(fault)
+        try:
+            self._check_quant(task.export.quant, f"{task.files['task']} [export] quant")
+        except PilocalError as fault:
+            faults.append(fault)
         raise_all(faults)
         unclear, query = contradictions(task.train)
         if unclear:
             what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
             warn(f"{task.files['train']}: {what}, such as {query!r}")
+
+    def _check_quant(self, quant: str, where: str) -> None:
+        """Raise InputError or ExportError for a form that could not be served."""
+        from pilocal.export.quantize import check_quant
+
+        if quant == LOSSLESS and self.task.lora.kind == "dora":
+            what, fix = "GGUF has no adapters with magnitudes (DoRA)", 'take "q8_0", which fuses it, or "auto"'
+            raise InputError(where, what, got=quant, fix=fix)
+        if quant not in (LOSSLESS, AUTO):
+            check_quant(quant, where)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -239,7 +254,8 @@ class Pipeline:
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         from pilocal.evaluate.metrics import metric_facts
 
-        return fingerprint(made, step, self.key("export"), self._ablation, metric_facts(task), asdict(task.generation))
+        what = (self.key("export"), self._served, self._ablation, metric_facts(task), asdict(task.generation))
+        return fingerprint(made, step, *what)
 
     def run_steps(self, last: str, report: Callable[[StepResult], None]) -> None:
         """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
@@ -329,6 +345,8 @@ class Pipeline:
             base_sha256=self.base_hash,
             inputs=hashes(self.task.files),
             schedule=[asdict(stage) for stage in self.schedule.stages],
+            adaptive=asdict(self.schedule.adaptive) if self.schedule.adaptive else None,
+            task_file=self.task.files["task"].name,
         )
 
     def _compress(self, key: str) -> list[Path]:
@@ -506,43 +524,71 @@ class Pipeline:
         )
 
     @property
+    def _served(self) -> list[str | None]:
+        """The names of the files that are served."""
+        try:
+            served = read_shipped(self.run.path)
+        except RunError:
+            return []
+        return [served.base, served.adapter, served.fused]
+
+    @property
     def _ablation(self) -> str:
         return self.key("direct_drop") if self.task.training.direct_drop else ""
 
     def _trained_base(self) -> Any:
         return load_base(self.base, precision=self.task.training.precision)
 
-    def gguf(self, name: str) -> Path:
-        """Return where the served file ("shipped") or the base of the same type ("base") lies."""
-        return self.run.export / f"{name}-{self.task.export.quant}.gguf"
+    @property
+    def shipper(self) -> Shipper:
+        """Makes what is served of the trained adapter."""
+        most = max(stage.shots for stage in self.schedule.stages)
+        return Shipper(self.task, self.run, self.base, self.base_hash, most, self.progress, self.warn)
 
     def _export(self, key: str) -> list[Path]:
-        from pilocal.export.gguf import export_gguf
+        Artefacts(self.run.export).clear()
+        with self.shipper.gate(self._rows(self._last, "valid")) as gate:
+            files, _ = self.shipper.ship(gate, self.task.export.quant, accept_loss=self.task.export.accept_loss)
+        return self.shipper.serve(files)
 
-        files = []
-        for done, (name, adapter) in enumerate((("base", None), ("shipped", self.run.adapter)), 1):
-            files.append(export_gguf(self.base, adapter, self.gguf(name), self.task.export.quant))
-            self.progress("export", done, 2)
-        shipped = Shipped(
-            folder=self.run.export,
-            name=self.task.name,
-            base=self.gguf("base").name,
-            adapter=None,
-            fused=self.gguf("shipped").name,
-            base_sha256=self.base_hash,
-            template=self.task.template,
-            shots=max(stage.shots for stage in self.schedule.stages),
-            retrieval=self.task.retrieval,
-            seed=self.task.training.seed,
-        )
-        return files + shipped.save(self.task.train)
+    def export(self, quants: Sequence[str], *, accept_loss: bool) -> dict[str, dict[str, Any]]:
+        """Ship a trained adapter in other forms, each through the gate; the first is served from now on.
+
+        Returns RUN/export/artefacts.json. Raises RunError when the training is not finished or the task has changed
+        since, ExportError when the gate refuses a form.
+        """
+        key = self.key("train")
+        if not self.run.is_done("train", key):
+            known = "train" in self.run.state["steps"]
+            what = "the task or its settings have changed since" if known else "the training is not finished"
+            raise RunError(self.run.path, what, fix=f"pilocal run {self.task.files['task']} --run {self.run.path}")
+        for quant in quants:
+            self._check_quant(quant, "--quant")
+        self.metric.check(self.task.test)
+        with self.shipper.gate(self._rows(self._last, "valid")) as gate:
+            for number, quant in enumerate(quants):
+                files, _ = self.shipper.ship(gate, quant, accept_loss=accept_loss)
+                self.shipper.score(files, self._prompts(self._last), self.tokenizer, self.metric)
+                if number == 0:
+                    self.run.finish("export", self.key("export"), self.shipper.serve(files), 0.0)
+        return Artefacts(self.run.export).entries
+
+    @property
+    def _last(self) -> int:
+        """The number of the last stage."""
+        return len(self.schedule.stages) - 1
+
+    def _prompts(self, stage: int) -> list[list[int]]:
+        """Return the test set's prompts as a stage has them."""
+        return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self._records(stage, "test")]
 
     def _evaluate(self, key: str) -> list[Path]:
         from pilocal.evaluate.arms import score
 
         answered = self._answered()
         metrics = score(answered, self.task.test, self.metric, self.progress)
-        write_json(self.run.metrics, {"metric": self.task.metric} | metrics)
+        gate = {"gate": Artefacts(self.run.export).gated}
+        write_json(self.run.metrics, {"metric": self.task.metric} | metrics | gate)
         path = self.run.path / "answers.jsonl"
         with replacing(path) as file:
             for i, example in enumerate(self.task.test):
@@ -556,7 +602,8 @@ class Pipeline:
         from pilocal.evaluate.arms import Answered, TestSet, Weights, answer
 
         path = self.run.path / "answered.json"
-        key = fingerprint(self.key("export"), self._ablation, asdict(self.task.generation))
+        served = read_shipped(self.run.path)
+        key = fingerprint(self.key("export"), self._served, self._ablation, asdict(self.task.generation))
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["key"] == key:
@@ -564,18 +611,16 @@ class Pipeline:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # made again
 
-        def prompts(number: int) -> list[list[int]]:
-            return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self._records(number, "test")]
-
         answered = answer(
             Weights(
                 self.base,
                 self.run.adapter,
                 self.run.path / "direct_drop" if self.task.training.direct_drop else None,
-                self.gguf("base"),
-                self.gguf("shipped"),
+                served.folder / served.base,
+                served.folder / (served.fused or served.base),
+                served.folder / served.adapter if served.adapter else None,
             ),
-            TestSet(prompts(0), prompts(len(self.schedule.stages) - 1)),
+            TestSet(self._prompts(0), self._prompts(self._last)),
             generation=self.task.generation,
             tokenizer=self.tokenizer,
             ends=end_tokens(self.tokenizer),
@@ -632,11 +677,19 @@ def follow_leader(task_folder: Path, last: str) -> bool:
     return True
 
 
-def served_file(run_folder: Path) -> tuple[Path, str]:
-    """Return the GGUF that a finished run ships and the task's name; raises RunError when there is none."""
+@contextmanager
+def open_run(
+    run_folder: Path, progress: Progress = silent, warn: Callable[[str], None] = warnings.warn
+) -> Iterator[Pipeline]:
+    """Open a run again, with the task and the schedule that it was made with; raises RunError when it has none."""
     state = RunDir(run_folder).state
-    files = state["steps"].get("export", {}).get("files", {})
-    names = [name for name in files if Path(name).name.startswith("shipped-")]
-    if not names or not (run_folder / names[0]).is_file():
-        raise RunError(run_folder, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
-    return run_folder / names[0], state["task"]["name"]
+    fix = "point at the run folder of `pilocal run TASK`"
+    try:
+        task_file = Path(state["task"]["folder"]) / state["task_file"]
+        stages = tuple(Stage(**stage) for stage in state["schedule"])
+        adaptive = Adaptive(**state["adaptive"]) if state["adaptive"] else None
+    except (KeyError, TypeError):
+        raise RunError(run_folder, "no run has begun here", fix=fix) from None
+    task = load_task(task_file)
+    with RunDir.locked(run_folder, task=task.name, folder=task.folder) as run:
+        yield Pipeline(task, Schedule(stages, adaptive), run, progress, warn)

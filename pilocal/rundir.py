@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -34,9 +34,9 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
     Whatever goes wrong, `path` is either the old file or the new one, never half of it. Raises RunError on a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -45,7 +45,8 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def disk_error(path: Path | str, error: OSError) -> RunError:

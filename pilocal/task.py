@@ -29,6 +29,12 @@ METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
+LOSSLESS = "lossless"
+"""The type of the served file that loses nothing: the base in its own 4 bits, the adapter beside it."""
+
+AUTO = "auto"
+"""The smallest type that the gate lets through."""
+
 LACKING = "the record has no"
 """How the fault of a record without a field begins."""
 
@@ -203,11 +209,19 @@ class Generation:
 class Export:
     """`[export]`: what is shipped."""
 
-    quant: str = "q8_0"
-    """Type of the served GGUF: "f16" or "q8_0"."""
+    quant: str = "lossless"
+    """What is served: "lossless" (the base in its own 4 bits and the adapter beside it), a type of llama.cpp's in which
+    both are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest that the gate lets through."""
+    gate_rows: int = 64
+    """Validation rows on which the gate compares what is served with what was trained."""
+    accept_loss: bool = False
+    """Ship what the gate refuses: its distance from the trained adapter is above a tenth of that without an adapter."""
 
     def __post_init__(self) -> None:
-        require((self.quant in ("f16", "q8_0"), "quant", 'must be "f16" or "q8_0"'))
+        require(
+            (bool(self.quant.strip()), "quant", "must not be empty"),
+            (self.gate_rows >= 1, "gate_rows", "must be at least 1"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

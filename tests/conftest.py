@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pilocal.base import find_base
+from tests import vocabularies
 from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, for their processes as well."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture(scope="session")
@@ -56,18 +72,23 @@ def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
-    """Qwen 2.5 in MLX 4-bit: biases of queries, keys and values, the embedding as output matrix."""
-    folder = tmp_path_factory.mktemp("bases") / "qwen2-4bit"
-    return make_base(folder, starter, model_type="qwen2", rope_scaling=None, tie_word_embeddings=True)
+def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vocabularies.qwen_like(tmp_path_factory.mktemp("tokenizers") / "qwen")
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
+    """Qwen 2.5 in MLX 4-bit: biases of queries, keys and values, the embedding as output matrix."""
+    folder = tmp_path_factory.mktemp("bases") / "qwen2-4bit"
+    return make_base(folder, qwen_tokenizer, model_type="qwen2", rope_scaling=None, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
     """Qwen 3 in MLX 4-bit: norms of queries' and keys' heads, which are wider together than the model; three layers."""
     folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
     sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
-    return make_base(folder, starter, model_type="qwen3", rope_scaling=None, **sizes)
+    return make_base(folder, qwen_tokenizer, model_type="qwen3", rope_scaling=None, **sizes)
 
 
 @pytest.fixture(scope="session")

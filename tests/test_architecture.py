@@ -17,6 +17,8 @@ FLOORS = {
     "blas": 0,
     "settings": 1,
     "starter": 1,
+    "chart": 2,
+    "hashes": 2,
     "task": 2,
     "schedule": 2,
     "rundir": 1,
@@ -26,19 +28,33 @@ FLOORS = {
     "render": 4,
     "tokens": 5,
     "base": 5,
+    "llamacpp": 5,
     "language_model": 6,
     "formats": 5,
     "train": 6,
     "evaluate": 6,
     "export": 6,
     "serve": 6,
-    "pipeline": 7,
-    "compare": 8,
-    "cli": 9,
+    "shipping": 7,
+    "pipeline": 8,
+    "compare": 9,
+    "cli": 10,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 
-HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "numpy", "rich", "llama_cpp", "hnswlib", "sacrebleu", "llmlingua")
+HEAVY = (
+    "mlx",
+    "mlx_lm",
+    "torch",
+    "transformers",
+    "numpy",
+    "rich",
+    "llama_cpp",
+    "hnswlib",
+    "sacrebleu",
+    "llmlingua",
+    "matplotlib",
+)
 
 
 def room_of(module: str) -> str:

@@ -15,7 +15,8 @@ from gguf import GGUFWriter
 from pilocal.base import SUPPORTED, check_base, context_length, load_tokenizer
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.architecture import ARCHITECTURES, architecture_of, interleave
-from pilocal.export.gguf import check_exportable, export_gguf
+from pilocal.export.fused import export_fused
+from pilocal.export.gguf import check_exportable
 from pilocal.export.pieces import SPACE
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.tokens import end_tokens, prompt_tokens, tokenize
@@ -170,7 +171,7 @@ def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
     check_base(base)
     adapter = make_adapter(tmp_path / "adapter", base) if kind == "lora" else None
     expected = mlx_logits(base, adapter)
-    got = llama_logits(export_gguf(base, adapter, tmp_path / "model.gguf", "f16"))
+    got = llama_logits(export_fused(base, adapter, tmp_path / "model.gguf", "f16"))
     assert expected.std() > 0.5
     assert np.abs(got - expected).max() < LOGIT_TOLERANCE * expected.std()
     assert kl(expected, got).mean() < F16_TOLERANCE

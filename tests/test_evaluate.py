@@ -83,10 +83,10 @@ def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]
 
 
 def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[list[int]], tmp_path: Path) -> None:
-    from pilocal.evaluate.llamacpp import Engine
-    from pilocal.export.gguf import export_gguf
+    from pilocal.export.fused import export_fused
+    from pilocal.llamacpp import Engine
 
-    gguf = export_gguf(starter, None, tmp_path / "model.gguf", "f16")
+    gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
     ends = end_tokens(load_tokenizer(starter))
     engine = Engine(gguf, 512)
     timed = [

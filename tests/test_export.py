@@ -16,7 +16,8 @@ import pytest
 from pilocal.base import base_hash, load_base, load_tokenizer
 from pilocal.errors import ExportError, RunError
 from pilocal.export.fuse import FusedWeights
-from pilocal.export.gguf import check_exportable, export_gguf
+from pilocal.export.fused import export_fused
+from pilocal.export.gguf import check_exportable
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
 from pilocal.tokens import end_tokens
 from tests.tiny import make_adapter, make_base
@@ -99,7 +100,7 @@ def test_llama_cpp_computes_what_mlx_computes(
     base = request.getfixturevalue(which)
     adapter = None if kind == "base" else make_adapter(tmp_path / "adapter", base, kind=kind)
     expected = mlx_logits(base, adapter)
-    got = llama_logits(export_gguf(base, adapter, tmp_path / "model.gguf", "f16"))
+    got = llama_logits(export_fused(base, adapter, tmp_path / "model.gguf", "f16"))
     assert expected.std() > 0.5
     assert np.abs(got - expected).max() < LOGIT_TOLERANCE * expected.std()
     assert kl(expected, got).mean() < F16_TOLERANCE
@@ -110,7 +111,7 @@ def test_llama_cpp_computes_what_mlx_computes(
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base"])
 def test_q8_0_stays_close(which: str, tiny_adapter: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(which)
-    gguf = export_gguf(base, tiny_adapter, tmp_path / "model.gguf", "q8_0")
+    gguf = export_fused(base, tiny_adapter, tmp_path / "model.gguf", "q8_0")
     assert kl(mlx_logits(base, tiny_adapter), llama_logits(gguf)).max() < Q8_TOLERANCE
     assert read_field(gguf, "general.file_type") == 7
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
@@ -118,7 +119,7 @@ def test_q8_0_stays_close(which: str, tiny_adapter: Path, request: pytest.Fixtur
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0"])
 def test_the_starter_says_the_same_in_llama_cpp(starter: Path, tmp_path: Path, quant: str) -> None:
-    gguf = export_gguf(starter, None, tmp_path / "model.gguf", quant)
+    gguf = export_fused(starter, None, tmp_path / "model.gguf", quant)
     from mlx_lm.generate import generate_step
 
     model, tokenizer = load_base(starter), load_tokenizer(starter)
@@ -141,7 +142,7 @@ def test_the_starter_says_the_same_in_llama_cpp(starter: Path, tmp_path: Path, q
 
 
 def test_both_tokenizers_give_the_same_ids(starter: Path, tmp_path: Path) -> None:
-    gguf = export_gguf(starter, None, tmp_path / "model.gguf", "f16")
+    gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
     tokenizer = load_tokenizer(starter)
     with llama(gguf, vocab_only=True) as model:
         for text in NASTY:
@@ -154,7 +155,7 @@ def test_both_tokenizers_give_the_same_ids(starter: Path, tmp_path: Path) -> Non
 
 
 def test_the_chat_template_in_the_file_renders_the_same(starter: Path, tmp_path: Path) -> None:
-    gguf = export_gguf(starter, None, tmp_path / "model.gguf", "q8_0")
+    gguf = export_fused(starter, None, tmp_path / "model.gguf", "q8_0")
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     tokenizer = load_tokenizer(starter)
@@ -171,7 +172,7 @@ def test_the_chat_template_in_the_file_renders_the_same(starter: Path, tmp_path:
 
 
 def test_the_file_says_what_it_was_made_from(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
-    gguf = export_gguf(tiny_base, tiny_adapter, tmp_path / "smart-home.gguf", "q8_0")
+    gguf = export_fused(tiny_base, tiny_adapter, tmp_path / "smart-home.gguf", "q8_0")
     from gguf import GGUFReader, GGUFValueType
 
     assert read_field(gguf, "general.name") == "smart-home"
@@ -190,14 +191,14 @@ def test_merges_as_strings_make_the_same_file(starter: Path, tmp_path: Path) -> 
     tokenizer = json.loads((older / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
     (older / "tokenizer.json").write_text(json.dumps(tokenizer))
-    files = [export_gguf(base, None, tmp_path / f"{base.name}.gguf", "f16") for base in (starter, older)]
+    files = [export_fused(base, None, tmp_path / f"{base.name}.gguf", "f16") for base in (starter, older)]
     merges = [read_field(file, "tokenizer.ggml.merges") for file in files]
     assert merges[0] == merges[1] == tokenizer["model"]["merges"]
 
 
 def test_rows_without_a_token_are_unused_tokens(starter: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", starter, vocab_size=2080)
-    gguf = export_gguf(base, None, tmp_path / "model.gguf", "f16")
+    gguf = export_fused(base, None, tmp_path / "model.gguf", "f16")
     assert read_field(gguf, "tokenizer.ggml.token_type")[-32:] == [5] * 32
     with llama(gguf) as model:
         assert model.n_vocab() == 2080
@@ -206,7 +207,7 @@ def test_rows_without_a_token_are_unused_tokens(starter: Path, tmp_path: Path) -
 def test_a_tokenizer_larger_than_the_embedding_is_refused(starter: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", starter, vocab_size=2016)
     with pytest.raises(ExportError, match="has no embedding among 2016"):
-        export_gguf(base, None, tmp_path / "model.gguf", "f16")
+        export_fused(base, None, tmp_path / "model.gguf", "f16")
 
 
 def test_another_pre_tokenizer_is_refused(starter: Path, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_another_pre_tokenizer_is_refused(starter: Path, tmp_path: Path) -> None
     assert text.count(r"\\p{N}{1,3}") == 1
     (base / "tokenizer.json").write_text(text.replace(r"\\p{N}{1,3}", r"\\p{N}"))
     with pytest.raises(ExportError, match="cannot cut text as this tokenizer does"):
-        export_gguf(base, None, tmp_path / "model.gguf", "f16")
+        export_fused(base, None, tmp_path / "model.gguf", "f16")
 
 
 def test_fusing_adds_the_adapter_exactly(tiny_base: Path, tiny_adapter: Path) -> None:
@@ -256,11 +257,11 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(
 ) -> None:
     out = tmp_path / "model.gguf"
     with pytest.raises(ExportError, match=r"model\.layers\.0\.mlp\.down_proj, made as .* \(and 9 more\)") as other:
-        export_gguf(starter, tiny_adapter, out, "q8_0")
+        export_fused(starter, tiny_adapter, out, "q8_0")
     assert str(tiny_adapter) in str(other.value)
     shallow = make_base(tmp_path / "shallow", starter, num_hidden_layers=1)
     with pytest.raises(ExportError, match=r"model\.layers\.1\.\S+, which the base lacks \(and 6 more\)"):
-        export_gguf(shallow, tiny_adapter, out, "q8_0")
+        export_fused(shallow, tiny_adapter, out, "q8_0")
     assert not out.exists()
 
 
@@ -278,7 +279,7 @@ def test_a_broken_adapter_is_refused(tiny_base: Path, tiny_adapter: Path, tmp_pa
         case "dora":
             settings.write_text(settings.read_text().replace('"lora"', '"dora"'))
     with pytest.raises(ExportError) as refusal:
-        export_gguf(tiny_base, adapter, tmp_path / "model.gguf", "f16")
+        export_fused(tiny_base, adapter, tmp_path / "model.gguf", "f16")
     assert str(refusal.value).startswith(f"{adapter}: not a ")
     assert "\n" not in str(refusal.value)
 
@@ -288,7 +289,7 @@ def test_an_adapter_that_went_astray_is_refused(tiny_base: Path, tiny_adapter: P
     settings = adapter / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"scale": 2.0', '"scale": 1e9'))
     with pytest.raises(ExportError, match="does not fit F16"):
-        export_gguf(tiny_base, adapter, tmp_path / "model.gguf", "f16")
+        export_fused(tiny_base, adapter, tmp_path / "model.gguf", "f16")
     assert not (tmp_path / "model.gguf").exists()
 
 
@@ -297,7 +298,7 @@ def test_a_failing_write_leaves_the_old_file(tiny_base: Path, tmp_path: Path, qu
     out = tmp_path / "model.gguf"
     out.write_text("the old file")
     with largest_file(1 << 20), pytest.raises(RunError, match=f"{out.stem}.*: cannot write: File too large"):
-        export_gguf(tiny_base, None, out, quant)
+        export_fused(tiny_base, None, out, quant)
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     assert out.read_text() == "the old file"
 
@@ -305,7 +306,7 @@ def test_a_failing_write_leaves_the_old_file(tiny_base: Path, tmp_path: Path, qu
 def test_a_failing_quantizer_leaves_nothing(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from pilocal.export.quantize import quantize_gguf
 
-    whole = export_gguf(tiny_base, None, tmp_path / "whole.gguf", "f16")
+    whole = export_fused(tiny_base, None, tmp_path / "whole.gguf", "f16")
     with (
         largest_file(1 << 20),
         pytest.raises(ExportError, match=r"llama\.cpp cannot quantize to q8_0; got .*failed") as refusal,
@@ -317,13 +318,13 @@ def test_a_failing_quantizer_leaves_nothing(tiny_base: Path, tmp_path: Path, cap
 
 
 def test_the_quantizer_is_silent(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export_gguf(tiny_base, None, tmp_path / "model.gguf", "q8_0")
+    export_fused(tiny_base, None, tmp_path / "model.gguf", "q8_0")
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_unknown_type_is_refused_with_a_guess(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="did you mean q8_0"):
-        export_gguf(tiny_base, None, tmp_path / "model.gguf", "q8_O")
+        export_fused(tiny_base, None, tmp_path / "model.gguf", "q8_O")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, PilocalError, RunError
-from pilocal.pipeline import STEPS, open_pipeline, served_file
+from pilocal.pipeline import STEPS, open_pipeline
+from pilocal.shipped import read_shipped
 
 SCHEDULE = """\
 [[stage]]
@@ -39,6 +40,8 @@ rank = 2
 [generation]
 max_tokens = 4
 timed_requests = 2
+[export]
+accept_loss = true
 """
 
 
@@ -101,7 +104,7 @@ def test_a_second_run_does_nothing(copy):
         ("test.jsonl", "tell red", "tell me red", {"stages", "train", "direct_drop", "export", "evaluate"}),
         ("task.toml", "max_tokens = 4", "max_tokens = 5", {"evaluate"}),
         ("task.toml", "rank = 2", "rank = 3", {"train", "direct_drop", "export", "evaluate"}),
-        ("task.toml", "timed_requests = 2", 'timed_requests = 2\n[export]\nquant = "f16"', {"export", "evaluate"}),
+        ("task.toml", "accept_loss = true", 'accept_loss = true\nquant = "f16"', {"export", "evaluate"}),
     ],
 )
 def test_a_changed_input_redoes_exactly_what_depends_on_it(copy, name, old, new, redone):
@@ -188,11 +191,18 @@ def test_run_json_records_what_the_run_was_made_from(finished):
     assert {"pilocal", "mlx", "mlx-lm", "llama-cpp-python", "python"} <= set(state["versions"])
 
 
-def test_the_served_file_is_found_and_its_absence_explained(finished, tmp_path):
-    path, alias = served_file(finished / "run")
-    assert (path.name, alias) == ("shipped-q8_0.gguf", "tiny")
+def test_what_is_served_is_found_and_its_absence_explained(finished, tmp_path):
+    shipped = read_shipped(finished / "run")
+    assert (shipped.base, shipped.adapter, shipped.fused) == ("base-q4_1.gguf", "adapter.gguf", None)
+    assert (shipped.name, shipped.shots) == ("tiny", 2)
+    assert [example.answer for example in shipped.examples()][:3] == ["ZOR", "MIP", "KEL"]
     with pytest.raises(RunError, match="nothing was exported here yet"):
-        served_file(tmp_path)
+        read_shipped(tmp_path)
+    shutil.copytree(finished / "run" / "export", tmp_path / "export")
+    assert read_shipped(tmp_path).template == shipped.template
+    (tmp_path / "export" / "adapter.gguf").unlink()
+    with pytest.raises(RunError, match=r"adapter\.gguf: the file is gone"):
+        read_shipped(tmp_path)
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):

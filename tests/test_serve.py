@@ -17,7 +17,7 @@ import pytest
 
 from pilocal.base import load_base, load_tokenizer
 from pilocal.errors import InputError, ModelError
-from pilocal.export.gguf import export_gguf
+from pilocal.export.fused import export_fused
 from pilocal.serve.server import make_app, serve
 
 CHATS = [
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
-    return export_gguf(starter, None, tmp_path_factory.mktemp("export") / "starter.gguf", "f16")
+    return export_fused(starter, None, tmp_path_factory.mktemp("export") / "starter.gguf", "f16")
 
 
 @contextmanager

@@ -17,8 +17,8 @@ COMMANDS = {
     "index": "pilocal.cli.flow",
     "stages": "pilocal.cli.flow",
     "train": "pilocal.cli.flow",
-    "export": "pilocal.cli.flow",
     "evaluate": "pilocal.cli.flow",
+    "export": "pilocal.cli.export",
     "compare": "pilocal.cli.compare",
     "serve": "pilocal.cli.serve",
 }

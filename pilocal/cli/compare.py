@@ -65,8 +65,9 @@ def compare(
     from pilocal.cli.display import comparison_tables, progress_bars, warning_on
     from pilocal.compare.arms import parse_arms
     from pilocal.compare.comparison import LINEAR, Design, open_comparison
+    from pilocal.compare.picture import draw_curve
     from pilocal.compare.results import Result
-    from pilocal.compare.table import Prices, make_table, markdown
+    from pilocal.compare.table import CURVE, Prices, make_table, markdown
     from pilocal.errors import InputError
     from pilocal.rundir import replacing, write_json
     from pilocal.schedule import load_law
@@ -92,6 +93,8 @@ def compare(
         write_json(folder / "compare.json", table)
         with replacing(folder / "compare.md") as file:
             file.write(markdown(table))
+        if table["curve"]:
+            draw_curve(table, folder / CURVE)
     if as_json:
         click.echo(json.dumps(table, indent=2))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -151,4 +151,22 @@ def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Tab
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]], metric: str) -> Table:
+    """Return what was shipped, and how far it lies from the trained adapter."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("form")
+    for name in ("MB", "KL, nats a token", "of no adapter's", metric):
+        table.add_column(name, justify="right")
+    for form, entry in artefacts.items():
+        size = f"{sum(entry['files'].values()) / 1e6:,.1f}"
+        cells = ["", "", ""]
+        if "kl" in entry:
+            size = f"{entry['bytes'] / 1e6:,.1f}"
+            share = entry["kl"] / entry["kl_without"] if entry["kl_without"] else float("inf")
+            score = "" if "score" not in entry else f"{entry['score']:.3f}"
+            cells = [f"{entry['kl']:.2g}", f"{share:.2g}" + ("" if entry["passes"] else " (refused)"), score]
+        table.add_row(form, size, *cells)
     return table

@@ -99,7 +99,6 @@ run = _step(
 index = _step("index", "index", "Index the training examples and choose their shots.")
 stages = _step("stages", "stages", "Render one data set per stage.", renders=True)
 train = _step("train", "train", "Train the adapter through all stages.", trains=True)
-export = _step("export", "export", "Write the GGUF files for llama.cpp.")
 evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
 
 

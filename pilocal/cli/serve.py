@@ -17,9 +17,10 @@ import click
 @click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; its own choice when left out.")
 def serve(run: Path, host: str, port: int, context: int, threads: int | None) -> None:
     """Serve a run's GGUF with llama.cpp, OpenAI-compatible; send it the bare query."""
-    from pilocal.pipeline import served_file
     from pilocal.serve.server import serve as start
+    from pilocal.shipped import read_shipped
 
-    gguf, alias = served_file(run)
+    shipped = read_shipped(run)
+    gguf, alias = shipped.folder / (shipped.fused or shipped.base), shipped.name
     click.echo(f"serving {gguf} as {alias} at http://{host}:{port}/v1", err=True)
     start(gguf, alias=alias, host=host, port=port, context=context, threads=threads)

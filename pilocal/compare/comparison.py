@@ -23,7 +23,7 @@ from pilocal.pipeline import Pipeline
 from pilocal.progress import Progress, silent
 from pilocal.rundir import RunDir, fingerprint
 from pilocal.schedule import Law, Schedule, Stage
-from pilocal.task import Example, Task, load_task
+from pilocal.task import AUTO, LOSSLESS, Example, Task, load_task
 from pilocal.tokens import end_tokens, prompt_tokens
 
 LINEAR = Law(decay="linear")
@@ -146,8 +146,8 @@ class Comparison:
             answers = self._in_mlx(pipeline.run.adapter, prompts, title)
             times: dict[str, float] = {}
             if timed:
-                with self._exported(pipeline) as gguf:
-                    _, times = self._in_llama(gguf, self._some(prompts), f"time: {title}")
+                with self._exported(pipeline) as (gguf, lora):
+                    _, times = self._in_llama(gguf, self._some(prompts), f"time: {title}", adapter=lora)
             logs = [pipeline.log(number) for number in schedule.trained]
         lines = [line for log in logs for line in log]
         training = {
@@ -194,7 +194,7 @@ class Comparison:
     def _key(self, *parts: Any) -> str:
         examples = [(example.query, example.answer, dict(example.extra)) for example in self.task.test]
         task = self.task
-        return fingerprint(version("pilocal"), parts, asdict(task.generation), asdict(task.export), examples)
+        return fingerprint(version("pilocal"), parts, asdict(task.generation), self._quant, examples)
 
     @contextmanager
     def _pipeline(self, name: str, task: Task, schedule: Schedule) -> Iterator[Pipeline]:
@@ -244,12 +244,18 @@ class Comparison:
         return [self._text(completion) for completion in completions]
 
     def _in_llama(
-        self, gguf: Path, prompts: Sequence[Sequence[int]], title: str, *, warm: bool = False
+        self,
+        gguf: Path,
+        prompts: Sequence[Sequence[int]],
+        title: str,
+        *,
+        adapter: Path | None = None,
+        warm: bool = False,
     ) -> tuple[list[str], dict[str, float]]:
-        from pilocal.evaluate.llamacpp import Engine
+        from pilocal.llamacpp import Engine
 
         most = self.task.generation.max_tokens
-        engine = Engine(gguf, max(map(len, prompts)) + most + 1)
+        engine = Engine(gguf, max(map(len, prompts)) + most + 1, adapter)
         try:
             timed = engine.answer(
                 prompts, ends=self._ends, max_tokens=most, warm=warm, progress=self.progress, name=title
@@ -263,25 +269,35 @@ class Comparison:
         text: str = self._tokenizer.decode(completion, skip_special_tokens=True)
         return text
 
+    @property
+    def _quant(self) -> str:
+        """The form in which everything is timed."""
+        return LOSSLESS if self.task.export.quant == AUTO else self.task.export.quant
+
     @cached_property
     def _base_gguf(self) -> Path:
         """The base as llama.cpp runs it; made once."""
-        from pilocal.export.gguf import export_gguf
+        from pilocal.export.ship import ship_base
 
-        quant = self.task.export.quant
-        path = self.run.path / "base" / f"{self._first.base_hash[:16]}-{quant}.gguf"
-        return path if path.is_file() else export_gguf(self._first.base, None, path, quant)
+        folder = self.run.path / "base" / self._first.base_hash[:16]
+        known = folder / f"base-{self._quant}.gguf"
+        if self._quant != LOSSLESS and known.is_file():
+            return known
+        return ship_base(self._first.base, folder, self._quant, self._first.base_hash, self.progress)[0]
 
     @contextmanager
-    def _exported(self, pipeline: Pipeline) -> Iterator[Path]:
-        """Yield an arm's GGUF while it is timed; its adapter stays."""
-        from pilocal.export.gguf import export_gguf
+    def _exported(self, pipeline: Pipeline) -> Iterator[tuple[Path, Path | None]]:
+        """Yield an arm's GGUF, or the base's and that of its adapter, while it is timed; the trained adapter stays."""
+        from pilocal.export.ship import ship_adapter
 
-        path = pipeline.gguf("shipped")
+        facts = {"name": self.task.name, "base_sha256": pipeline.base_hash}
+        adapter, fused = ship_adapter(pipeline.base, pipeline.run.adapter, pipeline.run.export, self._quant, **facts)
         try:
-            yield export_gguf(pipeline.base, pipeline.run.adapter, path, self.task.export.quant)
+            yield fused or self._base_gguf, adapter
         finally:
-            path.unlink(missing_ok=True)
+            for path in (adapter, fused):
+                if path:
+                    path.unlink()
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:

@@ -16,6 +16,9 @@ from pilocal.compare.results import Result
 from pilocal.compare.slices import TEMPLATE_ONLY, slices
 from pilocal.evaluate.bootstrap import interval
 
+CURVE = "curve.svg"
+"""The learning curve's picture, beside compare.md."""
+
 Total = Callable[[NDArray[np.float64]], float]
 
 
@@ -157,6 +160,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     parts.append(_lay_out(*cells(table)))
     if table["curve"]:
         parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
+        parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from pilocal.base import load_base
 from pilocal.evaluate.bootstrap import interval
 from pilocal.evaluate.generate import generate
-from pilocal.evaluate.llamacpp import Engine, Timed
 from pilocal.evaluate.metrics import Metric
 from pilocal.evaluate.titles import TITLES
+from pilocal.llamacpp import Engine, Timed
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Generation
 
@@ -41,6 +41,9 @@ class Weights:
     base_gguf: Path
     """The base as llama.cpp runs it, of the same type as the shipped file."""
     shipped_gguf: Path
+    """What llama.cpp serves: the base and the adapter in one, or the base."""
+    shipped_adapter: Path | None
+    """The adapter's GGUF where the base is served with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def answer(
     keep("base_full_prompt_cached", test.full, cached.answers)
     time_arm("base_full_prompt_cached", cached)
     engine.close()
-    engine = Engine(weights.shipped_gguf, context)
+    engine = Engine(weights.shipped_gguf, context, weights.shipped_adapter)
     shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
     keep("shipped", test.bare, shipped.answers)
     time_arm("shipped", shipped)
@@ -118,13 +121,19 @@ def answer(
 def score(
     answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Return what metrics.json says of the arms; `interval` holds the 95% bounds of a score."""
+    """Return what metrics.json says of the arms.
+
+    `interval` holds the 95% bounds of a score, `same_answers` the share of the queries to which what is shipped says in
+    llama.cpp exactly what the trained adapter says in MLX.
+    """
     arms: dict[str, dict[str, Any]] = {}
     for arm, costs in answered.costs.items():
         marks = metric.marks(answered.answers[arm], examples, progress)
         bounds = list(interval(marks[None], metric.total))
         arms[arm] = {"score": metric.total(marks), "interval": bounds} | costs
-    return {"n": len(examples), "arms": arms} | summary(arms)
+    pairs = zip(answered.answers["shipped"], answered.answers["internalized"], strict=True)
+    same = {"same_answers": mean(float(shipped == trained) for shipped, trained in pairs)}
+    return {"n": len(examples), "arms": arms} | summary(arms) | same
 
 
 def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:

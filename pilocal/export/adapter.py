@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pilocal.errors import ExportError
-
-Float32 = NDArray[np.float32]
+from pilocal.export.weights import Float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
 from pilocal.errors import ExportError
-from pilocal.export.adapter import Float32
+from pilocal.export.weights import Float32
 
 OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER_NAMES = {

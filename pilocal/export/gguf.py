@@ -1,4 +1,4 @@
-"""A Llama as one GGUF file: the base with its adapter fused in, in F16 or in one of llama.cpp's quantized types.
+"""GGUF files, written one tensor at a time.
 
 Source: the GGUF specification (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
@@ -6,97 +6,116 @@ Source: the GGUF specification (https://github.com/ggml-org/ggml/blob/master/doc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, LlamaFileType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from pilocal.base import base_hash, context_length, read_config
+from pilocal.base import context_length, read_config
 from pilocal.errors import ExportError
-from pilocal.export.adapter import Float32
 from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
-from pilocal.export.fuse import FusedWeights
-from pilocal.export.quantize import quantize_gguf
 from pilocal.export.vocabulary import add_vocabulary
+from pilocal.export.weights import BaseWeights, Float32
 from pilocal.rundir import replacing
 
+BASE_HASH = "pilocal.base.sha256"
+"""The key under which every file of pilocal's has the fingerprint of its base."""
 
-def export_gguf(base: Path, adapter: Path | None, out: Path, quant: str) -> Path:
-    """Write `base`, with `adapter` fused in if one is given, to `out` and return it; `quant` is "f16", "q8_0", ...
 
-    Whatever goes wrong, `out` is the old file or the new one. Raises ExportError when the adapter does not fit, or
-    llama.cpp could not run the result; RunError when the disk is full or cannot be written.
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In numbers, rows first."""
+    type: GGMLQuantizationType
+    parts: Callable[[], Iterable[NDArray[Any]]]
+    """Its bytes, in order, made when they are written."""
+
+
+def whole(name: str, array: NDArray[Any]) -> Tensor:
+    """Return a tensor that is in memory already, float16 or float32."""
+    kind = GGMLQuantizationType.F16 if array.dtype == np.float16 else GGMLQuantizationType.F32
+    return Tensor(name, array.shape, kind, lambda: [array])
+
+
+def write_gguf(out: Path, writer: GGUFWriter, tensors: Sequence[Tensor]) -> None:
+    """Write `writer`'s metadata and the tensors; whatever goes wrong, `out` is the old file or the new one.
+
+    Raises RunError when the disk is full or cannot be written.
     """
-    if quant == "f16":
-        write_gguf(base, adapter, out)
-        return out
-    whole = out.with_name(f".{out.stem}.f16.gguf")
-    try:
-        write_gguf(base, adapter, whole, name=out.stem)
-        quantize_gguf(whole, out, quant)
-    finally:
-        whole.unlink(missing_ok=True)
-    return out
-
-
-def check_exportable(base: Path) -> None:
-    """Raise ExportError now for what `export_gguf` would refuse after the training; writes nothing."""
-    _plan(base, FusedWeights(base, None), "check")
-
-
-def write_gguf(base: Path, adapter: Path | None, out: Path, *, name: str | None = None) -> None:
-    """Write an F16 GGUF (vectors, such as norms, in F32), one tensor at a time; `name` defaults to the file's stem."""
-    config = read_config(base)
-    weights = FusedWeights(base, adapter)
-    architecture = architecture_of(config)
-    writer, names, factors = _plan(base, weights, name or out.stem)
+    for tensor in tensors:
+        numbers, size = GGML_QUANT_SIZES[tensor.type]
+        count = math.prod(tensor.shape) // numbers * size
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float16), count, raw_dtype=tensor.type)
     with replacing(out, "wb") as file:
         writer.fout, writer.state = [file], WriterState.EMPTY
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.write_padding(file, file.tell())
-
-        def write(tensor: NDArray[Any]) -> None:
-            # Not tofile(), whose OSError does not say that the disk is full.
-            file.write(np.ascontiguousarray(tensor).data)
-            writer.write_padding(file, tensor.nbytes)
-
-        if factors is not None:
-            write(factors)
-        for source in names.values():
-            tensor = weights.read(source)
-            if heads := architecture.permuted(source, config):
-                tensor = interleave(tensor, heads)
-            write(tensor if tensor.ndim == 1 else _to_float16(tensor, base, source))
+        for tensor in tensors:
+            size = 0
+            for part in tensor.parts():
+                # Not tofile(), whose OSError does not say that the disk is full.
+                size += file.write(np.ascontiguousarray(part).data.cast("B"))
+            writer.write_padding(file, size)
 
 
-def _plan(base: Path, weights: FusedWeights, name: str) -> tuple[GGUFWriter, dict[str, str], Float32 | None]:
-    """Return a writer that knows everything but the numbers, GGUF's names of the tensors, and the rope factors."""
-    config = read_config(base)
-    architecture = architecture_of(config)
-    names = {architecture.tensor(source): source for source in weights.shapes}
-    writer = GGUFWriter(None, architecture.gguf_name)
-    writer.add_name(name)
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
-    writer.add_string("pilocal.base.sha256", base_hash(base))
-    writer.add_context_length(context_length(base))
-    add_numbers(writer, config)
-    add_vocabulary(writer, base, weights.shapes["model.embed_tokens.weight"][0])
-    factors = rope_factors(config)
-    if factors is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    for target, source in names.items():
-        shape = weights.shapes[source]
-        dtype: np.dtype[Any] = np.dtype(np.float16 if len(shape) > 1 else np.float32)
-        writer.add_tensor_info(target, shape, dtype, math.prod(shape) * dtype.itemsize)
-    return writer, names, factors
+class ModelFile:
+    """A base as a GGUF file, but for its numbers: metadata, and what each tensor is called."""
+
+    def __init__(self, base: Path, weights: BaseWeights) -> None:
+        """Raise ExportError for what llama.cpp could not run."""
+        self.base = base
+        self._config = read_config(base)
+        self._rows = weights.shapes["model.embed_tokens.weight"][0]
+        self.architecture = architecture_of(self._config)
+        self.names = {self.architecture.tensor(source): source for source in weights.shapes}
+        """Hugging Face's name of every tensor, by GGUF's."""
+        self._factors = rope_factors(self._config)
+
+    def writer(self, name: str, kind: LlamaFileType, base_sha256: str) -> GGUFWriter:
+        """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""
+        writer = GGUFWriter(None, self.architecture.gguf_name)
+        writer.add_name(name)
+        writer.add_file_type(kind)
+        writer.add_string(BASE_HASH, base_sha256)
+        writer.add_context_length(context_length(self.base))
+        add_numbers(writer, self._config)
+        add_vocabulary(writer, self.base, self._rows)
+        return writer
+
+    def extra(self) -> list[Tensor]:
+        """Return the tensors that the base does not store."""
+        return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
+
+    def reorders(self, target: str) -> bool:
+        """Tell whether llama.cpp wants a tensor's rows in another order."""
+        return self._heads(target) is not None
+
+    def ordered(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return a tensor's rows in llama.cpp's order."""
+        heads = self._heads(target)
+        return rows if heads is None else interleave(rows, heads)
+
+    def _heads(self, target: str) -> int | None:
+        return self.architecture.permuted(self.names[target], self._config)
 
 
-def _to_float16(tensor: Float32, base: Path, name: str) -> NDArray[np.float16]:
+def check_exportable(base: Path) -> None:
+    """Raise ExportError now for what the export would refuse after the training; writes nothing."""
+    ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16, "")
+
+
+def to_float16(tensor: Float32, base: Path, name: str) -> NDArray[np.float16]:
+    """Round to float16; raises ExportError where a number is too large for it."""
     with np.errstate(over="ignore"):
         half = tensor.astype(np.float16)
     if not np.isfinite(half).all():

@@ -18,6 +18,17 @@ ERROR = 4
 """GGML_LOG_LEVEL_ERROR in ggml.h."""
 
 
+def check_quant(quant: str, where: str = "quant") -> int:
+    """Return llama.cpp's number of a type such as "q8_0"; raises ExportError, with the known ones, for any other."""
+    import llama_cpp
+
+    file_type = getattr(llama_cpp, PREFIX + quant.upper(), None)
+    if file_type is None:
+        known = [name.removeprefix(PREFIX).lower() for name in dir(llama_cpp) if name.startswith(PREFIX)]
+        raise ExportError(where, "llama.cpp has no such type", got=quant, fix=did_you_mean(quant, known))
+    return int(file_type)
+
+
 def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     """Write `source`, an F16 GGUF, to `out` in a type of llama.cpp's, such as "q8_0".
 
@@ -26,12 +37,8 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     """
     import llama_cpp
 
-    file_type = getattr(llama_cpp, PREFIX + quant.upper(), None)
-    if file_type is None:
-        known = [name.removeprefix(PREFIX).lower() for name in dir(llama_cpp) if name.startswith(PREFIX)]
-        raise ExportError("quant", "llama.cpp has no such type", got=quant, fix=did_you_mean(quant, known))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = file_type
+    params.ftype = check_quant(quant)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         with _collected_errors() as errors:

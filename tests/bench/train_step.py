@@ -1,4 +1,4 @@
-"""`just bench`: pilocal's training step beside mlx-lm's own, on the same rows, base and LoRA, in turn in one process.
+"""pilocal's training step beside mlx-lm's own, on the same rows, base and LoRA, in turn in one process.
 
 mlx-lm's step is its trainer's: its batches of whole rows, padded, its `default_loss`, compiled, with AdamW. Speed is
 counted in tokens of the rendered rows, each whole, whatever was really computed. Every figure is a ratio, with the
@@ -8,16 +8,13 @@ not fit the memory is measured for pilocal alone.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -42,9 +39,6 @@ from pilocal.train.below import Below
 from pilocal.train.optimizer import make_optimizer
 from pilocal.train.team import Team
 from pilocal.train.trainer import Trainer
-from tests.bench.memory import memory
-from tests.bench.plot import growth_svg
-from tests.bench.retrieval import DATA, retrieval
 
 Step = Callable[[], None]
 
@@ -347,62 +341,6 @@ def growth(repeats: int) -> dict[str, Any]:
     return {"title": "growth", "template": [part.template for part in lengths], "parts": parts}
 
 
-def predicted_memory(repeats: int) -> dict[str, Any]:
-    """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
-    result = memory()
-    say(result)
-    return result
-
-
-def choice_of_shots(repeats: int) -> dict[str, Any]:
-    """How long the choice of shots takes beside brute force, and what it finds; once, whatever `repeats`."""
-    folder = os.environ.get(DATA)
-    if folder is None:
-        result = {"title": "retrieval", "skipped": f"{DATA} names no folder with NL2Bash's all.nl and all.cm"}
-    else:
-        result = retrieval(Path(folder))
-    say(result)
-    return result
-
-
 def say(result: dict[str, Any]) -> None:
     """Print one result as a line."""
     print(json.dumps(result), flush=True)
-
-
-BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "stage-1-batch-4": partial(stage_1, 4),
-    "stage-1-batch-8": partial(stage_1, 8),
-    "stage-1-batch-16": partial(stage_1, 16),
-    "query-only": query_only,
-    "schedule": schedule,
-    "savings": savings,
-    "recompute": recomputation,
-    "groups": groups,
-    "last-layers": last_layers,
-    "compile": compilation,
-    "growth": growth,
-    "memory": predicted_memory,
-    "retrieval": choice_of_shots,
-}
-
-
-def main() -> None:
-    """Run the benches that are named, or all, and write the results to a file if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHES)}; all when left out")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
-    parser.add_argument("--plot", type=Path, help="draw the bench growth into this file, as SVG")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names).difference(BENCHES):
-        sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
-    results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
-    if arguments.plot and "growth" in results:
-        arguments.plot.write_text(growth_svg(results["growth"]), encoding="utf-8")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,45 @@
+"""export: a trained adapter in other forms, each measured before it is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "forms",
+    multiple=True,
+    type=click.Choice(["lossless", "fused"]),
+    help="What to make; give it as often as you like. lossless when left out, fused with --quant.",
+)
+@click.option("--quant", "quants", multiple=True, help="Type of a fused file: q8_0, q4_k_m, f16, ..., or auto.")
+@click.option("--accept-loss", is_flag=True, help="Keep what the gate refuses.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
+def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_loss: bool, as_json: bool) -> None:
+    """Ship a finished run in other forms; the first GGUF form is served from now on.
+
+    lossless is the base in its own 4 bits and the adapter beside it; fused is both in one file of a type of
+    llama.cpp's. Each is compared with the trained adapter on held-out rows, and refused when it lost too much; --quant
+    auto takes the smallest that passes.
+    """
+    from rich.console import Console
+
+    from pilocal.cli.display import artefacts_table, progress_bars, warning_on
+    from pilocal.pipeline import open_run
+
+    forms = forms or (("fused",) if quants else ("lossless",))
+    if quants and "fused" not in forms:
+        raise click.UsageError("--quant is the type of a fused file; add --format fused")
+    shipped = [quant for form in forms for quant in ((quants or ("auto",)) if form == "fused" else ("lossless",))]
+    with progress_bars() as (progress, console), open_run(run, progress, warning_on(console)) as pipeline:
+        artefacts = pipeline.export(shipped, accept_loss=accept_loss)
+        metric = pipeline.task.metric
+    if as_json:
+        click.echo(json.dumps(artefacts, indent=2))
+    else:
+        Console().print(artefacts_table(artefacts, metric))

@@ -1,0 +1,107 @@
+"""The README.md of an artefact's folder: what it is, how it is called, what was measured, what made it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a card says of a run."""
+
+    task: str
+    """The task's name."""
+    base: str
+    """The base's Hub id, or the path of its folder."""
+    metrics: Mapping[str, Any] | None = None
+    """The content of metrics.json."""
+    gate: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    """The head and the rows of the table that compares the artefact with the model that was trained."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """By package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What is the same for every artefact of one format."""
+
+    library: str
+    """The Hub's name for what loads it."""
+    tags: Sequence[str]
+    what: str
+    """Completes "... for the task NAME"."""
+    how: str
+    """Markdown that shows a call."""
+
+
+def card(facts: Facts, kind: Kind) -> str:
+    """Return the model card: Hub front matter and markdown; the licence is left to the base's.
+
+    >>> kind = Kind(library="peft", tags=["lora"], what="A PEFT adapter", how="Load it.")
+    >>> facts = Facts(task="smart-home", base="owner/model", versions={"pilocal": "0.1.0"})
+    >>> text = card(facts, kind)
+    >>> print(text[: text.index("##")], end="")
+    ---
+    base_model: "owner/model"
+    library_name: "peft"
+    tags: ["pilocal", "lora"]
+    ---
+    <BLANKLINE>
+    # smart-home
+    <BLANKLINE>
+    A PEFT adapter for the task smart-home, made from `owner/model`. The task's recurring prompt (its instructions and
+    solved examples) was trained into the weights. The licence is the base's.
+    <BLANKLINE>
+    >>> "Measured" in text, "pilocal 0.1.0" in text
+    (False, True)
+    """
+    head = {"base_model": facts.base} if HUB_ID.fullmatch(facts.base) else {}
+    head |= {"library_name": kind.library}
+    # JSON is YAML, so no name can break out of its line.
+    front = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
+    parts = [
+        "\n".join(["---", *front, f"tags: {json.dumps(['pilocal', *kind.tags])}", "---"]),
+        f"# {facts.task}",
+        f"{kind.what} for the task {facts.task}, made from `{facts.base}`. The task's recurring prompt (its "
+        "instructions and\nsolved examples) was trained into the weights. The licence is the base's.",
+        "## How to call it",
+        "Send the query alone, as one user message: no system message, no instructions, no examples. Greedy decoding\n"
+        "(temperature 0) is what the scores were measured with.",
+        kind.how,
+    ]
+    if facts.metrics:
+        parts += ["## Measured", _metrics(facts.metrics)]
+    if facts.gate:
+        parts += ["## Beside the model that was trained", table(*facts.gate)]
+    if facts.versions:
+        parts += ["## Made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a markdown table, numbers to the right.
+
+    >>> print(table(["arm", "score"], [["bare", "0.5"]]))
+    | arm | score |
+    | --- | --: |
+    | bare | 0.5 |
+    """
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    rows = []
+    for arm, row in metrics["arms"].items():
+        low, high = row.get("interval", (None, None))
+        bounds = "" if low is None else f"{low:.3f} to {high:.3f}"
+        tokens = f"{row['prompt_tokens']:.1f}" if "prompt_tokens" in row else ""
+        rows.append([arm.replace("_", " "), f"{row['score']:.3f}", bounds, tokens])
+    shown = table(["arm", str(metrics["metric"]).replace("_", " "), "95% interval", "prompt tokens"], rows)
+    return f"{metrics['n']} test queries that no training saw.\n\n{shown}"

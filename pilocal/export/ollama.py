@@ -1,0 +1,81 @@
+"""A Modelfile, from which Ollama makes a model out of the GGUF files beside it.
+
+Source: Ollama's description of the format (https://github.com/ollama/ollama/blob/main/docs/modelfile.md).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import ExportError
+from pilocal.export.card import Facts, Kind, card
+from pilocal.export.chat_layout import read_layout
+from pilocal.rundir import replacing
+from pilocal.shipped import Shipped
+from pilocal.tokens import end_tokens
+
+QUOTES = '"""'
+
+
+def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
+    """Write Modelfile and README.md beside the GGUF files that are shipped; return the two.
+
+    There is no SYSTEM line, since the prompt is in the weights. Raises ExportError when the chat template cannot be
+    said in Ollama's language, RunError when the disk is full.
+    """
+    served = shipped.fused or shipped.base
+    template = read_layout(tokenizer, adds_bos=_adds_bos(shipped.folder / served)).go()
+    ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
+    if any(QUOTES in text for text in (template, *ends)):
+        raise ExportError("chat template", "a Modelfile cannot hold three quotes", fix="serve it with `pilocal serve`")
+    name = ollama_name(shipped.name)
+    lines = [
+        f"# ollama create {name} -f Modelfile",
+        f"FROM ./{served}",
+        *([f"ADAPTER ./{shipped.adapter}"] if shipped.adapter else []),
+        f"TEMPLATE {QUOTES}{template}{QUOTES}",
+        *(f'PARAMETER stop "{end}"' for end in ends),
+        "PARAMETER temperature 0",
+    ]
+    paths = [shipped.folder / "Modelfile", shipped.folder / "README.md"]
+    for path, text in zip(paths, ("\n".join(lines) + "\n", card(facts, _kind(shipped, name))), strict=True):
+        with replacing(path) as file:
+            file.write(text)
+    return paths
+
+
+def ollama_name(task: str) -> str:
+    """Return a task's name in the letters that Ollama takes.
+
+    >>> ollama_name("Smart home (v2)")
+    'smart-home-v2'
+    """
+    return re.sub(r"[^a-z0-9._]+", "-", task.lower()).strip("-._") or "task"
+
+
+def _adds_bos(gguf: Path) -> bool:
+    """Tell whether a file's tokenizer puts BOS before every text."""
+    import llama_cpp
+
+    vocabulary = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+    try:
+        return bool(llama_cpp.llama_vocab_get_add_bos(vocabulary._model.vocab))
+    finally:
+        vocabulary.close()
+
+
+def _kind(shipped: Shipped, name: str) -> Kind:
+    files = f"-m {shipped.fused}" if shipped.fused else f"-m {shipped.base} --lora {shipped.adapter}"
+    how = f"""```sh
+ollama create {name} -f Modelfile
+ollama run {name} "the query"
+```
+
+```sh
+llama-server {files} --temp 0   # llama.cpp's own, OpenAI-compatible
+```
+
+Ollama does not trim what it is sent: leave no blank space around the query."""
+    return Kind(library="gguf", tags=["gguf", "llama.cpp", "ollama"], what="GGUF files", how=how)

@@ -1,0 +1,104 @@
+"""An adapter as a folder for PEFT (transformers, vLLM and others): the same numbers under PEFT's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pilocal.export.card import Facts, Kind, card
+from pilocal.export.fuse import FusedWeights
+from pilocal.export.tensors import Entry, write_tensors
+from pilocal.export.weights import Float32
+from pilocal.rundir import replacing, write_json
+
+OUTSIDE = -1
+"""The layer of a module that is in none."""
+
+
+def write_peft(base: Path, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
+    """Write adapter_model.safetensors, adapter_config.json and README.md; return the three.
+
+    Raises ExportError when the adapter does not fit the base, RunError when the disk is full.
+    """
+    weights = FusedWeights(base, adapter)
+    trained = weights.adapter
+    assert trained is not None
+    tensors: dict[str, Float32] = {}
+    for module, update in trained.updates.items():
+        name = f"base_model.model.{module}"
+        tensors |= {f"{name}.lora_A.weight": update.lora_a.T, f"{name}.lora_B.weight": update.lora_b.T}
+        if update.magnitude is not None:
+            tensors[f"{name}.lora_magnitude_vector"] = update.magnitude
+    known = [name.removesuffix(".weight") for name, shape in weights.shapes.items() if len(shape) > 1]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": facts.base,
+        "r": trained.rank,
+        "lora_alpha": trained.scale * trained.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_dora": trained.dora,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    } | targets(trained.updates, known)
+    paths = [folder / name for name in ("adapter_model.safetensors", "adapter_config.json", "README.md")]
+    layout = {name: Entry("F32", tensor.shape) for name, tensor in tensors.items()}
+    write_tensors(paths[0], layout, tensors.values(), {"format": "pt"})
+    write_json(paths[1], config)
+    with replacing(paths[2]) as file:
+        file.write(card(facts, _kind(facts, trained.dora)))
+    return paths
+
+
+def targets(modules: Collection[str], known: Collection[str]) -> dict[str, Any]:
+    r"""Return the settings by which PEFT finds exactly these modules among all that the base has.
+
+    The short names that every tool reads, with the numbers of the layers where some are left out; a regular expression
+    where these would find others, too.
+
+    >>> known = [f"model.layers.{layer}.mlp.{part}_proj" for layer in (0, 1) for part in ("up", "down")]
+    >>> targets(known, known)
+    {'target_modules': ['down_proj', 'up_proj']}
+    >>> targets(known[2:], known)
+    {'target_modules': ['down_proj', 'up_proj'], 'layers_to_transform': [1]}
+    >>> targets(known[1:3], known)
+    {'target_modules': 'model\\.layers\\.0\\.mlp\\.down_proj|model\\.layers\\.1\\.mlp\\.up_proj'}
+    """
+    short = sorted({_last(module) for module in modules})
+    layers = sorted({_layer(module) for module in modules})
+    found = {module for module in known if _last(module) in short and _layer(module) in layers}
+    if found != set(modules) or OUTSIDE in layers:
+        return {"target_modules": "|".join(re.escape(module) for module in sorted(modules))}
+    every = sorted({_layer(module) for module in known} - {OUTSIDE})
+    return {"target_modules": short} | ({} if layers == every else {"layers_to_transform": layers})
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _layer(module: str) -> int:
+    found = re.match(r"model\.layers\.(\d+)\.", module)
+    return int(found[1]) if found else OUTSIDE
+
+
+def _kind(facts: Facts, dora: bool) -> Kind:
+    how = f"""```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({facts.base!r})
+model = PeftModel.from_pretrained(base, "this/folder")
+tokenizer = AutoTokenizer.from_pretrained({facts.base!r})
+chat = [{{"role": "user", "content": "the query"}}]
+prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)
+```
+
+transformers does not read weights that MLX packed into 4 bits: where the base is such a folder, name the float model
+that it was made from. The adapter was trained on the rounded weights, so answers may differ a little there."""
+    tags = ["dora" if dora else "lora"]
+    return Kind(library="peft", tags=tags, what=f"A PEFT adapter ({tags[0].replace('ra', 'RA', 1)})", how=how)

@@ -1,0 +1,72 @@
+"""The files that llama.cpp serves, in the form that a task asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilocal.export.fused import export_fused
+from pilocal.export.lora import export_adapter
+from pilocal.export.lossless import cached_base, link
+from pilocal.progress import Progress, silent
+from pilocal.task import LOSSLESS
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A base and what is added to it."""
+
+    quant: str
+    """"lossless", or llama.cpp's name of the type."""
+    base: Path
+    """The base alone, in the same type."""
+    adapter: Path | None
+    """The adapter, which llama.cpp adds to the base; None when `fused` is served."""
+    fused: Path | None
+    """Both in one file; None when the base is served with `adapter`."""
+    inexact: tuple[str, ...] = ()
+    """Tensors of a lossless base that had to be rounded."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes are served."""
+        return sum(path.stat().st_size for path in (self.fused or self.base, self.adapter) if path)
+
+    @property
+    def own(self) -> list[Path]:
+        """The files, without None."""
+        return [path for path in (self.base, self.adapter, self.fused) if path]
+
+
+def ship(
+    base: Path, adapter: Path, folder: Path, quant: str, *, name: str, base_sha256: str, progress: Progress = silent
+) -> Files:
+    """Write what is served to `folder`: "lossless" as base-q4_1.gguf and adapter.gguf, any other type fused.
+
+    `name` stands in the files' metadata. Raises ExportError when the adapter does not fit the base, cannot be an
+    adapter of GGUF's (DoRA), or llama.cpp has no such type; RunError when the disk is full.
+    """
+    lora, fused = ship_adapter(base, adapter, folder, quant, name=name, base_sha256=base_sha256)
+    progress(f"export {quant}", 1, 2)
+    path, inexact = ship_base(base, folder, quant, base_sha256, progress)
+    progress(f"export {quant}", 2, 2)
+    return Files(quant, path, lora, fused, inexact)
+
+
+def ship_base(
+    base: Path, folder: Path, quant: str, base_sha256: str, progress: Progress = silent
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the base alone, and return its file and what had to be rounded in a lossless one."""
+    if quant != LOSSLESS:
+        return export_fused(base, None, folder / f"base-{quant}.gguf", quant), ()
+    made = cached_base(base, base_sha256, progress)
+    return link(made.path, folder), made.inexact
+
+
+def ship_adapter(
+    base: Path, adapter: Path, folder: Path, quant: str, *, name: str, base_sha256: str
+) -> tuple[Path | None, Path | None]:
+    """Write what an adapter needs beside the base, and return its file or the fused one, and None for the other."""
+    if quant == LOSSLESS:
+        return export_adapter(base, adapter, folder / "adapter.gguf", name=name, base_sha256=base_sha256), None
+    return None, export_fused(base, adapter, folder / f"shipped-{quant}.gguf", quant)

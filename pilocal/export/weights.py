@@ -1,0 +1,171 @@
+"""A base's tensors as they are stored and as they are computed with, one at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.base import read_config
+from pilocal.blas import load_fast_blas
+from pilocal.errors import ExportError
+
+Float32 = NDArray[np.float32]
+
+DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "U32": "<u4"}
+"""What numpy reads safetensors' types as; bfloat16, which numpy lacks, as the 16 bits that it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor lies in a safetensors file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    """In bytes from the start of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix in MLX's affine 4-bit quantization: `w = scale * q + bias`, a scale and a bias for every group."""
+
+    words: NDArray[np.uint32]
+    """(out, in / 8): eight numbers q in a word, the first in the lowest bits."""
+    scales: Float32
+    """(out, in / group_size)."""
+    biases: Float32
+    """(out, in / group_size)."""
+    group_size: int
+
+    def reordered(self, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Packed:
+        """Return it with its rows in another order."""
+        return Packed(order(self.words), order(self.scales), order(self.biases), self.group_size)
+
+    def rows(self, start: int, stop: int) -> Packed:
+        """Return some of its rows."""
+        part = slice(start, stop)
+        return Packed(self.words[part], self.scales[part], self.biases[part], self.group_size)
+
+
+class BaseWeights:
+    """A base's tensors under their Hugging Face names; memory holds one at a time.
+
+    Files are read, not mapped: mapped pages would count as memory. Raises ExportError when the base is quantized in
+    another way than MLX's affine one.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        config = read_config(base)
+        self._quantization: Mapping[str, Any] = config.get("quantization") or {}
+        self._stored: dict[str, Stored] = {}
+        for path in sorted(base.glob("model*.safetensors")):
+            self._stored |= _stored_in(path)
+        quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
+        parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
+        tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
+        names = [name for name in self._stored if name not in parts | tied and not name.endswith("rotary_emb.inv_freq")]
+        self.shapes = {name: self._shape(name) for name in names}
+
+    def read(self, name: str) -> Float32:
+        """Return one tensor in float32: what the trainer computes with, bit for bit."""
+        module = name.removesuffix(".weight")
+        if not self._is_quantized(module):
+            return self._floats(name)
+        load_fast_blas()
+        import mlx.core as mx
+
+        words, scales = mx.array(self._raw(name)), mx.array(self._floats(f"{module}.scales"))
+        biases = mx.array(self._floats(f"{module}.biases"))
+        group_size, bits = self._packing(module)
+        return np.array(mx.dequantize(words, scales, biases, group_size=group_size, bits=bits))
+
+    def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
+        """Return a tensor that `is_4_bit`, or its rows from `start` up to `stop`."""
+        module = name.removesuffix(".weight")
+        words = self._raw(name, start, stop)
+        scales, biases = (self._floats(f"{module}.{part}", start, stop) for part in ("scales", "biases"))
+        return Packed(words, scales, biases, self._packing(module)[0])
+
+    def is_4_bit(self, name: str) -> bool:
+        """Tell whether a tensor is packed with 4 bits a number."""
+        module = name.removesuffix(".weight")
+        return self._is_quantized(module) and self._packing(module)[1] == 4
+
+    def scales(self, name: str) -> tuple[Float32, Float32]:
+        """Return only the scales and biases of a packed tensor."""
+        module = name.removesuffix(".weight")
+        return self._floats(f"{module}.scales"), self._floats(f"{module}.biases")
+
+    def bits(self, name: str) -> float:
+        """Return how many bits a number of this tensor takes in a lossless file: Q4_1 has 5, F16 16."""
+        return 5.0 if self.is_4_bit(name) else 16.0
+
+    def dtype(self, name: str) -> str:
+        """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""
+        return self._stored[name].dtype
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        module = name.removesuffix(".weight")
+        if not self._is_quantized(module):
+            return self._stored[name].shape
+        rows, groups = self._stored[f"{module}.scales"].shape
+        return rows, groups * self._packing(module)[0]
+
+    def _is_quantized(self, module: str) -> bool:
+        return f"{module}.scales" in self._stored
+
+    def _packing(self, module: str) -> tuple[int, int]:
+        """Return (group size, bits) of a quantized module; config.json may name exceptions to its general rule."""
+        settings = {**self._quantization, **(self._quantization.get(module) or {})}
+        if settings.get("mode", "affine") != "affine" or "group_size" not in settings:
+            fix = "take a float base, or one that mlx-lm quantized with mode affine"
+            raise ExportError(self._base, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix)
+        return int(settings["group_size"]), int(settings["bits"])
+
+    def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return a tensor as it is stored, or its rows from `start` up to `stop`."""
+        stored = self._stored[name]
+        if stored.dtype not in DTYPES:
+            fix = "take a float base, or one that mlx-lm quantized"
+            raise ExportError(self._base, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
+        rows, *rest = stored.shape or (1,)
+        kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
+        count = (stop - start) * width
+        tensor = np.fromfile(stored.path, kind, count, offset=stored.begin + start * width * kind.itemsize)
+        if tensor.size < count:
+            raise ExportError(stored.path, f"{name} is cut short", fix="copy or download the model again")
+        return tensor.reshape(stop - start, *rest)
+
+    def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
+        """Return a stored float tensor, or some rows, in float32, which changes no number."""
+        if self._stored[name].dtype == "U32":
+            fix = "take a float base, or one that mlx-lm quantized"
+            raise ExportError(self._base, f"{name} is packed in an unknown way", got="U32", fix=fix)
+        tensor = self._raw(name, start, stop)
+        if self._stored[name].dtype == "BF16":
+            return (tensor.astype(np.uint32) << 16).view(np.float32)
+        return tensor.astype(np.float32, copy=False)
+
+
+def _stored_in(path: Path) -> dict[str, Stored]:
+    """Return what a safetensors header names (8 bytes of length, then JSON, then the tensors)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }

@@ -1,0 +1,86 @@
+"""pilocal beside what it is measured against: ratios with their range; absolute times belong to the machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.bench import export, memory, retrieval, train_step
+from tests.bench.plot import draw_growth
+from tests.bench.train_step import say
+
+
+def predicted_memory(repeats: int) -> dict[str, Any]:
+    """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
+    return said(memory.memory())
+
+
+def choice_of_shots(repeats: int) -> dict[str, Any]:
+    """How long the choice of shots takes beside brute force, and what it finds; once, whatever `repeats`."""
+    folder = data("retrieval", retrieval.DATA, "NL2Bash's all.nl and all.cm")
+    return said(retrieval.retrieval(folder) if folder else {"skipped": True})
+
+
+def lossless_export(repeats: int) -> dict[str, Any]:
+    """How long the export of an 8B shape takes beside `cp`, and how much memory."""
+    folder = data("export", export.DATA, "Llama 3's encoder.json and vocab.bpe")
+    return said(export.export(folder, repeats) if folder else {"skipped": True})
+
+
+def data(bench: str, variable: str, files: str) -> Path | None:
+    """Return the folder that an environment variable names, or None with a line that says what is skipped."""
+    folder = os.environ.get(variable)
+    if folder is None:
+        print(f"{bench} is skipped: {variable} names no folder with {files}", file=sys.stderr)
+    return Path(folder) if folder else None
+
+
+def said(result: dict[str, Any]) -> dict[str, Any]:
+    """Print a result as a line, and return it."""
+    say(result)
+    return result
+
+
+BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "stage-1-batch-4": partial(train_step.stage_1, 4),
+    "stage-1-batch-8": partial(train_step.stage_1, 8),
+    "stage-1-batch-16": partial(train_step.stage_1, 16),
+    "query-only": train_step.query_only,
+    "schedule": train_step.schedule,
+    "savings": train_step.savings,
+    "recompute": train_step.recomputation,
+    "groups": train_step.groups,
+    "last-layers": train_step.last_layers,
+    "compile": train_step.compilation,
+    "growth": train_step.growth,
+    "memory": predicted_memory,
+    "retrieval": choice_of_shots,
+    "export": lossless_export,
+}
+
+
+def main() -> None:
+    """Run the benches that are named, or all, and write the results to a file if asked."""
+    parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHES)}; all when left out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the bench growth into this file, as SVG")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names).difference(BENCHES):
+        sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
+    results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
+    if arguments.plot and "growth" in results:
+        draw_growth(results["growth"], arguments.plot)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

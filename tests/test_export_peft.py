@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pilocal.base import load_base, read_config
+from pilocal.errors import ExportError
+from pilocal.export.card import Facts
+from pilocal.export.fuse import FusedWeights
+from pilocal.export.peft import write_peft
+from pilocal.export.tensors import Entry, write_tensors
+from tests.tiny import make_adapter, make_base
+
+TOLERANCE = 1e-4
+"""Largest logit difference in standard deviations of the logits: both compute in float32."""
+
+# peft reads a property whose name transformers is about to change.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+FACTS = Facts(task="smart-home", base="owner/model")
+
+
+def tokens_T() -> list[int]:
+    return [2040, *np.random.default_rng(0).integers(0, 2000, 200).tolist()]
+
+
+def mlx_logits(base: Path, adapter: Path | None) -> np.ndarray:
+    """(T, V) float32."""
+    model = load_base(base, adapter, precision="float32")
+    import mlx.core as mx
+
+    return np.array(model(mx.array([tokens_T()]))[0])
+
+
+def float_copy(base: Path, folder: Path) -> Path:
+    """The base as transformers reads it: float32 throughout."""
+    weights = FusedWeights(base, None)
+    layout = {name: Entry("F32", shape) for name, shape in weights.shapes.items()}
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", layout, map(weights.read, layout), {"format": "pt"})
+    config = {key: value for key, value in read_config(base).items() if key != "quantization"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def peft_model(base: Path, folder: Path) -> Any:
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
+def peft_logits(model: Any) -> np.ndarray:
+    """(T, V) float32."""
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([tokens_T()])).logits[0])
+
+
+def trim(adapter: Path, folder: Path, *kept: str) -> Path:
+    """An adapter of which only the modules remain that begin with one of `kept`."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(adapter, folder)
+    tensors = load_file(adapter / "adapters.safetensors")
+    save_file(
+        {name: value for name, value in tensors.items() if name.startswith(kept)}, folder / "adapters.safetensors"
+    )
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"num_layers": 1}))
+    return folder
+
+
+@pytest.mark.parametrize("layers", ["all layers", "last layer"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_computes_what_mlx_computes(kind: str, layers: str, tiny_base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny_base, kind=kind)
+    if layers == "last layer":
+        adapter = trim(adapter, tmp_path / "last", "model.layers.1.")
+    files = write_peft(tiny_base, adapter, tmp_path / "peft", FACTS)
+    assert sorted(tmp_path.joinpath("peft").iterdir()) == sorted(files)
+    model = peft_model(float_copy(tiny_base, tmp_path / "float"), tmp_path / "peft")
+    expected = mlx_logits(tiny_base, adapter)
+    assert np.abs(peft_logits(model) - expected).max() < TOLERANCE * expected.std()
+    assert np.abs(mlx_logits(tiny_base, None) - expected).max() > 1000 * TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("kept", "as_names"),
+    [
+        ([""], True),
+        (["model.layers.1."], True),
+        (["model.layers.0.mlp."], True),
+        (["model.layers.1.self_attn.q_proj"], True),
+        (["model.layers.0.mlp.up_proj", "model.layers.1.self_attn.v_proj"], False),
+    ],
+)
+def test_peft_adapts_exactly_the_modules_that_were_trained(
+    kept: list[str], as_names: bool, tiny_base: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    adapter = trim(tiny_adapter, tmp_path / "adapter", *kept)
+    write_peft(tiny_base, adapter, tmp_path / "peft", FACTS)
+    model = peft_model(float_copy(tiny_base, tmp_path / "float"), tmp_path / "peft")
+    marks = (".lora_A.default", "base_model.model.")
+    adapted = {name[len(marks[1]) : -len(marks[0])] for name, _ in model.named_modules() if name.endswith(marks[0])}
+    trained = FusedWeights(tiny_base, adapter).adapter
+    assert trained is not None
+    assert adapted == set(trained.updates)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert isinstance(config["target_modules"], list if as_names else str)
+
+
+def test_the_config_and_the_card_say_what_it_is(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    write_peft(tiny_base, tiny_adapter, tmp_path, FACTS)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_dora"]) == (4, 8.0, False)
+    assert (config["base_model_name_or_path"], config["task_type"]) == ("owner/model", "CAUSAL_LM")
+    assert "layers_to_transform" not in config
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith('---\nbase_model: "owner/model"\nlibrary_name: "peft"\n')
+    assert "smart-home" in card
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_adapter: Path, starter: Path, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter, hidden_size=128)
+    with pytest.raises(ExportError, match="the adapter does not fit"):
+        write_peft(base, tiny_adapter, tmp_path / "peft", FACTS)
+    assert not (tmp_path / "peft").exists()

@@ -1,0 +1,127 @@
+"""`pilocal export RUN`: other forms of a trained adapter, each measured before it is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pilocal.pipeline import open_pipeline
+from pilocal.shipped import read_shipped
+from tests.test_pipeline import flow, make_task
+
+ROOT = Path(__file__).parent.parent
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "import pilocal.cli; pilocal.cli.main()"
+    command = [sys.executable, "-c", code, "export", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def task(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_task(tmp_path_factory.mktemp("shipping") / "task", tiny_base)
+    flow(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def as_before(task: Path, tmp_path: Path):
+    """Every test finds the run as `pilocal run` left it."""
+    aside = shutil.copytree(task / "run", tmp_path / "run")
+    yield
+    shutil.rmtree(task / "run")
+    shutil.copytree(aside, task / "run")
+
+
+def test_another_form_is_measured_scored_and_served(task: Path) -> None:
+    done = export(task / "run", "--quant", "q8_0", "--accept-loss", "--json")
+    assert done.returncode == 0, done.stderr
+    entries = json.loads(done.stdout)
+    assert entries == json.loads((task / "run" / "export" / "artefacts.json").read_text())
+    assert set(entries) == {"lossless", "q8_0"}
+    entry = entries["q8_0"]
+    assert 0 < entry["kl"] < entry["kl_without"]
+    assert 0 <= entry["interval"][0] <= entry["score"] <= entry["interval"][1] <= 1
+    assert set(entry["files"]) == {"base-q8_0.gguf", "shipped-q8_0.gguf"}
+    assert entry["bytes"] == (task / "run" / "export" / "shipped-q8_0.gguf").stat().st_size
+    shipped = read_shipped(task / "run")
+    assert (shipped.fused, shipped.adapter) == ("shipped-q8_0.gguf", None)
+    steps = flow(task)
+    assert [name for name, worked in steps.items() if worked] == ["evaluate"]
+    metrics = json.loads((task / "run" / "metrics.json").read_text())
+    assert metrics["gate"].keys() == {"lossless", "q8_0"}
+    assert 0 <= metrics["same_answers"] <= 1
+    assert read_shipped(task / "run").fused == "shipped-q8_0.gguf"
+
+
+def test_what_the_gate_refuses_is_deleted_and_what_was_served_stays(task: Path) -> None:
+    before = (task / "run" / "export" / "shipped.json").read_bytes()
+    done = export(task / "run", "--format", "fused", "--quant", "q2_k")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("export q2_k: refused: ")
+    assert not list((task / "run" / "export").glob("*q2_k*"))
+    assert (task / "run" / "export" / "shipped.json").read_bytes() == before
+    assert not any(flow(task).values())
+
+
+def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
+    assert export(task / "run", "--quant", "f16", "--accept-loss").returncode == 0
+    assert (task / "run" / "export" / "shipped-f16.gguf").is_file()
+    text = (task / "task.toml").read_text()
+    try:
+        (task / "task.toml").write_text(text.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
+        done = export(task / "run")
+        assert done.returncode == 1
+        assert "the task or its settings have changed since; pilocal run" in done.stderr
+        flow(task)
+    finally:
+        (task / "task.toml").write_text(text)
+    names = {path.name for path in (task / "run" / "export").iterdir()}
+    assert names == {"base-q4_1.gguf", "adapter.gguf", "shipped.json", "examples.jsonl", "artefacts.json"}
+
+
+def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Path, tmp_path: Path) -> None:
+    other = make_task(tmp_path / "other", tiny_base)
+    with open_pipeline(other, other / "schedule.toml", other / "run") as pipeline:
+        pipeline.run_steps("stages", lambda result: None)
+    done = export(other / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the training is not finished; pilocal run" in done.stderr
+    done = export(tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no run has begun here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (("--quant", "q4km"), 1, "--quant: llama.cpp has no such type; got 'q4km'; did you mean q4_k_m?"),
+        (("--quant", "zzz"), 1, "known: "),
+        (("--format", "lossless", "--quant", "f16"), 2, "--quant is the type of a fused file"),
+    ],
+)
+def test_bad_options_are_one_line(task: Path, options: tuple[str, ...], status: int, said: str) -> None:
+    done = export(task / "run", *options)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert said in done.stderr
+
+
+def test_a_type_that_does_not_exist_is_refused_before_any_work(task: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(task, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
+    toml = folder / "task.toml"
+    toml.write_text(toml.read_text().replace("accept_loss = true", 'quant = "q9"'))
+    from pilocal.errors import ExportError, InputError
+
+    with pytest.raises(ExportError, match=r"\[export\] quant: llama.cpp has no such type; got 'q9'"):
+        flow(folder)
+    toml.write_text(toml.read_text().replace('quant = "q9"', ""))
+    toml.write_text(toml.read_text().replace("rank = 2", 'rank = 2\nkind = "dora"'))
+    with pytest.raises(InputError, match=r"no adapters with magnitudes \(DoRA\)"):
+        flow(folder)
+    assert not (folder / "run" / "stages").exists()

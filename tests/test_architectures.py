@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
 
 from pilocal.base import SUPPORTED, check_base, context_length, load_tokenizer
 from pilocal.errors import ExportError, ModelError
@@ -18,11 +17,11 @@ from pilocal.export.architecture import ARCHITECTURES, architecture_of, interlea
 from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
 from pilocal.export.pieces import SPACE
-from pilocal.export.vocabulary import add_vocabulary
 from pilocal.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
+from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
-from tests.texts import NEW_LETTERS, hard_texts
+from tests.texts import hard_texts
 from tests.tiny import CONFIG, make_adapter, make_base
 
 ROWS = 2048
@@ -81,12 +80,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Path])
 def vocabulary(base: Path, folder: Path) -> Path:
     """Write a GGUF that holds a tokenizer alone, with ROWS rows."""
     folder.mkdir(exist_ok=True)
-    writer = GGUFWriter(str(folder / "vocabulary.gguf"), "llama")
-    add_vocabulary(writer, base, ROWS)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return folder / "vocabulary.gguf"
+    return write_vocabulary(base, ROWS, folder / "vocabulary.gguf")
 
 
 def test_what_is_supported_can_be_exported():
@@ -179,28 +173,13 @@ def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_both_tokenizers_give_the_same_ids(name, tokenizers, tmp_path):
-    tokenizer = load_tokenizer(tokenizers[name])
-    backend = tokenizer.backend_tokenizer
-    # Between special tokens, as everywhere in a chat; what is laid before the first text alone is seen in another test.
-    begin, end = ("<s>", "</s>") if "<s>" in tokenizer.get_vocab() else ("", "")
     texts = [*NASTY, *hard_texts(0, 3000)]
-    different, renormalized = [], 0
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
-        for text in texts:
-            whole = f"{begin}{text}{end}"
-            expected = tokenizer.encode(whole, add_special_tokens=False)
-            got = model.tokenize(whole.encode(), add_bos=False, special=True)
-            if got != expected and backend.normalizer and backend.normalizer.normalize_str(text) != text:
-                backend.normalizer, former = None, backend.normalizer
-                expected = tokenizer.encode(whole, add_special_tokens=False)
-                backend.normalizer = former
-                renormalized += 1
-            if got != expected:
-                different.append(text)
-    assert renormalized == 0 or name == "qwen"
-    # llama.cpp's tables are of Unicode 15; what is a letter since then is none to it.
-    assert [text for text in different if NEW_LETTERS.isdisjoint(text)] == []
-    assert len(different) < 0.002 * len(texts)
+        found = differences(load_tokenizer(tokenizers[name]), model, texts)
+    assert found.texts == len(texts)
+    assert found.unexplained == []
+    assert len(found.new_letters) < 0.002 * len(texts)
+    assert bool(found.normalized) == (name == "qwen")
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

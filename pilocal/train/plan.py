@@ -125,7 +125,7 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
 
 
 def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of every linear layer of a Llama block."""
+    """Return (inputs, outputs) of every linear layer of a block."""
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     return {
         "self_attn.q_proj": (sizes.width, queries),

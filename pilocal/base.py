@@ -13,14 +13,14 @@ from pilocal.hashes import remembered_sha256
 from pilocal.rundir import fingerprint
 from pilocal.task import STARTER
 
-SUPPORTED = ("llama",)
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s that can be trained, exported and served."""
 
 
 def find_base(model: str, relative_to: Path) -> Path:
     """Return the checked folder of a base model: the starter, a directory, or a Hub id (downloaded once).
 
-    Raises ModelError when it cannot be had or is not a whole Llama.
+    Raises ModelError when it cannot be had or is not whole.
     """
     if model == STARTER:
         folder = Path(__file__).parent / "starter" / "model"
@@ -82,6 +82,8 @@ def stock_reads_rope(folder: Path) -> bool:
     """Tell whether mlx-lm by itself finds in config.json the rope settings that `read_config` finds."""
     own: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found = read_config(folder)
+    if found.get("model_type") == "qwen3":  # the one that reads rope_parameters itself
+        return True
     return (own.get("rope_theta", 10000.0), own.get("rope_scaling")) == (
         found.get("rope_theta", 10000.0),
         found.get("rope_scaling"),
@@ -89,12 +91,25 @@ def stock_reads_rope(folder: Path) -> bool:
 
 
 def context_length(folder: Path) -> int:
-    """Return the longest sequence the model was made for, in tokens."""
-    return int(read_config(folder).get("max_position_embeddings", 2048))
+    """Return the longest sequence the model was made for, in tokens.
+
+    Where a layer sees only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp computes
+    none for these architectures, and up to there nothing differs.
+    """
+    config = read_config(folder)
+    longest, window = int(config.get("max_position_embeddings", 2048)), config.get("sliding_window")
+    return min(longest, int(window)) if window and _slides(config) else longest
+
+
+def _slides(config: dict[str, Any]) -> bool:
+    """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use."""
+    if layers := config.get("layer_types"):
+        return "sliding_attention" in layers
+    return bool(config.get("use_sliding_window", config.get("model_type") == "mistral"))
 
 
 def check_base(folder: Path) -> None:
-    """Raise ModelError unless the folder holds a whole Llama with a tokenizer and a chat template."""
+    """Raise ModelError unless the folder holds a whole model of a known kind with a tokenizer and a chat template."""
     config = read_config(folder)
     kind = config.get("model_type")
     if kind not in SUPPORTED:

@@ -11,6 +11,16 @@ from pilocal.render import Message, Record
 DATE_STRING = "26 Jul 2024"
 """Handed to chat templates that print a date (Llama 3.1's own default), so that a row is the same on every day."""
 
+END_MARKS = (
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]"),
+    *("<end_of_turn>", "<|end|>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
+    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "[e~["),
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|file_sep|>"),
+    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+)
+"""Added tokens at which llama.cpp ends an answer by their text, whatever a file says: ends of turns and of files."""
+
 
 class Row(NamedTuple):
     """One record as tokens."""
@@ -51,10 +61,10 @@ def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's EOS and the marks of the Llama and Qwen families."""
-    known = tokenizer.get_vocab()
-    marks = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
-    return frozenset({tokenizer.eos_token_id} | {known[mark] for mark in marks if mark in known})
+    """Return the ids that end an answer: the tokenizer's EOS and the marks that llama.cpp stops at."""
+    added = tokenizer.added_tokens_encoder
+    ends = {added[mark] for mark in END_MARKS if mark in added}
+    return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
 
 
 def token_counter(tokenizer: Any) -> Callable[[str], int]:
@@ -66,10 +76,16 @@ def token_counter(tokenizer: Any) -> Callable[[str], int]:
     return count
 
 
-def _apply(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(
+def chat_text(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = True) -> str:
+    """Return a chat as the chat template writes it."""
+    text: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
     )
+    return text
+
+
+def _apply(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
+    text = chat_text(messages, tokenizer, add_generation_prompt=add_generation_prompt)
     # The template has written BOS already where the model wants one.
     tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return tokens

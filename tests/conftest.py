@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.base import find_base
+from tests import vocabularies
 from tests.tiny import make_adapter, make_base
 
 
@@ -54,6 +55,40 @@ def tiny_deep_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> P
     """Three layers in MLX 4-bit, of which only the last are adapted."""
     folder = tmp_path_factory.mktemp("bases") / "deep-4bit"
     return make_base(folder, starter, hidden_size=128, intermediate_size=192, num_hidden_layers=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_biased_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """A Llama of which every linear layer has a bias."""
+    folder = tmp_path_factory.mktemp("bases") / "biased-4bit"
+    return make_base(folder, starter, attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+    """Mistral in MLX 4-bit."""
+    folder = tmp_path_factory.mktemp("bases") / "mistral-4bit"
+    return make_base(folder, starter, model_type="mistral", rope_scaling=None, rope_theta=1e6)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vocabularies.qwen_like(tmp_path_factory.mktemp("tokenizers") / "qwen")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
+    """Qwen 2.5 in MLX 4-bit: biases of queries, keys and values, the embedding as output matrix."""
+    folder = tmp_path_factory.mktemp("bases") / "qwen2-4bit"
+    return make_base(folder, qwen_tokenizer, model_type="qwen2", rope_scaling=None, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
+    """Qwen 3 in MLX 4-bit: norms of queries' and keys' heads, which are wider together than the model; three layers."""
+    folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
+    return make_base(folder, qwen_tokenizer, model_type="qwen3", rope_scaling=None, **sizes)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from gguf.quants import dequantize
 from pilocal.base import base_hash, read_config
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
-from pilocal.export.architecture import gguf_name, interleave
+from pilocal.export.architecture import architecture_of, interleave
 from pilocal.export.exact import checked, q4_1_rows
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, export_lossless
@@ -32,12 +32,15 @@ def tensors(gguf: Path) -> dict[str, tuple[str, np.ndarray]]:
 
 def expected(base: Path) -> dict[str, np.ndarray]:
     weights, config = BaseWeights(base), read_config(base)
-    found = {gguf_name(name): weights.read(name) for name in weights.shapes}
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    architecture = architecture_of(config)
+    heads = {name: architecture.permuted(name, config) for name in weights.shapes}
     return {
-        name: interleave(tensor, heads[part]) if (part := name.split(".")[-2]) in heads else tensor
-        for name, tensor in found.items()
+        architecture.tensor(name): interleave(weights.read(name), heads[name]) if heads[name] else weights.read(name)
+        for name in weights.shapes
     }
+
+
+OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +50,14 @@ def bfloat_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path
     return make_base(tmp_path_factory.mktemp("bases") / "bf", starter, dtype="bfloat16", exceptions=exceptions)
 
 
-@pytest.mark.parametrize("which", ["starter", "tiny_base", "tiny_tied_base", "tiny_float_base", "bfloat_base"])
+@pytest.mark.parametrize("which", ["starter", "tiny_base", "tiny_tied_base", "tiny_float_base", "bfloat_base", *OTHERS])
 def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(which)
     made = export_lossless(base, tmp_path, base_hash(base))
     found, wanted = tensors(made.path), expected(base)
-    assert set(found) == set(wanted) | {"rope_freqs.weight"} - (
-        set() if which != "tiny_float_base" else {"rope_freqs.weight"}
-    )
-    inexact = {gguf_name(name) for name in made.inexact}
+    scaled = read_config(base).get("rope_scaling")
+    assert set(found) == set(wanted) | ({"rope_freqs.weight"} if scaled else set())
+    inexact = {architecture_of(read_config(base)).tensor(name) for name in made.inexact}
     for name, tensor in wanted.items():
         kind, got = found[name]
         assert np.array_equal(got, tensor) == (name not in inexact), name
@@ -82,7 +84,7 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
     mx.save_safetensors(str(path), stored, {"format": "mlx"})
     made = export_lossless(base, tmp_path / "rounded", "")
     assert made.inexact == (f"{name}.weight",)
-    kind, got = tensors(made.path)[gguf_name(f"{name}.weight")]
+    kind, got = tensors(made.path)[architecture_of(read_config(base)).tensor(f"{name}.weight")]
     assert kind == "F16"
     assert np.abs(got - BaseWeights(base).read(f"{name}.weight")).max() < 1e-3
 
@@ -124,7 +126,7 @@ def test_a_base_is_made_once_for_all_runs_and_takes_no_room_in_them(
     assert cached_base(tiny_base, facts["base_sha256"]).path.read_bytes() == first.base.read_bytes()
 
 
-@pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter"])
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter", *OTHERS])
 def test_base_and_adapter_compute_what_mlx_computes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(which)
     adapter = make_adapter(tmp_path / "adapter", base)

@@ -17,11 +17,12 @@ TRAINING = Training(batch_size=8)
 LORA = Lora(rank=4)
 
 
-def test_the_predicted_memory_is_near_the_measured():
+@pytest.mark.parametrize(("kind", "count"), [("llama", 6), ("qwen3", 2)])
+def test_the_predicted_memory_is_near_the_measured(kind, count):
     from tests.bench.memory import memory
 
-    result = memory(count=6, seed=5)
-    assert result["within_15_percent"] == 6, result
+    result = memory(count, seed=5, kind=kind)
+    assert result["within_15_percent"] == count, result
 
 
 def parts(tiny_base, rows, training):
@@ -32,15 +33,20 @@ def parts(tiny_base, rows, training):
     return sizes, [plan.survey(sizes, rows, training, 0)], plan.base_bytes(config, [], as_float32=True)
 
 
-def test_the_sizes_are_the_models(tiny_base):
+BASES = ["tiny_base", "tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
+
+
+@pytest.mark.parametrize("fixture", BASES)
+def test_the_sizes_are_the_models(fixture, request):
     from mlx.utils import tree_flatten
 
     from pilocal.train.adapter import add_lora
     from pilocal.train.plan import base_bytes, read_sizes
 
+    base = request.getfixturevalue(fixture)
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
-        model = load_base(tiny_base)
-        config = read_config(tiny_base)
+        model = load_base(base)
+        config = read_config(base)
         total = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
         assert base_bytes(config, [], as_float32=True) == total
         add_lora(model, lora, 0)

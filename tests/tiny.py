@@ -1,10 +1,11 @@
-"""Small real things to test with: random Llamas on the starter's tokenizer, and an adapter for them."""
+"""Small real things to test with: random models on the starter's or another tokenizer, and an adapter for them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,26 +38,27 @@ CONFIG: dict[str, Any] = {
 
 def make_base(
     folder: Path,
-    starter: Path,
+    tokenizer: Path,
     *,
     quantized: bool = True,
     dtype: str = "float16",
     exceptions: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> Path:
-    """Write a random Llama with the starter's tokenizer: MLX 4-bit in groups of 32 (with exceptions), or floats.
+    """Write a random model with the tokenizer of a folder: MLX 4-bit in groups of 32 (with exceptions), or floats.
 
-    `changes` are keys of config.json.
+    `changes` are keys of config.json; without a `model_type` it is a Llama.
     """
     load_fast_blas()
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
-    from mlx_lm.models.llama import Model, ModelArgs
-    from mlx_lm.utils import quantize_model
+    from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
     config = {**CONFIG, **changes}
+    kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    module = import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(0)
-    model = Model(ModelArgs.from_dict(config))
+    model = module.Model(module.ModelArgs.from_dict(config))
     # Wider than MLX's own start, so that the logits differ enough to compare.
     model.update(tree_map(lambda value: value + 0.05 * mx.random.normal(value.shape), model.parameters()))
     model.set_dtype(getattr(mx, dtype))
@@ -67,7 +69,7 @@ def make_base(
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     for name in TOKENIZER_FILES:
-        shutil.copyfile(starter / name, folder / name)
+        shutil.copyfile(tokenizer / name, folder / name)
     return folder
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pilocal.base import context_length, read_config
 from pilocal.errors import ExportError
-from pilocal.export.architecture import add_numbers, gguf_name, interleave, kv_heads, rope_factors
+from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights, Float32
 from pilocal.rundir import replacing
@@ -76,13 +76,14 @@ class ModelFile:
         self.base = base
         self._config = read_config(base)
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
-        self.names = {gguf_name(source): source for source in weights.shapes}
+        self.architecture = architecture_of(self._config)
+        self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
         self._factors = rope_factors(self._config)
 
     def writer(self, name: str, kind: LlamaFileType, base_sha256: str) -> GGUFWriter:
         """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""
-        writer = GGUFWriter(None, "llama")
+        writer = GGUFWriter(None, self.architecture.gguf_name)
         writer.add_name(name)
         writer.add_file_type(kind)
         writer.add_string(BASE_HASH, base_sha256)
@@ -105,8 +106,7 @@ class ModelFile:
         return rows if heads is None else interleave(rows, heads)
 
     def _heads(self, target: str) -> int | None:
-        heads = {"attn_q": self._config["num_attention_heads"], "attn_k": kv_heads(self._config)}
-        return heads.get(target.split(".")[-2])
+        return self.architecture.permuted(self.names[target], self._config)
 
 
 def check_exportable(base: Path) -> None:

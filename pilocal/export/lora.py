@@ -31,7 +31,7 @@ def export_adapter(base: Path, adapter: Path, out: Path, *, name: str, base_sha2
         raise ExportError(adapter, NO_DORA, got="dora", fix=FUSE)
     model = ModelFile(base, weights)
     targets = {source: target for target, source in model.names.items()}
-    writer = GGUFWriter(None, "llama")
+    writer = GGUFWriter(None, model.architecture.gguf_name)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", trained.scale * trained.rank)

@@ -1,8 +1,9 @@
-"""A Llama 3 tokenizer as GGUF metadata: tokens, their types, merges, special ids and the chat template."""
+"""A tokenizer as GGUF metadata: tokens, their types, how text is cut into them, special ids and the chat template."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +11,128 @@ from gguf import GGUFWriter, TokenType
 
 from pilocal.base import load_tokenizer
 from pilocal.errors import ExportError
+from pilocal.export import pieces
+from pilocal.render import Message
 from pilocal.starter.tokenizer import LLAMA3_SPLIT
+from pilocal.tokens import END_MARKS, chat_text, tokenize
 
-END_OF_TURN = "<|eot_id|>"
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""
+
+PRE_TOKENIZERS = {
+    (LLAMA3_SPLIT, True): "llama-bpe",
+    (LLAMA3_SPLIT, False): "smaug-bpe",
+    (QWEN2_SPLIT, False): "qwen2",
+}
+"""llama.cpp's names, by the split pattern and whether a word that is a token is taken whole (`ignore_merges`)."""
+
+TEKKEN_SPLIT_START = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+"""How the pattern of Mistral's Tekken begins, which llama.cpp follows for ASCII alone."""
+
+CHAT = tuple(Message(role=role, content="x") for role in ("user", "assistant", "user"))
+"""What is rendered to see how the chat template ends an answer, and what stands between special tokens."""
 
 
 def add_vocabulary(writer: GGUFWriter, base: Path, rows: int) -> None:
     """Add the tokenizer of `base` to a GGUF whose embedding has `rows` rows.
 
-    Rows that no token names get an unused one. Raises ExportError when the tokenizer is not Llama 3's kind (byte-level
-    BPE on its split pattern), which llama.cpp would silently split in another way, or has more tokens than rows.
+    Rows that no token names get an unused one. Raises ExportError when llama.cpp would cut text in another way than the
+    tokenizer does, or there are more tokens than rows; InputError when the chat template does not end an answer.
     """
-    tokenizer = load_tokenizer(base)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())
-    kind, splits = model["model"]["type"], _patterns(model["pre_tokenizer"])
-    if kind != "BPE" or LLAMA3_SPLIT not in splits or model.get("normalizer"):
-        got = f"{kind} split by {splits}"
-        raise ExportError(base / "tokenizer.json", "not a Llama 3 tokenizer", got=got, fix="take a Llama 3 base")
+    tokenizer, where = load_tokenizer(base), base / "tokenizer.json"
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    _check_added(tokenizer, where)
+    tokens, types = _tokens(tokenizer, rows, where)
+    template = tokenizer.get_chat_template()
+    if described["model"]["type"] == "BPE" and described["model"].get("byte_fallback"):
+        pieces.mark_bytes(tokens, types)
+        if tokenizer.unk_token_id is not None:
+            types[tokenizer.unk_token_id] = TokenType.UNKNOWN
+            writer.add_unk_token_id(tokenizer.unk_token_id)
+        prefix, lead = pieces.space_before(described, chat_text(CHAT, tokenizer), tokenizer.added_tokens_encoder, where)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(pieces.scores(described, tokens, types, where))
+        writer.add_add_space_prefix(prefix)
+        template = lead + template
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_tokenizer(described, where))
+        writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
+    writer.add_token_list(tokens)
+    writer.add_token_types([int(kind) for kind in types])  # Python ints become INT32, the only type llama.cpp takes
+    _add_special_ids(writer, tokenizer, str(where))
+    writer.add_chat_template(template)
+
+
+def _check_added(tokenizer: Any, where: Path) -> None:
+    """Refuse added tokens that are not found wherever their text stands: llama.cpp finds every one."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    for token in tokenizer.added_tokens_decoder.values():
+        text = token.content
+        changed = token.normalized and normalizer is not None and normalizer.normalize_str(text) != text
+        if changed or token.lstrip or token.rstrip or token.single_word:
+            fix = "take a base whose added tokens have lstrip, rstrip, single_word and normalized set to false"
+            raise ExportError(where, "llama.cpp would find this token in other places", got=text, fix=fix)
+
+
+def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[TokenType]]:
+    """Return what stands in each row and of which type it is.
+
+    A plain token that llama.cpp would take for an end, such as Qwen's "</s>", which its split pattern never lets come
+    about, is left out.
+    """
     tokens = [f"[UNUSED{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
+    added = tokenizer.added_tokens_decoder
     for token, row in tokenizer.get_vocab().items():
         if row >= rows:
             fix = "remove the tokens that were added, or take the tokenizer of this model"
-            raise ExportError(base / "tokenizer.json", f"{token!r} has no embedding among {rows}", got=row, fix=fix)
-        tokens[row], types[row] = token, TokenType.NORMAL
-    for row, added in tokenizer.added_tokens_decoder.items():
-        types[row] = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(tokens)
-    writer.add_token_types([int(kind) for kind in types])  # Python ints become INT32, the only type llama.cpp takes
-    writer.add_token_merges([" ".join(pair) for pair in model["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    if END_OF_TURN in tokens:
-        writer.add_eot_token_id(tokens.index(END_OF_TURN))
+            raise ExportError(where, f"{token!r} has no embedding among {rows}", got=row, fix=fix)
+        if row in added:
+            tokens[row] = token
+            types[row] = TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED
+        elif token not in END_MARKS:
+            tokens[row], types[row] = token, TokenType.NORMAL
+    return tokens, types
+
+
+def _pre_tokenizer(described: Mapping[str, Any], where: Path) -> str:
+    """Return llama.cpp's name of what a byte-level BPE does before it merges."""
+    model, normalizer = described["model"], described["normalizer"]
+    steps = (described["pre_tokenizer"] or {}).get("pretokenizers", [described["pre_tokenizer"]])
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    plain = model["type"] == "BPE" and not (model["continuing_subword_prefix"] or model["end_of_word_suffix"])
+    # NFC leaves text alone that is in it already, as nearly all is; the rest reaches llama.cpp's tokenizer as it is.
+    plain = plain and (normalizer is None or normalizer["type"] == "NFC")
+    pattern = ""
+    if plain and len(steps) == 2 and split.items() <= steps[0].items() and to_bytes.items() <= steps[1].items():
+        pattern = steps[0]["pattern"].get("Regex", "")
+    if name := PRE_TOKENIZERS.get((pattern, bool(model.get("ignore_merges")))):
+        return name
+    tekken = "Tekken" if pattern.startswith(TEKKEN_SPLIT_START) else None
+    got = tekken or f"{model['type']} after {_kinds(normalizer)} and {pattern or _kinds(*steps)}"
+    fix = "take a base with the tokenizer of Llama, Mistral (up to 7B v0.3) or Qwen"
+    raise ExportError(where, "llama.cpp cannot cut text as this tokenizer does", got=got, fix=fix)
+
+
+def _kinds(*steps: Mapping[str, Any] | None) -> str:
+    return ", ".join(step["type"] for step in steps if step) or "nothing"
+
+
+def _add_special_ids(writer: GGUFWriter, tokenizer: Any, where: str) -> None:
+    """Add which tokens begin, end and fill; what the chat template ends an answer with ends a turn."""
+    turn = tokenize({"messages": list(CHAT[:2])}, tokenizer, where).completion[-1]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    # llama.cpp would take token 11 or 2 for the end where none is named.
+    writer.add_eos_token_id(turn if eos is None else eos)
+    writer.add_eot_token_id(turn)
+    if bos is not None:
+        writer.add_bos_token_id(bos)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(True)
-    writer.add_chat_template(tokenizer.get_chat_template())
-
-
-def _patterns(pre_tokenizer: dict[str, Any] | None) -> list[str]:
-    """Return the split patterns of a pre-tokenizer or of each in a sequence."""
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
-    return [step.get("pattern", {}).get("Regex", "") for step in steps]
+    around: Sequence[int] = tokenizer.encode("")
+    begins = bos is not None and list(around[:1]) == [bos]
+    writer.add_add_bos_token(begins)
+    writer.add_add_eos_token(eos is not None and list(around[begins:]) == [eos])

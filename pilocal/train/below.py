@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from pilocal.base import machine_memory
 from pilocal.train.batches import Batch
-from pilocal.train.forward import KeysValues, PrefixCache, is_plain_llama
+from pilocal.train.forward import KeysValues, PrefixCache, runs_layers
 
 SHARE_OF_MEMORY = 0.25
 """How much of the machine's memory the rows' hidden states may take; what does not fit is computed again."""
@@ -23,7 +23,7 @@ SHARE_OF_MEMORY = 0.25
 
 def first_adapted(model: Any) -> int:
     """Return the number of the lowest layer that is trained, or 0 when nothing below it can be kept."""
-    if not is_plain_llama(model):
+    if not runs_layers(model):
         return 0
     return next((i for i, layer in enumerate(model.layers) if tree_flatten(layer.trainable_parameters())), 0)
 
@@ -71,10 +71,10 @@ class Below:
 
     def _run(self, tokens: Sequence[int]) -> tuple[mx.array, list[KeysValues | tuple[()]]]:
         """Run tokens behind the prefix; return their hidden states (T, D) and each layer's keys and values."""
-        llama = self.model.model
-        hidden_1TD = llama.embed_tokens(mx.array(list(tokens))[None])
+        inner = self.model.model
+        hidden_1TD = inner.embed_tokens(mx.array(list(tokens))[None])
         found: list[KeysValues | tuple[()]] = []
-        for layer, past in zip(llama.layers, self.pasts, strict=False):
+        for layer, past in zip(inner.layers, self.pasts, strict=False):
             cache = PrefixCache(past)
             hidden_1TD = layer(hidden_1TD, "causal", cache)
             found.append(cache.own)

@@ -16,6 +16,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.models.llama import LlamaModel
+from mlx_lm.models.qwen2 import Qwen2Model
+from mlx_lm.models.qwen3 import Qwen3Model
+
+LAYERED = (LlamaModel, Qwen2Model, Qwen3Model)
+"""Models whose layers are run one by one here; what sets them apart, biases and norms of heads, their modules tell."""
 
 KeysValues = tuple[mx.array, mx.array]
 """One layer's keys and values, (B, heads, T, head_dim) each."""
@@ -65,13 +70,13 @@ def completion_states(
 
     The last level holds the rows, with what stands before them in the levels above. `starts_B` are the indices into the
     rows' T of the tokens that predict the first completion token. What lies behind a row's end is of no meaning. With
-    `first` (Llama alone) the levels hold hidden states and only the layers from that one on are run. With `recompute` a
-    layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
+    `first` (only where `runs_layers`) the levels hold hidden states and only the layers from that one on are run. With
+    `recompute` a layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
     """
     rows = levels[-1].inputs_NT
     at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.shape[1] - 1)
-    if is_plain_llama(model):
-        return _llama(model.model, levels, at_BC, first, recompute)
+    if runs_layers(model):
+        return _layers(model.model, levels, at_BC, first, recompute)
     pasts: list[KeysValues | tuple[()]] = [()] * len(model.layers)
     for tokens_NT, above in levels[:-1]:
         caches = [PrefixCache(_handed_down(past, above)) for past in pasts]
@@ -81,17 +86,18 @@ def completion_states(
     return mx.take_along_axis(model.model(rows, cache=shared), at_BC[..., None], axis=1)
 
 
-def is_plain_llama(model: Any) -> bool:
-    """Tell whether this is mlx-lm's Llama with full attention in every layer, whose layers are run one by one here."""
-    return type(getattr(model, "model", None)) is LlamaModel and model.model.swa_idx is None
+def runs_layers(model: Any) -> bool:
+    """Tell whether this is a model with full attention in every layer whose layers are run one by one here."""
+    inner = getattr(model, "model", None)
+    return type(inner) in LAYERED and getattr(inner, "swa_idx", None) is None
 
 
-def _llama(llama: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool) -> mx.array:
-    """Do what LlamaModel does from layer `first` on, at the tokens that matter in the last layer."""
-    *lower, last = llama.layers[first:]
+def _layers(inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool) -> mx.array:
+    """Do what the model inside the head does from layer `first` on, at the tokens that matter in the last layer."""
+    *lower, last = inner.layers[first:]
     pasts: list[KeysValues | tuple[()]] = [()] * (len(lower) + 1)
     for inputs, above in levels[:-1]:
-        hidden_NTD = inputs if first else llama.embed_tokens(inputs)
+        hidden_NTD = inputs if first else inner.embed_tokens(inputs)
         pasts = [_handed_down(past, above) for past in pasts]
         for number, layer in enumerate(lower):
             hidden_NTD, own = _block(layer, hidden_NTD, pasts[number], recompute)
@@ -99,11 +105,11 @@ def _llama(llama: Any, levels: Sequence[Level], at_BC: mx.array, first: int, rec
         own = _keys_and_values(last.self_attn, last.input_layernorm(hidden_NTD), _length(pasts[-1]))
         pasts[-1] = _behind(pasts[-1], own)
     rows, above = levels[-1]
-    hidden_BTD = rows if first else llama.embed_tokens(rows)
+    hidden_BTD = rows if first else inner.embed_tokens(rows)
     pasts = [_handed_down(past, above) for past in pasts]
     for layer, past in zip(lower, pasts, strict=False):
         hidden_BTD, _ = _block(layer, hidden_BTD, past, recompute)
-    states_BCD: mx.array = llama.norm(_completions(last, hidden_BTD, pasts[-1], at_BC))
+    states_BCD: mx.array = inner.norm(_completions(last, hidden_BTD, pasts[-1], at_BC))
     return states_BCD
 
 
@@ -158,7 +164,8 @@ def _completions(layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()],
     attention, normed_BTD, at_BC1 = layer.self_attn, layer.input_layernorm(hidden_BTD), at_BC[..., None]
     offset = _length(past)
     keys, values = _behind(past, _keys_and_values(attention, normed_BTD, offset))
-    queries = _heads(attention.q_proj(mx.take_along_axis(normed_BTD, at_BC1, axis=1)), attention.n_heads)
+    queries = attention.q_proj(mx.take_along_axis(normed_BTD, at_BC1, axis=1))
+    queries = _heads(queries, attention.n_heads, getattr(attention, "q_norm", None))
     queries = attention.rope(queries, offset=offset + at_BC[:, 0])
     visible_BCS = mx.arange(keys.shape[2]) <= offset + at_BC1
     seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=attention.scale, mask=visible_BCS[:, None])
@@ -188,11 +195,12 @@ def _length(past: KeysValues | tuple[()]) -> int:
     return past[0].shape[2] if past else 0
 
 
-def _heads(projected_BTD: mx.array, heads: int) -> mx.array:
-    """(B, T, heads * head_dim) to (B, heads, T, head_dim)."""
-    return projected_BTD.reshape(*projected_BTD.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+def _heads(projected_BTD: mx.array, heads: int, norm: Any = None) -> mx.array:
+    """(B, T, heads * head_dim) to (B, heads, T, head_dim), each head normed if it is to be."""
+    split = projected_BTD.reshape(*projected_BTD.shape[:2], heads, -1)
+    return (split if norm is None else norm(split)).transpose(0, 2, 1, 3)
 
 
 def _keys_and_values(attention: Any, normed_BTD: mx.array, offset: int) -> KeysValues:
-    keys = _heads(attention.k_proj(normed_BTD), attention.n_kv_heads)
+    keys = _heads(attention.k_proj(normed_BTD), attention.n_kv_heads, getattr(attention, "k_norm", None))
     return attention.rope(keys, offset=offset), _heads(attention.v_proj(normed_BTD), attention.n_kv_heads)

@@ -62,7 +62,7 @@ def train(
 ) -> list[Path]:
     """Train one adapter through all stages and return every file that is final.
 
-    `model` is a frozen mlx-lm Llama; `key` is a fingerprint of everything that decides the result, `facts` go into
+    `model` is a frozen mlx-lm model; `key` is a fingerprint of everything that decides the result, `facts` go into
     adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. With `adaptive`
     a stage may end early, see `pace`. The processes of a `team` that this one leads share the work; `track`, called
     with the last step that was taken before, opens a tracker that gets every line. The first interrupt (Ctrl-C) lets

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import export, memory, retrieval, train_step
+from tests.bench import export, memory, retrieval, tokenizers, train_step
 from tests.bench.plot import draw_growth
 from tests.bench.train_step import say
 
@@ -31,6 +31,15 @@ def lossless_export(repeats: int) -> dict[str, Any]:
     """How long the export of an 8B shape takes beside `cp`, and how much memory."""
     folder = data("export", export.DATA, "Llama 3's encoder.json and vocab.bpe")
     return said(export.export(folder, repeats) if folder else {"skipped": True})
+
+
+def same_ids(repeats: int) -> dict[str, Any]:
+    """Whether llama.cpp cuts texts as Hugging Face's tokenizers do, for what folders are named; once."""
+    folders = tokenizers.named_folders()
+    for variable in (tokenizers.NL2BASH, tokenizers.MBPP, tokenizers.LLAMA3, tokenizers.VOCABULARIES):
+        if variable not in folders:
+            print(f"tokenizers goes without {variable}, which names no folder", file=sys.stderr)
+    return said(tokenizers.tokenizers(folders))
 
 
 def data(bench: str, variable: str, files: str) -> Path | None:
@@ -62,6 +71,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
     "export": lossless_export,
+    "tokenizers": same_ids,
 }
 
 

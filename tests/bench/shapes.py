@@ -10,9 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from pilocal.starter.tokenizer import CHAT_TEMPLATE, LLAMA3_SPLIT
+from tests import vocabularies
 
 GROUP = 64
 
@@ -57,7 +56,7 @@ def write_checkpoint(folder: Path, shape: str, llama3: Path, seed: int = 0) -> P
     config = {**COMMON, **SHAPES[shape]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    write_tokenizer(folder, llama3)
+    vocabularies.llama3(folder, llama3)
     entries = dict(_entries(config))
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
@@ -111,42 +110,3 @@ def _random(rng: np.random.Generator, name: str, dtype: str, dims: list[int]) ->
     else:
         floats = rng.uniform(-0.05, -0.02, count).astype(np.float32)
     return (floats.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-
-
-def write_tokenizer(folder: Path, llama3: Path) -> None:
-    """Write Llama 3's tokenizer, made of `encoder.json` and `vocab.bpe`, and a chat template of its layout."""
-    vocabulary: dict[str, int] = json.loads((llama3 / "encoder.json").read_text(encoding="utf-8"))
-    lines = (llama3 / "vocab.bpe").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    named = {
-        0: "<|begin_of_text|>",
-        1: "<|end_of_text|>",
-        4: "<|finetune_right_pad_id|>",
-        6: "<|start_header_id|>",
-        7: "<|end_header_id|>",
-        8: "<|eom_id|>",
-        9: "<|eot_id|>",
-        10: "<|python_tag|>",
-    }
-    special = [named.get(number, f"<|reserved_special_token_{number}|>") for number in range(256)]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A",
-        special_tokens=[("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    facts = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|eot_id|>",
-        "pad_token": "<|finetune_right_pad_id|>",
-        "model_max_length": 131072,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -151,12 +151,12 @@ def pilocal_step(
 @contextmanager
 def whole_last_layer() -> Any:
     """Compute the last layer at every token, as the general path does."""
-    former = forward.is_plain_llama
-    forward.is_plain_llama = lambda model: False
+    former = forward.runs_layers
+    forward.runs_layers = lambda model: False
     try:
         yield
     finally:
-        forward.is_plain_llama = former
+        forward.runs_layers = former
 
 
 class Measured(NamedTuple):

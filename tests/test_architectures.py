@@ -1,0 +1,356 @@
+"""Every architecture and tokenizer from MLX to GGUF: the same logits, the same ids, the same ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pilocal.base import SUPPORTED, check_base, context_length, load_tokenizer, read_config, stock_reads_rope
+from pilocal.errors import ExportError, ModelError
+from pilocal.export.architecture import ARCHITECTURES, architecture_of, interleave
+from pilocal.export.fused import export_fused
+from pilocal.export.gguf import check_exportable
+from pilocal.export.pieces import SPACE
+from pilocal.tokens import end_tokens, prompt_tokens, tokenize
+from tests import vocabularies
+from tests.same_ids import differences, write_vocabulary
+from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
+from tests.texts import hard_texts
+from tests.tiny import CONFIG, make_adapter, make_base
+
+ROWS = 2048
+
+TOKENIZERS: dict[str, Callable[[Path], Path]] = {
+    "llama 2": vocabularies.sentencepiece_like,
+    "llama 2, loaded as LlamaTokenizer": lambda folder: vocabularies.sentencepiece_like(
+        folder, tokenizer_class="LlamaTokenizer"
+    ),
+    "spaces first, plain text first": lambda folder: vocabularies.sentencepiece_like(
+        folder, spaces="first", chat_template=vocabularies.PLAIN_TEMPLATE
+    ),
+    "spaces always": lambda folder: vocabularies.sentencepiece_like(
+        folder, tokenizer_class="LlamaTokenizer", legacy=True
+    ),
+    "spaces never": lambda folder: vocabularies.sentencepiece_like(folder, spaces="never"),
+    "llama 3": vocabularies.llama3,
+    "llama 3, merged to the end": lambda folder: vocabularies.llama3(folder, whole_words=False),
+    "qwen": vocabularies.qwen_like,
+}
+
+LLAMA_2 = {"num_key_value_heads": 8, "rope_scaling": None}
+MISTRAL = {"model_type": "mistral", "rope_scaling": None, "rope_theta": 1e6, "sliding_window": None}
+QWEN_2 = {"model_type": "qwen2", "rope_scaling": None, "rope_theta": 1e6, "use_sliding_window": False}
+QWEN_3 = {"model_type": "qwen3", "rope_scaling": None, "rope_theta": 1e6, "head_dim": 64}
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 2": ("llama 2", LLAMA_2),
+    "llama with biases": ("llama 3", {"attention_bias": True, "mlp_bias": True}),
+    "llama, linear scaling": ("llama 2", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "mistral": ("llama 2, loaded as LlamaTokenizer", MISTRAL),
+    "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
+    "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
+    "qwen3": ("qwen", QWEN_3),
+    "qwen3, tied": ("qwen", {**QWEN_3, "tie_word_embeddings": True}),
+}
+"""Beside the Llamas 3, 3.1 and 3.2 of test_export.py."""
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {name: make(folder / name) for name, make in TOKENIZERS.items()}
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Path]) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("bases")
+
+    def base(name: str) -> Path:
+        if not (folder / name).exists():
+            tokenizer, changes = SHAPES[name]
+            make_base(folder / name, tokenizers[tokenizer], **changes)
+        return folder / name
+
+    return base
+
+
+def vocabulary(base: Path, folder: Path) -> Path:
+    """Write a GGUF that holds a tokenizer alone, with ROWS rows."""
+    folder.mkdir(exist_ok=True)
+    return write_vocabulary(base, ROWS, folder / "vocabulary.gguf")
+
+
+def test_what_is_supported_can_be_exported():
+    assert set(ARCHITECTURES) == set(SUPPORTED)
+
+
+def edited(base: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a base with other keys in config.json."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", None])
+def test_an_unknown_architecture_is_refused_by_name(kind, bases, tmp_path):
+    line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, qwen2, qwen3"
+    with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
+        check_base(edited(bases("qwen2"), tmp_path / "base", model_type=kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "kind"),
+    [
+        ("llama 2", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ("mistral", {"type": "dynamic", "factor": 2.0}, "dynamic"),
+        ("qwen2", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
+        ("qwen3", CONFIG["rope_scaling"], "llama3"),
+    ],
+)
+def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(name, scaling, kind, bases, tmp_path):
+    check_exportable(bases(name))
+    with pytest.raises(ExportError, match=f"this kind cannot be exported; got '{kind}'"):
+        check_exportable(edited(bases(name), tmp_path / "base", rope_scaling=scaling))
+
+
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, 32768),
+        ({"model_type": "mistral", "sliding_window": 65536}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096}, 32768),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"model_type": "qwen3", "sliding_window": 4096, "layer_types": ["full_attention"] * 2}, 32768),
+        ({"model_type": "llama", "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}, 16),
+    ],
+)
+def test_a_sequence_is_never_longer_than_a_window(changes, context, tmp_path):
+    config = {"max_position_embeddings": 32768, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_length(tmp_path) == context
+
+
+def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(bases, tmp_path):
+    from mlx_lm.models.qwen3 import ModelArgs
+
+    base = edited(bases("qwen3"), tmp_path / "base", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    config = json.loads((base / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    (base / "config.json").write_text(json.dumps(config))
+    assert stock_reads_rope(base)
+    assert ModelArgs.from_dict(config).rope_theta == read_config(base)["rope_theta"] == 5e5
+
+
+def test_an_unknown_tensor_is_refused_by_name():
+    with pytest.raises(ExportError, match=r"layers\.0\.self_attn\.q_norm\.weight: GGUF's llama has no such tensor"):
+        ARCHITECTURES["mistral"].tensor("model.layers.0.self_attn.q_norm.weight")
+    with pytest.raises(ExportError, match="GGUF's qwen2 has no such tensor"):
+        ARCHITECTURES["qwen2"].tensor("model.layers.0.mlp.up_proj.bias")
+
+
+@pytest.mark.parametrize("name", ["llama with biases", "qwen2"])
+def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
+    config = json.loads((bases(name) / "config.json").read_text())
+    architecture, rng = architecture_of(config), np.random.default_rng(0)
+    lora_a, lora_b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 256), (64, 4)))
+    for part, heads in (("q_proj", 8), ("k_proj", 2), ("v_proj", None)):
+        found = architecture.permuted(f"model.layers.1.self_attn.{part}", config)
+        assert found == architecture.permuted(f"model.layers.1.self_attn.{part}.weight", config)
+        assert found == (heads if name != "qwen2" else None)
+        if found:
+            whole = interleave(lora_b @ lora_a, found)
+            assert np.array_equal(interleave(lora_b, found) @ lora_a, whole)
+            assert not np.array_equal(whole, lora_b @ lora_a)
+
+
+@pytest.mark.parametrize("kind", ["base", "lora"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
+    base = bases(name)
+    check_base(base)
+    adapter = make_adapter(tmp_path / "adapter", base) if kind == "lora" else None
+    expected = mlx_logits(base, adapter)
+    got = llama_logits(export_fused(base, adapter, tmp_path / "model.gguf", "f16"))
+    assert expected.std() > 0.5
+    assert np.abs(got - expected).max() < LOGIT_TOLERANCE * expected.std()
+    assert kl(expected, got).mean() < F16_TOLERANCE
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_both_tokenizers_give_the_same_ids(name, tokenizers, tmp_path):
+    texts = [*NASTY, *hard_texts(0, 3000)]
+    with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
+        found = differences(load_tokenizer(tokenizers[name]), model, texts)
+    assert found.texts == len(texts)
+    # Texts that begin with a space are spared one by "always", which llama.cpp does not follow.
+    spared = re.compile(rf"(^|<s>|</s>|<unk>)[ {SPACE}]" if name == "spaces always" else "$^")
+    assert [text for text in found.unexplained if not spared.search(text)] == []
+    assert len(found.new_letters) < 0.002 * len(texts)
+    assert bool(found.normalized) == (name == "qwen")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_chat_has_the_same_ids_and_one_bos_at_most(name, tokenizers, tmp_path):
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    tokenizer = load_tokenizer(tokenizers[name])
+    gguf = vocabulary(tokenizers[name], tmp_path)
+    texts = ["x", "Hello, world!", " two  spaces", "def f():\n\treturn 1\n", "été 日本語 😀"]
+    with llama(gguf, vocab_only=True) as model:
+        render = Jinja2ChatFormatter(
+            template=read_field(gguf, "tokenizer.chat_template"),
+            bos_token=model._model.token_get_text(model.token_bos()),
+            eos_token=model._model.token_get_text(model.token_eos()),
+        )
+        for text in texts:
+            chat = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+            expected = prompt_tokens(chat, tokenizer)
+            # As llama-cpp-python's server does.
+            assert model.tokenize(render(messages=chat).prompt.encode(), add_bos=False, special=True) == expected, text
+            assert expected.count(tokenizer.bos_token_id) == ("bos_token" in tokenizer.chat_template)
+        assert model.tokenize(b"", add_bos=True, special=True) == tokenizer.encode("")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_llama_cpp_ends_an_answer_where_mlx_does(name, tokenizers, tmp_path):
+    from llama_cpp import llama_vocab_eot, llama_vocab_is_eog
+
+    tokenizer = load_tokenizer(tokenizers[name])
+    ends = end_tokens(tokenizer)
+    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    last = tokenize(record, tokenizer).completion[-1]
+    with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
+        vocab = model._model.vocab
+        assert {row for row in range(ROWS) if llama_vocab_is_eog(vocab, row)} == ends
+        assert model.token_eos() in ends
+        assert llama_vocab_eot(vocab) == last
+    assert last in ends
+
+
+def test_a_plain_token_that_looks_like_an_end_is_none(tmp_path):
+    learned = vocabularies.learned_merges(vocabularies.QWEN2_SPLIT)
+    learned = ({**learned[0], "</s>": len(learned[0])}, learned[1])
+    folder = vocabularies.qwen_like(tmp_path / "qwen", learned=learned)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.get_vocab()["</s>"] not in end_tokens(tokenizer)
+    with llama(vocabulary(folder, tmp_path), vocab_only=True) as model:
+        for text in ("</s>", "a <s>b</s> c", "x='</s>'</s>\n"):
+            expected = tokenizer.encode(text, add_special_tokens=False)
+            assert model.tokenize(text.encode(), add_bos=False, special=True) == expected
+
+
+def test_token_types_and_scores_are_those_of_the_pieces(tokenizers, tmp_path):
+    gguf = vocabulary(tokenizers["llama 2"], tmp_path)
+    pieces = vocabularies.pieces_of(vocabularies.sentencepiece_model())
+    types = read_field(gguf, "tokenizer.ggml.token_type")
+    assert types[: len(pieces)] == [2, 3, 3] + [6] * 256 + [1] * (len(pieces) - 259)
+    assert set(types[len(pieces) :]) == {5}
+    scores = dict(zip(pieces, read_field(gguf, "tokenizer.ggml.scores"), strict=False))
+    merged = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("<")]
+    assert len(merged) > 1000
+    assert sorted(merged, key=scores.__getitem__) == sorted(merged, key=pieces.__getitem__)
+
+
+def test_llama_cpp_cuts_as_sentencepiece_itself(tokenizers, tmp_path):
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_proto=vocabularies.sentencepiece_model())
+    texts = hard_texts(1, 3000)
+    with llama(vocabulary(tokenizers["llama 2"], tmp_path), vocab_only=True) as other:
+        different = [t for t in texts if other.tokenize(t.encode(), add_bos=False, special=False) != model.encode(t)]
+    assert different == []
+
+
+def test_runs_of_spaces_of_one_score_grow_from_the_left(tmp_path):
+    pieces = vocabularies.pieces_of(vocabularies.sentencepiece_model())
+    lowest = min(pieces.values())
+    pieces = {piece: score for piece, score in pieces.items() if set(piece) != {SPACE} or len(piece) == 1}
+    pieces |= {SPACE * length: lowest - 1 for length in (5, 2, 16, 3, 4, 8, 7, 6, 9, 10, 11, 12, 13, 14, 15)}
+    folder = vocabularies.sentencepiece_like(tmp_path / "runs", pieces=pieces)
+    tokenizer = load_tokenizer(folder)
+    with llama(vocabulary(folder, tmp_path), vocab_only=True) as model:
+        for length in range(1, 70):
+            for text in (" " * length, "x" + " " * length + "y", "\n" + " " * length + "return"):
+                expected = tokenizer.encode(text, add_special_tokens=False)
+                assert model.tokenize(text.encode(), add_bos=False, special=True) == expected, length
+
+
+def changed(tokenizer: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a tokenizer with changes to tokenizer.json; a change of "model" changes keys of it."""
+    shutil.copytree(tokenizer, folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["model"] |= changes.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps({**described, **changes}))
+    return folder
+
+
+def test_tekken_is_refused_by_name(tmp_path):
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}
+    config["chat_template"] = vocabularies.INST_TEMPLATE
+    tekken = vocabularies.byte_level(tmp_path / "t", vocabularies.TEKKEN_SPLIT, ("<s>", "</s>"), config, bos=True)
+    with pytest.raises(ExportError, match=r"llama\.cpp cannot cut text as this tokenizer does; got 'Tekken'; take a"):
+        vocabulary(tekken, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("llama 3", {"normalizer": {"type": "NFKC"}}, "got 'BPE after NFKC and "),
+        ("llama 3", {"model": {"end_of_word_suffix": "</w>"}}, "cannot cut text"),
+        ("llama 3", {"pre_tokenizer": {"type": "Whitespace"}}, "got 'BPE after nothing and Whitespace'"),
+        ("qwen", {"model": {"ignore_merges": True}}, "cannot cut text"),
+        ("llama 2", {"normalizer": {"type": "NFKC"}}, r"cannot treat spaces as this tokenizer does; got \['NFKC'\]"),
+        ("llama 2", {"normalizer": None, "pre_tokenizer": {"type": "Whitespace"}}, r"got \['Whitespace'\]"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_follow_is_refused(name, changes, line, tokenizers, tmp_path):
+    folder = changed(tokenizers[name], tmp_path / "changed", **changes)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # else the file's own pipeline is not what is loaded
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ExportError, match=line) as refusal:
+        vocabulary(folder, tmp_path / "gguf")
+    assert "\n" not in str(refusal.value)
+
+
+def test_merges_that_no_scores_describe_are_refused(tokenizers, tmp_path):
+    described = json.loads((tokenizers["llama 2"] / "tokenizer.json").read_text())
+    vocabulary_of, merges = described["model"]["vocab"], described["model"]["merges"]
+    twice = next(i for i in range(1, len(merges)) if "".join(merges[i]) == "".join(merges[i - 1]))
+    torn = [*merges[: twice - 1], *merges[twice:], merges[twice - 1]]
+    with pytest.raises(ExportError, match="no scores put these merges in their order"):
+        vocabulary(changed(tokenizers["llama 2"], tmp_path / "torn", model={"merges": torn}), tmp_path)
+    fewer = [*merges[: twice - 1], *merges[twice:]]
+    with pytest.raises(ExportError, match="two parts that this tokenizer leaves apart"):
+        vocabulary(changed(tokenizers["llama 2"], tmp_path / "fewer", model={"merges": fewer}), tmp_path)
+    without = {token: row for token, row in vocabulary_of.items() if token != "<0x0A>"}
+    without["<x>"] = vocabulary_of["<0x0A>"]
+    with pytest.raises(ExportError, match="needs a token for every byte; got 'no <0x0A>'"):
+        vocabulary(changed(tokenizers["llama 2"], tmp_path / "without", model={"vocab": without}), tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_takes_spaces_is_refused(flag, tokenizers, tmp_path):
+    described = json.loads((tokenizers["qwen"] / "tokenizer.json").read_text())
+    described["added_tokens"][1][flag] = True
+    folder = changed(tokenizers["qwen"], tmp_path / "changed", added_tokens=described["added_tokens"])
+    with pytest.raises(ExportError, match=r"in other places; got '<\|im_start\|>'"):
+        vocabulary(folder, tmp_path)
+
+
+def test_a_template_that_needs_spaces_both_ways_is_refused(tmp_path):
+    template = vocabularies.INST_TEMPLATE.replace("+ eos_token", "+ eos_token + ' '")
+    assert template != vocabularies.INST_TEMPLATE
+    folder = vocabularies.sentencepiece_like(tmp_path / "mixed", spaces="always", chat_template=template)
+    with pytest.raises(ExportError, match="cannot lay spaces before texts as this tokenizer does; got 'always'"):
+        vocabulary(folder, tmp_path)

@@ -1,0 +1,219 @@
+"""Tokenizers of every kind that can be exported, trained in a second or rebuilt from a real vocabulary."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pilocal.export.pieces import SPACE
+from pilocal.export.vocabulary import QWEN2_SPLIT
+from pilocal.starter.tokenizer import CHAT_TEMPLATE, LLAMA3_SPLIT, SPECIAL_TOKENS, corpus
+
+SIZE = 2040
+INST_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ '[INST] ' + message['content'] + '\\n\\n[/INST]' }}{% endif %}{% endfor %}"
+)
+"""As Llama 2 and Mistral write chats."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+"""As TinyLlama writes chats: no BOS, and plain text first."""
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+LLAMA3_SPECIAL = (
+    *("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in (0, 1))),
+    *("<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{i}|>" for i in range(3, 248))),
+)
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@cache
+def sample() -> tuple[str, ...]:
+    """Return some English, some code and some of everything else."""
+    return (
+        *corpus(episodes=20),
+        Path(__file__).read_text(encoding="utf-8"),
+        "a b  c   d\te\n\n" * 9,
+        "été 日本語 " * 9,
+    )
+
+
+@cache
+def learned_merges(split: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges of a small byte-level BPE."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _bytes_after(split)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=SIZE - 10, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(sample(), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [(left, right) for left, right in model["merges"]]
+
+
+def byte_level(
+    folder: Path,
+    split: str,
+    special: Sequence[str],
+    config: Mapping[str, Any],
+    *,
+    learned: tuple[dict[str, int], list[tuple[str, str]]] | None = None,
+    nfc: bool = False,
+    whole_words: bool = False,
+    bos: bool = False,
+) -> Path:
+    """Write a byte-level BPE, trained on the sample unless `learned` elsewhere; `bos` is the first special token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    vocabulary, merges = learned or learned_merges(split)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole_words))
+    tokenizer.normalizer = normalizers.NFC() if nfc else None
+    tokenizer.pre_tokenizer = _bytes_after(split)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    if bos:
+        pair = f"{special[0]} $A {special[0]} $B"
+        ids = [(special[0], tokenizer.token_to_id(special[0]))]
+        tokenizer.post_processor = processors.TemplateProcessing(f"{special[0]} $A", pair, ids)
+    return _write(folder, tokenizer, config)
+
+
+def _bytes_after(split: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), behavior="isolated"), to_bytes])
+
+
+def qwen_like(folder: Path, **options: Any) -> Path:
+    """Write a tokenizer as Qwen 2 and 3 have it: NFC, every digit for itself, no BOS."""
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": CHATML_TEMPLATE,
+    }
+    return byte_level(folder, QWEN2_SPLIT, QWEN_SPECIAL, config, nfc=True, **options)
+
+
+def llama3(folder: Path, data: Path | None = None, *, whole_words: bool = True) -> Path:
+    """Write a tokenizer as Llama 3 has it, from the real encoder.json and vocab.bpe in `data` or trained."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "pad_token": "<|finetune_right_pad_id|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    if data is None:
+        return byte_level(folder, LLAMA3_SPLIT, SPECIAL_TOKENS, config, whole_words=whole_words, bos=True)
+    lines = (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines) if left and right]
+    learned = json.loads((data / "encoder.json").read_text(encoding="utf-8")), merges
+    return byte_level(folder, LLAMA3_SPLIT, LLAMA3_SPECIAL, config, learned=learned, whole_words=True, bos=True)
+
+
+@cache
+def sentencepiece_model() -> bytes:
+    """Return a small SentencePiece BPE with the settings that Llama 2's was trained with."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in sample() for line in text.split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=SIZE - 40,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def pieces_of(model: bytes) -> dict[str, float]:
+    """Return a SentencePiece model's pieces, in order, and their scores."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = range(processor.get_piece_size())
+    return {processor.id_to_piece(i): processor.get_score(i) for i in ids}
+
+
+SPM_CONFIG: Mapping[str, Any] = MappingProxyType(
+    {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": INST_TEMPLATE,
+    }
+)
+
+
+def sentencepiece_like(
+    folder: Path,
+    *,
+    spaces: str = "each",
+    pieces: Mapping[str, float] | None = None,
+    special: Iterable[str] = ("<unk>", "<s>", "</s>"),
+    **config: Any,
+) -> Path:
+    """Write a tokenizer as Llama 2 and Mistral up to 7B v0.3 have it, from pieces and their scores or trained.
+
+    `spaces` says before which texts one is laid: "each", as in their own tokenizer.json, or as Metaspace calls it.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers.tokenization_utils_base import generate_merges
+
+    scored = dict(pieces or pieces_of(sentencepiece_model()))
+    vocabulary = {piece: row for row, piece in enumerate(scored)}
+    merges = generate_merges(vocabulary, scored)
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    if spaces == "each":
+        steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=spaces, split=False)
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    ids = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", ids)
+    return _write(folder, tokenizer, {**SPM_CONFIG, **config})
+
+
+def _write(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = dict(config)
+    (folder / "chat_template.jinja").write_text(settings.pop("chat_template"), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder

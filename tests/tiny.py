@@ -73,7 +73,9 @@ def make_base(
     return folder
 
 
-def make_adapter(folder: Path, base: Path, *, kind: str = "lora", rank: int = 4, scale: float = 2.0) -> Path:
+def make_adapter(
+    folder: Path, base: Path, *, kind: str = "lora", rank: int = 4, scale: float = 2.0, seed: int = 1
+) -> Path:
     """Write a random LoRA or DoRA on every linear layer of `base`, that changes what the model says."""
     load_fast_blas()
     import mlx.core as mx
@@ -87,7 +89,7 @@ def make_adapter(folder: Path, base: Path, *, kind: str = "lora", rank: int = 4,
     keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, config["num_hidden_layers"], parameters, use_dora=kind == "dora")
-    mx.random.seed(1)
+    mx.random.seed(seed)
     size = 0.05 if kind == "lora" else 0.02  # a DoRA's change is not held down by the base's size
     weights = dict(tree_flatten(model.trainable_parameters()))
     lora = {name: size * mx.random.normal(value.shape) for name, value in weights.items()}

@@ -1,96 +1,132 @@
+"""The server as its clients see it: a real process, the official openai package, and raw HTTP for the rest."""
+
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import httpx
 import openai
 import pytest
 
 from pilocal.base import load_base, load_tokenizer
 from pilocal.errors import InputError, ModelError
-from pilocal.export.fused import export_fused
-from pilocal.serve.server import make_app, serve
+from pilocal.serve.app import Options, make_app
+from pilocal.serve.server import serve
+from pilocal.shipped import Shipped, read_shipped
+from pilocal.tokens import DATE_STRING
+from tests.served import EXAMPLES, TEMPLATE, make_run
+from tests.tiny import make_adapter
 
+ROOT = Path(__file__).parent.parent
+CONTEXT = 512
 CHATS = [
     [{"role": "user", "content": "turn on the kitchen light"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " What is 12 + 30? 😀\n"}],
     [{"role": role, "content": f"{role} <|eot_id|>"} for role in ("user", "assistant", "user")],
 ]
+ASKED = [{"role": "user", "content": "tell me red"}]
+KEY = "a-key-for-the-tests"
 
 
 @dataclass
 class Server:
+    """A server process that has loaded its models."""
+
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
+    log: Path
+    said: Path
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
-    return export_fused(starter, None, tmp_path_factory.mktemp("export") / "starter.gguf", "f16")
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The request log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 @contextmanager
-def running(gguf: Path, log: Path) -> Iterator[Server]:
-    """The real server, warnings shown, in an environment that would mislead llama-cpp-python's own settings."""
-    port = free_port()
-    options = {"alias": "smart-home", "host": "127.0.0.1", "port": port, "context": 512, "threads": 1}
-    code = f"from pathlib import Path; from pilocal.serve.server import serve; serve(Path({str(gguf)!r}), **{options})"
+def running(runs: list[Path], folder: Path, *options: object) -> Iterator[Server]:
+    """`pilocal serve`, warnings shown, in an environment that would mislead llama-cpp-python's own settings."""
+    log, said = folder / "log.jsonl", folder / "said.txt"
     misleading = {"N_CTX": "8", "CHAT_FORMAT": "chatml", "API_KEY": "secret", "LORA_PATH": "/nowhere"}
     # llama-cpp-python leaves one end of each stream and a /dev/null to the garbage collector: no harm, no warning.
-    warnings = ["-W", "always", "-W", "ignore::ResourceWarning"]
-    with log.open("wb") as output:
+    flags = ["-W", "always", "-W", "ignore::ResourceWarning"]
+    command = [*flags, "-c", "import pilocal.cli; pilocal.cli.main()", "serve", *runs]
+    command += ["--port", 0, "--context", CONTEXT, "--threads", 1, "--log", log, *options]
+    with said.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *warnings, "-c", code],
+            [sys.executable, *map(str, command)],
             stdout=output,
-            stderr=output,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, **misleading},
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
+    assert process.stderr is not None
+    rest = threading.Thread()
     try:
-        for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
+        for line in process.stderr:
+            if found := re.search(r"serving .* at (http://\S+)/v1;", line):
                 break
-            except ConnectionRefusedError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-        yield Server(f"http://127.0.0.1:{port}/v1", process)
+        else:
+            raise AssertionError("the server ended")
+        rest = threading.Thread(target=keep, args=(process.stderr, said))
+        rest.start()
+        yield Server(found[1], process, log, said)
     finally:
         process.kill()
         process.wait(20)
+        if rest.ident:
+            rest.join(20)
+        process.stderr.close()
+
+
+def keep(lines: IO[str], path: Path) -> None:
+    with path.open("a") as file:
+        for line in lines:
+            file.write(line)
+            file.flush()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Iterator[Server]:
-    with running(gguf, tmp_path_factory.mktemp("log") / "server.txt") as server:
+def runs(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> list[Path]:
+    """Two tasks with an adapter each on the starter, and one that is fused."""
+    root = tmp_path_factory.mktemp("runs")
+    made: list[Shipped] = []
+    for seed, name in enumerate(("colours", "lights", "melted")):
+        adapter = make_adapter(root / f"adapter-{name}", starter, rank=4, scale=2.0, seed=seed)
+        gguf = made[0].folder / made[0].base if made else None
+        made.append(make_run(root / name, starter, adapter, gguf=gguf, fused=name == "melted"))
+    return [shipped.folder.parent for shipped in made]
+
+
+@pytest.fixture(scope="module")
+def server(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(runs, tmp_path_factory.mktemp("server"), "--log-contents") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
-def mlx_answer(base: Path, chat: list[Any], tokens: int) -> str:
+def mlx_answer(base: Path, adapter: Path | None, chat: list[Any], tokens: int) -> str:
     from mlx_lm.generate import generate_step
 
-    model, tokenizer = load_base(base), load_tokenizer(base)
+    model, tokenizer = load_base(base, adapter), load_tokenizer(base)
     import mlx.core as mx
 
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -102,90 +138,338 @@ def mlx_answer(base: Path, chat: list[Any], tokens: int) -> str:
     return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-def test_the_openai_client_gets_the_greedy_answer(client: openai.OpenAI, starter: Path) -> None:
+def ask(client: openai.OpenAI, model: str, chat: list[Any], **more: Any) -> str:
+    reply = client.chat.completions.create(model=model, messages=chat, temperature=0, **{"max_tokens": 12, **more})
+    return reply.choices[0].message.content or ""
+
+
+def post(server: Server, body: Any, headers: dict[str, str] | None = None, path: str = "chat/completions") -> Any:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{server.url}/v1/{path}", content=content, headers=headers, timeout=60)
+
+
+def full_chat(query: str) -> list[dict[str, str]]:
+    """What an old caller sends: the template, two solved examples, and the query."""
+    turns = [("system", TEMPLATE)]
+    turns += [turn for each in EXAMPLES[:2] for turn in (("user", each.query), ("assistant", each.answer))]
+    return [{"role": role, "content": content} for role, content in (*turns, ("user", query))]
+
+
+def test_the_openai_client_gets_the_greedy_answer(client: openai.OpenAI, starter: Path, runs: list[Path]) -> None:
     for chat in CHATS:
-        reply = client.chat.completions.create(model="smart-home", messages=chat, temperature=0, max_tokens=24)
-        assert reply.choices[0].message.content == mlx_answer(starter, chat, 24)
-        assert reply.model == "smart-home"
+        assert ask(client, "base", chat, max_tokens=24) == mlx_answer(starter, None, chat, 24)
+    for name in ("colours", "lights", "melted"):
+        adapter = runs[0].parent / f"adapter-{name}"
+        assert ask(client, name, CHATS[0]) == mlx_answer(starter, adapter, CHATS[0], 12)
+    assert len({ask(client, name, CHATS[0]) for name in ("colours", "lights", "melted", "base")}) == 4
 
 
-def test_a_stream_says_the_same(client: openai.OpenAI, starter: Path) -> None:
+def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
-        model="smart-home", messages=CHATS[0], temperature=0, max_tokens=24, stream=True
+        model="colours", messages=CHATS[0], temperature=0, max_tokens=12, stream=True
     )
     parts = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
-    assert "".join(parts) == mlx_answer(starter, CHATS[0], 24)
+    assert "".join(parts) == ask(client, "colours", CHATS[0])
     assert len(parts) > 2
+
+
+def test_a_raw_prompt_is_completed(client: openai.OpenAI, starter: Path) -> None:
+    tokenizer = load_tokenizer(starter)
+    prompt = tokenizer.apply_chat_template(CHATS[0], add_generation_prompt=True, tokenize=False)
+    reply = client.completions.create(model="colours", prompt=prompt, temperature=0, max_tokens=12)
+    assert reply.choices[0].text == ask(client, "colours", CHATS[0])
+    stream = client.completions.create(model="colours", prompt=prompt, temperature=0, max_tokens=12, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
 
 
 def test_a_request_has_exactly_one_bos(client: openai.OpenAI, starter: Path) -> None:
     tokenizer = load_tokenizer(starter)
     for chat in CHATS:
-        tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        tokens = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=False, date_string=DATE_STRING
+        )
         assert tokens.count(tokenizer.bos_token_id) == 1
-        reply = client.chat.completions.create(model="smart-home", messages=chat, max_tokens=1)
+        reply = client.chat.completions.create(model="lights", messages=chat, max_tokens=1)
         assert reply.usage is not None
         assert reply.usage.prompt_tokens == len(tokens)
 
 
-def test_the_model_is_listed_under_its_alias(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["smart-home"]
+def test_every_task_and_the_base_are_listed(client: openai.OpenAI, server: Server) -> None:
+    names = ["colours", "lights", "melted", "base"]
+    assert [model.id for model in client.models.list()] == names
+    health = httpx.get(f"{server.url}/health").json()
+    assert health == {"status": "ok", "models": names}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_old_caller_s_template_and_shots_are_stripped_and_counted(
+    server: Server, client: openai.OpenAI, stream: bool
+) -> None:
+    body = {"model": "colours", "messages": full_chat("tell me red"), "temperature": 0, "max_tokens": 12}
+    bare = post(server, {**body, "messages": ASKED})
+    whole = post(server, {**body, "stream": stream})
+    saved = int(whole.headers["x-pilocal-prompt-tokens-saved"])
+    assert whole.headers["x-pilocal-arm"] == "internalized"
+    assert whole.headers["x-pilocal-prompt-tokens"] == bare.headers["x-pilocal-prompt-tokens"]
+    base = post(server, {**body, "model": "base"})
+    assert saved == base.json()["usage"]["prompt_tokens"] - bare.json()["usage"]["prompt_tokens"] > 60
+    if stream:
+        events = [json.loads(line[6:]) for line in whole.text.splitlines() if line.startswith("data: {")]
+        said = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+    else:
+        said = whole.json()["choices"][0]["message"]["content"]
+    assert said == bare.json()["choices"][0]["message"]["content"]
+    assert bare.headers["x-pilocal-prompt-tokens-saved"] == "0"
+
+
+def test_a_template_at_the_head_of_the_first_message_is_stripped_and_another_system_message_stays(
+    server: Server,
+) -> None:
+    def saved(chat: list[dict[str, str]]) -> int:
+        reply = post(server, {"model": "colours", "messages": chat, "max_tokens": 1})
+        return int(reply.headers["x-pilocal-prompt-tokens-saved"])
+
+    assert saved([{"role": "user", "content": f"{TEMPLATE}\n\ntell me red"}]) > 20
+    assert saved([{"role": "system", "content": f"  {TEMPLATE}\n"}, *ASKED]) > 20
+    assert saved([{"role": "system", "content": "Answer in French."}, *ASKED]) == 0
+    assert saved([{"role": "user", "content": TEMPLATE}]) == 0
+
+
+def test_a_header_sends_a_request_to_the_base_with_the_full_prompt(server: Server, client: openai.OpenAI) -> None:
+    headers = {"X-Pilocal-Fallback": "full-prompt"}
+    body = {"model": "colours", "messages": ASKED, "temperature": 0, "max_tokens": 12}
+    reply = post(server, body, headers)
+    assert reply.headers["x-pilocal-arm"] == "full-prompt"
+    asked = server.entries[-1]["prompt"]
+    assert asked[0] == {"role": "system", "content": TEMPLATE}
+    assert [turn["role"] for turn in asked[1:]] == ["user", "assistant", "user", "assistant", "user"]
+    assert asked[-1]["content"] == "tell me red"
+    assert reply.json()["choices"][0]["message"]["content"] == ask(client, "base", asked)
+    refused = post(server, {**body, "model": "base"}, headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_full_prompt")
+    assert post(server, body, {"X-Pilocal-Fallback": "maybe"}).status_code == 400
+
+
+def test_a_share_of_the_requests_goes_to_the_full_prompt_and_both_are_counted(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path, "--fallback-share", 0.3) as server:
+        body = {"messages": ASKED, "max_tokens": 1}
+        arms = [post(server, body).headers["x-pilocal-arm"] for _ in range(40)]
+        drawn = arms.count("full-prompt")
+        assert 5 < drawn < 20
+        text = httpx.get(f"{server.url}/metrics").text
+        for arm, count in (("full-prompt", drawn), ("internalized", 40 - drawn)):
+            assert f'pilocal_requests_total{{arm="{arm}",status="200",task="colours"}} {float(count)}' in text
+        prompts = {entry["prompt_tokens"] for entry in server.entries if entry["arm"] == "full-prompt"}
+        assert min(prompts) > 60
+        assert "prompt" not in server.entries[0]
+        assert "answer" not in server.entries[0]
+
+
+def test_the_metrics_tell_tokens_and_times(server: Server, client: openai.OpenAI) -> None:
+    def value(name: str) -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        found = re.search(rf'^{name}{{arm="internalized",task="lights"}} (\S+)$', text, re.M)
+        return float(found[1]) if found else 0.0
+
+    names = ("prompt_tokens_total", "completion_tokens_total", "saved_tokens_total", "first_token_seconds_count")
+    before = [value(f"pilocal_{name}") for name in names]
+    reply = client.chat.completions.create(model="lights", messages=full_chat("tell me red"), max_tokens=5)
+    assert reply.usage is not None
+    after = [value(f"pilocal_{name}") for name in names]
+    change = [new - old for new, old in zip(after, before, strict=True)]
+    assert change[:2] == [reply.usage.prompt_tokens, reply.usage.completion_tokens]
+    assert change[2] > 60
+    assert change[3] == 1
+    entry = server.entries[-1]
+    assert 0 < entry["first_token_seconds"] <= entry["seconds"]
+    assert (entry["task"], entry["arm"], entry["status"]) == ("lights", "internalized", 200)
+    assert entry["answer"] == reply.choices[0].message.content
+
+
+def test_an_unknown_model_is_a_404_that_names_the_known(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="This server has: colours, lights, melted, base") as caught:
+        ask(client, "kitchen", ASKED)
+    assert caught.value.code == "model_not_found"
 
 
 def test_a_prompt_longer_than_the_context_is_a_400_that_says_so(client: openai.OpenAI) -> None:
     chat: list[Any] = [{"role": "user", "content": "word " * 600}]
-    with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens"):
-        client.chat.completions.create(model="smart-home", messages=chat, max_tokens=4)
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens") as caught:
+        ask(client, "colours", chat)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "not valid JSON"),
+        (b'{"model": "colours", "messages": [], "temperature": NaN}', "not valid JSON"),
+        ({"model": "colours"}, "at least one is needed"),
+        ({"model": "colours", "messages": "hello"}, "messages"),
+        ({"model": "colours", "messages": [3]}, "messages.0: must be an object"),
+        ({"model": "colours", "messages": [{"role": "wizard", "content": "a"}]}, "messages.0.role: must be one of"),
+        ({"model": "colours", "messages": [{"role": "user", "content": {"a": 1}}]}, "must be text"),
+        ({"model": "colours", "messages": ASKED, "max_tokens": "many"}, "max_tokens"),
+        ({"model": "colours", "messages": ASKED, "temperature": 9}, "temperature: must be from 0 to 2"),
+        ({"model": "colours", "messages": ASKED, "n": 3}, "a request gets one answer"),
+        ({"model": "colours", "messages": ASKED, "logit_bias": {"999999": 1}}, "Tokens are numbers from 0"),
+        ({"messages": ASKED}, "model: name one"),
+    ],
+)
+def test_a_request_that_is_wrong_is_a_400_in_openai_s_words(server: Server, body: Any, said: str) -> None:
+    reply = post(server, body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_of_ten_megabytes_is_a_413_and_the_server_goes_on(server: Server, client: openai.OpenAI) -> None:
+    chat = [{"role": "user", "content": "x" * 10_000_000}]
+    reply = post(server, {"model": "colours", "messages": chat})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+    assert ask(client, "colours", CHATS[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/health", 405),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/x", 404),
+    ],
+)
+def test_what_the_server_does_not_have_is_told_in_openai_s_words(
+    server: Server, method: str, path: str, status: int
+) -> None:
+    reply = httpx.request(method, server.url + path)
+    assert reply.status_code == status
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_a_repetition_is_not_penalized(client: openai.OpenAI) -> None:
     """llama-cpp-python's own default, 1.1, must change nothing."""
-
-    def answer(**extra: float) -> str | None:
-        reply = client.chat.completions.create(
-            model="smart-home", messages=CHATS[0], temperature=0, max_tokens=64, extra_body=extra
-        )
-        return reply.choices[0].message.content
-
-    assert answer() == answer(repeat_penalty=1.0)
+    plain = ask(client, "base", CHATS[0], max_tokens=64)
+    assert ask(client, "base", CHATS[0], max_tokens=64, extra_body={"repeat_penalty": 1.0}) == plain
 
 
-def test_a_taken_port_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:
+def endless(server: Server, model: str = "base") -> socket.socket:
+    """Ask for a long stream and return the connection once its first part is there."""
+    body = {"model": model, "messages": CHATS[0], "temperature": 0, "stream": True, "max_tokens": 400}
+    body |= {"logit_bias": {str(token): -100 for token in (2041, 2045, 2046)}}  # the ends of an answer
+    content = json.dumps(body).encode()
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    assert b"200 OK" in connection.recv(4096)
+    while b"data: " not in connection.recv(4096):
+        pass
+    return connection
+
+
+def test_a_client_that_hangs_up_ends_its_answer_and_frees_the_queue(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path, "--queue", 0) as server:
+        with endless(server):
+            busy = post(server, {"messages": ASKED, "max_tokens": 1})
+            assert busy.status_code == 429
+            assert int(busy.headers["retry-after"]) >= 1
+            assert busy.json()["error"]["code"] == "rate_limit_exceeded"
+            with (
+                openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+                pytest.raises(openai.RateLimitError),
+            ):
+                ask(client, "colours", ASKED)
+        while (reply := post(server, {"messages": ASKED, "max_tokens": 1})).status_code == 429:
+            pass
+        assert reply.status_code == 200
+        left = next(entry for entry in server.entries if entry["status"] == 499)
+        assert 0 < left["completion_tokens"] < 400
+
+
+def test_those_in_line_are_answered_in_turn(server: Server, client: openai.OpenAI) -> None:
+    alone = {name: ask(client, name, CHATS[0]) for name in ("colours", "lights", "melted", "base")}
+    said: list[tuple[str, str]] = []
+
+    def work(name: str) -> None:
+        said.append((name, ask(client, name, CHATS[0])))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in [*alone] * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(said) == 12
+    assert all(alone[name] == answer for name, answer in said)
+
+
+def test_with_a_key_nothing_but_page_and_health_is_open(runs: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "key.txt"
+    file.write_text(f"{KEY}\n")
+    with running(runs[:1], tmp_path, "--host", "0.0.0.0", "--api-key-file", file) as server:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
+                ask(client, "colours", ASKED)
+            with pytest.raises(openai.AuthenticationError):
+                client.models.list()
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+            assert ask(client, "colours", CHATS[0])
+        assert [httpx.get(url + path).status_code for path in ("/", "/health", "/metrics")] == [200, 200, 401]
+
+
+def test_the_port_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    def start(host: str, port: int) -> None:
+        serve([], Options(), host=host, port=port, log=lambda entry: None, ready=lambda port: None)
+
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(InputError, match=rf"^127\.0\.0\.1:{port}: cannot listen there: .*in use; choose another"):
-            serve(tmp_path / "none.gguf", alias="a", host="127.0.0.1", port=port, context=512, threads=None)
-
-
-def test_an_unknown_host_is_one_line(tmp_path: Path) -> None:
+            start("127.0.0.1", port)
     with pytest.raises(InputError, match=r"256\.0\.0\.1:80: cannot listen there"):
-        serve(tmp_path / "none.gguf", alias="a", host="256.0.0.1", port=80, context=512, threads=None)
+        start("256.0.0.1", 80)
+    with pytest.raises(InputError, match=r"^--host 0\.0\.0\.0: others can reach .* no API key; give --api-key-file"):
+        start("0.0.0.0", 0)
 
 
-def test_a_file_that_llama_cpp_cannot_load_is_refused(gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
-        make_app(tmp_path / "none.gguf", alias="a", context=512, threads=None)
-    cut = tmp_path / "cut.gguf"
-    cut.write_bytes(gguf.read_bytes()[:100_000])
-    with pytest.raises(ModelError, match=r"llama\.cpp cannot load it"):
-        make_app(cut, alias="a", context=512, threads=None)
+def test_files_that_cannot_be_served_are_one_line(runs: list[Path], tmp_path: Path) -> None:
+    def said(*arguments: object) -> str:
+        command = [sys.executable, "-c", "import pilocal.cli; pilocal.cli.main()", "serve", *map(str, arguments)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode in (1, 2)
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    assert "nothing was exported here yet" in said(tmp_path)
+    assert "has the same name" in said(runs[0], runs[0], "--port", 0)
+    assert "--log-contents needs --log" in said(runs[0], "--log-contents")
+    (tmp_path / "key").write_text(" \n")
+    assert "an API key is plain ASCII text" in said(runs[0], "--api-key-file", tmp_path / "key")
 
 
-def test_a_settings_file_from_the_environment_is_refused(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_needs_more_than_there_is_is_refused(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [read_shipped(runs[0])]
     monkeypatch.setenv("CONFIG_FILE", "/etc/other.json")
     with pytest.raises(InputError, match="CONFIG_FILE"):
-        make_app(gguf, alias="a", context=512, threads=None)
+        make_app(tasks, Options(), lambda entry: None)
+    monkeypatch.delenv("CONFIG_FILE")
+    with pytest.raises(ModelError, match=r"llama\.cpp cannot load it"):
+        make_app(tasks, Options(context=1 << 30), lambda entry: None)
 
 
-def test_an_interrupted_server_ends_and_has_warned_of_nothing(gguf: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    with running(gguf, log) as server, openai.OpenAI(base_url=server.url, api_key="none") as client:
-        client.chat.completions.create(model="smart-home", messages=CHATS[0], max_tokens=1)
-        with client.chat.completions.create(model="x", messages=CHATS[0], max_tokens=8, stream=True) as stream:
-            next(stream)
+def test_an_interrupted_server_ends_and_has_warned_of_nothing(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path) as server:
+        post(server, {"messages": ASKED, "max_tokens": 1})
+        with endless(server):
+            pass
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == -signal.SIGINT
-    text = log.read_text()
-    assert "Application shutdown complete" in text
-    assert text.rstrip().endswith("\nKeyboardInterrupt")
+        assert server.process.wait(20) == 130
+    text = server.said.read_text()
+    assert "Traceback" not in text
     assert "Warning" not in text

@@ -208,10 +208,10 @@ def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: P
 
 
 def test_bases_of_two_types_cannot_be_shared_by_adapters(tasks: list[Shipped], small: Path, tmp_path: Path) -> None:
-    from pilocal.export.gguf import export_gguf
+    from pilocal.export.fused import export_fused
 
     task = changed(tasks[1], tmp_path / "task", base="base-q8_0.gguf")
-    export_gguf(small, None, task.folder / "base-q8_0.gguf", "q8_0")
+    export_fused(small, None, task.folder / "base-q8_0.gguf", "q8_0")
     with pytest.raises(InputError, match=rf"base-q8_0\.gguf: quantized otherwise than {tasks[0].folder}"):
         choose_base([tasks[0], task])
     assert choose_base([tasks[8], task]) == task.folder / "base-q8_0.gguf"

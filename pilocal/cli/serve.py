@@ -1,26 +1,82 @@
-"""serve: a finished run behind an OpenAI-compatible API."""
+"""serve: finished runs behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import click
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port to listen on.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option(
     "--context", default=2048, show_default=True, type=click.IntRange(1), help="Longest prompt and answer, in tokens."
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; its own choice when left out.")
-def serve(run: Path, host: str, port: int, context: int, threads: int | None) -> None:
-    """Serve a run's GGUF with llama.cpp, OpenAI-compatible; send it the bare query."""
+@click.option("--queue", default=16, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
+@click.option(
+    "--fallback-share",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of requests that the base answers with the full prompt.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with the key that clients must send; needed when others can reach the server.",
+)
+@click.option("--log", type=click.File("a", encoding="utf-8", lazy=False), help="Append every request as JSON here.")
+@click.option("--log-contents", is_flag=True, help="With --log: what was asked and answered, too.")
+def serve(
+    runs: tuple[Path, ...],
+    host: str,
+    port: int,
+    context: int,
+    threads: int | None,
+    queue: int,
+    fallback_share: float,
+    api_key_file: Path | None,
+    log: IO[str] | None,
+    log_contents: bool,
+) -> None:
+    """Serve finished runs with llama.cpp, OpenAI-compatible; send the bare query.
+
+    The request's model is the task's name, or base. Several runs share one base in memory. A request that still carries
+    its task's template is answered without it; one with the header X-Pilocal-Fallback: full-prompt is answered by the
+    base with the whole prompt. There is a page at /, and /metrics for Prometheus.
+    """
+    from pilocal.errors import InputError
+    from pilocal.serve.app import Options
+    from pilocal.serve.entry import Entry
     from pilocal.serve.server import serve as start
+    from pilocal.settings import read_text
     from pilocal.shipped import read_shipped
 
-    shipped = read_shipped(run)
-    gguf, alias = shipped.folder / (shipped.fused or shipped.base), shipped.name
-    click.echo(f"serving {gguf} as {alias} at http://{host}:{port}/v1", err=True)
-    start(gguf, alias=alias, host=host, port=port, context=context, threads=threads)
+    if log_contents and log is None:
+        raise click.UsageError("--log-contents needs --log")
+    key = None
+    if api_key_file is not None:
+        key = read_text(api_key_file).strip()
+        if not key or not key.isascii():
+            raise InputError(api_key_file, "an API key is plain ASCII text", got=key, fix="write one into this file")
+    tasks = [read_shipped(run) for run in runs]
+    options = Options(
+        context=context, threads=threads, queue=queue, fallback_share=fallback_share, key=key, contents=log_contents
+    )
+
+    def note(entry: Entry) -> None:
+        if log is None:
+            click.echo(entry.line(), err=True)
+        else:
+            click.echo(entry.json(), file=log)
+            log.flush()
+
+    def ready(port: int) -> None:
+        names = ", ".join(task.name for task in tasks)
+        click.echo(f"serving {names} at http://{host}:{port}/v1; the page is at http://{host}:{port}/", err=True)
+
+    start(tasks, options, host=host, port=port, log=note, ready=ready)

@@ -40,7 +40,7 @@ class ShotPicker:
         self,
         examples: Sequence[Example],
         config: Retrieval,
-        folder: Path,
+        folder: Path | None,
         *,
         k: int,
         seed: int = 0,
@@ -50,6 +50,7 @@ class ShotPicker:
     ) -> None:
         """Rank the `k` best shots of every training example, or read the ranking from `folder` (RUN/index).
 
+        Without a folder nothing is ranked, and only the shots of queries can be asked for.
         `seed` draws the bank; `where` names the training file in errors; an embedding model's directory is relative to
         `models`; `progress` is told ("shots", examples done, of how many). Raises InputError when an example would find
         fewer than `k` shots, or when the embedding model cannot be loaded.
@@ -61,7 +62,7 @@ class ShotPicker:
         self._asked = [question(example.query, example.history) for example in self._examples]
         self._bank = choose_bank(len(self._examples), config.pool, seed)
         self._most = k
-        self._ranking = self._ranked(folder, progress)
+        self._ranking = [] if folder is None else self._ranked(folder, progress)
 
     def for_training(self, i: int, k: int) -> tuple[int, ...]:
         """Return the k training examples most similar to example i by `config.similarity`, least similar first.

@@ -1,70 +1,48 @@
-"""`pilocal serve`: llama-cpp-python's own FastAPI app on one GGUF."""
+"""`pilocal serve`: where the app listens, and until when."""
 
 from __future__ import annotations
 
-import os
+import ipaddress
 import socket
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from pilocal.errors import InputError, ModelError
+from pilocal.errors import InputError
+from pilocal.serve.app import Options, make_app
+from pilocal.serve.entry import Entry
+from pilocal.shipped import Shipped
 
 
-def serve(gguf: Path, *, alias: str, host: str, port: int, context: int, threads: int | None) -> None:
+def serve(
+    tasks: Sequence[Shipped],
+    options: Options,
+    *,
+    host: str,
+    port: int,
+    log: Callable[[Entry], None],
+    ready: Callable[[int], None],
+) -> None:
     """Answer OpenAI-compatible requests under http://host:port/v1 until the process is interrupted.
 
-    `alias` is the model's name in /v1/models, `context` the longest prompt and answer together in tokens, `threads`
-    llama.cpp's (None: half of the cores for an answer, all of them for a prompt). The port is taken before the model
-    is loaded, and requests that come meanwhile wait. Raises InputError when the port is not to be had, ModelError when
-    llama.cpp cannot load the file, and KeyboardInterrupt once an interrupted server has shut down.
+    The port is taken before anything is loaded, and requests that come meanwhile wait; `ready` is told it once all is
+    loaded (a port of 0 is any free one), `log` of every finished request. Raises InputError when the port is not to be
+    had, or others could reach the server without a key; what `make_app` raises; and KeyboardInterrupt once an
+    interrupted server has shut down.
     """
     import uvicorn
 
-    with _listen(host, port) as listener:
-        app = make_app(gguf, alias=alias, context=context, threads=threads)
+    with _listen(host, port, options.key) as listener:
+        app = make_app(tasks, options, log)
+        ready(listener.getsockname()[1])
         uvicorn.Server(uvicorn.Config(app, access_log=False)).run(sockets=[listener])
 
 
-def make_app(gguf: Path, *, alias: str, context: int, threads: int | None) -> Any:
-    """Load the GGUF and return the ASGI app; see `serve`.
-
-    Answers depend on the model and the request alone: the file's own chat template, no environment variables, and no
-    penalties, since llama-cpp-python would otherwise apply a repetition penalty of 1.1 that OpenAI clients do not know.
-    """
-    from llama_cpp.server.app import create_app
-    from llama_cpp.server.settings import ModelSettings, ServerSettings
-
-    if not gguf.is_file():
-        raise ModelError(gguf, "no such file", fix="`pilocal export` makes it")
-    if "CONFIG_FILE" in os.environ:
-        fix = "unset it"
-        raise InputError("CONFIG_FILE", "llama-cpp-python would take its settings from this variable", fix=fix)
-    # model_construct() takes the defaults but, unlike the constructor, reads no environment variables.
-    model = ModelSettings.model_construct(
-        model=str(gguf),
-        model_alias=alias,
-        n_ctx=context,
-        n_threads=threads,
-        n_threads_batch=threads,
-        n_gpu_layers=-1,  # all of them, where llama.cpp was built for a GPU
-        use_mlock=False,
-        logits_all=False,  # else context * vocabulary floats are kept, gigabytes for Llama 3
-        last_n_tokens_size=0,  # the window of the penalties
-        chat_format="chat_template.default",  # the file's own; by default some are swapped for built-in ones
-        verbose=False,
-    )
-    server = ServerSettings.model_construct(interrupt_requests=False)
-    try:
-        return create_app(server_settings=server, model_settings=[model])
-    except (ValueError, RuntimeError) as error:
-        fix = "export it again, or ask for a smaller context"
-        raise ModelError(gguf, f"llama.cpp cannot load it: {error}", fix=fix) from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, key: str | None) -> socket.socket:
     fix = "choose another with --port or --host"
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if key is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            what, fix = "others can reach this address, and there is no API key", "give --api-key-file"
+            raise InputError(f"--host {host}", what, fix=fix)
         return socket.create_server((host, port), family=family)
     except OSError as error:
         reason = str(error.strerror or error).partition(" (")[0]

@@ -1,0 +1,65 @@
+"""The other arm: the prompt as it was before internalizing, template and shots included, for the bare base."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from pilocal.render import render
+from pilocal.retrieve import ShotPicker
+from pilocal.serve.strip import Chat
+from pilocal.shipped import Shipped
+from pilocal.task import Example
+
+
+class FullPrompt:
+    """Writes a task's full prompts, with shots chosen as in the evaluation."""
+
+    def __init__(self, task: Shipped, examples: tuple[Example, ...]) -> None:
+        self._task = task
+        self._examples = examples
+        self._picker: ShotPicker | None = None
+        self._lock = threading.Lock()
+
+    def chat(self, bare: Chat) -> Chat | None:
+        """Return a chat that starts with template and shots; None where a query is not the last turn.
+
+        A system message of the caller's own is put after the template. Raises InputError when the model that compares
+        queries cannot be loaded.
+        """
+        systems = [message["content"] for message in bare if message["role"] == "system"]
+        turns = [message for message in bare if message["role"] != "system"]
+        if not turns or any(message["role"] not in ("user", "assistant") for message in turns):
+            return None
+        *earlier, (role, query) = [(message["role"], message["content"]) for message in turns]
+        if role != "user":
+            return None
+        asked = Example(id="", query=query, answer="", history=tuple(earlier))
+        template = "\n\n".join(text for text in (self._task.template, *systems) if text.strip())
+        record = render(template, self._shots(asked), asked)
+        return [dict(message) for message in record["messages"][:-1]]
+
+    def _shots(self, asked: Example) -> list[Example]:
+        k = self._task.shots
+        with self._lock:
+            if self._picker is None:
+                where, config, seed = self._task.folder, self._task.retrieval, self._task.seed
+                self._picker = ShotPicker(self._examples, config, None, k=k, seed=seed, where=where)
+            return [self._examples[i] for i in self._picker.for_query(asked.query, k, asked.history)]
+
+
+class Draw:
+    """Says which requests go to the full prompt: a share of them, the same in every run of the server.
+
+    >>> draw = Draw(0.1)
+    >>> sum(draw() for _ in range(10_000))
+    1026
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._random = random.Random(0)
+
+    def __call__(self) -> bool:
+        """Draw for one request."""
+        return self._random.random() < self._share

@@ -1,0 +1,36 @@
+"""Why a request is not answered, in the words of OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Refusal(Exception):
+    """Ends a request with an HTTP status and OpenAI's error body, from which its clients make their exceptions."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def server_error(message: str) -> Refusal:
+    """Return the refusal of a request that is not at fault itself.
+
+    >>> server_error("out of memory").body["error"]["type"]
+    'server_error'
+    """
+    return Refusal(500, message, kind="server_error")

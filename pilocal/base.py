@@ -9,7 +9,8 @@ from typing import Any
 
 from pilocal.blas import load_fast_blas
 from pilocal.errors import ModelError
-from pilocal.rundir import fingerprint, sha256_file
+from pilocal.hashes import remembered_sha256
+from pilocal.rundir import fingerprint
 from pilocal.task import STARTER
 
 SUPPORTED = ("llama",)
@@ -137,10 +138,10 @@ def _check_safetensors(path: Path) -> None:
 
 
 def base_hash(folder: Path) -> str:
-    """Return one SHA-256 over everything that decides what the model says."""
+    """Return one SHA-256 over everything that decides what the model says; that of large files is remembered."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("model*.safetensors"))
-    return fingerprint([(path.name, sha256_file(path)) for path in files])
+    return fingerprint([(path.name, remembered_sha256(path)) for path in files])
 
 
 def load_tokenizer(folder: Path) -> Any:

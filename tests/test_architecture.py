@@ -18,6 +18,7 @@ FLOORS = {
     "settings": 1,
     "starter": 1,
     "chart": 2,
+    "hashes": 2,
     "task": 2,
     "schedule": 2,
     "rundir": 1,

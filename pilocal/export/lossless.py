@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from pilocal.errors import ExportError
 from pilocal.export.exact import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.fused import to_bfloat16
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
-from pilocal.export.weights import BaseWeights
+from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
 from pilocal.rundir import disk_error, write_json
 

@@ -108,15 +108,16 @@ def test_many_clients_get_the_answers_of_one(
 
 def test_the_adapter_answers(run: Path, prompts: Prompts, starter: Path) -> None:
     adapter = run / "export" / "adapter.gguf"
-    adapted, plain = (one_by_one(run, prompts.bare, starter, given) for given in (adapter, None))
+    bare = prompts.bare[:8]
+    adapted, plain = (one_by_one(run, bare, starter, given) for given in (adapter, None))
     assert adapted != plain
-    longest = max(map(len, prompts.bare)) + MOST
+    longest = max(map(len, bare)) + MOST
     with (
         Model(run / "export" / "base.gguf", adapter) as model,
-        BatchEngine(model, clients=4, longest=longest, threads=1) as engine,
+        BatchEngine(model, clients=1, longest=longest, threads=1) as engine,
     ):
-        answered, _ = engine.answer(prompts.bare, max_tokens=MOST)
-    assert same(answered, adapted) >= len(adapted) - 1
+        answered, _ = engine.answer(bare, max_tokens=MOST)
+    assert same(answered, adapted) == len(adapted)
 
 
 def test_the_computed_memory_is_llama_cpps_own(run: Path, prompts: Prompts) -> None:

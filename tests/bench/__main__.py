@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import export, memory, retrieval, train_step
+from tests.bench import export, latency, memory, retrieval, train_step
 from tests.bench.plot import draw_growth
 from tests.bench.train_step import say
 
@@ -31,6 +31,12 @@ def lossless_export(repeats: int) -> dict[str, Any]:
     """How long the export of an 8B shape takes beside `cp`, and how much memory."""
     folder = data("export", export.DATA, "Llama 3's encoder.json and vocab.bpe")
     return said(export.export(folder, repeats) if folder else {"skipped": True})
+
+
+def first_token(shape: str, templates: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """How much sooner the bare query's first token comes than the full prompt's, cold and warm."""
+    folder = data(f"latency-{shape}", export.DATA, "Llama 3's encoder.json and vocab.bpe")
+    return said(latency.latency(folder, shape, templates, repeats) if folder else {"skipped": True})
 
 
 def data(bench: str, variable: str, files: str) -> Path | None:
@@ -62,6 +68,8 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
     "export": lossless_export,
+    "latency-1b": partial(first_token, "1b", (500, 1000, 4000)),
+    "latency-8b": partial(first_token, "8b", (1000,)),
 }
 
 

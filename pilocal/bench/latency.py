@@ -48,8 +48,8 @@ def measure(
     """Return what bench.json says: each arm's times at each number of clients, and the memory of its KV cache.
 
     All requests are asked at each number of clients, by as many clients as that, each of which asks again once it has
-    its answer. Every context answers one request beforehand that does not count. `kv_bytes` is computed from the most
-    tokens that were kept at once, `kv_bytes_of_a_request` is llama.cpp's own count for one. Raises ModelError when
+    its answer. Every context answers one short request beforehand that does not count. `kv_bytes` is computed from the
+    most tokens that were kept at once, `kv_bytes_of_a_request` is llama.cpp's own count for one. Raises ModelError when
     llama.cpp refuses a file, RunError when its memory does not suffice.
     """
     arms: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _arm(
     for count in clients:
         done = partial(progress, f"{TITLES[name]}, {count} at once", total=len(prompts))
         with BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads) as engine:
-            engine.answer(prompts[-1:], max_tokens=max_tokens)
+            engine.answer([prompts[-1][: len(prefix) + 1]], max_tokens=2)
             answered, seconds = engine.answer(prompts, max_tokens=max_tokens, done=done)
             rows[str(count)] = _row(answered, seconds) | {"kv_bytes": engine.peak_tokens * model.kv_bytes}
             measured = engine.sequence_bytes()

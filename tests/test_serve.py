@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -385,7 +386,7 @@ def test_a_client_that_hangs_up_ends_its_answer_and_frees_the_queue(runs: list[P
             ):
                 ask(client, "colours", ASKED)
         while (reply := post(server, {"messages": ASKED, "max_tokens": 1})).status_code == 429:
-            pass
+            time.sleep(0.05)
         assert reply.status_code == 200
         left = next(entry for entry in server.entries if entry["status"] == 499)
         assert 0 < left["completion_tokens"] < 400
@@ -447,7 +448,7 @@ def test_files_that_cannot_be_served_are_one_line(runs: list[Path], tmp_path: Pa
     assert "nothing was exported here yet" in said(tmp_path)
     assert "has the same name" in said(runs[0], runs[0], "--port", 0)
     assert "--log-contents needs --log" in said(runs[0], "--log-contents")
-    (tmp_path / "key").write_text(" \n")
+    (tmp_path / "key").write_text("schlüssel\n")
     assert "an API key is plain ASCII text" in said(runs[0], "--api-key-file", tmp_path / "key")
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "pilocal.cli.export",
     "compare": "pilocal.cli.compare",
     "serve": "pilocal.cli.serve",
+    "bench": "pilocal.cli.bench",
 }
 """Every command and the module that defines it, in the order of the help page."""
 

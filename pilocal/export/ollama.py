@@ -12,6 +12,7 @@ from typing import Any
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.chat_layout import read_layout
+from pilocal.gguf_tokenizer import GgufTokenizer
 from pilocal.rundir import replacing
 from pilocal.shipped import Shipped
 from pilocal.tokens import end_tokens
@@ -26,7 +27,8 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     said in Ollama's language, RunError when the disk is full.
     """
     served = shipped.fused or shipped.base
-    template = read_layout(tokenizer, adds_bos=_adds_bos(shipped.folder / served)).go()
+    with GgufTokenizer(shipped.folder / served) as own:
+        template = read_layout(tokenizer, adds_bos=own.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
     if any(QUOTES in text for text in (template, *ends)):
         raise ExportError("chat template", "a Modelfile cannot hold three quotes", fix="serve it with `pilocal serve`")
@@ -53,17 +55,6 @@ def ollama_name(task: str) -> str:
     'smart-home-v2'
     """
     return re.sub(r"[^a-z0-9._]+", "-", task.lower()).strip("-._") or "task"
-
-
-def _adds_bos(gguf: Path) -> bool:
-    """Tell whether a file's tokenizer puts BOS before every text."""
-    import llama_cpp
-
-    vocabulary = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
-    try:
-        return bool(llama_cpp.llama_vocab_get_add_bos(vocabulary._model.vocab))
-    finally:
-        vocabulary.close()
 
 
 def _kind(shipped: Shipped, name: str) -> Kind:

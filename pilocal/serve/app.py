@@ -11,11 +11,11 @@ from pilocal.errors import InputError
 from pilocal.serve.chat import Tokenizer
 from pilocal.serve.door import Door
 from pilocal.serve.entry import Entry
-from pilocal.serve.gate import Gate
 from pilocal.serve.metrics import Metrics
 from pilocal.serve.models import Models, model_settings, refusing
 from pilocal.serve.page import read_page
 from pilocal.serve.plan import Planner
+from pilocal.serve.queue import Queue
 from pilocal.serve.weights import choose_base
 from pilocal.shipped import Shipped
 
@@ -67,7 +67,7 @@ def make_app(tasks: Sequence[Shipped], options: Options, log: Callable[[Entry], 
         app,
         models=models,
         planner=Planner(tasks, tokenizer, context=options.context, share=options.fallback_share),
-        gate=Gate(options.queue, metrics.wait),
+        queue=Queue(options.queue, metrics.wait),
         metrics=metrics,
         key=options.key,
         log=log,

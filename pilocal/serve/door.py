@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 from pilocal.serve.entry import Entry
-from pilocal.serve.gate import Gate
 from pilocal.serve.job import JOB, Job
 from pilocal.serve.metrics import Metrics
 from pilocal.serve.models import CLIENT_CLOSED_REQUEST, Models
 from pilocal.serve.plan import FULL_PROMPT, Plan, Planner
+from pilocal.serve.queue import Queue
 from pilocal.serve.refusal import Refusal, server_error
 from pilocal.serve.reply import Reply
 from pilocal.serve.request import CHAT, COMPLETION, TYPES, read_request
@@ -49,7 +49,7 @@ class Door:
         *,
         models: Models,
         planner: Planner,
-        gate: Gate,
+        queue: Queue,
         metrics: Metrics,
         key: str | None,
         log: Callable[[Entry], None],
@@ -58,7 +58,7 @@ class Door:
         self._app = app
         self._models = models
         self._planner = planner
-        self._gate = gate
+        self._queue = queue
         self._metrics = metrics
         self._key = key
         self._log = log
@@ -119,7 +119,7 @@ class Door:
         line = anyio.CancelScope()
         watch = asyncio.create_task(_watch(receive, job, line))
         try:
-            with self._gate.place():
+            with self._queue.place():
                 full = _wants_full_prompt(visit.headers)
                 request = await run_in_threadpool(read_request, visit.path, body, self._models.base.n_vocab())
                 visit.stream = bool(request.get("stream"))
@@ -127,7 +127,7 @@ class Door:
                 visit.plan, visit.job, job.model = plan, job, plan.model
                 async with AsyncExitStack() as turn:
                     with line:  # only the waiting can be left; an answer that has begun ends itself
-                        await turn.enter_async_context(self._gate.turn())
+                        await turn.enter_async_context(self._queue.turn())
                     if not job.cancelled.is_set():
                         await self._run(plan, job, scope, reply)
             visit.ended = time.perf_counter()

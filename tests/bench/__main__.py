@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import export, memory, retrieval, tokenizers, train_step
+from tests.bench import export, latency, memory, retrieval, tokenizers, train_step
 from tests.bench.plot import draw_growth
 from tests.bench.train_step import say
 
@@ -40,6 +40,12 @@ def same_ids(repeats: int) -> dict[str, Any]:
         if variable not in folders:
             print(f"tokenizers goes without {variable}, which names no folder", file=sys.stderr)
     return said(tokenizers.tokenizers(folders))
+
+
+def first_token(shape: str, templates: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """How much sooner the bare query's first token comes than the full prompt's, cold and warm."""
+    folder = data(f"latency-{shape}", export.DATA, "Llama 3's encoder.json and vocab.bpe")
+    return said(latency.latency(folder, shape, templates, repeats) if folder else {"skipped": True})
 
 
 def data(bench: str, variable: str, files: str) -> Path | None:
@@ -72,6 +78,8 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "retrieval": choice_of_shots,
     "export": lossless_export,
     "tokenizers": same_ids,
+    "latency-1b": partial(first_token, "1b", (500, 1000, 4000)),
+    "latency-8b": partial(first_token, "8b", (1000,)),
 }
 
 

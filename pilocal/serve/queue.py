@@ -12,7 +12,7 @@ RECENT = 0.2
 """The weight of the latest request in the mean duration."""
 
 
-class Gate:
+class Queue:
     """Lets requests to the models one by one, in the order in which they came."""
 
     def __init__(self, line: int, told: Callable[[int], None]) -> None:

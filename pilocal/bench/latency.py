@@ -1,0 +1,113 @@
+"""Three ways of asking, side by side: the full prompt cold, the same with its prefix kept, the bare query."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from pilocal.bench.engine import Answered, BatchEngine
+from pilocal.bench.model import Model
+from pilocal.bench.prompts import Prompts
+from pilocal.progress import Progress, silent
+
+TITLES = {
+    "full_prompt_cold": "full prompt, cold",
+    "full_prompt_warm": "full prompt, warm prefix cache",
+    "bare_query": "bare query",
+}
+"""The arms, in the order of the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which files answer."""
+
+    base: Path
+    """Answers the full prompt."""
+    shipped: Path
+    """Answers the bare query."""
+    adapter: Path | None
+    """Is added to `shipped`."""
+
+
+def measure(
+    weights: Weights,
+    prompts: Prompts,
+    clients: Sequence[int],
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Return what bench.json says: each arm's times at each number of clients, and the memory of its KV cache.
+
+    All requests are asked at each number of clients, by as many clients as that, each of which asks again once it has
+    its answer. Every context answers one short request beforehand that does not count. `kv_bytes` is computed from the
+    most tokens that were kept at once, `kv_bytes_of_a_request` is llama.cpp's own count for one. Raises ModelError when
+    llama.cpp refuses a file, RunError when its memory does not suffice.
+    """
+    arms: dict[str, Any] = {}
+    prefixes: dict[str, Sequence[int]] = {"full_prompt_cold": (), "full_prompt_warm": prompts.prefix}
+    with Model(weights.base) as base:
+        for arm, prefix in prefixes.items():
+            arms[arm] = _arm(arm, base, prompts.full, prefix, prompts.longest_answer, clients, threads, progress)
+    with Model(weights.shipped, weights.adapter) as shipped:
+        arm = "bare_query"
+        arms[arm] = _arm(arm, shipped, prompts.bare, (), prompts.longest_answer, clients, threads, progress)
+    bare = arms["bare_query"]["clients"]
+    for arm in arms.values():
+        for count, row in arm["clients"].items():
+            row["ttft_ratio"] = row["ttft_ms"]["median"] / bare[count]["ttft_ms"]["median"]
+    return {
+        "requests": len(prompts.bare),
+        "max_tokens": prompts.longest_answer,
+        "threads": threads or os.cpu_count(),
+        "arms": arms,
+    }
+
+
+def _arm(
+    name: str,
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    prefix: Sequence[int],
+    max_tokens: int,
+    clients: Sequence[int],
+    threads: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    longest = max(map(len, prompts)) + max_tokens
+    rows = {}
+    for count in clients:
+        done = partial(progress, f"{TITLES[name]}, {count} at once", total=len(prompts))
+        with BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads) as engine:
+            engine.answer([prompts[-1][: len(prefix) + 1]], max_tokens=2)
+            answered, seconds = engine.answer(prompts, max_tokens=max_tokens, done=done)
+            rows[str(count)] = _row(answered, seconds) | {"kv_bytes": engine.peak_tokens * model.kv_bytes}
+            measured = engine.sequence_bytes()
+    return {
+        "file": model.path.name,
+        "prompt_tokens": mean(map(len, prompts)),
+        "shared_tokens": len(prefix),
+        "kv_bytes_per_token": model.kv_bytes,
+        "kv_bytes_of_a_request": measured,
+        "clients": rows,
+    }
+
+
+def _row(answered: Sequence[Answered], seconds: float) -> dict[str, Any]:
+    return {
+        "ttft_ms": _spread([each.ttft for each in answered]),
+        "latency_ms": _spread([each.total for each in answered]),
+        "requests_per_second": len(answered) / seconds,
+    }
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    return {"median": 1000 * median(seconds), "p90": 1000 * float(np.quantile(seconds, 0.9))}

@@ -1,0 +1,102 @@
+"""The requests of a run: its test set with the whole prompt and as bare queries, in the tokens of its GGUF file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilocal.errors import RunError
+from pilocal.gguf_tokenizer import GgufTokenizer
+from pilocal.render import Record, render
+from pilocal.retrieve import ShotPicker
+from pilocal.shipped import Shipped
+from pilocal.tokens import DATE_STRING
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The same requests in both forms, in the same order."""
+
+    full: Sequence[Sequence[int]]
+    """Template, shots and query."""
+    bare: Sequence[Sequence[int]]
+    """The query alone."""
+    longest_answer: int
+    """Tokens of the longest answer among the examples, with its end."""
+
+    @property
+    def prefix(self) -> Sequence[int]:
+        """What all full prompts begin with, which leaves each a token of its own."""
+        return self.full[0][: common(self.full)]
+
+
+def common(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share; less than the shortest has.
+
+    >>> common([[1, 2, 3], [1, 2, 4, 5]]), common([[1, 2], [1, 2]])
+    (2, 1)
+    """
+    limit = min(map(len, prompts)) - 1
+    for prompt in prompts:
+        limit = next((i for i in range(limit) if prompt[i] != prompts[0][i]), limit)
+    return limit
+
+
+def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
+    """Return `count` requests of a run's test set, or of its examples where only its export is left.
+
+    They are the first ones, and the first again where there are fewer. Raises RunError when the run's rows are damaged.
+    """
+    full, bare = _test_records(run) or _example_records(shipped, count)
+    full, bare = ([records[i % len(records)] for i in range(count)] for records in (full, bare))
+    with GgufTokenizer(shipped.folder / (shipped.fused or shipped.base)) as tokenizer:
+        chat = _chat(tokenizer)
+        answers = [tokenizer.tokens(record["messages"][-1]["content"], special=False) for record in bare]
+        return Prompts([chat(record) for record in full], [chat(record) for record in bare], max(map(len, answers)) + 1)
+
+
+def _chat(tokenizer: GgufTokenizer) -> Callable[[Record], list[int]]:
+    """Return what turns a record, but for its answer, into tokens."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    form = Jinja2ChatFormatter(template=tokenizer.chat_template, eos_token=tokenizer.eos, bos_token=tokenizer.bos)
+
+    def tokens(record: Record) -> list[int]:
+        text = form(messages=record["messages"][:-1], date_string=DATE_STRING).prompt
+        return tokenizer.tokens(text, special=True)
+
+    return tokens
+
+
+def _test_records(run: Path) -> tuple[list[Record], list[Record]] | None:
+    """Return the first and the last stage's test records, or None when the run has no stages any more."""
+    stages = sorted((run / "stages").glob("*/test.jsonl"), key=lambda path: int(path.parent.name))
+    if not stages:
+        return None
+    full, bare = _read(stages[0]), _read(stages[-1])
+    if not full or len(full) != len(bare):
+        raise RunError(run / "stages", "the stages' test sets differ", fix="`pilocal stages` writes them again")
+    return full, bare
+
+
+def _read(path: Path) -> list[Record]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise RunError(path, f"damaged: {error}", fix="`pilocal stages` writes it again") from None
+
+
+def _example_records(shipped: Shipped, count: int) -> tuple[list[Record], list[Record]]:
+    examples = shipped.examples()
+    asked = examples[:count]
+    with tempfile.TemporaryDirectory() as folder:
+        where = shipped.folder
+        picker = ShotPicker(examples, shipped.retrieval, Path(folder), k=shipped.shots, seed=shipped.seed, where=where)
+        chosen = picker.for_queries([(each.query, each.history) for each in asked], shipped.shots)
+    full = [
+        render(shipped.template, [examples[i] for i in shots], each) for each, shots in zip(asked, chosen, strict=True)
+    ]
+    return full, [render("", [], each) for each in asked]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_both_answers_stand_side_by_side_with_tokens_and_times(server: Server, p
 
 def test_an_answer_is_text_and_never_markup(server: Server, page: Any) -> None:
     """The answer comes from the wire, so that markup is in it for certain."""
-    part = '{"choices": [{"index": 0, "delta": {"content": "%s"}}]}' % MARKUP.replace('"', '\\"')
+    part = json.dumps({"choices": [{"index": 0, "delta": {"content": MARKUP}}]})
     page.route(
         "**/v1/chat/completions",
         lambda route: route.fulfill(

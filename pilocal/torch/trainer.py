@@ -160,7 +160,7 @@ class TorchTrainer:
         states_BTD = self.model.model(tokens_BT.to(self.device)).last_hidden_state
         logits_NV = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return cross_entropy(logits_NV, targets_N).sum()
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raise InputError for tokens that the base does not have."""
@@ -177,6 +177,17 @@ class TorchTrainer:
         with torch.no_grad():
             yield
         self.model.train()
+
+
+def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Return -log p of each target (N,), exact to float32's relative precision even where p is all but 1.
+
+    It is softplus of the other logits' logsumexp less the target's. PyTorch's own has p - 1 in its gradient, of which
+    little but rounding is left for a token of which the model is sure.
+    """
+    index_N1 = targets_N[:, None]
+    others_N = logits_NV.scatter(1, index_N1, -torch.inf).logsumexp(1)
+    return torch.nn.functional.softplus(others_N - logits_NV.gather(1, index_N1)[:, 0])
 
 
 def _turned(tensor: torch.Tensor) -> Floats:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from pilocal.train.forward import Level, completion_states
 
@@ -42,12 +41,45 @@ def completion_loss(
 
         def score(states_ND: mx.array, some: slice = slice(i, i + chunk)) -> mx.array:
             logits_NV = head(model, states_ND[some]).astype(mx.float32)
-            summed: mx.array = (nn.losses.cross_entropy(logits_NV, targets_N[some]) * weights_N[some]).sum()
-            return summed
+            losses_N: Any = cross_entropy(logits_NV, targets_N[some])
+            return mx.sum(losses_N * weights_N[some])
 
         total = total + (score if chunk >= size else mx.checkpoint(score))(states_ND)
     count = weights_BC.sum()
     return total / count, count
+
+
+@mx.custom_function
+def cross_entropy(logits_NV: mx.array, targets_N: mx.array) -> mx.array:
+    """Return -log p of each target (N,), exact to float32's relative precision even where p is all but 1.
+
+    That is log(1 + exp(z)) with z the logsumexp of the other logits less the target's own. The usual way, the logsumexp
+    of all less the target's, takes the difference of two near numbers, and its gradient p - 1 another one: for a token
+    of which the model is sure both are rounding errors, the more so where, as in MLX on a CPU, what is added to 1 one
+    by one is lost.
+    """
+    others_N = mx.logsumexp(mx.where(_is_target(logits_NV, targets_N), -mx.inf, logits_NV), axis=-1)
+    return mx.logaddexp(others_N - _picked(logits_NV, targets_N), 0.0)
+
+
+@cross_entropy.vjp
+def _cross_entropy_gradient(
+    primals: tuple[mx.array, mx.array], cotangent_N: mx.array, loss_N: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return p - 1 = expm1(-loss) for the target and p for the others, times the cotangent."""
+    logits_NV, targets_N = primals
+    others_NV = mx.exp(logits_NV - (loss_N + _picked(logits_NV, targets_N))[:, None])
+    chosen_NV = mx.where(_is_target(logits_NV, targets_N), mx.expm1(-loss_N)[:, None], others_NV)
+    return chosen_NV * cotangent_N[:, None], mx.zeros_like(targets_N)
+
+
+def _is_target(logits_NV: mx.array, targets_N: mx.array) -> mx.array:
+    return mx.arange(logits_NV.shape[-1]) == targets_N[:, None]
+
+
+def _picked(logits_NV: mx.array, targets_N: mx.array) -> mx.array:
+    picked_N1: mx.array = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1)
+    return picked_N1[:, 0]
 
 
 def head(model: Any, states: mx.array) -> mx.array:

@@ -11,6 +11,8 @@ from pilocal.rundir import replacing
 COLOURS = ("#0a6ebd", "#d9480f", "#2b8a3e", "#888888", "#862e9c")
 STYLES = ("-", "--", ":", "-.")
 """Lines that lie on one another stay visible."""
+DOTS = 20
+"""A line of more points has no dots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,16 @@ class Line:
     high: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Lines over one axis of values."""
+
+    lines: Sequence[Line]
+    y: str
+    """The axis's name."""
+    log_y: bool = False
+
+
 def line_chart(
     path: Path, lines: Sequence[Line], *, title: str, x: str, y: str, log_x: bool = False, log_y: bool = False
 ) -> None:
@@ -32,34 +44,48 @@ def line_chart(
 
     `x` and `y` name the axes. Raises RunError when the file cannot be written.
     """
+    panels_chart(path, [Panel(lines=lines, y=y, log_y=log_y)], title=title, x=x, log_x=log_x)
+
+
+def panels_chart(
+    path: Path, panels: Sequence[Panel], *, title: str, x: str, log_x: bool = False, marks: Sequence[float] = ()
+) -> None:
+    """Draw panels below one another over the same x, with a thin vertical line at each of `marks`.
+
+    Lines of many points are drawn without a dot at each. Raises RunError when the file cannot be written.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7, 1 + 3 * len(panels)), layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        for number, line in enumerate(lines):
-            colour = COLOURS[number % len(COLOURS)]
-            style = STYLES[number % len(STYLES)]
-            axes.plot(line.x, line.y, style, color=colour, marker="o", markersize=4, linewidth=2, label=line.name)
-            if line.low:
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
-        if log_x:
-            axes.set_xscale("log")
-            axes.set_xticks(sorted({value for line in lines for value in line.x}))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axes.minorticks_off()
-        if log_y:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, panel in zip(rows, panels, strict=True):
+            for number, line in enumerate(panel.lines):
+                colour = COLOURS[number % len(COLOURS)]
+                style = STYLES[number % len(STYLES)]
+                dot = "o" if len(line.x) <= DOTS else ""
+                axes.plot(line.x, line.y, style, color=colour, marker=dot, markersize=4, linewidth=2, label=line.name)
+                if line.low:
+                    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
+            for mark in marks:
+                axes.axvline(mark, color="#bbbbbb", linewidth=0.8)
+            if log_x:
+                axes.set_xscale("log")
+                axes.set_xticks(sorted({value for line in panel.lines for value in line.x}))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+                axes.minorticks_off()
+            if panel.log_y:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.set_ylabel(panel.y)
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        rows[0].set_title(title, loc="left", fontsize=11)
+        rows[-1].set_xlabel(x)
         with replacing(path, "wb") as file:
             figure.savefig(file, format="svg", metadata={"Date": None})

@@ -7,6 +7,7 @@ PilocalError
 ├── RunError        a run folder that is locked, foreign, incomplete or on a full disk
 ├── TrainingError   training cannot go on (a loss that is not a number, say)
 ├── ExportError     an artefact cannot be written or does not say what it should
+├── ParityError     two programs that should compute the same do not
 └── SandboxError    this machine cannot keep a program apart
 """
 
@@ -58,6 +59,10 @@ class TrainingError(PilocalError):
 
 class ExportError(PilocalError):
     """An artefact cannot be written or does not say what it should."""
+
+
+class ParityError(PilocalError):
+    """Two programs that should compute the same do not."""
 
 
 class SandboxError(PilocalError):

@@ -34,7 +34,7 @@ class Engine:
     """A GGUF file, with an adapter's beside it if one is given, in a context of `context` tokens."""
 
     def __init__(self, gguf: Path, context: int, adapter: Path | None = None, *, all_logits: bool = False) -> None:
-        """Load the files; raises ExportError when llama.cpp refuses one. `log_probs` needs `all_logits`."""
+        """Load the files; raises ExportError when llama.cpp refuses one. `logits` and `log_probs` need `all_logits`."""
         from llama_cpp import Llama
 
         options = {"n_ctx": context, "n_batch": 512, "n_threads": os.cpu_count(), "n_gpu_layers": -1}
@@ -103,11 +103,15 @@ class Engine:
 
         The KV cache is cleared before.
         """
+        return log_softmax(self.logits(tokens, first))
+
+    def logits(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
+        """Return the logits that `log_probs` is made of."""
         self._llama.reset()
         self._llama._ctx.kv_cache_clear()
         self._llama.eval(list(tokens))
-        logits: NDArray[np.float32] = self._llama.scores[first : len(tokens)]
-        return log_softmax(logits)
+        logits: NDArray[np.float32] = self._llama.scores[first : len(tokens)].copy()
+        return logits
 
     def close(self) -> None:
         """Free the model."""

@@ -45,6 +45,7 @@ FLOORS = {
     "shipping": 7,
     "pipeline": 8,
     "compare": 9,
+    "parity": 9,
     "cli": 10,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""

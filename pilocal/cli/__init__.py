@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "pilocal.cli.compare",
     "serve": "pilocal.cli.serve",
     "bench": "pilocal.cli.bench",
+    "parity": "pilocal.cli.parity",
 }
 """Every command and the module that defines it, in the order of the help page."""
 

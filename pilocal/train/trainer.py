@@ -52,13 +52,20 @@ class Trainer:
         model.train()
 
     def step(self, number: int, rate: float, batch: Batch, below: Below) -> tuple[mx.array, mx.array]:
-        """Take step `number` (from 0) of the whole run at a learning rate; return loss and gradient norm.
+        """Take step `number` (from 0) of the whole run at a learning rate; return loss and gradient norm."""
+        self.optimizer.learning_rate = rate
+        mx.random.seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
+        loss, gradients = self.gradients(batch, below)
+        norm = self._update(gradients)
+        mx.eval(loss, norm, self.model.trainable_parameters(), self.optimizer.state)
+        return loss, norm
+
+    def gradients(self, batch: Batch, below: Below) -> tuple[mx.array, Any]:
+        """Return the mean loss of a batch's completion tokens and its gradient, not yet clipped.
 
         With `accumulate` this process's part is computed in that many parts, each weighted by its tokens: the loss and
         the gradient are those of the whole batch.
         """
-        self.optimizer.learning_rate = rate
-        mx.random.seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
         loss, gradients = mx.array(0.0), None
         mine = self.team.part(batch)
         for part in mine.parts(self.training.accumulate) if mine else ():
@@ -70,9 +77,7 @@ class Trainer:
         if gradients is None:
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
         loss, gradients = self.team.sum([loss, gradients])
-        norm = self._update(gradients)
-        mx.eval(loss, norm, self.model.trainable_parameters(), self.optimizer.state)
-        return loss, norm
+        return loss, gradients
 
     def evaluate(self, batch: Batch, below: Below) -> tuple[float, float]:
         """Return the summed loss of a batch's completion tokens and their number."""

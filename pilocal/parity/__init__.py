@@ -1,0 +1,1 @@
+"""Two backends side by side: the same rows, the same weights, the same losses within a stated tolerance."""

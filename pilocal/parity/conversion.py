@@ -1,0 +1,53 @@
+"""An adapter from mlx-lm's format into PEFT's and back: the same bits, the same factor on the update."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pilocal.export.card import Facts
+from pilocal.export.peft import write_peft
+from pilocal.parity.replay import Floats
+from pilocal.rundir import write_json
+from pilocal.torch.adapter import from_peft, save_arrays
+
+ROUNDING = 1e-12
+"""alpha = scale * rank is rounded once, and alpha / rank once more."""
+
+
+def conversion_figures(base: Path, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write an adapter as `pilocal export --format peft` does, read it as PyTorch's backend does, and compare.
+
+    `config` is the content of mlx-lm's adapter_config.json. Raises ExportError when the adapter does not fit the base.
+    """
+    from safetensors.numpy import load_file
+
+    scale = float(config["lora_parameters"]["scale"])
+    with tempfile.TemporaryDirectory(prefix="pilocal-parity-") as made:
+        mlx, peft = Path(made) / "mlx", Path(made) / "peft"
+        mlx.mkdir()
+        save_arrays(mlx / "adapters.safetensors", adapter, {"format": "mlx"})
+        write_json(mlx / "adapter_config.json", dict(config))
+        write_peft(base, mlx, peft, Facts(task="parity", base=str(base)))
+        back = from_peft(load_file(peft / "adapter_model.safetensors"))
+        settings: dict[str, Any] = json.loads((peft / "adapter_config.json").read_text(encoding="utf-8"))
+    names = {*back, *adapter}
+    differing = [
+        name for name in names if name not in back or name not in adapter or not same(back[name], adapter[name])
+    ]
+    factor = settings["lora_alpha"] / settings["r"]
+    return {
+        "tensors": len(adapter),
+        "differing": len(differing),
+        "first": min(differing, default=None),
+        "scale": {"mlx": scale, "peft": factor},
+        "same_scale": abs(factor - scale) <= ROUNDING * abs(scale),
+    }
+
+
+def same(one: Floats, other: Floats) -> bool:
+    """Tell whether two tensors are the same, bit for bit."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()

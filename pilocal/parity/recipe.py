@@ -1,0 +1,100 @@
+"""What to replay of a run: its own rows in the order in which it trained on them, and the learning rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from pilocal.base import read_config
+from pilocal.errors import InputError, RunError
+from pilocal.order import RowOrder
+from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
+from pilocal.pipeline import Pipeline
+from pilocal.render import Record
+from pilocal.tokens import Row, tokenize
+from pilocal.train.optimizer import learning_rate
+
+
+def check_stages(pipeline: Pipeline) -> None:
+    """Raise RunError unless the run's stages are those of its task, its base and this version."""
+    run, made = pipeline.run, pipeline.run.state.get("versions", {}).get("pilocal")
+    again = "`pilocal stages TASK --run DIR` makes them again"
+    if made != version("pilocal"):
+        fix = f"take that version (this is {version('pilocal')}), or run again"
+        raise RunError(run.path, "the run was made by another version of pilocal", got=made, fix=fix)
+    if pipeline.run.state.get("base_sha256") != pipeline.base_hash:
+        fix = "bring back the base that the run was made with, or run again"
+        raise RunError(run.path, "the base is not the one that the run was made with", got=str(pipeline.base), fix=fix)
+    if "stages" not in run.state["steps"]:
+        raise RunError(run.path, "the run has no stages yet", fix="`pilocal stages TASK --run DIR` first")
+    if not run.is_done("stages", pipeline.key("stages")):
+        raise RunError(run.path, "the stages are not those of the task, which has changed since", fix=again)
+
+
+def read_replay(pipeline: Pipeline, steps: int) -> Replay:
+    """Return a run of `steps` steps on the stages of a run, in float32; the schedule shares them out as in any run.
+
+    Raises InputError when the steps do not reach every stage, or with dropout.
+    """
+    task, trained = pipeline.task, pipeline.schedule.trained
+    check_lora(task.lora)
+    if steps < len(trained):
+        fix = f"give {len(trained)} or more"
+        raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)
+    training = replace(task.training, steps=steps, precision="float32")
+    share = "sliding_attention" not in read_config(pipeline.base).get("layer_types", ())
+    stages, taken = [], 0
+    for number in trained:
+        stage, count = pipeline.schedule.stages[number], pipeline.schedule.steps(steps)[number]
+        rows = read_rows(pipeline, number, "train")
+        order = RowOrder(rows, training.batch_size, (training.seed, number), share=share)
+        rates = [learning_rate(step, steps, training) for step in range(taken, taken + count)]
+        played = tuple(ReplayStep(rate, tuple(order.rows_at(nth))) for nth, rate in enumerate(rates))
+        stages.append(ReplayStage(number, stage.tau, stage.shots, played))
+        taken += count
+    replay = Replay(base=pipeline.base, lora=task.lora, training=training, stages=tuple(stages))
+    check_ids(replay, str(pipeline.run.path))
+    return replay
+
+
+def read_rows(pipeline: Pipeline, number: int, split: str) -> list[Row]:
+    """Return the rows of a stage."""
+    return [tokenize(record, pipeline.tokenizer, where) for where, record in read_records(pipeline, number, split)]
+
+
+def read_records(pipeline: Pipeline, number: int, split: str) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a stage, each with where it stands."""
+    path = pipeline.run.stage(number) / f"{split}.jsonl"
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            yield f"{path}:{line}", json.loads(text)
+        except ValueError as error:
+            raise RunError(path, f"damaged: {error}", fix="`pilocal stages` writes it again") from None
+
+
+def logged(pipeline: Pipeline, replay: Replay) -> dict[str, Any] | None:
+    """Compare what a run's own log says of the steps with their rows; None where the run has not trained.
+
+    The first steps of a stage have the same rows whatever the run's length, so their tokens must be as many as the log
+    says. `first_loss` is what the run lost at its very first step, before anything was learned.
+    """
+    compared, differing, first_loss = 0, [], None
+    for stage in replay.stages:
+        try:
+            lines = pipeline.log(stage.number)
+        except (OSError, ValueError):
+            continue
+        if first_loss is None and stage is replay.stages[0] and lines:
+            first_loss = lines[0]["loss"]
+        for nth, (step, line) in enumerate(zip(stage.steps, lines, strict=False), 1):
+            counts = sum(len(row.tokens) for row in step.rows), sum(len(row.completion) for row in step.rows)
+            compared += 1
+            if counts != (line["prompt_tokens"] + line["trained_tokens"], line["trained_tokens"]):
+                differing.append(f"stage {stage.number}, its step {nth}")
+    if not compared:
+        return None
+    first = differing[0] if differing else None
+    return {"steps": compared, "differing": len(differing), "first": first, "first_loss": first_loss}

@@ -1,0 +1,116 @@
+"""A recorded reference: a replay and the trace that a backend left of it, in a folder that can be taken elsewhere.
+
+reference.json holds settings, rows as token ids, learning rates, losses and gradient norms; arrays.safetensors the
+adapter before each stage, the gradients there, and the adapter at the end, under mlx-lm's names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilocal.base import base_hash, find_base
+from pilocal.errors import InputError
+from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
+from pilocal.rundir import replacing, sha256_file
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+from pilocal.torch.adapter import save_arrays
+
+FILE, ARRAYS = "reference.json", "arrays.safetensors"
+FORMAT = 1
+"""Of the folder; another one is refused."""
+
+
+def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, made_by: Mapping[str, str]) -> None:
+    """Write a reference; `model` is the base as a task names it, `made_by` the versions of what made the trace.
+
+    Raises RunError when the disk is full.
+    """
+    rows: dict[Row, int] = {}
+    stages = []
+    for stage in replay.stages:
+        steps = [
+            {"rate": step.rate, "rows": [rows.setdefault(row, len(rows)) for row in step.rows]} for step in stage.steps
+        ]
+        stages.append({"number": stage.number, "tau": stage.tau, "shots": stage.shots, "steps": steps})
+    content = {
+        "format": FORMAT,
+        "model": model,
+        "base_sha256": base_hash(replay.base),
+        "tokenizer_sha256": sha256_file(replay.base / "tokenizer.json"),
+        "made_by": dict(made_by),
+        "lora": asdict(replay.lora),
+        "training": asdict(replay.training),
+        "stages": stages,
+        "losses": trace.losses,
+        "gradient_norms": trace.norms,
+    }
+    with replacing(folder / FILE) as file:
+        parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+        each = ({"offset": row.offset, "tokens": row.tokens} for row in rows)
+        lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in each)
+        file.write("{\n" + ",\n".join([*parts, f'"rows": [\n{lines}\n]']) + "\n}\n")
+    arrays = {f"end.{name}": value for name, value in trace.adapter.items()}
+    for nth, (start, gradients) in enumerate(zip(trace.starts, trace.gradients, strict=True)):
+        arrays |= {f"start.{nth}.{name}": value for name, value in start.items()}
+        arrays |= {f"gradient.{nth}.{name}": value for name, value in gradients.items()}
+    save_arrays(folder / ARRAYS, arrays, {})
+
+
+def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
+    """Return a reference and the content of its reference.json.
+
+    Raises InputError when it is damaged, of another format, or was made for another base or tokenizer than the one
+    that its `model` is now.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    fix = "point at a folder that `pilocal parity RUN --record FOLDER` wrote"
+    try:
+        content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise InputError(
+                folder / FILE, f"only format {FORMAT} is known", got=content["format"], fix="record it again"
+            )
+        rows = [Row(tuple(row["tokens"]), row["offset"]) for row in content["rows"]]
+        stages = tuple(
+            ReplayStage(
+                stage["number"],
+                stage["tau"],
+                stage["shots"],
+                tuple(ReplayStep(step["rate"], tuple(rows[i] for i in step["rows"])) for step in stage["steps"]),
+            )
+            for stage in content["stages"]
+        )
+        lora = Lora(**content["lora"] | {"linears": tuple(content["lora"]["linears"])})
+        training, model = Training(**content["training"]), str(content["model"])
+        arrays = load_file(folder / ARRAYS)
+        trace = Trace(content["losses"], content["gradient_norms"])
+        trace.starts = [_part(arrays, f"start.{nth}.") for nth in range(len(stages))]
+        trace.gradients = [_part(arrays, f"gradient.{nth}.") for nth in range(len(stages))]
+        trace.adapter = _part(arrays, "end.")
+        made = (content["base_sha256"], content["tokenizer_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(folder, f"not a whole reference: {what}", fix=fix) from None
+    replay = Replay(base=find_base(model, folder), lora=lora, training=training, stages=stages)
+    check_lora(lora)
+    check_ids(replay, str(folder / FILE))
+    if sha256_file(replay.base / "tokenizer.json") != made[1]:
+        fix = "take the base that the reference was made with, or record it again"
+        raise InputError(folder / FILE, "the rows were made with another tokenizer", got=str(replay.base), fix=fix)
+    if base_hash(replay.base) != made[0]:
+        fix = "take the base that the reference was made with, or record it again"
+        raise InputError(folder / FILE, "the base is not the reference's", got=str(replay.base), fix=fix)
+    if {replay.steps} != {len(trace.losses), len(trace.norms)} or not all((trace.adapter, *trace.starts)):
+        raise InputError(folder, "not a whole reference: steps or weights are missing", fix=fix)
+    return replay, trace, content
+
+
+def _part(arrays: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,173 @@
+"""A run, or a recorded reference, on two backends: everything that parity.json says."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilocal.base import base_hash
+from pilocal.errors import RunError
+from pilocal.parity.figures import compare, distance, exceeded, relative_numbers
+from pilocal.parity.reference import load_reference
+from pilocal.parity.replay import Floats, Replay, Trace, play
+from pilocal.progress import Progress, silent
+from pilocal.shipped import Shipped, read_shipped
+from pilocal.torch.optimizer import learning_rate
+from pilocal.torch.trainer import TorchTrainer
+
+if TYPE_CHECKING:
+    from pilocal.pipeline import Pipeline
+
+PACKAGES = ("pilocal", "mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
+
+FORWARD_ROWS = 4
+"""Validation rows of the first and of the last stage whose logits are compared."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that has a part in the figures; a package that is not there is left out."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_reference(
+    folder: Path, *, tolerance: float, device: str = "cpu", progress: Progress = silent
+) -> dict[str, Any]:
+    """Replay a reference with PyTorch alone and return what parity.json says; MLX need not be installed.
+
+    Raises InputError when the reference is damaged or made for another base.
+    """
+    replay, recorded, content = load_reference(folder)
+    torch = TorchTrainer(replay.base, replay.lora, replay.training, recorded.starts[0], device=device)
+    trace = play(torch, replay, progress, "parity: torch", starts=recorded.starts)
+    result = traces_report(replay, recorded, trace, ("recorded", "torch"), tolerance, device)
+    return result | {"made_by": content["made_by"]}
+
+
+def check_run(
+    pipeline: Pipeline, *, steps: int, tolerance: float, device: str = "cpu", record: Path | None = None
+) -> dict[str, Any]:
+    """Replay a run with MLX and with PyTorch and return what parity.json says; with `record` keep MLX's trace there.
+
+    Raises RunError when the run has no stages or does not fit its task, base and version, InputError with dropout or
+    for too few steps.
+    """
+    from pilocal.parity.conversion import conversion_figures
+    from pilocal.parity.forward import forward_figures, predicted, predicted_by_llamacpp
+    from pilocal.parity.recipe import check_stages, logged, read_replay, read_rows
+    from pilocal.parity.reference import save_reference
+    from pilocal.parity.tokenizing import tokenizer_figures
+    from pilocal.train.mlx_trainer import MlxTrainer
+
+    check_stages(pipeline)
+    replay, progress = read_replay(pipeline, steps), pipeline.progress
+    trained = pipeline.schedule.trained
+    rows = {number: read_rows(pipeline, number, "valid")[:FORWARD_ROWS] for number in (trained[0], trained[-1])}
+    asked = [row for some in rows.values() for row in some]
+
+    mlx = MlxTrainer(replay.base, replay.lora, replay.training)
+    reference = play(mlx, replay, progress, "parity: mlx")
+    if record:
+        save_reference(record, replay, reference, model=pipeline.task.model, made_by=versions())
+    final = trained_adapter(pipeline)
+    mlx.set_adapter(final or reference.adapter)
+    logits = {"mlx": predicted(mlx, asked)}
+    config = mlx.config
+    del mlx  # frees the base before it is loaded again
+
+    torch = TorchTrainer(replay.base, replay.lora, replay.training, reference.starts[0], device=device)
+    trace = play(torch, replay, progress, "parity: torch", starts=reference.starts)
+    torch.set_adapter(final or reference.adapter)
+    logits["torch"] = predicted(torch, asked)
+    del torch
+
+    shipped = export_of(pipeline) if final else None
+    if shipped:
+        logits["llama.cpp"] = predicted_by_llamacpp(shipped, asked)
+    result = traces_report(replay, reference, trace, ("mlx", "torch"), tolerance, device)
+    result |= {
+        "run_log": logged(pipeline, replay),
+        "forward": {
+            "adapter": "the run's" if final else "the replay's",
+            "exported": shipped is not None,
+            "figures": forward_figures(rows, logits),
+        },
+        "tokenizers": tokenizer_figures(pipeline, shipped.folder / (shipped.fused or shipped.base))
+        if shipped
+        else None,
+        "conversion": conversion_figures(replay.base, final or reference.adapter, config),
+    }
+    result["exceeded"] += _exceeded_beside(result, tolerance)
+    return result
+
+
+def traces_report(
+    replay: Replay, reference: Trace, other: Trace, names: tuple[str, str], tolerance: float, device: str
+) -> dict[str, Any]:
+    """Return the part of parity.json that two traces of a replay decide."""
+    stages, steps = compare(replay, reference, other, names)
+    rates = [
+        relative_numbers(learning_rate(number, replay.training.steps, replay.training), step["learning_rate"])
+        for number, step in enumerate(steps)
+    ]
+    result: dict[str, Any] = {
+        "backends": list(names),
+        "device": device,
+        "precision": "float32",
+        "tolerance": tolerance,
+        "versions": versions(),
+        "base_sha256": base_hash(replay.base),
+        "stages": stages,
+        "steps": steps,
+        "learning_rates": {"relative": max(rates)},
+        "adapter_distance": distance(other.adapter, reference.adapter),
+        "exceeded": exceeded(stages, steps, tolerance),
+    }
+    if not max(rates) <= tolerance:
+        result["exceeded"].append(f"the learning rate differs by {max(rates):.2g}")
+    return result
+
+
+def trained_adapter(pipeline: Pipeline) -> dict[str, Floats] | None:
+    """Return a run's final adapter, or None where it has not trained or its task has changed since."""
+    from safetensors.numpy import load_file
+
+    if not pipeline.run.is_done("train", pipeline.key("train")):
+        return None
+    return dict(load_file(pipeline.run.adapter / "adapters.safetensors"))
+
+
+def export_of(pipeline: Pipeline) -> Shipped | None:
+    """Return what a run ships, or None where nothing of its present adapter was exported."""
+    if not pipeline.run.is_done("export", pipeline.key("export")):
+        return None
+    try:
+        return read_shipped(pipeline.run.path)
+    except RunError:
+        return None
+
+
+def _exceeded_beside(result: Mapping[str, Any], tolerance: float) -> list[str]:
+    """Return what is wrong beside the traces; llama.cpp's logits, of rounded activations, are the gate's business."""
+    found = []
+    for entry in result["forward"]["figures"]:
+        if entry["program"] == "torch" and not entry["relative"] <= tolerance:
+            found.append(f"logits of stage {entry['stage']} differ by {entry['relative']:.2g} of the largest")
+    if (log := result["run_log"]) and log["differing"]:
+        found.append(f"the rows at {log['first']} are not as many tokens as the run's log says")
+    if (tokens := result["tokenizers"]) and tokens["differing"]:
+        found.append(f"{tokens['differing']} of {tokens['rows']} chats have other ids in llama.cpp ({tokens['first']})")
+    conversion = result["conversion"]
+    if conversion["differing"]:
+        found.append(f"{conversion['first']} is not the same after PEFT and back")
+    if not conversion["same_scale"]:
+        found.append(f"PEFT's alpha / rank is {conversion['scale']['peft']}, not {conversion['scale']['mlx']}")
+    return found

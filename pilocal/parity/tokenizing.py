@@ -1,0 +1,33 @@
+"""The tokens of a run's own chats: Hugging Face's tokenizer, which training used, beside the exported GGUF's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pilocal.gguf_tokenizer import GgufTokenizer
+from pilocal.parity.recipe import read_records
+from pilocal.pipeline import Pipeline
+from pilocal.tokens import chat_text
+
+
+def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
+    """Return how many of the validation and test chats of all stages, answers included, have other ids in llama.cpp.
+
+    The first that differs is named by file and line. Raises ModelError when llama.cpp refuses the file.
+    """
+    tokenizer, seen, differing = pipeline.tokenizer, set[str](), list[str]()
+    stages = range(len(pipeline.schedule.stages))
+    with GgufTokenizer(gguf) as served:
+        for number in stages:
+            for split in ("valid", "test"):
+                for where, record in read_records(pipeline, number, split):
+                    text = chat_text(record["messages"], tokenizer, add_generation_prompt=False)
+                    if text in seen:
+                        continue
+                    seen.add(text)
+                    ids = tokenizer.encode(text, add_special_tokens=False)
+                    if ids != served.tokens(text, special=True):
+                        differing.append(where)
+                pipeline.progress("parity: tokenizers", 2 * number + 1 + (split == "test"), 2 * len(stages))
+    return {"rows": len(seen), "differing": len(differing), "first": differing[0] if differing else None}

@@ -1,0 +1,59 @@
+"""Remake the reference in tests/parity/starter: `python -m tests.parity.record`, on MLX, on a CPU.
+
+A few steps of a small adapter for the bundled starter on examples/smart-home, through three stages.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from pilocal.parity.recipe import read_replay
+from pilocal.parity.reference import save_reference
+from pilocal.parity.replay import Replay, play
+from pilocal.parity.report import versions
+from pilocal.pipeline import open_pipeline
+from pilocal.train.mlx_trainer import MlxTrainer
+
+FOLDER = Path(__file__).parent / "starter"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "smart-home"
+
+TASK = """\
+name = "smart-home"
+model = "starter"
+[training]
+steps = 9
+batch_size = 4
+learning_rate = 2e-3
+[lora]
+rank = 2
+"""
+SCHEDULE = """\
+decay = "linear"
+stages = 3
+shots = 1
+"""
+EXAMPLES = {"train": 48, "valid": 4, "test": 4}
+"""How many of each are taken."""
+
+
+def make_replay() -> Replay:
+    """Render the stages anew and return what is replayed."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "task.toml").write_text(TASK)
+        (folder / "schedule.toml").write_text(SCHEDULE)
+        shutil.copyfile(EXAMPLE / "template.md", folder / "template.md")
+        for split, count in EXAMPLES.items():
+            lines = (EXAMPLE / f"{split}.jsonl").read_text().splitlines(keepends=True)
+            (folder / f"{split}.jsonl").write_text("".join(lines[:count]))
+        with open_pipeline(folder, folder / "schedule.toml", folder / "run") as pipeline:
+            pipeline.run_steps("stages", lambda result: None)
+            return read_replay(pipeline, pipeline.task.training.steps)
+
+
+if __name__ == "__main__":
+    replay = make_replay()
+    trace = play(MlxTrainer(replay.base, replay.lora, replay.training), replay)
+    save_reference(FOLDER, replay, trace, model="starter", made_by=versions())

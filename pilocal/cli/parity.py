@@ -112,8 +112,8 @@ def parity_table(result: Mapping[str, Any]) -> Any:
             f"{stage['tau']:.2f}",
             str(stage["shots"]),
             str(stage["steps"]),
-            f"{last[first]:.4g}",
-            f"{last[second]:.4g}",
+            f"{last[first]:.3g}",
+            f"{last[second]:.3g}",
             *(f"{stage[figure]['relative']:.1e}" for figure in ("loss", "gradient_norm", "gradients")),
         )
     return table

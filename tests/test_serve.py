@@ -24,7 +24,7 @@ import pytest
 from pilocal.base import load_base, load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.serve.app import Options, make_app
-from pilocal.serve.server import serve
+from pilocal.serve.server import listen, serve
 from pilocal.shipped import Shipped, read_shipped
 from pilocal.tokens import DATE_STRING
 from tests.served import EXAMPLES, TEMPLATE, make_run
@@ -435,6 +435,13 @@ def test_the_port_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         start("256.0.0.1", 80)
     with pytest.raises(InputError, match=r"^--host 0\.0\.0\.0: others can reach .* no API key; give --api-key-file"):
         start("0.0.0.0", 0)
+
+
+def test_no_part_of_an_answer_waits_for_another_to_be_acknowledged() -> None:
+    with listen("127.0.0.1", 0, None) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_files_that_cannot_be_served_are_one_line(runs: list[Path], tmp_path: Path) -> None:

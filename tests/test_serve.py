@@ -468,7 +468,7 @@ def test_a_model_that_needs_more_than_there_is_is_refused(
         make_app(tasks, Options(), lambda entry: None)
     monkeypatch.delenv("CONFIG_FILE")
     with pytest.raises(ModelError, match=r"llama\.cpp cannot load it"):
-        make_app(tasks, Options(context=1 << 30), lambda entry: None)
+        make_app(tasks, Options(context=1 << 26), lambda entry: None)
 
 
 def test_an_interrupted_server_ends_and_has_warned_of_nothing(runs: list[Path], tmp_path: Path) -> None:

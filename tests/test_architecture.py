@@ -46,6 +46,7 @@ FLOORS = {
     "pipeline": 8,
     "compare": 9,
     "cli": 10,
+    "__main__": 11,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 

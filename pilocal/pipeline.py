@@ -10,13 +10,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from pilocal.backend import TORCH, Backend, backend_of, torchrun_rank
 from pilocal.base import (
     base_hash,
     context_length,
@@ -104,10 +105,12 @@ class Pipeline:
         progress: Progress = silent,
         warn: Callable[[str], None] = warnings.warn,
         report_to: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Check what can be checked without work; raises InputError, Faults or ModelError.
 
-        `report_to` names a tracker that gets every line of the training.
+        `report_to` names a tracker that gets every line of the training; without a `backend` it is the one that the run
+        was trained with so far.
         """
         self.task = task
         self.schedule = schedule
@@ -115,6 +118,7 @@ class Pipeline:
         self.progress = progress
         self.warn = warn
         self.report_to = report_to
+        self.backend = backend or backend_of(run.state, run.file)
         self.team: Any = None
         from pilocal.evaluate.metrics import make_metric
         from pilocal.train.plan import read_sizes
@@ -122,10 +126,8 @@ class Pipeline:
 
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
-        try:
+        with _collecting(faults):
             check_bank(task.train, task.retrieval, most, task.training.seed, task.files["train"])
-        except PilocalError as fault:
-            faults.append(fault)
         if task.training.steps < len(schedule.trained):
             fix = "raise steps or take fewer stages"
             what = f"{len(schedule.trained)} stages need at least as many steps"
@@ -136,29 +138,39 @@ class Pipeline:
                 "set [lora] dropout = 0 or recompute = false",
             )
             faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
-        try:
-            if report_to:
+        if report_to:
+            with _collecting(faults):
                 check_tracker(report_to)
-        except PilocalError as fault:
-            faults.append(fault)
-        try:
+        with _collecting(faults):
             self.metric = make_metric(task.metric, task.scoring, task.folder)
-        except PilocalError as fault:
-            faults.append(fault)
-        try:
+        with _collecting(faults):
             self.base = find_base(task.model, task.folder)
             read_sizes(read_config(self.base), task.lora)
-        except PilocalError as fault:
-            faults.append(fault)
-        try:
+        with _collecting(faults):
             self._check_quant(task.export.quant, f"{task.files['task']} [export] quant")
-        except PilocalError as fault:
-            faults.append(fault)
+        with _collecting(faults):
+            faults += self._check_backend(find=backend is not None)
         raise_all(faults)
         unclear, query = contradictions(task.train)
         if unclear:
             what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
             warn(f"{task.files['train']}: {what}, such as {query!r}")
+
+    def _check_backend(self, *, find: bool) -> list[PilocalError]:
+        """Return what the backend cannot do; with `find`, look whether its device is there, too."""
+        if self.backend.name != TORCH:
+            return []
+        from pilocal.torch.device import find_device, refusals
+
+        if find or self.backend.device is None:
+            self.backend = replace(self.backend, device=find_device(self.backend.device))
+        self._backend_facts  # noqa: B018, the initial adapter has to be there
+        return refusals(self.task.lora, self.task.training, adaptive=self.schedule.adaptive is not None)
+
+    @cached_property
+    def _backend_facts(self) -> list[Any]:
+        """What the backend adds to the key of a training."""
+        return self.backend.facts(self.task.training.precision or "float32")
 
     def _check_quant(self, quant: str, where: str) -> None:
         """Raise InputError or ExportError for a form that could not be served."""
@@ -249,7 +261,9 @@ class Pipeline:
             adaptive = asdict(self.schedule.adaptive) if step == "train" and self.schedule.adaptive else None
             training = asdict(task.training)
             training.pop("direct_drop")
-            return fingerprint(made, step, self.key("stages"), shares, adaptive, asdict(task.lora), training)
+            return fingerprint(
+                made, step, self.key("stages"), shares, adaptive, asdict(task.lora), training, *self._backend_facts
+            )
         if step == "export":
             return fingerprint(made, step, self.key("train"), asdict(task.export))
         from pilocal.evaluate.metrics import metric_facts
@@ -271,9 +285,14 @@ class Pipeline:
 
     @contextmanager
     def _leading(self) -> Iterator[None]:
-        from pilocal.train.team import Team, launched_rank
+        if self.backend.name == TORCH:
+            from pilocal.torch.team import Team as TorchTeam
 
-        self.team = Team() if launched_rank() is None else Team.join()
+            self.team = TorchTeam.join(self.backend.device or "cpu")
+        else:
+            from pilocal.train.team import Team, launched_rank
+
+            self.team = Team() if launched_rank() is None else Team.join()
         try:
             yield
         finally:
@@ -347,6 +366,7 @@ class Pipeline:
             schedule=[asdict(stage) for stage in self.schedule.stages],
             adaptive=asdict(self.schedule.adaptive) if self.schedule.adaptive else None,
             task_file=self.task.files["task"].name,
+            backend=self.backend.as_json(),
         )
 
     def _compress(self, key: str) -> list[Path]:
@@ -467,7 +487,7 @@ class Pipeline:
 
     def _train(self, key: str) -> list[Path]:
         from pilocal.export.gguf import check_exportable
-        from pilocal.train.loop import StagePlan
+        from pilocal.order import StagePlan
 
         check_exportable(self.base)
         steps = self.schedule.steps(self.task.training.steps)
@@ -484,7 +504,7 @@ class Pipeline:
         return files
 
     def _direct_drop(self, key: str) -> list[Path]:
-        from pilocal.train.loop import StagePlan
+        from pilocal.order import StagePlan
 
         folder, steps = self.run.path / "direct_drop", self.task.training.steps
         plan = StagePlan(0, self._rows(0, "train"), self._rows(0, "valid"), steps, folder)
@@ -508,13 +528,32 @@ class Pipeline:
                 self.report_to, folder, name=title, key=key, config=settings, first=first, warn=self.warn
             )
 
+        facts = {"model": self.task.model, "base_sha256": self.base_hash}
+        if self.backend.name == TORCH:
+            from pilocal.torch.device import find_device
+            from pilocal.torch.loop import train as train_in_torch
+
+            find_device(self.backend.device)
+            return train_in_torch(
+                torch_setup(self.task, self.base, self.backend),
+                plans,
+                self._initial_adapter,
+                key=key,
+                facts=facts,
+                progress=self.progress,
+                warn=self.warn,
+                name=name,
+                team=self.team,
+                track=track if self.report_to else None,
+                peft=self.run.path / "adapter_peft" if name == "train" else None,
+            )
         return train(
             self._trained_base(),
             plans,
             self.task.lora,
             self.task.training,
             key=key,
-            facts={"model": self.task.model, "base_sha256": self.base_hash},
+            facts=facts,
             progress=self.progress,
             warn=self.warn,
             name=name,
@@ -522,6 +561,18 @@ class Pipeline:
             team=self.team,
             track=track if self.report_to else None,
         )
+
+    def _initial_adapter(self) -> dict[str, Any] | None:
+        """Return the adapter that PyTorch starts from: the user's, else MLX's; None where MLX cannot be imported."""
+        from pilocal.torch.adapter import read_adapter
+
+        if self.backend.initial_adapter:
+            return read_adapter(self.backend.initial_adapter, self.task.lora, self.base_hash)
+        try:
+            from pilocal.train.adapter import initial_adapter
+        except ImportError:
+            return None
+        return initial_adapter(self.base, self.task.lora, self.task.training.seed)
 
     @property
     def _served(self) -> list[str | None]:
@@ -634,6 +685,15 @@ class Pipeline:
 
 
 @contextmanager
+def _collecting(faults: list[PilocalError]) -> Iterator[None]:
+    """Add what the block raises to the faults."""
+    try:
+        yield
+    except PilocalError as fault:
+        faults.append(fault)
+
+
+@contextmanager
 def open_pipeline(
     task_folder: Path,
     schedule_path: Path | None,
@@ -641,8 +701,9 @@ def open_pipeline(
     progress: Progress = silent,
     warn: Callable[[str], None] = warnings.warn,
     report_to: str | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[Pipeline]:
-    """Read a task and a schedule and open the run folder for writing; `report_to` is as for Pipeline.
+    """Read a task and a schedule and open the run folder for writing; `report_to` and `backend` are as for Pipeline.
 
     Without a schedule the default is taken; without a run folder a temporary one, which is gone afterwards.
     """
@@ -651,24 +712,43 @@ def open_pipeline(
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, folder=task.folder) as run:
-            yield Pipeline(task, schedule, run, progress, warn, report_to)
+            yield Pipeline(task, schedule, run, progress, warn, report_to, backend)
     finally:
         if temporary:
             shutil.rmtree(temporary)
 
 
-def follow_leader(task_folder: Path, last: str) -> bool:
+def torch_setup(task: Task, base: Path, backend: Backend) -> Any:
+    """Return what every process of a training in PyTorch has to have itself, a torch.loop.Setup."""
+    from pilocal.torch.loop import Setup
+
+    return Setup(
+        base=base,
+        base_sha256=base_hash(base),
+        lora=task.lora,
+        training=task.training,
+        device=backend.device or "cpu",
+    )
+
+
+def follow_leader(task_folder: Path, last: str, backend: Backend | None = None) -> bool:
     """Help to train a task if this process was launched to, and return whether it was.
 
-    Of the processes that `mlx.launch` starts, all but the first compute shares of its batches and write nothing; in
-    the steps up to `last` that train nothing they have nothing to do. They need a copy of the task folder and the base.
-    Raises TrainingError when the first is gone, or has other settings.
+    Of the processes that `mlx.launch` starts (`torchrun`, with PyTorch as `backend`), all but the first compute shares
+    of its batches and write nothing; in the steps up to `last` that train nothing they have nothing to do. They need a
+    copy of the task folder and the base. Raises TrainingError when the first is gone, or has other settings.
     """
+    trains = "train" in STEPS[: STEPS.index(last) + 1]
+    if backend is not None and backend.name == TORCH:
+        return _follow_torch(task_folder, trains, backend)
+    if torchrun_rank() is not None:
+        fix = "say --backend torch, or start the processes with mlx.launch"
+        raise InputError("torchrun", "these processes train together in PyTorch alone", fix=fix)
     from pilocal.train.team import Team, launched_rank
 
     if not launched_rank():
         return False
-    if "train" not in STEPS[: STEPS.index(last) + 1]:
+    if not trains:
         return True
     from pilocal.train.follow import follow
     from pilocal.train.loop import same_everywhere
@@ -677,6 +757,22 @@ def follow_leader(task_folder: Path, last: str) -> bool:
     base = find_base(task.model, task.folder)
     same = same_everywhere({"base_sha256": base_hash(base)}, task.lora, task.training)
     follow(Team.join(), lambda: load_base(base, precision=task.training.precision), task.lora, task.training, same)
+    return True
+
+
+def _follow_torch(task_folder: Path, trains: bool, backend: Backend) -> bool:
+    if not torchrun_rank():
+        return False
+    if trains:
+        from pilocal.torch.device import find_device
+
+        device = find_device(backend.device)
+        from pilocal.torch.loop import follow
+        from pilocal.torch.team import Team
+
+        task = load_task(task_folder)
+        setup = torch_setup(task, find_base(task.model, task.folder), replace(backend, device=device))
+        follow(Team.join(device), setup)
     return True
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pilocal"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "interrupt": 0,
     "blas": 0,
     "settings": 1,
     "starter": 1,
@@ -22,6 +23,8 @@ FLOORS = {
     "task": 2,
     "schedule": 2,
     "rundir": 1,
+    "steplog": 2,
+    "backend": 2,
     "shipped": 3,
     "compress": 3,
     "retrieve": 3,
@@ -32,7 +35,9 @@ FLOORS = {
     "gguf_tokenizer": 5,
     "language_model": 6,
     "formats": 5,
-    "train": 6,
+    "order": 6,
+    "train": 7,
+    "torch": 7,
     "evaluate": 6,
     "export": 6,
     "bench": 6,
@@ -41,6 +46,7 @@ FLOORS = {
     "pipeline": 8,
     "compare": 9,
     "cli": 10,
+    "__main__": 11,
 }
 """Every room's floor; a module imports only from lower floors and from its own room."""
 

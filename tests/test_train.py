@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from pilocal.base import load_base
 from pilocal.errors import InputError, TrainingError
+from pilocal.order import common_prefix
 from pilocal.progress import silent
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
-from pilocal.train.batches import Batches, common_prefix, make_batch
+from pilocal.train.batches import Batches, make_batch
 
 LORA = Lora(rank=4)
 
@@ -296,7 +297,7 @@ def filled(model):
 
 
 def plans(folder: Path, steps=(6, 5)):
-    from pilocal.train.loop import StagePlan
+    from pilocal.order import StagePlan
 
     return [
         StagePlan(i, random_rows(i, 14, (12, 2, 0)[i]), random_rows(9, 4), count, folder / str(i))

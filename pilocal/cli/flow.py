@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from pilocal.backend import TORCH, Backend
+
 FOLDER = click.Path(path_type=Path)
 
 TaskCommand = Callable[..., None]
@@ -36,6 +38,9 @@ def run_until(
     as_json: bool,
     report_to: str | None = None,
     form: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    initial_adapter: Path | None = None,
 ) -> None:
     """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
     from rich.console import Console
@@ -43,13 +48,14 @@ def run_until(
     from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
     from pilocal.pipeline import StepResult, follow_leader, open_pipeline
 
-    if follow_leader(task, last):
+    chosen = _backend(backend, device, initial_adapter)
+    if follow_leader(task, last, chosen):
         return
     run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
     results: list[StepResult] = []
     with (
         progress_bars() as (progress, console),
-        open_pipeline(task, schedule, run_folder, progress, warning_on(console), report_to) as pipeline,
+        open_pipeline(task, schedule, run_folder, progress, warning_on(console), report_to, chosen) as pipeline,
     ):
 
         def report(result: StepResult) -> None:
@@ -73,6 +79,27 @@ def run_until(
         click.echo(f"serve it with: pilocal serve {run_folder}")
 
 
+def backend_options(command: TaskCommand) -> TaskCommand:
+    """Add what chooses the backend of a training."""
+    choice = click.Choice
+    decorators = (
+        click.option("--backend", type=choice(["mlx", "torch"]), help="What trains; mlx, or what trained this run."),
+        click.option("--device", type=choice(["cpu", "cuda", "mps"]), help="For torch; the fastest that is there."),
+        click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter of mlx-lm's format."),
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def _backend(name: str | None, device: str | None, initial_adapter: Path | None) -> Backend | None:
+    """Return the backend that the options choose, or None; options without --backend torch are misuse."""
+    for option, value in (("--device", device), ("--initial-adapter", initial_adapter)):
+        if value is not None and name != TORCH:
+            raise click.UsageError(f"{option} belongs to --backend torch", click.get_current_context(silent=True))
+    return Backend(name=name, device=device, initial_adapter=initial_adapter) if name else None
+
+
 def _step(name: str, last: str, text: str, *, trains: bool = False, renders: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
@@ -83,6 +110,7 @@ def _step(name: str, last: str, text: str, *, trains: bool = False, renders: boo
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
+        command = backend_options(command)
     if renders:
         forms = click.Choice(["openai", "mlx"])
         what = "Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training."

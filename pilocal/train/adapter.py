@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_model
 
+from pilocal.base import read_config
 from pilocal.errors import InputError, did_you_mean
 from pilocal.rundir import replacing, write_json
 from pilocal.task import Lora
@@ -32,8 +35,19 @@ def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
     parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
     mx.random.seed(seed)
     linear_to_lora_layers(model, layers, parameters, use_dora=lora.kind == "dora")
-    mx.eval(model.parameters())
+    mx.eval(model.trainable_parameters())
     return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
+
+
+def initial_adapter(base: Path, lora: Lora, seed: int) -> dict[str, Any]:
+    """Return the start that `add_lora` gives a base, as NumPy arrays by name; reads none of the base's weights.
+
+    Raises what `add_lora` raises.
+    """
+    model, _ = load_model(base, lazy=True, model_config=read_config(base))
+    model.freeze()
+    add_lora(model, lora, seed)
+    return {name: np.array(value) for name, value in adapter_weights(model).items()}
 
 
 def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:

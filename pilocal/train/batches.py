@@ -1,21 +1,19 @@
-"""Batches: rows that share much, and are of like length, side by side; every row once an epoch.
+"""Batches: the rows of a step (see `pilocal.order`) laid out so that nothing is computed twice.
 
-Which batch a step sees is a pure function of the seed, the stage and the step, so a resumed run needs no memory of
-where it was. A batch is a tree of two levels: the tokens that all rows of the stage begin with (the template), then
-the tokens that groups of its rows go on with (their shots), then what each row has of its own.
+A batch is a tree of two levels: the tokens that all rows of the stage begin with (the template), then the tokens that
+groups of its rows go on with (their shots), then what each row has of its own.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.order import NARROWEST, RowOrder
 from pilocal.tokens import Row
 
 Ints = NDArray[np.int32]
@@ -23,9 +21,6 @@ Floats = NDArray[np.float32]
 
 SHAPES_PER_OCTAVE = 16
 """Widths between one power of two and the next: bounds both the number of different shapes and the padding."""
-
-NARROWEST = 8
-"""Widths are multiples of this at least."""
 
 WORTH = 0.9
 """Rows are computed in groups when that leaves at most this share of their tokens."""
@@ -89,20 +84,6 @@ class Batch:
         return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]
 
 
-def common_prefix(rows: Sequence[Row]) -> int:
-    """Return how many leading tokens all rows share, leaving each at least one prompt token of its own.
-
-    >>> common_prefix([Row((1, 2, 3, 4), 3), Row((1, 2, 5, 6), 3)])
-    2
-    """
-    first = rows[0].tokens
-    limit = min(row.offset for row in rows) - 1
-    for row in rows:
-        same = next((i for i in range(limit) if row.tokens[i] != first[i]), limit)
-        limit = min(limit, same)
-    return max(limit, 0)
-
-
 def group_prefix(rows: Sequence[Row], prefix: int) -> int:
     """Return how many tokens behind the `prefix` are best computed once for each group of rows that has the same.
 
@@ -164,14 +145,9 @@ class Batches:
         Without `share` (a model that cannot, see `forward.can_share`) every row is computed whole.
         """
         self.rows = rows
-        self.batch_size = batch_size
         self.share = share
-        self.seed = tuple(seed)
-        self.prefix = common_prefix(rows) if share else 0
-        self.per_epoch = -(-len(rows) // batch_size)
-        self._relatives = _relatives(rows, self.prefix)
-        self._epoch = -1
-        self._order: list[list[int]] = []
+        self._order = RowOrder(rows, batch_size, seed, share=share)
+        self.prefix, self.per_epoch = self._order.prefix, self._order.per_epoch
 
     @property
     def prefix_tokens(self) -> tuple[int, ...]:
@@ -180,74 +156,14 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 within the stage; epochs follow each other."""
-        return self._batch(self.rows_at(step))
-
-    def rows_at(self, step: int) -> list[Row]:
-        """Return the rows of a step."""
-        epoch, number = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(epoch)
-        return [self.rows[i] for i in self._order[number]]
+        return self._batch(self._order.rows_at(step))
 
     def in_order(self) -> list[Batch]:
         """Return every row once, for validation."""
-        order = self._side_by_side(range(len(self.rows)))
-        return [self._batch([self.rows[i] for i in part]) for part in _chunks(order, self.batch_size)]
+        return [self._batch(rows) for rows in self._order.in_order()]
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
         return make_batch(rows, self.prefix, share=self.share)
-
-    def _shuffle(self, epoch: int) -> list[list[int]]:
-        rng = np.random.default_rng((*self.seed, epoch))
-        shuffled = rng.permutation(len(self.rows)).tolist()
-        batches: list[list[int]] = []
-        # Rows are laid side by side within pools of 16 batches, which keep enough chance in who meets whom.
-        for pool in _chunks(shuffled, 16 * self.batch_size):
-            batches += _chunks(self._side_by_side(pool), self.batch_size)
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def _side_by_side(self, numbers: Sequence[int]) -> list[int]:
-        """Order rows so that relatives meet, and rows of like length.
-
-        Relatives come in parts of half a batch, and no part follows another of its own family unless all that is left
-        is of that family: rows with the same shots tend to have the same answer, so no batch should hold them alone.
-        """
-        families: dict[int, list[int]] = {}
-        for i in numbers:
-            families.setdefault(self._relatives[i], []).append(i)
-        waiting = [_chunks(family, max(1, self.batch_size // 2)) for family in families.values()]
-
-        def place(number: int) -> tuple[int, int, int]:
-            parts = waiting[number]
-            return -len(parts), max(len(self.rows[i].tokens) for i in parts[-1]), number
-
-        order: list[int] = []
-        heap = [place(number) for number in range(len(waiting))]
-        heapq.heapify(heap)
-        held: tuple[int, int, int] | None = None
-        while heap:
-            *_, number = heapq.heappop(heap)
-            order += waiting[number].pop()
-            if held:
-                heapq.heappush(heap, held)
-            held = place(number) if waiting[number] else None
-        return order + [i for part in waiting[held[-1]] for i in part] if held else order
-
-
-def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:
-    """Return the number of each row's family: rows that, one after the other, share half of their own prompt."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)
-    family = [0] * len(rows)
-    for last, i in pairwise(order):
-        a, b = rows[last], rows[i]
-        half = max(NARROWEST, (max(a.offset, b.offset) - prefix + 1) // 2)
-        same = a.tokens[prefix : prefix + half] == b.tokens[prefix : prefix + half]
-        family[i] = family[last] + (not same or min(a.offset, b.offset) <= prefix + half)
-    return family
-
-
-def _chunks(items: Sequence[int], size: int) -> list[list[int]]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def round_up(length: int) -> int:

@@ -14,9 +14,12 @@ from typing import Any
 import mlx.core as mx
 
 from pilocal.errors import TrainingError
+from pilocal.interrupt import Interrupt
+from pilocal.order import StagePlan
 from pilocal.progress import Progress
 from pilocal.rundir import fingerprint
 from pilocal.schedule import Adaptive
+from pilocal.steplog import Log
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.train.adapter import adapter_weights, add_lora, save_adapter
@@ -24,25 +27,10 @@ from pilocal.train.batches import Batch, Batches
 from pilocal.train.below import Below
 from pilocal.train.checkpoint import find_best, find_checkpoint, restore, save_checkpoint
 from pilocal.train.forward import can_share
-from pilocal.train.interrupt import Interrupt
-from pilocal.train.log import Log
 from pilocal.train.optimizer import learning_rate, make_optimizer
 from pilocal.train.team import Kind, Team
 from pilocal.train.tracker import Tracker
 from pilocal.train.trainer import Trainer
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One stage's work."""
-
-    number: int
-    """The stage's, in the schedule."""
-    train: Sequence[Row]
-    valid: Sequence[Row]
-    steps: int
-    folder: Path
-    """Where metrics.jsonl, the checkpoints and the adapter after this stage go."""
 
 
 def train(

@@ -1,0 +1,56 @@
+"""What this backend needs and cannot do, told before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from pilocal.errors import InputError, PilocalError
+from pilocal.task import Lora, Training
+
+DEVICES = ("cpu", "cuda", "mps")
+
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def check_installed() -> None:
+    """Raise InputError when a package that the backend needs is missing; imports nothing heavy."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise InputError("--backend torch", f"{name} is not installed", fix="pip install 'pilocal[cuda]'")
+
+
+def find_device(asked: str | None) -> str:
+    """Return the kind of device to compute on: the one that is asked for, else CUDA, MPS or the CPU.
+
+    Raises InputError when it is not there, or PyTorch cannot be imported.
+    """
+    check_installed()
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked is None:
+        return next(device for device, found in there.items() if found)
+    if not there[asked]:
+        name = {"cuda": "CUDA", "mps": "Metal (MPS)"}[asked]
+        fix = "leave --device out, or install a PyTorch that was built for this GPU and its driver"
+        raise InputError(f"--device {asked}", f"PyTorch {torch.__version__} finds no {name} here", fix=fix)
+    return asked
+
+
+def refusals(lora: Lora, training: Training, *, adaptive: bool) -> list[PilocalError]:
+    """Return what a task asks for and this backend does not do."""
+    fix = "or take --backend mlx"
+    faults: list[PilocalError] = []
+    if lora.kind != "lora":
+        what = "the PyTorch backend does not train magnitudes (DoRA)"
+        faults.append(InputError("[lora] kind", what, got=lora.kind, fix=f'set it to "lora", {fix}'))
+    if training.patience is not None:
+        what = "the PyTorch backend ends no stage early"
+        faults.append(InputError("[training] patience", what, got=training.patience, fix=f"leave it out, {fix}"))
+    if training.compile:
+        what = "the PyTorch backend does not compile"
+        faults.append(InputError("[training] compile", what, fix=f"leave it out, {fix}"))
+    if adaptive:
+        what = "the PyTorch backend ends no stage early, as an adaptive schedule does"
+        faults.append(InputError("--schedule", what, fix=f'take decay = "linear", {fix}'))
+    return faults

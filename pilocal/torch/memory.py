@@ -1,0 +1,76 @@
+"""Whether a training fits a GPU, before it is begun: an estimate from the base's shape and the rows' lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pilocal.errors import TrainingError
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+
+KEPT = {"width": 16, "intermediate": 6}
+"""Numbers that the gradient keeps, for each token and layer, in multiples of what the name says."""
+
+LOGITS = 4
+"""Times that the logits of the completion tokens live at once in float32, with their gradients."""
+
+STATES = {"adamw": 2, "adam": 2, "adafactor": 0}
+"""Numbers that each optimizer remembers for an adapter weight."""
+
+
+def estimate(
+    config: Mapping[str, Any], lora: Lora, training: Training, precision: str, stages: Sequence[Sequence[Row]]
+) -> int:
+    """Return the bytes that a training takes at its peak, about; `stages` has the training rows of each."""
+    width, inner, layers = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads = int(config["num_attention_heads"])
+    head = int(config.get("head_dim") or width // heads)
+    queries, keys = heads * head, int(config.get("num_key_value_heads") or heads) * head
+    shapes = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    shapes += [(width, inner), (width, inner), (inner, width)]
+    ends = int(config["vocab_size"]) * width * (1 if config.get("tie_word_embeddings", True) else 2)
+    size = 4 if precision == "float32" else 2
+    weights = size * (layers * sum(a * b for a, b in shapes) + ends)
+    adapted = (lora.layers or layers) * lora.rank * sum(a + b for a, b in shapes)
+    adapter = 4 * adapted * (2 + STATES[training.optimizer])
+    largest = 0
+    for rows in stages:
+        part = -(-min(training.batch_size, len(rows)) // training.accumulate)
+        longest = sorted((len(row.tokens) for row in rows), reverse=True)[:part]
+        answers = sorted((len(row.completion) for row in rows), reverse=True)[:part]
+        layer = len(longest) * longest[0] * (KEPT["width"] * width + KEPT["intermediate"] * inner)
+        kept = layer + layers * len(longest) * longest[0] * width if training.recompute else layers * layer
+        largest = max(largest, size * kept + 4 * LOGITS * sum(answers) * int(config["vocab_size"]))
+    return weights + adapter + largest
+
+
+def check_memory(
+    free: int,
+    config: Mapping[str, Any],
+    lora: Lora,
+    training: Training,
+    precision: str,
+    stages: Sequence[Sequence[Row]],
+) -> None:
+    """Raise TrainingError, with what to change, unless a training fits into `free` bytes, as far as one can tell."""
+    needed = estimate(config, lora, training, precision, stages)
+    if needed <= free:
+        return
+    what = f"the training takes about {needed / 2**30:.1f} GiB and the GPU has {free / 2**30:.1f} GiB free"
+    fix = "shorten the template, lower shots, set [training] precision to bfloat16, or take a smaller base"
+    for recompute in (False, True) if not lora.dropout else (False,):
+        for accumulate in range(1, training.batch_size + 1):
+            changed = replace(training, accumulate=accumulate, recompute=recompute or training.recompute)
+            if estimate(config, lora, changed, precision, stages) <= free:
+                settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
+                fix = f"set [training] {' and '.join(settings)}: the same gradient in less memory"
+                raise TrainingError("--device cuda", what, fix=fix)
+    raise TrainingError("--device cuda", what, fix=fix)
+
+
+def out_of_memory(training: Training) -> TrainingError:
+    """Return what to say when the GPU's memory ran out after all."""
+    fix = f"raise [training] accumulate (now {training.accumulate}), set recompute = true, or lower batch_size"
+    return TrainingError("--device cuda", "the GPU's memory is used up", fix=fix)

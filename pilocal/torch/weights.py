@@ -1,0 +1,109 @@
+"""The base's weights in PyTorch: MLX's packed groups become the floats that they stand for.
+
+MLX's affine quantization keeps for each group of `group_size` weights a scale and a bias, w = scale * q + bias, with q
+of `bits` bits, packed without gaps into uint32 words, the first in the lowest bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from pilocal.errors import ModelError
+
+WORD = 32
+"""Bits of a packed word."""
+
+AT_ONCE = 1 << 24
+"""Weights unpacked at a time: a vocabulary of 128,256 rows would take gigabytes."""
+
+
+def read_weights(
+    folder: Path, config: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
+
+    `config` is config.json. Raises ModelError where weights are packed in another way than MLX's affine one, or a
+    module's parts do not fit together.
+    """
+    settings = config.get("quantization") or {}
+    weights: dict[str, torch.Tensor] = {}
+    with ExitStack() as files:
+        stored: dict[str, Any] = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            file = files.enter_context(safe_open(path, framework="pt"))
+            stored |= dict.fromkeys(file.keys(), file)
+        for name, file in stored.items():
+            module, _, part = name.rpartition(".")
+            packed = f"{module}.scales" in stored
+            if packed and part == "weight":
+                parts = [stored[of].get_tensor(of).to(device) for of in (name, f"{module}.scales", f"{module}.biases")]
+                weights[name] = _unpacked(folder, module, settings, parts, dtype)
+            elif not packed or part not in ("scales", "biases"):
+                weights[name] = file.get_tensor(name).to(device, dtype)
+    return weights
+
+
+def _unpacked(
+    folder: Path, module: str, settings: Mapping[str, Any], parts: Sequence[torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor:
+    bits, size = _grouping(folder, module, settings)
+    packed, scales, biases = parts
+    if scales.shape != biases.shape or scales.shape[-1] * size * bits != packed.shape[-1] * WORD:
+        what, fix = (
+            f"{module} does not hold groups of {size} weights of {bits} bits",
+            "copy or download the model again",
+        )
+        raise ModelError(folder, what, got=list(packed.shape), fix=fix)
+    return dequantize(packed, scales, biases, bits=bits, dtype=dtype)
+
+
+def dequantize(
+    packed: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor, *, bits: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return the weights (out, in) of packed words (out, in * bits / 32); scales and biases are (out, groups).
+
+    They are computed in float32, exactly as MLX does, and rounded to `dtype` at the end.
+
+    >>> words = torch.tensor([[0x76543210] * 4], dtype=torch.int32).view(torch.uint32)
+    >>> dequantize(words, torch.tensor([[0.5]]), torch.tensor([[-1.0]]), bits=4)[0, :5]
+    tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000])
+    """
+    rows, inputs = packed.shape[0], packed.shape[1] * WORD // bits
+    weights = torch.empty((rows, inputs), dtype=dtype, device=packed.device)
+    some = max(1, AT_ONCE // inputs)
+    for i in range(0, rows, some):
+        codes = _unpack(packed[i : i + some], bits).float()
+        scale, bias = (part[i : i + some].float().unsqueeze(-1) for part in (scales, biases))
+        grouped = codes.view(len(codes), scales.shape[1], -1) * scale + bias
+        weights[i : i + some] = grouped.view(codes.shape).to(dtype)
+    return weights
+
+
+def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the codes (out, in) of words (out, in * bits / 32): WORD codes in every `bits` words."""
+    # Signed 64 bits hold a word without a sign, and PyTorch shifts them everywhere.
+    words = (packed.view(torch.int32).long() & 0xFFFFFFFF).view(len(packed), -1, bits)
+    starts = torch.arange(WORD, device=packed.device) * bits
+    first, shift = starts // WORD, starts % WORD
+    joined = words[..., first] | words[..., (first + 1).clamp(max=bits - 1)] << WORD
+    return (joined >> shift & (1 << bits) - 1).flatten(1)
+
+
+def _grouping(folder: Path, module: str, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Return bits and group size of a packed module; exceptions stand under its name."""
+    own = settings.get(module)
+    chosen = {**settings, **own} if isinstance(own, dict) else settings
+    mode = chosen.get("mode", "affine")
+    if mode != "affine":
+        fix = 'take a base that mlx_lm.convert made with --q-mode "affine", or one in floats'
+        raise ModelError(folder, "the PyTorch backend reads MLX's affine quantization alone", got=mode, fix=fix)
+    if "bits" not in chosen or "group_size" not in chosen:
+        fix = "copy or download the model again"
+        raise ModelError(folder, f"{module} is packed, and config.json does not say how", fix=fix)
+    return int(chosen["bits"]), int(chosen["group_size"])

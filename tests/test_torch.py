@@ -1,0 +1,373 @@
+"""PyTorch computes what MLX computes: weights bit for bit, logits, gradients and twenty steps' losses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from pilocal.base import load_base
+from pilocal.errors import InputError, ModelError
+from pilocal.order import RowOrder
+from pilocal.task import Lora, Training
+from pilocal.tokens import Row
+from pilocal.torch.adapter import draw, from_peft, read_adapter, save_adapter, save_peft, to_peft
+from pilocal.torch.optimizer import learning_rate
+from pilocal.torch.trainer import TorchTrainer
+from tests import tiny
+from tests.test_train import random_rows, trainable
+from tests.tiny import make_base
+
+BASES = ["starter", "tiny_base", "tiny_tied_base", "tiny_float_base", "tiny_biased_base"]
+OTHERS = ["tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
+TOLERANCE = 1e-4
+LORA = Lora(rank=4)
+
+
+def mlx_start(model):
+    """The adapter of an MLX model as it stands, as NumPy arrays."""
+    from pilocal.train.adapter import adapter_weights
+
+    return {name: np.array(value) for name, value in adapter_weights(model).items()}
+
+
+def distance(a, b):
+    """The size of what sets two arrays apart, beside their own."""
+    return np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b), 1e-30)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_weights_are_unpacked_as_mlx_does_bit_for_bit(bits, dtype, size, monkeypatch):
+    import mlx.core as mx
+    import torch
+
+    from pilocal.torch import weights
+
+    mx.random.seed(bits)
+    packed, scales, biases = mx.quantize(mx.random.normal((9, 384)).astype(getattr(mx, dtype)), size, bits)
+    wide = (value.astype(mx.float32) for value in (scales, biases))
+    expected = np.array(mx.dequantize(packed, *wide, group_size=size, bits=bits))
+    monkeypatch.setattr(weights, "AT_ONCE", 1000)  # some rows at a time
+    words = torch.from_numpy(np.array(packed).view(np.int32)).view(torch.uint32)
+    parts = (torch.from_numpy(np.array(value.astype(mx.float32))) for value in (scales, biases))
+    found = weights.dequantize(words, *parts, bits=bits).numpy()
+    if dtype == "float32":  # where the product does not fit a float, MLX may round it once or twice
+        assert np.abs(found - expected).max() <= 2e-7 * np.abs(expected).max()
+    else:
+        assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("fixture", ["starter", "tiny_base", "tiny_float_base", "tiny_qwen3_base", "mixed"])
+def test_every_weight_of_a_base_is_mlxs(fixture, request, starter, tmp_path):
+    import torch
+    from mlx.utils import tree_flatten
+
+    from pilocal.base import read_config
+    from pilocal.torch.weights import read_weights
+
+    if fixture == "mixed":
+        exceptions = {"model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
+        base = make_base(tmp_path / "base", starter, exceptions=exceptions)
+    else:
+        base = request.getfixturevalue(fixture)
+    found = read_weights(base, read_config(base), dtype=torch.float32, device=torch.device("cpu"))
+    expected = {name: np.array(value) for name, value in tree_flatten(load_base(base, None, "float32").parameters())}
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        assert np.array_equal(value.numpy().view(np.int32), expected[name].view(np.int32)), name
+
+
+def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pilocal.base import read_config
+    from pilocal.torch.weights import read_weights
+
+    tensors = load_file(tiny_base / "model.safetensors")
+    names = sorted(tensors)  # a module's parts lie next to each other, and the cut goes through one
+    cut = names.index("model.layers.0.mlp.up_proj.scales")
+    for number, part in enumerate((names[:cut], names[cut:])):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
+    settings = {"dtype": torch.float32, "device": torch.device("cpu")}
+    split = read_weights(tmp_path, read_config(tiny_base), **settings)
+    whole = read_weights(tiny_base, read_config(tiny_base), **settings)
+    assert set(split) == set(whole)
+    assert all(torch.equal(split[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("fixture", [*BASES, *OTHERS])
+def test_the_logits_are_mlxs_with_and_without_an_adapter(fixture, request):
+    import mlx.core as mx
+
+    base = request.getfixturevalue(fixture)
+    rng = np.random.default_rng(0)
+    row = Row(tuple(rng.integers(1, 1500, 200).tolist()), 190)
+    tokens = mx.array([row.tokens])
+    plain = np.array(load_base(base, None, "float32")(tokens)[0])
+    trainer = TorchTrainer(base, LORA, Training(), mlx_start(trainable(base)))
+    expected = np.array(trainable(base, LORA, "float32")(tokens)[0])
+    assert np.abs(expected - plain).max() > 0.1
+    assert np.abs(trainer.logits(row) - expected).max() < TOLERANCE
+    trainer.set_adapter({name: 0 * value for name, value in trainer.adapter().items()})
+    assert np.abs(trainer.logits(row) - plain).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"rope_scaling": None, "rope_theta": 5e5}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        ("llama", {"rope_theta": None, "rope_scaling": None, "num_key_value_heads": None}),
+        ("qwen2", {"rope_theta": None, "rope_scaling": None, "tie_word_embeddings": None}),
+        ("mistral", {"rope_theta": None, "rope_scaling": None, "num_key_value_heads": 8, "sliding_window": None}),
+        ("llama", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4096}),
+    ],
+)
+@pytest.mark.parametrize("as_transformers_5", [False, True])
+def test_settings_that_are_left_out_or_written_anew_mean_what_they_mean_to_mlx(
+    kind, changes, as_transformers_5, starter, tmp_path, monkeypatch
+):
+    import mlx.core as mx
+
+    monkeypatch.setattr(tiny, "CONFIG", {k: v for k, v in tiny.CONFIG.items() if changes.get(k, v) is not None})
+    given = {name: value for name, value in changes.items() if value is not None}
+    base = make_base(tmp_path / "base", starter, model_type=kind, **given)
+    config = json.loads((base / "config.json").read_text())
+    if as_transformers_5 and "rope_theta" in config:
+        scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+        scaling = {"rope_type": scaling.get("type", scaling.get("rope_type")), **scaling}
+        config["rope_parameters"] = {**scaling, "rope_theta": config.pop("rope_theta")}
+        (base / "config.json").write_text(json.dumps(config))
+    row = Row(tuple(np.random.default_rng(0).integers(1, 1500, 100).tolist()), 90)
+    trainer = TorchTrainer(base, LORA, Training(), None)
+    trainer.set_adapter(draw(trainer.shapes, 0))
+    expected = np.array(load_base(base, None, "float32")(mx.array([row.tokens]))[0])
+    assert np.abs(trainer.logits(row) - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("start", ["first step", "later"])
+@pytest.mark.parametrize("fixture", [*BASES, *OTHERS])
+def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    from pilocal.train.adapter import add_lora
+    from pilocal.train.batches import make_batch
+    from pilocal.train.loss import completion_loss
+
+    base = request.getfixturevalue(fixture)
+    if start == "later":
+        model = trainable(base, LORA, "float32")
+    else:
+        model = load_base(base, None, "float32")
+        add_lora(model, LORA, seed=0)
+    rows = random_rows(3, 6, 20, 2, 16)
+    (loss, _), gradients = nn.value_and_grad(model, completion_loss)(model, *make_batch(rows, 20).arrays())
+    expected = {name: np.array(value) for name, value in tree_flatten(gradients)}
+    found_loss, found = TorchTrainer(base, LORA, Training(), mlx_start(model)).gradients(rows)
+    assert found_loss == pytest.approx(loss.item(), rel=TOLERANCE)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert value.shape == found[name].shape
+        assert distance(found[name], value) < TOLERANCE, name
+        assert np.any(value) == (start == "later" or name.endswith("lora_b")), name
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 3}, {"accumulate": 2, "recompute": True}])
+def test_parts_and_recomputation_change_no_gradient(changes, tiny_base):
+    start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 7, 20, 2, 16)
+    loss, plain = TorchTrainer(tiny_base, LORA, Training(), start).gradients(rows)
+    other_loss, other = TorchTrainer(tiny_base, LORA, Training(**changes), start).gradients(rows)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert all(distance(other[name], value) < 1e-5 for name, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_schedule": "cosine", "weight_decay": 0.1},
+        {"optimizer": "adam", "lr_schedule": "linear", "clip": 0.3},
+        {"optimizer": "adafactor", "lr_schedule": "constant", "weight_decay": 0.1},
+    ],
+)
+def test_twenty_steps_have_mlxs_losses(changes, tiny_base):
+    from pilocal.train.adapter import add_lora
+    from pilocal.train.batches import Batches
+    from pilocal.train.below import Below
+    from pilocal.train.optimizer import learning_rate as mlx_rate
+    from pilocal.train.optimizer import make_optimizer
+    from pilocal.train.team import Team
+    from pilocal.train.trainer import Trainer
+
+    training = Training(batch_size=4, learning_rate=2e-3, warmup=0.2, **changes)
+    rows = random_rows(2, 30, 20, 2, 16)
+    model = load_base(tiny_base, None, "float32")
+    add_lora(model, LORA, 0)
+    torchs = TorchTrainer(tiny_base, LORA, training, mlx_start(model))
+    mlxs = Trainer(model, make_optimizer(model, training), training, Team())
+    batches, order = Batches(rows, 4, (0, 0)), RowOrder(rows, 4, (0, 0))
+    below = Below(model, 0, batches.prefix_tokens)
+    losses = []
+    for step in range(20):
+        assert tuple(order.rows_at(step)) == batches.at(step).rows
+        rate = learning_rate(step, 20, training)
+        assert rate == pytest.approx(mlx_rate(step, 20, training), rel=1e-12, abs=1e-18)
+        loss, norm = torchs.step(step, rate, order.rows_at(step))
+        expected, expected_norm = mlxs.step(step, rate, batches.at(step), below)
+        assert loss == pytest.approx(expected.item(), rel=TOLERANCE)
+        assert norm == pytest.approx(expected_norm.item(), rel=1e-3)
+        losses.append(loss)
+    assert min(losses[10:]) < losses[0]
+    mlx_end = mlx_start(model)
+    assert all(distance(value, mlx_end[name]) < 1e-2 for name, value in torchs.adapter().items())
+    assert torchs.evaluate(rows)[0] == pytest.approx(
+        sum(float(mlxs.evaluate(batch, below)[0]) for batch in batches.in_order()), rel=TOLERANCE
+    )
+
+
+def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
+    lora = Lora(rank=2, layers=1, linears=("self_attn.v_proj", "mlp.up_proj"))
+    start = mlx_start(trainable(tiny_deep_base, lora))
+    trainer = TorchTrainer(tiny_deep_base, lora, Training(), start)
+    assert set(trainer.adapter()) == set(start)
+    assert len(start) == 4
+    assert all(np.array_equal(value, start[name]) for name, value in trainer.adapter().items())
+
+
+def test_a_base_in_bfloat16_has_a_float32_adapter_and_nearly_the_same_gradients(tiny_base):
+    start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 6, 20, 2, 16)
+    rough = TorchTrainer(tiny_base, LORA, Training(), start, precision="bfloat16")
+    assert {value.dtype for value in rough.adapter().values()} == {np.dtype("float32")}
+    assert all(np.array_equal(value, start[name]) for name, value in rough.adapter().items())
+    loss, gradients = rough.gradients(rows)
+    exact_loss, exact = TorchTrainer(tiny_base, LORA, Training(), start).gradients(rows)
+    assert loss == pytest.approx(exact_loss, rel=0.02)
+    whole, rough_whole = (np.concatenate([g[name].ravel() for name in exact]) for g in (exact, gradients))
+    assert whole @ rough_whole > 0.98 * np.linalg.norm(whole) * np.linalg.norm(rough_whole)
+
+
+def test_the_start_is_what_mlx_draws(tiny_base, tiny_float_base):
+    from pilocal.train.adapter import add_lora, initial_adapter
+
+    for base, seed in ((tiny_base, 0), (tiny_float_base, 5)):
+        model = load_base(base)
+        add_lora(model, LORA, seed)
+        found = initial_adapter(base, LORA, seed)
+        assert set(found) == set(mlx_start(model))
+        assert all(np.array_equal(found[name], value) for name, value in mlx_start(model).items())
+
+
+def test_a_start_of_ones_own_has_mlxs_distribution():
+    drawn = draw({"m.lora_a": (400, 16), "m.lora_b": (16, 30)}, seed=1)
+    assert not drawn["m.lora_b"].any()
+    assert np.abs(drawn["m.lora_a"]).max() <= 1 / 20
+    assert drawn["m.lora_a"].std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.05)
+
+
+def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, tmp_path):
+    import torch
+    from peft import PeftModel
+
+    from pilocal.torch.model import load_model
+
+    start = mlx_start(trainable(tiny_base))
+    assert sorted(from_peft(to_peft(start))) == sorted(start)
+    assert all(np.array_equal(value, start[name]) for name, value in from_peft(to_peft(start)).items())
+    trainer = TorchTrainer(tiny_base, LORA, Training(), start)
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}, "num_layers": 2}
+    save_adapter(tmp_path / "mlx", trainer.adapter(), config)
+    again = read_adapter(tmp_path / "mlx", LORA, "any")
+    assert all(np.array_equal(value, start[name]) for name, value in again.items())
+    save_peft(tmp_path / "peft", trainer.adapter(), trainer.settings, "owner/model")
+    plain = load_model(tiny_base, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        loaded = PeftModel.from_pretrained(plain, tmp_path / "peft").eval()
+    row = random_rows(0, 1)[0]
+    with torch.no_grad():
+        logits = loaded(torch.tensor([row.tokens])).logits[0].numpy()
+    assert np.abs(logits - trainer.logits(row)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"lora_parameters": {"rank": 8, "scale": 2.0}}, r"rank is not the task's 4; got 8; set \[lora\] rank"),
+        ({"lora_parameters": {"rank": 4, "scale": 1.0}}, r"scale is not the task's 2.0; got 1.0"),
+        ({"fine_tune_type": "dora"}, "kind is not the task's 'lora'; got 'dora'"),
+        ({"base_sha256": "ff"}, "was made for another base; got 'else'"),
+        ({"lora_parameters": None}, "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_start_from_elsewhere_that_does_not_fit_is_refused(change, line, tmp_path):
+    if change is not None:
+        config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}, "model": "else"}
+        save_adapter(tmp_path, {"m.lora_a": np.zeros((3, 4), dtype=np.float32)}, config | change)
+    with pytest.raises(InputError, match=line):
+        read_adapter(tmp_path, LORA, "00")
+
+
+def test_a_start_of_another_shape_is_refused_by_name(tiny_base):
+    start = mlx_start(trainable(tiny_base))
+    name = "model.layers.0.mlp.up_proj.lora_a"
+    with pytest.raises(InputError, match=rf"{name} of the initial adapter should be 256 x 4; got '256 x 3'"):
+        TorchTrainer(tiny_base, LORA, Training(), start | {name: np.zeros((256, 3), dtype=np.float32)})
+    with pytest.raises(InputError, match=f"lacks {name}"):
+        TorchTrainer(tiny_base, LORA, Training(), {key: value for key, value in start.items() if key != name})
+    with pytest.raises(InputError, match="holds what is no number"):
+        TorchTrainer(tiny_base, LORA, Training(), start | {name: np.full((256, 4), np.nan, dtype=np.float32)})
+
+
+def test_rows_of_another_tokenizer_are_refused(tiny_base):
+    trainer = TorchTrainer(tiny_base, LORA, Training(), None)
+    with pytest.raises(InputError, match="the base knows 2048 tokens; got 2048; render the rows with"):
+        trainer.gradients([Row((1, 2048, 3), 2)])
+
+
+@pytest.mark.parametrize(
+    ("lora", "line"),
+    [
+        (Lora(kind="dora"), r"does not train magnitudes \(DoRA\); got 'dora'"),
+        (Lora(layers=9), "the model has 2 layers; got 9"),
+        (Lora(linears=("self_attn.q_prj",)), "got 'self_attn.q_prj'; did you mean self_attn.q_proj"),
+    ],
+)
+def test_an_adapter_that_cannot_be_made_is_refused(lora, line, tiny_base):
+    with pytest.raises(InputError, match=line):
+        TorchTrainer(tiny_base, lora, Training(), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "affine quantization alone; got 'mxfp4'"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "does not hold groups of 64 weights of 4 bits"),
+        ({"quantization": None}, "is packed, and config.json does not say how"),
+        ({"intermediate_size": 640}, "the weights do not have config.json's shapes"),
+        ({"num_hidden_layers": 3}, "weights that are missing; got 'model.layers.2"),
+        ({"num_hidden_layers": 1}, "weights that are unknown; got 'model.layers.1"),
+    ],
+)
+def test_a_base_that_is_not_what_its_config_says_is_refused(change, line, tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((tiny_base / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=line):
+        TorchTrainer(tmp_path / "base", LORA, Training(), None)
+
+
+def test_dropout_drops_in_training_alone_and_by_the_seed(tiny_base):
+    lora, rows = Lora(rank=4, dropout=0.5), random_rows(1, 4)
+    start = mlx_start(trainable(tiny_base))
+    same, other = (TorchTrainer(tiny_base, lora, Training(seed=seed), start) for seed in (0, 1))
+    assert same.evaluate(rows) == other.evaluate(rows)
+    first = same.step(3, 0.0, rows)
+    assert same.step(3, 0.0, rows) == first != same.step(4, 0.0, rows)
+    assert other.step(3, 0.0, rows) != first
+    assert asdict(Training(seed=1))["seed"] == 1

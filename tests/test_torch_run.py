@@ -1,0 +1,495 @@
+"""A run on the PyTorch backend: resumable, exported and evaluated like any other, alone or in a team."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pilocal.backend import Backend, backend_of
+from pilocal.base import read_config
+from pilocal.errors import InputError, PilocalError, RunError, TrainingError
+from pilocal.pipeline import STEPS, open_pipeline
+from pilocal.progress import silent
+from pilocal.task import Lora, Training
+from pilocal.torch.device import find_device
+from pilocal.torch.memory import check_memory, estimate
+from tests.test_cli import ROOT, pilocal
+from tests.test_pipeline import make_task
+from tests.test_team import free_ports
+from tests.test_train import adapter_bytes, plans, random_rows, unexpected
+from tests.test_train import fit as mlx_fit
+
+LORA = Lora(rank=4, dropout=0.1)
+TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
+
+
+def setup(base, training=TRAINING, lora=LORA, device="cpu"):
+    from pilocal.torch.loop import Setup
+
+    return Setup(base=base, base_sha256="00" * 32, lora=lora, training=training, device=device)
+
+
+def fit(base, folder, training=TRAINING, lora=LORA, key="key", progress=silent, warn=unexpected, **options):
+    from pilocal.torch.loop import train
+    from pilocal.train.adapter import initial_adapter
+
+    return train(
+        setup(base, training, lora),
+        plans(folder),
+        lambda: initial_adapter(base, lora, training.seed),
+        key=key,
+        facts={"model": "tiny", "base_sha256": "00" * 32},
+        progress=progress,
+        warn=warn,
+        **options,
+    )
+
+
+def lines(folder):
+    return [json.loads(line) for i in "01" for line in (folder / i / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    fit(tiny_base, folder, peft=folder / "peft")
+    return folder
+
+
+def stop_after(step):
+    def stop(what, done, total, note=""):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 6, 7])
+def test_an_interrupted_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp_path, stop_at):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path, progress=stop_after(stop_at))
+    fit(tiny_base, tmp_path)
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 12))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+def test_every_optimizer_resumes(optimizer, tiny_base, tmp_path):
+    training = replace(TRAINING, optimizer=optimizer)
+    fit(tiny_base, tmp_path / "whole", training)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path / "cut", training, progress=stop_after(5))
+    fit(tiny_base, tmp_path / "cut", training)
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
+
+
+def test_an_interrupt_finishes_the_step_and_saves(whole_run, tiny_base, tmp_path):
+    def interrupt(what, done, total, note=""):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    rare, seen = replace(TRAINING, checkpoint_every=100), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path, rare, progress=interrupt)
+    fit(tiny_base, tmp_path, rare, progress=lambda what, done, total, note="": seen.append(done))
+    assert seen[0] in (4, 5)
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+
+
+def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path):
+    lora = replace(LORA, dropout=0.0)
+    fit(tiny_base, tmp_path / "torch", lora=lora)
+    mlx_fit(tiny_base, tmp_path / "mlx", TRAINING, lora=lora)
+    ours, theirs = lines(tmp_path / "torch"), lines(tmp_path / "mlx")
+    assert len(ours) == 11
+    for line, other in zip(ours, theirs, strict=True):
+        assert set(line) == set(other)
+        for name in ("step", "trained_tokens", "prompt_tokens"):
+            assert line[name] == other[name]
+        assert line["learning_rate"] == pytest.approx(other["learning_rate"])
+        for name in ("loss", "valid_loss"):
+            if name in line:
+                assert line[name] == pytest.approx(other[name], rel=1e-3)
+    folders = [tmp_path / backend / "1" for backend in ("torch", "mlx")]
+    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in folders]
+    assert configs[0] == configs[1]
+    tensors, expected = (load_file(folder / "adapters.safetensors") for folder in folders)
+    assert {name: (value.shape, value.dtype) for name, value in tensors.items()} == {
+        name: (value.shape, value.dtype) for name, value in expected.items()
+    }
+
+
+def test_the_final_adapter_is_there_in_pefts_format(whole_run):
+    from pilocal.torch.adapter import to_peft
+
+    expected = to_peft(load_file(whole_run / "1" / "adapters.safetensors"))
+    found = load_file(whole_run / "peft" / "adapter_model.safetensors")
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    config = json.loads((whole_run / "peft" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, "tiny")
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, whole_run, tiny_base, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path, progress=stop_after(5))
+    newest = tmp_path / "0" / "checkpoint" / "step-0000004.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-100] ^= 1
+    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
+    warnings = []
+    fit(tiny_base, tmp_path, warn=warnings.append)
+    assert warnings == [f"{newest}: damaged checkpoint; going on from the one before"]
+    assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tiny_base, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path, progress=stop_after(3))
+    monkeypatch.setattr("pilocal.torch.checkpoint.FORMAT", "torch-2")
+    with pytest.raises(RunError, match="a checkpoint of another version of pilocal; got 'torch-1'"):
+        fit(tiny_base, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_base, tmp_path):
+    wild = replace(TRAINING, learning_rate=1e36, warmup=0.0, checkpoint_every=1, lr_schedule="constant")
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        fit(tiny_base, tmp_path, wild)
+    assert (tmp_path / "0" / "checkpoint" / "step-0000001.safetensors").is_file()
+
+
+def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_path):
+    from pilocal.torch.loop import train
+
+    warnings = []
+    facts = {"model": "tiny", "base_sha256": "00" * 32}
+    options = {"key": "key", "facts": facts, "progress": silent, "warn": warnings.append}
+    train(setup(tiny_base), plans(tmp_path), lambda: None, **options)
+    assert warnings == [
+        "MLX cannot be imported, so the adapter's start is drawn by NumPy: not the one that MLX trains from"
+    ]
+    assert lines(tmp_path)[-1]["step"] == 11
+
+
+# The whole flow.
+
+
+def flow(folder, backend, last="evaluate"):
+    done: dict[str, bool] = {}
+    with open_pipeline(folder, folder / "schedule.toml", folder / "run", backend=backend) as pipeline:
+        pipeline.run_steps(last, lambda result: done.update({result.name: not result.skipped}))
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tmp_path_factory):
+    """A task that was run by the command line, on the CPU."""
+    task = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base)
+    options = ("--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml")
+    done = pilocal("run", task, *options)
+    assert done.returncode == 0, done.stderr
+    assert "serve it with" in done.stdout
+    return task
+
+
+def test_the_command_runs_the_whole_flow(finished):
+    run = finished / "run"
+    assert json.loads((run / "run.json").read_text())["backend"] == {
+        "name": "torch",
+        "device": "cpu",
+        "initial_adapter": None,
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["arms"]) >= {"internalized", "shipped", "direct_drop"}
+    for name in ("adapter/adapters.safetensors", "adapter_peft/adapter_model.safetensors", "export/adapter.gguf"):
+        assert (run / name).is_file()
+
+
+def test_what_follows_the_training_goes_on_without_being_told_the_backend(finished):
+    assert flow(finished, None) == dict.fromkeys(STEPS, False)
+
+
+def test_another_backend_redoes_the_training_and_what_depends_on_it(finished, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(finished, kept)
+    redone = {"train", "direct_drop", "export", "evaluate"}
+    try:
+        for backend in (Backend(), Backend(name="torch", device="cpu")):
+            assert {step for step, ran in flow(finished, backend).items() if ran} == redone
+    finally:
+        shutil.rmtree(finished)
+        shutil.copytree(kept, finished)
+
+
+def test_mlx_keys_do_not_know_of_backends(finished):
+    def key(backend):
+        with open_pipeline(finished, finished / "schedule.toml", finished / "run", backend=backend) as pipeline:
+            return pipeline.key("train"), pipeline.backend.facts("float32")
+
+    mlx, torch = key(Backend()), key(Backend(name="torch", device="cpu"))
+    assert mlx[1] == []
+    assert mlx[0] != torch[0]
+    assert torch[1] == [{"backend": "torch", "device": "cpu", "precision": "float32", "initial_adapter": None}]
+
+
+def test_it_starts_from_a_given_adapter(finished, tmp_path):
+    given = finished / "run" / "adapter"
+    backend = Backend(name="torch", device="cpu", initial_adapter=given)
+    folder = tmp_path / "run"
+    with open_pipeline(finished, finished / "schedule.toml", folder, backend=backend) as pipeline:
+        start = pipeline._initial_adapter()
+        assert start is not None
+        assert all(np.array_equal(start[n], v) for n, v in load_file(given / "adapters.safetensors").items())
+        assert pipeline.key("train") != json.loads((finished / "run/run.json").read_text())["steps"]["train"]["key"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lora": 'kind = "dora"', "export": 'quant = "f16"'}, r"does not train magnitudes \(DoRA\); got 'dora'"),
+        ({"training": "patience = 3"}, r"\[training\] patience: the PyTorch backend ends no stage early; got 3"),
+        ({"training": "compile = true"}, "the PyTorch backend does not compile"),
+    ],
+)
+def test_what_the_backend_does_not_do_is_refused_before_any_work(changes, line, tiny_base, tmp_path):
+    task = make_task(tmp_path / "task", tiny_base)
+    text = (task / "task.toml").read_text()
+    for table, setting in changes.items():
+        text = text.replace(f"[{table}]", f"[{table}]\n{setting}")
+    (task / "task.toml").write_text(text)
+    with pytest.raises(PilocalError, match=line):
+        flow(task, Backend(name="torch", device="cpu"))
+    assert not (task / "run" / "stages").exists()
+
+
+def test_an_adaptive_schedule_is_refused(tiny_base, tmp_path):
+    task = make_task(tmp_path / "task", tiny_base)
+    (task / "schedule.toml").write_text('decay = "adaptive"\nstages = 3\nshots = 1\n')
+    with pytest.raises(PilocalError, match=r"as an adaptive schedule does; take decay = "):
+        flow(task, Backend(name="torch", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--device", "cpu"], "pilocal train: --device belongs to --backend torch"),
+        (["--backend", "mlx", "--device", "cpu"], "pilocal train: --device belongs to --backend torch"),
+        (["--initial-adapter", "x"], "pilocal train: --initial-adapter belongs to --backend torch"),
+        (["--backend", "jax"], "pilocal train: Invalid value for '--backend': 'jax' is not one of"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_misuse(options, line):
+    done = pilocal("train", "task", *options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith(line)
+
+
+def test_a_run_of_an_unknown_backend_is_refused(tmp_path):
+    for kept in ({"name": "jax"}, {}, "torch"):
+        with pytest.raises(RunError, match="made by another version of pilocal: its backend is unknown"):
+            backend_of({"backend": kept}, tmp_path)
+    assert backend_of({}, tmp_path) == Backend()
+
+
+def test_an_initial_adapter_that_is_not_there_is_refused(tiny_base, tmp_path):
+    task = make_task(tmp_path / "task", tiny_base)
+    with pytest.raises(InputError, match=r"no adapters.safetensors; point at a folder"):
+        flow(task, Backend(name="torch", device="cpu", initial_adapter=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["torch", "peft"])
+def test_a_package_that_is_missing_is_named_with_its_cure(name, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == name else find(package))
+    with pytest.raises(InputError, match=rf"{name} is not installed; pip install 'pilocal\[cuda\]'"):
+        find_device(None)
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda", "CUDA"), ("mps", r"Metal \(MPS\)")])
+def test_a_device_that_is_not_there_is_named(device, name, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert find_device(None) == "cpu"
+    with pytest.raises(InputError, match=rf"--device {device}: PyTorch .* finds no {name} here; leave --device out"):
+        find_device(device)
+
+
+def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
+    config, stages = read_config(tiny_base), [random_rows(0, 30, 200)]
+    lora, training = Lora(rank=4), Training(batch_size=8)
+    needed = estimate(config, lora, training, "float32", stages)
+    check_memory(needed, config, lora, training, "float32", stages)
+    with pytest.raises(
+        TrainingError, match=r"--device cuda: the training takes about .* set \[training\] accumulate = 2"
+    ):
+        check_memory(needed - 1, config, lora, training, "float32", stages)
+    least = estimate(config, lora, replace(training, accumulate=8, recompute=True), "float32", stages)
+    with pytest.raises(TrainingError, match="recompute = true"):
+        check_memory(least, config, lora, training, "float32", stages)
+    with pytest.raises(TrainingError, match="shorten the template"):
+        check_memory(least - 1, config, lora, training, "float32", stages)
+
+
+# More than one process.
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+import tests.test_torch_run as t
+from pilocal.backend import torchrun_rank
+from pilocal.errors import PilocalError
+from pilocal.torch.loop import follow
+from pilocal.torch.team import Team
+
+torch.set_num_threads(1)
+base, folder = map(Path, sys.argv[1:])
+lora = t.Lora(rank=4)
+try:
+    team = Team.join("cpu")
+    if torchrun_rank():
+        follow(team, t.setup(base, t.SHARED, lora))
+    else:
+        try:
+            said = lambda what, done, total, note="": print(done, flush=True)
+            t.fit(base, folder / "agreed", t.SHARED, lora, progress=said, team=team)
+            t.fit(base, folder / "not agreed", t.TRAINING, lora, progress=said, team=team)
+        finally:
+            team.end()
+except PilocalError as error:
+    sys.exit(str(error))
+"""
+SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
+"""Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
+
+
+def launch(base, folder, count=2):
+    port = str(free_ports(1)[0])
+    processes = []
+    for rank in range(count):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, "-c", RANK, str(base), str(folder)]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        environment |= {"OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
+    return processes
+
+
+def ends(processes):
+    said = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
+    fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
+    ended = ends(launch(tiny_base, tmp_path))
+    wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
+    assert len(found) == 11
+    for one, two in zip(wanted, found, strict=True):
+        losses = {name: one[name] for name in ("loss", "valid_loss") if name in one}
+        assert {name: two[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    for status, _, said in ended:
+        assert status == 1
+        assert "[lora] or [training] differs between processes; got '1 of them'" in said
+
+
+def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
+    processes = launch(tiny_base, tmp_path)
+    while processes[0].stdout.readline() != "5\n":
+        pass
+    processes[1].kill()
+    (status, _, said), (dead, _, _) = ends(processes)
+    assert (status, dead) == (1, -signal.SIGKILL)
+    assert "rank 0 of 2: another process of this training is gone" in said
+    assert "Traceback" not in said
+
+
+def test_torchrun_trains_a_task_with_two_processes(finished, tmp_path):
+    options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--master-port", str(free_ports(1)[0]), "-m", "--", "pilocal"]
+    done = subprocess.run(
+        [str(part) for part in (*launcher, *options, "--run", tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train: done in" in done.stderr
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for path in sorted((folder / "run" / "stages").glob("*/metrics.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        for folder in (finished, tmp_path)
+    )
+    assert len(one) == 7
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
+    from pilocal.pipeline import follow_leader
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"say --backend torch, or start the processes with mlx\.launch"):
+        follow_leader(tmp_path, "train")
+
+
+# On a GPU.
+
+
+def cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+on_cuda = pytest.mark.skipif(not cuda(), reason="needs an NVIDIA GPU with CUDA")
+
+
+@on_cuda
+def test_cuda_has_the_cpus_losses_and_gradients(tiny_base):
+    from pilocal.torch.trainer import TorchTrainer
+    from pilocal.train.adapter import initial_adapter
+
+    lora, rows = Lora(rank=4), random_rows(3, 6, 20, 2, 16)
+    start = initial_adapter(tiny_base, lora, 0)
+    cpu, gpu = (TorchTrainer(tiny_base, lora, TRAINING, start, device=device) for device in ("cpu", "cuda"))
+    loss, expected = cpu.gradients(rows)
+    found_loss, found = gpu.gradients(rows)
+    assert found_loss == pytest.approx(loss, rel=1e-4)
+    for name, value in expected.items():
+        assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(value) + 1e-12, name
+    for step in range(20):
+        assert gpu.step(step, 1e-3, rows)[0] == pytest.approx(cpu.step(step, 1e-3, rows)[0], rel=1e-3)
+
+
+@on_cuda
+def test_cuda_trains_in_bfloat16_and_tells_its_peak(tiny_base, tmp_path):
+    from pilocal.torch.loop import train
+
+    training = replace(TRAINING, precision="bfloat16", recompute=True, accumulate=2)
+    facts = {"model": "tiny", "base_sha256": "00" * 32}
+    options = {"key": "key", "facts": facts, "progress": silent, "warn": lambda text: None}
+    train(setup(tiny_base, training, Lora(rank=4), "cuda"), plans(tmp_path), lambda: None, **options)
+    assert all(0 < line["peak_memory"] < 2**32 for line in lines(tmp_path))
+    assert asdict(training)["precision"] == "bfloat16"

@@ -171,9 +171,9 @@ def load_tokenizer(folder: Path) -> Any:
 def load_base(folder: Path, adapter: Path | None = None, precision: str | None = None) -> Any:
     """Return the mlx-lm model, frozen, ready for this machine, with an adapter's LoRA layers if one is given.
 
-    On a CPU the 4-bit weights are dequantized to float32 (the same numbers, bit for bit): MLX's quantized matmul is
-    not optimised there. On Metal and CUDA they stay in 4 bits. `precision` ("float32" or "bfloat16") is what everything
-    but packed weights is turned into and computed in; by default float32 on a CPU, what the files hold elsewhere.
+    Packed weights stay packed where `keeps_packed`; elsewhere they are dequantized to float32 (the same numbers, bit
+    for bit). `precision` ("float32" or "bfloat16") is what everything but packed weights is turned into and computed
+    in; by default float32 where they are dequantized, what the files hold elsewhere.
     """
     load_fast_blas()
     import mlx.core as mx
@@ -184,10 +184,11 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         fix = "copy or download the model again"
         raise ModelError(folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
-    if precision or on_cpu():
+    packed = keeps_packed()
+    if precision or not packed:
         # Before dequantizing: float32 scales and biases, so that no weight is rounded to their 16 bits.
         model.set_dtype(getattr(mx, precision or "float32"))
-    if on_cpu() and "quantization" in read_config(folder):
+    if not packed and "quantization" in read_config(folder):
         model = dequantize_model(model)
     model.freeze()
     if adapter is not None:
@@ -202,6 +203,28 @@ def on_cpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+def keeps_packed() -> bool:
+    """Tell whether packed weights are computed with as they are: wherever MLX is fast at it, forwards and backwards.
+
+    Its CPU is not, and its CUDA has lacked one or the other (https://github.com/ml-explore/mlx/issues/2536): the device
+    is asked.
+    """
+    import mlx.core as mx
+
+    if on_cpu():
+        return False
+    packed = mx.quantize(mx.ones((64, 64)), group_size=64, bits=4)
+
+    def loss(states: mx.array) -> mx.array:
+        return mx.quantized_matmul(states, *packed, group_size=64, bits=4).sum()
+
+    try:
+        mx.eval(mx.grad(loss)(mx.ones((64, 64))))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def machine_memory() -> int:

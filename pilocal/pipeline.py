@@ -23,10 +23,10 @@ from pilocal.base import (
     context_length,
     download,
     find_base,
+    keeps_packed,
     load_base,
     load_tokenizer,
     machine_memory,
-    on_cpu,
     read_config,
     stock_reads_rope,
 )
@@ -340,7 +340,7 @@ class Pipeline:
         share = "sliding_attention" not in config.get("layer_types", ())
         trained = self.schedule.trained
         works = [plan.survey(sizes, rows[number], training, number, share=share) for number in trained]
-        base = plan.base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=on_cpu())
+        base = plan.base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=not keeps_packed())
         taken = None
         if probe:
             self.progress("probe", 0, 1)

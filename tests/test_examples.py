@@ -74,12 +74,15 @@ def test_the_gap_is_in_every_split_but_the_test():
     assert sum(bool(row["left_out"]) for row in records("smart-home-gap", "test")) == 120
 
 
+PICTURES = (".svg", ".png")
+
+
 def test_every_example_has_the_files_of_its_kind():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     assert folders == set(SCRIPTS) | set(REAL) and len(folders) == 6
     always = {"README.md", "task.toml", "template.md"}
     for name in folders:
-        files = {path.name for path in (EXAMPLES / name).iterdir() if path.is_file()}
+        files = {path.name for path in (EXAMPLES / name).iterdir() if path.is_file() and path.suffix not in PICTURES}
         if name in REAL:
             starters = {"task.starter.toml", "template.starter.md", "schedule.starter.toml"}
             assert files == always | starters | {"prepare.py"}

@@ -24,7 +24,7 @@ import pytest
 from pilocal.base import load_base, load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.serve.app import Options, make_app
-from pilocal.serve.server import serve
+from pilocal.serve.server import listen, serve
 from pilocal.shipped import Shipped, read_shipped
 from pilocal.tokens import DATE_STRING
 from tests.served import EXAMPLES, TEMPLATE, make_run
@@ -437,6 +437,13 @@ def test_the_port_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         start("0.0.0.0", 0)
 
 
+def test_no_part_of_an_answer_waits_for_another_to_be_acknowledged() -> None:
+    with listen("127.0.0.1", 0, None) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_files_that_cannot_be_served_are_one_line(runs: list[Path], tmp_path: Path) -> None:
     def said(*arguments: object) -> str:
         command = [sys.executable, "-c", "import pilocal.cli; pilocal.cli.main()", "serve", *map(str, arguments)]
@@ -461,7 +468,7 @@ def test_a_model_that_needs_more_than_there_is_is_refused(
         make_app(tasks, Options(), lambda entry: None)
     monkeypatch.delenv("CONFIG_FILE")
     with pytest.raises(ModelError, match=r"llama\.cpp cannot load it"):
-        make_app(tasks, Options(context=1 << 30), lambda entry: None)
+        make_app(tasks, Options(context=1 << 26), lambda entry: None)
 
 
 def test_an_interrupted_server_ends_and_has_warned_of_nothing(runs: list[Path], tmp_path: Path) -> None:

@@ -356,31 +356,33 @@ from pilocal.torch.loop import follow
 from pilocal.torch.team import Team
 
 torch.set_num_threads(1)
-base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
-training = t.Training(**{**t.asdict(t.TRAINING), **settings})
+base, folder = map(Path, sys.argv[1:])
 lora = t.Lora(rank=4)
 try:
     team = Team.join("cpu")
     if torchrun_rank():
-        follow(team, t.setup(base, training, lora))
+        follow(team, t.setup(base, t.SHARED, lora))
     else:
         try:
             said = lambda what, done, total, note="": print(done, flush=True)
-            t.fit(base, folder, training, lora, progress=said, team=team)
+            t.fit(base, folder / "agreed", t.SHARED, lora, progress=said, team=team)
+            t.fit(base, folder / "not agreed", t.TRAINING, lora, progress=said, team=team)
         finally:
             team.end()
 except PilocalError as error:
     sys.exit(str(error))
 """
+SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
+"""Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
 
 
-def launch(base, folder, settings=lambda rank: {}, count=2):
+def launch(base, folder, count=2):
     port = str(free_ports(1)[0])
     processes = []
     for rank in range(count):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, "-c", RANK, str(base), str(folder), repr(settings(rank))]
+        command = [sys.executable, "-c", RANK, str(base), str(folder)]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
         environment |= {"OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
@@ -392,21 +394,15 @@ def ends(processes):
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(5, 2), (1, 1)])
-def test_two_processes_have_the_losses_of_one(batch_size, accumulate, tiny_base, tmp_path):
-    settings = {"batch_size": batch_size, "accumulate": accumulate}
-    fit(tiny_base, tmp_path / "one", replace(TRAINING, **settings), Lora(rank=4))
-    for status, _, said in ends(launch(tiny_base, tmp_path / "two", lambda rank: settings)):
-        assert status == 0, said
-    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert [two[n] for n in ("loss", "valid_loss") if n in two] == pytest.approx(
-            [one[n] for n in ("loss", "valid_loss") if n in one], rel=1e-5
-        )
-    assert len(lines(tmp_path / "two")) == 11
-
-
-def test_processes_that_do_not_agree_are_told_of_what(tiny_base, tmp_path):
-    for status, _, said in ends(launch(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})):
+def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
+    fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
+    ended = ends(launch(tiny_base, tmp_path))
+    wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
+    assert len(found) == 11
+    for one, two in zip(wanted, found, strict=True):
+        losses = {name: one[name] for name in ("loss", "valid_loss") if name in one}
+        assert {name: two[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    for status, _, said in ended:
         assert status == 1
         assert "[lora] or [training] differs between processes; got '1 of them'" in said
 
@@ -422,15 +418,12 @@ def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
     assert "Traceback" not in said
 
 
-def test_torchrun_trains_a_task_with_two_processes(tiny_base, tmp_path):
-    task = make_task(tmp_path / "task", tiny_base)
-    options = ["train", task, "--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml"]
-    assert pilocal(*options, "--run", tmp_path / "one").returncode == 0
-    (tmp_path / "program.py").write_text("import pilocal.cli; pilocal.cli.main()")
+def test_torchrun_trains_a_task_with_two_processes(finished, tmp_path):
+    options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", str(free_ports(1)[0]), tmp_path / "program.py"]
+    launcher += ["--master-port", str(free_ports(1)[0]), "-m", "--", "pilocal"]
     done = subprocess.run(
-        [str(part) for part in (*launcher, *options, "--run", tmp_path / "two")],
+        [str(part) for part in (*launcher, *options, "--run", tmp_path / "run")],
         capture_output=True,
         text=True,
         check=False,
@@ -443,10 +436,10 @@ def test_torchrun_trains_a_task_with_two_processes(tiny_base, tmp_path):
     one, two = (
         [
             json.loads(line)["loss"]
-            for path in sorted((tmp_path / run / "stages").glob("*/metrics.jsonl"))
+            for path in sorted((folder / "run" / "stages").glob("*/metrics.jsonl"))
             for line in path.read_text().splitlines()
         ]
-        for run in ("one", "two")
+        for folder in (finished, tmp_path)
     )
     assert len(one) == 7
     assert two == pytest.approx(one, rel=1e-5)

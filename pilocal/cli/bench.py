@@ -80,6 +80,6 @@ def bench_table(result: dict[str, Any]) -> Any:
                 f"{row['ttft_ratio']:.1f}",
                 whole,
                 f"{row['requests_per_second']:.2f}",
-                f"{row['kv_bytes'] / 2**20:,.1f}",
+                f"{row['kv_bytes'] / 2**20:,.2f}",
             )
     return table

@@ -92,7 +92,7 @@ def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
     if name == "python_tests":
         from pilocal.evaluate.python_tests import PythonTests
 
-        return PythonTests(scoring)
+        return PythonTests(scoring, folder)
     if name == "sqlite":
         from pilocal.evaluate.sqlite import Sqlite
 

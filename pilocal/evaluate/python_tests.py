@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,8 @@ class PythonTests:
     Markdown fence is taken out of it.
     """
 
-    def __init__(self, scoring: Scoring) -> None:
+    def __init__(self, scoring: Scoring, folder: Path) -> None:
+        self._where = f"the test set of {folder}"
         self._limits = Limits(seconds=scoring.timeout or TIMEOUT, memory_mb=scoring.memory_mb)
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -49,7 +51,7 @@ class PythonTests:
         lacking = [example.id for example in examples if not tests_of(example)]
         if lacking:
             what = f"{len(lacking)} of {len(examples)} records have no tests; the first is {lacking[0]}"
-            raise InputError("python_tests", what, fix='add "tests": ["assert ..."] to each')
+            raise InputError(self._where, what, fix='add "tests": ["assert ..."] to each')
         self._passes("", "assert True")
 
     def marks(

@@ -144,4 +144,4 @@ def save_peft(folder: Path, adapter: Mapping[str, Floats], settings: Any, base: 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     """Write a safetensors file that is either whole or not there; raises RunError on a full disk."""
     with replacing(path, "wb") as file:
-        file.write(save({name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}, metadata))
+        file.write(save({name: np.asarray(value, order="C") for name, value in sorted(arrays.items())}, metadata))

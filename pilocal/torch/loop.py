@@ -25,7 +25,6 @@ from pilocal.tokens import Row
 from pilocal.torch.adapter import check_adapter, draw, save_adapter, save_peft
 from pilocal.torch.checkpoint import find_checkpoint, restore, save_checkpoint
 from pilocal.torch.memory import check_memory, out_of_memory
-from pilocal.torch.model import linears
 from pilocal.torch.optimizer import learning_rate
 from pilocal.torch.team import Team, local_device
 from pilocal.torch.trainer import Floats, TorchTrainer
@@ -154,10 +153,9 @@ def _start(
 
 def _adapter_config(trainer: TorchTrainer, lora: Lora) -> dict[str, Any]:
     """Return what adapter_config.json says for mlx-lm."""
-    keys = sorted(lora.linears) or linears(trainer.model)
-    parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
+    settings = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": trainer.linears}
     layers = lora.layers or len(trainer.model.model.layers)
-    return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
+    return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": settings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +259,23 @@ def follow(team: Team, setup: Setup) -> None:
 
     Raises TrainingError when the leader is gone, or has other settings.
     """
+    try:
+        with Interrupt():  # Ctrl-C reaches every process; the leader saves first
+            _obey(team, setup)
+    finally:
+        team.leave()
+
+
+def _obey(team: Team, setup: Setup) -> None:
     trainer: TorchTrainer | None = None
-    with Interrupt():  # Ctrl-C reaches every process; the leader saves first
-        for kind, details in team.orders():
-            if kind == "fit":
-                team.check_same(setup.same(), details["same"])
-                trainer = None  # frees the base before another is loaded
-                trainer = setup.trainer(team)
-                adapter, state = team.share(None)
-                trainer.set_adapter(adapter)
-                trainer.set_optimizer_state(state)
-                continue
-            assert trainer is not None
-            (trainer.step if kind == "step" else trainer.evaluate)(**details)
+    for kind, details in team.orders():
+        if kind == "fit":
+            team.check_same(setup.same(), details["same"])
+            trainer = None  # frees the base before another is loaded
+            trainer = setup.trainer(team)
+            adapter, state = team.share(None)
+            trainer.set_adapter(adapter)
+            trainer.set_optimizer_state(state)
+            continue
+        assert trainer is not None
+        (trainer.step if kind == "step" else trainer.evaluate)(**details)

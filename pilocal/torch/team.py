@@ -71,11 +71,15 @@ class Team:
 
     def end(self) -> None:
         """Send the others home, unless they are in the middle of something, where they will notice by themselves."""
+        if self.size > 1 and not self.busy:
+            self._exchange(("end", {}))
+        self.leave()
+
+    def leave(self) -> None:
+        """Be alone again; call it however the training ended, or gloo's threads end the process with an abort."""
         if self.size > 1:
-            if not self.busy:
-                self._exchange(("end", {}))
             dist.destroy_process_group()
-            self.size = 1
+        self.rank, self.size = 0, 1
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Add up, in place, what every process has; the tensors have the same shapes everywhere."""

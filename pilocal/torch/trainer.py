@@ -14,7 +14,7 @@ from pilocal.errors import InputError
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.torch.adapter import check_adapter, parameters
-from pilocal.torch.model import add_lora, load_model, lora_config
+from pilocal.torch.model import add_lora, linears, load_model, lora_config
 from pilocal.torch.optimizer import clip, get_state, make_optimizer, set_state
 from pilocal.torch.team import Team
 
@@ -49,6 +49,7 @@ class TorchTrainer:
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device)
         self.settings = lora_config(self.model, lora)
+        self.linears = sorted(lora.linears) or linears(self.model)
         add_lora(self.model, self.settings)
         self.parameters = parameters(self.model)
         self.optimizer = make_optimizer(list(self.parameters.values()), training)

@@ -29,7 +29,7 @@ class Prompts:
 
     @property
     def prefix(self) -> Sequence[int]:
-        """What all full prompts begin with, which leaves each a token of its own."""
+        """What all full prompts begin with, which leaves each a token of its own; of two or more prompts."""
         return self.full[0][: common(self.full)]
 
 

@@ -14,7 +14,7 @@ from pilocal.cli.compare import NUMBERS
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--clients", callback=NUMBERS, default="1,4,16", show_default=True, help="How many ask at once.")
-@click.option("--requests", default=32, show_default=True, type=click.IntRange(1), help="Requests for each of them.")
+@click.option("--requests", default=32, show_default=True, type=click.IntRange(2), help="Requests for each of them.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; one for each core when left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | None, as_json: bool) -> None:

@@ -33,7 +33,7 @@ QUERY, ANSWER = 40, 16
 
 def latency(llama3: Path, shape: str, templates: Sequence[int], requests: int) -> dict[str, Any]:
     """Return each arm's times and memory for templates of some lengths in tokens, one client at a time."""
-    found = {}
+    found, requests = {}, max(2, requests)  # one prompt alone would be its own prefix
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         base = write_checkpoint(folder / "base", shape, llama3)

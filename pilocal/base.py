@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,18 @@ def context_length(folder: Path) -> int:
     none for these architectures, and up to there nothing differs.
     """
     config = read_config(folder)
-    longest, window = int(config.get("max_position_embeddings", 2048)), config.get("sliding_window")
-    return min(longest, int(window)) if window and _slides(config) else longest
+    longest = int(config.get("max_position_embeddings", 2048))
+    return min(longest, int(config["sliding_window"])) if has_window(config) else longest
 
 
-def _slides(config: dict[str, Any]) -> bool:
-    """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use."""
+def has_window(config: Mapping[str, Any]) -> bool:
+    """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.
+
+    >>> has_window({"sliding_window": 4096}), has_window({"sliding_window": 4096, "model_type": "mistral"})
+    (False, True)
+    """
+    if not config.get("sliding_window"):
+        return False
     if layers := config.get("layer_types"):
         return "sliding_attention" in layers
     return bool(config.get("use_sliding_window", config.get("model_type") == "mistral"))

@@ -231,6 +231,34 @@ def test_twenty_steps_have_mlxs_losses(changes, tiny_base):
     )
 
 
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_biased_base", *OTHERS])
+def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture, request):
+    base = request.getfixturevalue(fixture)
+    rows = random_rows(2, 30, 20, 2, 8)
+    start = {name: value + 0.01 for name, value in mlx_start(trainable(base)).items()}
+    whole, shared = (TorchTrainer(base, LORA, Training(accumulate=2), start, share=share) for share in (False, True))
+    assert shared.share
+    computed, padding = shared.computed_tokens(rows)
+    assert computed < whole.computed_tokens(rows)[0] - 100
+    assert padding == whole.computed_tokens(rows)[1]
+    (loss, found), (expected, gradients) = shared.gradients(rows), whole.gradients(rows)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert all(distance(found[name], value) < 1e-5 for name, value in gradients.items())
+    assert shared.evaluate(rows)[0] == pytest.approx(whole.evaluate(rows)[0], rel=1e-5)
+
+
+def test_nothing_is_shared_where_layers_see_a_window_or_are_computed_again(tiny_base, starter, tmp_path):
+    start = mlx_start(trainable(tiny_base))
+    assert not TorchTrainer(tiny_base, LORA, Training(recompute=True), start, share=True).share
+    windowed = tmp_path / "base"
+    shutil.copytree(tiny_base, windowed)
+    config = json.loads((windowed / "config.json").read_text())
+    changed = config | {"model_type": "mistral", "sliding_window": 8}
+    (windowed / "config.json").write_text(json.dumps(changed))
+    trainer = TorchTrainer(windowed, LORA, Training(), start, share=True)
+    assert not trainer.share
+
+
 def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
     lora = Lora(rank=2, layers=1, linears=("self_attn.v_proj", "mlp.up_proj"))
     start = mlx_start(trainable(tiny_deep_base, lora))

@@ -59,9 +59,8 @@ class Setup:
     def trainer(self, team: Team) -> TorchTrainer:
         """Load the base and return its trainer, with an adapter of zeros."""
         device = local_device(self.device)
-        return TorchTrainer(
-            self.base, self.lora, self.training, None, device=device, precision=self.precision, team=team
-        )
+        settings: dict[str, Any] = {"device": device, "precision": self.precision, "share": True, "team": team}
+        return TorchTrainer(self.base, self.lora, self.training, None, **settings)
 
     def same(self) -> dict[str, str]:
         """Return what the processes of a team must agree on before they train, as SHA-256."""
@@ -226,14 +225,14 @@ def _measured(trainer: TorchTrainer, step: int, rate: float, rows: Sequence[Row]
     with trainer.team.order("step", number=step, rate=rate, rows=rows):
         loss, norm = trainer.step(step, rate, rows)
     lengths = [len(row.tokens) for row in rows]
-    trained, computed = sum(len(row.completion) for row in rows), trainer.computed_tokens(rows)
+    trained, (computed, padding) = sum(len(row.completion) for row in rows), trainer.computed_tokens(rows)
     line = {
         "loss": loss,
         "gradient_norm": norm,
         "trained_tokens": trained,
         "prompt_tokens": sum(lengths) - trained,
         "computed_tokens": computed,
-        "padding": round(1 - (sum(lengths) - len(rows)) / computed, 4),
+        "padding": round(padding / computed, 4),
         "seconds": round(time.perf_counter() - began, 4),
         "peak_memory": peak_memory(trainer.device),
     }

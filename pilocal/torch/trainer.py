@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pilocal.base import has_window, read_config
 from pilocal.errors import InputError
+from pilocal.order import common_prefix
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.torch.adapter import check_adapter, parameters
@@ -37,15 +41,19 @@ class TorchTrainer:
         *,
         device: str = "cpu",
         precision: str = "float32",
+        share: bool = False,
         team: Team | None = None,
     ) -> None:
         """Load the base and give it an adapter; `initial` has mlx-lm's names and layouts.
 
         The base computes in `precision`; the adapter, its gradients and the loss are float32 always. Without `initial`
-        the adapter is 0 until `set_adapter`. Raises ModelError for a base, InputError for an adapter or `[lora]` that
-        does not fit.
+        the adapter is 0 until `set_adapter`. With `share`, what a step's rows begin with runs through the model once,
+        and its keys and values serve every row; loss and gradients stay what they are. Raises ModelError for a base,
+        InputError for an adapter or `[lora]` that does not fit.
         """
         self.training, self.team = training, team or Team()
+        # What is computed again backwards keeps no keys and values; a window would cut them off.
+        self.share = share and not training.recompute and not has_window(read_config(base))
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device)
         self.settings = lora_config(self.model, lora)
@@ -109,11 +117,15 @@ class TorchTrainer:
         """Return the adapter under mlx-lm's names and layouts, float32."""
         return {name: _turned(value.detach()) for name, value in self.parameters.items()}
 
-    def computed_tokens(self, rows: Sequence[Row]) -> int:
-        """Return how many tokens run through the model for some rows, padding included, in all processes."""
+    def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
         mine = _dealt(rows, self.team.size)
-        parts = [part for some in mine for part in _dealt(some, self.training.accumulate) if part]
-        return sum(len(part) * (max(len(row.tokens) for row in part) - 1) for part in parts)
+        computed = padding = 0
+        for part in (part for some in mine for part in _dealt(some, self.training.accumulate) if part):
+            prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
+            computed += prefix + len(part) * (max(lengths) - prefix)
+            padding += len(part) * max(lengths) - sum(lengths)
+        return computed, padding
 
     def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
         """Take another adapter's weights, under mlx-lm's names and layouts."""
@@ -151,17 +163,34 @@ class TorchTrainer:
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the sum of the cross-entropy over exactly the completion tokens, in float32."""
-        longest = max(len(row.tokens) for row in rows) - 1
+        prefix = self._prefix(rows)
+        longest = max(len(row.tokens) for row in rows) - 1 - prefix
         tokens_BT = torch.zeros((len(rows), longest), dtype=torch.long)
         predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
         for i, row in enumerate(rows):
-            tokens_BT[i, : len(row.tokens) - 1] = torch.tensor(row.tokens[:-1])
-            predicts_BT[i, row.offset - 1 : len(row.tokens) - 1] = True
+            tokens_BT[i, : len(row.tokens) - 1 - prefix] = torch.tensor(row.tokens[prefix:-1])
+            predicts_BT[i, row.offset - 1 - prefix : len(row.tokens) - 1 - prefix] = True
         # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
-        states_BTD = self.model.model(tokens_BT.to(self.device)).last_hidden_state
+        kept = self._keys_and_values(rows[0].tokens[:prefix], len(rows)) if prefix else {}
+        states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
         logits_NV = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
         return cross_entropy(logits_NV, targets_N).sum()
+
+    def _prefix(self, rows: Sequence[Row]) -> int:
+        """Return how many leading tokens of the rows are computed once."""
+        return common_prefix(rows) if self.share and len(rows) > 1 else 0
+
+    def _keys_and_values(self, tokens: Sequence[int], rows: int) -> dict[str, Any]:
+        """Return what makes the model go on after `tokens` in each of so many rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        known = inspect.signature(self.model.model.forward).parameters
+        kept = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}  # renamed in 5.24
+        self.model.model(torch.tensor([tokens], device=self.device), **kept)
+        cache.batch_repeat_interleave(rows)
+        return kept
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raise InputError for tokens that the base does not have."""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import export, latency, memory, retrieval, tokenizers, train_step
+from tests.bench import backends, export, latency, memory, retrieval, tokenizers, train_step
 from tests.bench.plot import draw_growth
 from tests.bench.train_step import say
 
@@ -76,6 +76,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "growth": train_step.growth,
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
+    "backends": lambda repeats: said(backends.backends(repeats)),
     "export": lossless_export,
     "tokenizers": same_ids,
     "latency-1b": partial(first_token, "1b", (500, 1000, 4000)),

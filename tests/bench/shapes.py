@@ -32,8 +32,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 32,
         "tie_word_embeddings": True,
     },
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1792,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 32000,
+    },
 }
-"""Llama 3.1's 8B and Llama 3.2's 1B."""
+"""Llama 3.1's 8B, Llama 3.2's 1B, and one whose steps take a CPU seconds."""
 
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -51,12 +59,16 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def write_checkpoint(folder: Path, shape: str, llama3: Path, seed: int = 0) -> Path:
-    """Write a 4-bit MLX checkpoint with bfloat16 scales, tensor by tensor; `llama3` holds the vocabulary's files."""
+def write_checkpoint(folder: Path, shape: str, llama3: Path | None, seed: int = 0) -> Path:
+    """Write a 4-bit MLX checkpoint with bfloat16 scales, tensor by tensor.
+
+    `llama3` holds the vocabulary's files; without it there is no tokenizer.
+    """
     config = {**COMMON, **SHAPES[shape]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    vocabularies.llama3(folder, llama3)
+    if llama3:
+        vocabularies.llama3(folder, llama3)
     entries = dict(_entries(config))
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0

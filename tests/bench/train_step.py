@@ -18,8 +18,6 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pilocal.blas import load_fast_blas
 
 load_fast_blas()
@@ -39,6 +37,7 @@ from pilocal.train.below import Below
 from pilocal.train.optimizer import make_optimizer
 from pilocal.train.team import Team
 from pilocal.train.trainer import Trainer
+from tests.bench.rows import Lengths, make_rows
 
 Step = Callable[[], None]
 
@@ -49,21 +48,6 @@ class Size(NamedTuple):
     layers: int = 8
     width: int = 512
     vocabulary: int = 32000
-
-
-class Lengths(NamedTuple):
-    """The lengths of a row's parts, in tokens; the template is the same in every row, the rest is the row's own."""
-
-    template: int = 1000
-    shots: int = 5
-    shot: int = 40
-    query: int = 40
-    answer: int = 30
-
-    @property
-    def row(self) -> int:
-        """The whole row."""
-        return self.template + self.shots * self.shot + self.query + self.answer
 
 
 def make_model(size: Size, layers: int | None = None) -> Model:
@@ -85,20 +69,6 @@ def make_model(size: Size, layers: int | None = None) -> Model:
     model.freeze()
     add_lora(model, Lora(layers=layers), seed=0)
     return model
-
-
-def make_rows(lengths: Lengths, count: int, vocabulary: int, families: int = 0) -> list[Row]:
-    """Return rows of random tokens; with `families` the shots are those of one of so many."""
-    rng = np.random.default_rng(0)
-
-    def some(length: int) -> list[int]:
-        tokens: list[int] = rng.integers(3, vocabulary, length).tolist()
-        return tokens
-
-    template = some(lengths.template)
-    shots = [some(lengths.shots * lengths.shot) for _ in range(families or count)]
-    own = lengths.query + lengths.answer
-    return [Row((*template, *shots[i % len(shots)], *some(own)), lengths.row - lengths.answer) for i in range(count)]
 
 
 def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int, layers: int | None = None) -> Step:

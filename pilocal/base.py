@@ -180,7 +180,8 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
 
     Packed weights stay packed where `keeps_packed`; elsewhere they are dequantized to float32 (the same numbers, bit
     for bit). `precision` ("float32" or "bfloat16") is what everything but packed weights is turned into and computed
-    in; by default float32 where they are dequantized, what the files hold elsewhere.
+    in; by default float32 where they are dequantized, what the files hold elsewhere. Raises ModelError for a base or an
+    adapter that is damaged, or that do not fit each other.
     """
     load_fast_blas()
     import mlx.core as mx
@@ -199,7 +200,11 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
         model = dequantize_model(model)
     model.freeze()
     if adapter is not None:
-        model = load_adapters(model, str(adapter))
+        try:
+            model = load_adapters(model, str(adapter))
+        except (ValueError, KeyError, OSError) as error:
+            what, fix = f"does not fit the base: {str(error).splitlines()[0]}", "train it again, on this base"
+            raise ModelError(adapter, what, fix=fix) from None
     model.eval()
     mx.eval(model.parameters())
     return model

@@ -9,7 +9,9 @@ import pytest
 from mlx import nn
 
 from pilocal.base import keeps_packed, load_base
+from pilocal.errors import ModelError
 from pilocal.export.weights import BaseWeights
+from tests.tiny import make_adapter
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -53,3 +55,9 @@ def test_a_device_without_the_quantized_product_gets_the_same_numbers_in_float32
     assert type(found) is nn.Linear
     assert found.weight.dtype == mx.float32
     assert np.array_equal(np.array(found.weight), BaseWeights(tiny_base).read(f"{NAME}.weight"))
+
+
+def test_an_adapter_of_another_base_is_one_line(tiny_base: Path, starter: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", starter, rank=2, scale=2.0)
+    with pytest.raises(ModelError, match=r"does not fit the base: .*; train it again, on this base$"):
+        load_base(tiny_base, adapter)

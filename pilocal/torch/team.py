@@ -15,6 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Its functions keep, as a default, whatever group there is when transformers imports it: gloo's threads would then
+# outlive `leave` and end the process with an abort.
+import torch.distributed.nn
+
 from pilocal.backend import torchrun_rank
 from pilocal.errors import TrainingError
 

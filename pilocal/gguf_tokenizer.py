@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pilocal.errors import ModelError
 
 
 class GgufTokenizer:
-    """Texts to tokens as llama.cpp makes them; to be closed, or used as a context manager."""
+    """Texts to tokens as llama.cpp makes them; to be closed."""
 
     def __init__(self, gguf: Path) -> None:
         """Read the file's vocabulary; raises ModelError when llama.cpp refuses it."""
@@ -76,14 +75,6 @@ class GgufTokenizer:
         import llama_cpp
 
         llama_cpp.llama_model_free(self._model)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def silence() -> None:

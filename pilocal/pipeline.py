@@ -121,8 +121,8 @@ class Pipeline:
         self.backend = backend or backend_of(run.state, run.file)
         self.team: Any = None
         from pilocal.evaluate.metrics import make_metric
+        from pilocal.tracker import check_tracker
         from pilocal.train.plan import read_sizes
-        from pilocal.train.tracker import check_tracker
 
         faults: list[PilocalError] = []
         most = max(stage.shots for stage in schedule.stages)
@@ -511,8 +511,8 @@ class Pipeline:
         return self._fit([plan], key, "direct_drop")
 
     def _fit(self, plans: Sequence[Any], key: str, name: str, adaptive: Adaptive | None = None) -> list[Path]:
+        from pilocal.tracker import Tracker, open_tracker
         from pilocal.train.loop import train
-        from pilocal.train.tracker import Tracker, open_tracker
 
         def track(first: int) -> Tracker:
             assert self.report_to

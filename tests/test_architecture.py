@@ -24,6 +24,7 @@ FLOORS = {
     "schedule": 2,
     "rundir": 1,
     "steplog": 2,
+    "tracker": 2,
     "backend": 2,
     "shipped": 3,
     "compress": 3,

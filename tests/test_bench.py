@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -97,8 +98,8 @@ def test_many_clients_get_the_answers_of_one(
     prefix = prompts.prefix if warm else ()
     assert len(prompts.prefix) > 200
     with (
-        Model(run / "export" / "base.gguf") as model,
-        BatchEngine(model, clients=clients, longest=longest, prefix=prefix, threads=1) as engine,
+        closing(Model(run / "export" / "base.gguf")) as model,
+        closing(BatchEngine(model, clients=clients, longest=longest, prefix=prefix, threads=1)) as engine,
     ):
         answered, _ = engine.answer(prompts.full, max_tokens=MOST)
     # Batches of another size round in another way, which may turn a tie.
@@ -113,8 +114,8 @@ def test_the_adapter_answers(run: Path, prompts: Prompts, starter: Path) -> None
     assert adapted != plain
     longest = max(map(len, bare)) + MOST
     with (
-        Model(run / "export" / "base.gguf", adapter) as model,
-        BatchEngine(model, clients=1, longest=longest, threads=1) as engine,
+        closing(Model(run / "export" / "base.gguf", adapter)) as model,
+        closing(BatchEngine(model, clients=1, longest=longest, threads=1)) as engine,
     ):
         answered, _ = engine.answer(bare, max_tokens=MOST)
     assert same(answered, adapted) == len(adapted)
@@ -123,8 +124,8 @@ def test_the_adapter_answers(run: Path, prompts: Prompts, starter: Path) -> None
 def test_the_computed_memory_is_llama_cpps_own(run: Path, prompts: Prompts) -> None:
     prompt = [prompts.full[0]]
     with (
-        Model(run / "export" / "base.gguf") as model,
-        BatchEngine(model, clients=1, longest=len(prompt[0]) + MOST, threads=1) as engine,
+        closing(Model(run / "export" / "base.gguf")) as model,
+        closing(BatchEngine(model, clients=1, longest=len(prompt[0]) + MOST, threads=1)) as engine,
     ):
         engine.answer(prompt, max_tokens=MOST)
         computed = engine.peak_tokens * model.kv_bytes
@@ -135,9 +136,9 @@ def test_the_computed_memory_is_llama_cpps_own(run: Path, prompts: Prompts) -> N
 
 def test_a_shared_prefix_is_kept_once(run: Path, prompts: Prompts) -> None:
     longest, kept = max(map(len, prompts.full)) + MOST, []
-    with Model(run / "export" / "base.gguf") as model:
+    with closing(Model(run / "export" / "base.gguf")) as model:
         for prefix in ((), prompts.prefix):
-            with BatchEngine(model, clients=8, longest=longest, prefix=prefix, threads=1) as engine:
+            with closing(BatchEngine(model, clients=8, longest=longest, prefix=prefix, threads=1)) as engine:
                 engine.answer(prompts.full[:8], max_tokens=MOST)
                 kept.append(engine.peak_tokens)
     cold, warm = kept
@@ -146,8 +147,8 @@ def test_a_shared_prefix_is_kept_once(run: Path, prompts: Prompts) -> None:
 
 def test_a_prompt_without_the_prefix_is_refused(run: Path, prompts: Prompts) -> None:
     with (
-        Model(run / "export" / "base.gguf") as model,
-        BatchEngine(model, clients=1, longest=600, prefix=prompts.prefix, threads=1) as engine,
+        closing(Model(run / "export" / "base.gguf")) as model,
+        closing(BatchEngine(model, clients=1, longest=600, prefix=prompts.prefix, threads=1)) as engine,
         pytest.raises(ValueError, match="prompt 0 does not go on after the prefix"),
     ):
         engine.answer([prompts.bare[0]], max_tokens=MOST)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pilocal.errors import ModelError
 from pilocal.gguf_tokenizer import silence
 
 
 class Model:
-    """Weights for any number of contexts; to be closed after them, or used as a context manager."""
+    """Weights for any number of contexts; to be closed after them."""
 
     def __init__(self, gguf: Path, adapter: Path | None = None) -> None:
         """Load the files; raises ModelError when llama.cpp refuses one."""
@@ -66,11 +65,3 @@ class Model:
         import llama_cpp
 
         llama_cpp.llama_model_free(self.handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

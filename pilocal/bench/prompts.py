@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
     """
     full, bare = _test_records(run) or _example_records(shipped, count)
     full, bare = ([records[i % len(records)] for i in range(count)] for records in (full, bare))
-    with GgufTokenizer(shipped.folder / (shipped.fused or shipped.base)) as tokenizer:
+    with closing(GgufTokenizer(shipped.folder / (shipped.fused or shipped.base))) as tokenizer:
         chat = _chat(tokenizer)
         answers = [tokenizer.tokens(record["messages"][-1]["content"], special=False) for record in bare]
         return Prompts([chat(record) for record in full], [chat(record) for record in bare], max(map(len, answers)) + 1)

@@ -6,6 +6,7 @@ Source: Ollama's description of the format (https://github.com/ollama/ollama/blo
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     said in Ollama's language, RunError when the disk is full.
     """
     served = shipped.fused or shipped.base
-    with GgufTokenizer(shipped.folder / served) as own:
+    with closing(GgufTokenizer(shipped.folder / served)) as own:
         template = read_layout(tokenizer, adds_bos=own.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
     if any(QUOTES in text for text in (template, *ends)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
     """
     tokenizer, seen, differing = pipeline.tokenizer, set[str](), list[str]()
     stages = range(len(pipeline.schedule.stages))
-    with GgufTokenizer(gguf) as served:
+    with closing(GgufTokenizer(gguf)) as served:
         for number in stages:
             for split in ("valid", "test"):
                 for where, record in read_records(pipeline, number, split):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -28,16 +27,7 @@ from pilocal.torch.memory import check_memory, out_of_memory
 from pilocal.torch.optimizer import learning_rate
 from pilocal.torch.team import Team, local_device
 from pilocal.torch.trainer import Floats, TorchTrainer
-
-
-class Tracker(Protocol):
-    """Where the lines go."""
-
-    def log(self, stage: int, line: Mapping[str, Any]) -> None:
-        """Show the line of a step."""
-
-    def close(self) -> None:
-        """Write what is left."""
+from pilocal.tracker import Tracker, tracking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +112,7 @@ def train(
         start, ends = (checkpoint.step, list(checkpoint.ends)) if checkpoint else (0, [])
         said = _adapter_config(trainer, setup.lora) | dict(facts)
         share = "sliding_attention" not in config.get("layer_types", ())
-        with Interrupt() as interrupt, _tracking(track, start) as show:
+        with Interrupt() as interrupt, tracking(track, start) as show:
             course = _Course(trainer, plans, key, share, interrupt, show, lambda *args: progress(name, *args))
             for plan in plans[len(ends) :]:
                 course.run_stage(plan, start, ends)
@@ -204,17 +194,6 @@ def validate(trainer: TorchTrainer, batches: Sequence[Sequence[Row]]) -> float:
             loss, tokens = trainer.evaluate(rows)
         total, count = total + loss, count + tokens
     return total / count
-
-
-@contextmanager
-def _tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Yield what shows a line of a stage, in a tracker that is closed however the training ends, or nowhere."""
-    tracker = track(start) if track else None
-    try:
-        yield tracker.log if tracker else lambda number, line: None
-    finally:
-        if tracker:
-            tracker.close()
 
 
 def _measured(trainer: TorchTrainer, step: int, rate: float, rows: Sequence[Row], stage: str) -> dict[str, Any]:

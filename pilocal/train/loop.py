@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from pilocal.schedule import Adaptive
 from pilocal.steplog import Log
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
+from pilocal.tracker import Tracker, tracking
 from pilocal.train.adapter import adapter_weights, add_lora, save_adapter
 from pilocal.train.batches import Batch, Batches
 from pilocal.train.below import Below
@@ -29,7 +29,6 @@ from pilocal.train.checkpoint import find_best, find_checkpoint, restore, save_c
 from pilocal.train.forward import can_share
 from pilocal.train.optimizer import learning_rate, make_optimizer
 from pilocal.train.team import Kind, Team
-from pilocal.train.tracker import Tracker
 from pilocal.train.trainer import Trainer
 
 
@@ -204,17 +203,6 @@ def validate(trainer: Trainer, batches: Sequence[Batch], below: Below) -> float:
             loss, tokens = trainer.evaluate(batch, below)
         total, count = total + loss, count + tokens
     return total / count
-
-
-@contextmanager
-def tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Yield what shows a line of a stage, in a tracker that is closed however the training ends, or nowhere."""
-    tracker = track(start) if track else None
-    try:
-        yield tracker.log if tracker else lambda number, line: None
-    finally:
-        if tracker:
-            tracker.close()
 
 
 def _measured(trainer: Trainer, step: int, rate: float, batch: Batch, below: Below, stage: str) -> dict[str, Any]:

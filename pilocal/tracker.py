@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,17 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Write what is left; call it however the training ended."""
+
+
+@contextlib.contextmanager
+def tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """Yield what shows a line of a stage, in a tracker that is closed however the training ends, or nowhere."""
+    tracker = track(start) if track else None
+    try:
+        yield tracker.log if tracker else lambda number, line: None
+    finally:
+        if tracker:
+            tracker.close()
 
 
 def check_tracker(kind: str) -> None:

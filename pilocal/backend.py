@@ -13,6 +13,10 @@ from pilocal.rundir import sha256_file
 
 MLX, TORCH = "mlx", "torch"
 
+UNPACKED, PACKED, NF4 = WEIGHTS = ("unpacked", "packed", "nf4")
+"""How PyTorch holds a 4-bit base: as floats; as MLX packs it, which is the same numbers in less memory and more time;
+or rounded again by bitsandbytes, which is other numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -22,6 +26,8 @@ class Backend:
     """"mlx" or "torch"."""
     device: str | None = None
     """The kind of device that PyTorch computes on."""
+    weights: str | None = None
+    """One of WEIGHTS; when left out, "packed" where floats would not fit a GPU, "unpacked" elsewhere."""
     initial_adapter: Path | None = None
     """Folder of the adapter that PyTorch starts from; when left out, the start that MLX draws from the seed."""
 
@@ -39,14 +45,15 @@ class Backend:
                 fix = "point at a folder with adapters.safetensors and adapter_config.json"
                 raise InputError(self.initial_adapter, "no adapters.safetensors", fix=fix)
             initial = sha256_file(path)
-        return [{"backend": self.name, "device": self.device, "precision": precision, "initial_adapter": initial}]
+        made = {"backend": self.name, "device": self.device, "precision": precision, "initial_adapter": initial}
+        return [made | ({"weights": NF4} if self.weights == NF4 else {})]  # the others are the same numbers
 
     def as_json(self) -> dict[str, Any]:
         """Return what run.json keeps."""
         if self.name == MLX:
             return {"name": self.name}
         initial = str(self.initial_adapter.resolve()) if self.initial_adapter else None
-        return {"name": self.name, "device": self.device, "initial_adapter": initial}
+        return {"name": self.name, "device": self.device, "weights": self.weights, "initial_adapter": initial}
 
 
 def torchrun_rank() -> int | None:
@@ -65,7 +72,10 @@ def backend_of(state: Mapping[str, Any], where: Path) -> Backend:
     try:
         initial = kept.get("initial_adapter")
         backend = Backend(
-            name=kept["name"], device=kept.get("device"), initial_adapter=Path(initial) if initial else None
+            name=kept["name"],
+            device=kept.get("device"),
+            weights=kept.get("weights"),
+            initial_adapter=Path(initial) if initial else None,
         )
     except (AttributeError, KeyError, TypeError):
         backend = Backend(name="")

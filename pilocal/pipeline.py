@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pilocal.backend import TORCH, Backend, backend_of, torchrun_rank
+from pilocal.backend import NF4, PACKED, TORCH, Backend, backend_of, torchrun_rank
 from pilocal.base import (
     base_hash,
     context_length,
@@ -160,10 +160,15 @@ class Pipeline:
         """Return what the backend cannot do; with `find`, look whether its device is there, too."""
         if self.backend.name != TORCH:
             return []
-        from pilocal.torch.device import find_device, refusals
+        from pilocal.torch.device import check_bitsandbytes, find_device, refusals
 
         if find or self.backend.device is None:
             self.backend = replace(self.backend, device=find_device(self.backend.device))
+        if self.backend.weights == NF4:
+            check_bitsandbytes()
+        if self.backend.weights == PACKED and not read_config(self.base).get("quantization"):
+            what, fix = "the weights of this base are not packed", "leave --weights out, or take a 4-bit base"
+            raise InputError("--weights packed", what, got=self.task.model, fix=fix)
         self._backend_facts  # noqa: B018, the initial adapter has to be there
         return refusals(self.task.lora, self.task.training, adaptive=self.schedule.adaptive is not None)
 
@@ -728,6 +733,7 @@ def torch_setup(task: Task, base: Path, backend: Backend) -> Any:
         lora=task.lora,
         training=task.training,
         device=backend.device or "cpu",
+        weights=backend.weights,
     )
 
 

@@ -56,6 +56,21 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return int(ended.value.code or 0), said.out, said.err
 
 
+def test_bfloat16_is_held_to_the_loss_curve(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = command(capsys, run, "--steps", STEPS, "--precision", "bfloat16", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert (result["precision"], result["tolerance"]) == ("bfloat16", 0.01)
+    apart = [step["loss"]["relative"] for step in result["steps"]]
+    assert result["loss_curve"]["mean_relative"] == pytest.approx(np.mean(apart))
+    assert NEAR < result["loss_curve"]["mean_relative"] < 0.01
+    assert max(stage["gradients"]["relative"] for stage in result["stages"]) > TOLERANCE
+    status, _, err = command(capsys, run, "--steps", STEPS, "--precision", "bfloat16", "--tolerance", 1e-5)
+    assert status == 1
+    assert "the loss differs by" in err
+    assert "in the mean of all steps, more than 1e-05" in err
+
+
 def test_a_run_has_the_same_figures_on_both_backends(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = command(capsys, run, "--steps", STEPS, "--json")
     assert (status, err) == (0, "")

@@ -179,6 +179,45 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
         assert np.any(value) == (start == "later" or name.endswith("lora_b")), name
 
 
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "recompute": True}])
+@pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "mixed"])
+def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, request, starter, tmp_path, monkeypatch):
+    from pilocal.torch import packed
+
+    if fixture == "mixed":
+        exceptions = {"model.layers.0.mlp.up_proj": {"bits": 6, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
+        base = make_base(tmp_path / "base", starter, exceptions=exceptions)
+    else:
+        base = request.getfixturevalue(fixture)
+    rows = random_rows(3, 7, 20, 2, 16)
+    settings = [base, LORA, Training(**changes), mlx_start(trainable(base))]
+    (loss, plain), whole = (TorchTrainer(*settings).gradients(rows), TorchTrainer(*settings, weights="packed"))
+    held = [module for module in whole.model.modules() if isinstance(module, packed.PackedLinear)]
+    assert len(held) >= 14
+    assert all(module.weight.dtype.itemsize == 4 and module.weight.shape[1] < module.in_features for module in held)
+    found_loss, found = whole.gradients(rows)
+    assert found_loss == loss
+    assert all(np.array_equal(found[name], value) for name, value in plain.items())
+    monkeypatch.setattr(packed, "AT_ONCE", 5000)  # some rows at a time
+    found_loss, found = whole.gradients(rows)
+    assert found_loss == pytest.approx(loss, rel=1e-5)
+    assert max(distance(found[name], value) for name, value in plain.items()) < TOLERANCE
+
+
+def test_nf4_rounds_the_blocks_and_trains(tiny_base):
+    start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 6, 20, 2, 16)
+    plain, rounded = (TorchTrainer(tiny_base, LORA, Training(), start, weights=held) for held in ("unpacked", "nf4"))
+    kinds = {type(module).__name__ for module in rounded.model.model.layers.modules()}
+    assert "Linear4bit" in kinds
+    assert rounded.model.lm_head.weight.dtype.is_floating_point
+    (loss, gradients), (exact, _) = rounded.gradients(rows), plain.gradients(rows)
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=0.1)
+    assert set(gradients) == set(start)
+    losses = [rounded.step(number, 1e-2, rows)[0] for number in range(8)]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("changes", [{"accumulate": 3}, {"accumulate": 2, "recompute": True}])
 def test_parts_and_recomputation_change_no_gradient(changes, tiny_base):
     start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 7, 20, 2, 16)

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pilocal.backend import Backend, backend_of
+from pilocal.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
 from pilocal.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
 from pilocal.pipeline import STEPS, open_pipeline
 from pilocal.progress import silent
 from pilocal.task import Lora, Training
-from pilocal.torch.device import find_device
-from pilocal.torch.memory import check_memory, estimate
+from pilocal.torch.device import check_bitsandbytes, find_device
+from pilocal.torch.memory import choose_weights, estimate
 from tests.test_cli import ROOT, pilocal
 from tests.test_pipeline import make_task
 from tests.test_team import free_ports
@@ -208,6 +208,7 @@ def test_the_command_runs_the_whole_flow(finished):
     assert json.loads((run / "run.json").read_text())["backend"] == {
         "name": "torch",
         "device": "cpu",
+        "weights": None,
         "initial_adapter": None,
     }
     metrics = json.loads((run / "metrics.json").read_text())
@@ -331,16 +332,57 @@ def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
     config, stages = read_config(tiny_base), [random_rows(0, 30, 200)]
     lora, training = Lora(rank=4), Training(batch_size=8)
     needed = estimate(config, lora, training, "float32", stages)
-    check_memory(needed, config, lora, training, "float32", stages)
+    assert choose_weights(needed, UNPACKED, config, lora, training, "float32", stages) == UNPACKED
     with pytest.raises(
         TrainingError, match=r"--device cuda: the training takes about .* set \[training\] accumulate = 2"
     ):
-        check_memory(needed - 1, config, lora, training, "float32", stages)
+        choose_weights(needed - 1, UNPACKED, config, lora, training, "float32", stages)
     least = estimate(config, lora, replace(training, accumulate=8, recompute=True), "float32", stages)
     with pytest.raises(TrainingError, match="recompute = true"):
-        check_memory(least, config, lora, training, "float32", stages)
+        choose_weights(least, UNPACKED, config, lora, training, "float32", stages)
     with pytest.raises(TrainingError, match="shorten the template"):
-        check_memory(least - 1, config, lora, training, "float32", stages)
+        choose_weights(least - 1, UNPACKED, config, lora, training, "float32", stages)
+
+
+def test_a_base_stays_packed_only_where_its_floats_do_not_fit():
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = shape | {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+    packed = config | {"quantization": {"bits": 4, "group_size": 64}}
+    rest = (Lora(), Training(batch_size=1), "bfloat16", [random_rows(0, 30, 200)])
+    needed = {weights: estimate(packed, *rest, weights) for weights in WEIGHTS}
+    assert needed[PACKED] < needed[NF4] < needed[UNPACKED] / 2
+    assert needed[PACKED] > 8.03e9 * 4.5 / 8
+    assert choose_weights(needed[UNPACKED], None, packed, *rest) == UNPACKED
+    assert choose_weights(needed[UNPACKED] - 1, None, packed, *rest) == PACKED
+    assert choose_weights(needed[NF4], NF4, packed, *rest) == NF4
+    with pytest.raises(TrainingError, match="shorten the template"):
+        choose_weights(needed[UNPACKED] // 2, None, config, *rest)
+
+
+@pytest.mark.parametrize("weights", [PACKED, NF4])
+def test_a_task_trains_with_four_bits(weights, starter, tmp_path):
+    task = make_task(tmp_path / "task", str(starter))
+    run = tmp_path / "run"
+    command = ["train", task, "--schedule", task / "schedule.toml", "--run", run]
+    command += ["--backend", "torch", "--device", "cpu", "--weights"]
+    done = pilocal(*command, weights)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["backend"]["weights"] == weights
+    first = adapter_bytes(run / "stages")
+    other = pilocal(*command, UNPACKED)
+    assert other.returncode == 0, other.stderr
+    assert (adapter_bytes(run / "stages") == first) == (weights == PACKED)
+    assert ("is up to date" in other.stderr) == (weights == PACKED)
+
+
+def test_weights_that_cannot_be_held_so_are_refused(tiny_float_base, tmp_path, monkeypatch):
+    task = make_task(tmp_path / "task", str(tiny_float_base))
+    done = pilocal("train", task, "--backend", "torch", "--device", "cpu", "--weights", "packed")
+    assert done.returncode == 1
+    assert "--weights packed: the weights of this base are not packed" in done.stderr
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"bitsandbytes is not installed; pip install 'pilocal\[nf4\]'"):
+        check_bitsandbytes()
 
 
 # More than one process.

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pilocal.backend import TORCH, Backend
+from pilocal.backend import TORCH, WEIGHTS, Backend
 
 FOLDER = click.Path(path_type=Path)
 
@@ -40,6 +40,7 @@ def run_until(
     form: str | None = None,
     backend: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
     initial_adapter: Path | None = None,
 ) -> None:
     """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
@@ -48,7 +49,7 @@ def run_until(
     from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
     from pilocal.pipeline import StepResult, follow_leader, open_pipeline
 
-    chosen = _backend(backend, device, initial_adapter)
+    chosen = _backend(backend, device, weights, initial_adapter)
     if follow_leader(task, last, chosen):
         return
     run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
@@ -79,12 +80,19 @@ def run_until(
         click.echo(f"serve it with: pilocal serve {run_folder}")
 
 
+HELD = (
+    "For torch: a 4-bit base as floats, packed (the same numbers, less memory, slower), or rounded again to "
+    "bitsandbytes' nf4. Packed only where floats do not fit a GPU, when left out."
+)
+
+
 def backend_options(command: TaskCommand) -> TaskCommand:
     """Add what chooses the backend of a training."""
     choice = click.Choice
     decorators = (
         click.option("--backend", type=choice(["mlx", "torch"]), help="What trains; mlx, or what trained this run."),
         click.option("--device", type=choice(["cpu", "cuda", "mps"]), help="For torch; the fastest that is there."),
+        click.option("--weights", type=choice(WEIGHTS), help=HELD),
         click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter of mlx-lm's format."),
     )
     for decorator in reversed(decorators):
@@ -92,12 +100,12 @@ def backend_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def _backend(name: str | None, device: str | None, initial_adapter: Path | None) -> Backend | None:
+def _backend(name: str | None, device: str | None, weights: str | None, initial_adapter: Path | None) -> Backend | None:
     """Return the backend that the options choose, or None; options without --backend torch are misuse."""
-    for option, value in (("--device", device), ("--initial-adapter", initial_adapter)):
+    for option, value in (("--device", device), ("--weights", weights), ("--initial-adapter", initial_adapter)):
         if value is not None and name != TORCH:
             raise click.UsageError(f"{option} belongs to --backend torch", click.get_current_context(silent=True))
-    return Backend(name=name, device=device, initial_adapter=initial_adapter) if name else None
+    return Backend(name=name, device=device, weights=weights, initial_adapter=initial_adapter) if name else None
 
 
 def _step(name: str, last: str, text: str, *, trains: bool = False, renders: bool = False) -> click.Command:

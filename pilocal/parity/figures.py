@@ -31,6 +31,16 @@ def relative_numbers(other: float, reference: float) -> float:
     return abs(other - reference) / max(abs(reference), SMALLEST)
 
 
+def mean_relative(others: Sequence[float], references: Sequence[float]) -> float:
+    """Return the mean of |other - reference| / |reference|: as a percentage, the mean absolute percentage error.
+
+    >>> round(mean_relative([1.1, 2.0], [1.0, 2.0]), 9)
+    0.05
+    """
+    pairs = zip(others, references, strict=True)
+    return float(np.mean([relative_numbers(other, reference) for other, reference in pairs]))
+
+
 def distance(other: Mapping[str, Floats], reference: Mapping[str, Floats]) -> float:
     """Return the relative distance of two sets of weights, each taken as one vector."""
     names = sorted(reference)

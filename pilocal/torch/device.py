@@ -19,6 +19,13 @@ def check_installed() -> None:
             raise InputError("--backend torch", f"{name} is not installed", fix="pip install 'pilocal[cuda]'")
 
 
+def check_bitsandbytes() -> None:
+    """Raise InputError when bitsandbytes is missing; imports nothing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        fix = "pip install 'pilocal[nf4]', or take --weights packed, which keeps MLX's own four bits"
+        raise InputError("--weights nf4", "bitsandbytes is not installed", fix=fix)
+
+
 def find_device(asked: str | None) -> str:
     """Return the kind of device to compute on: the one that is asked for, else CUDA, MPS or the CPU.
 

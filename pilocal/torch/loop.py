@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pilocal.backend import UNPACKED
 from pilocal.base import read_config
 from pilocal.errors import TrainingError
 from pilocal.interrupt import Interrupt
@@ -23,7 +24,7 @@ from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from pilocal.torch.adapter import check_adapter, draw, save_adapter, save_peft
 from pilocal.torch.checkpoint import find_checkpoint, restore, save_checkpoint
-from pilocal.torch.memory import check_memory, out_of_memory
+from pilocal.torch.memory import choose_weights, out_of_memory
 from pilocal.torch.optimizer import learning_rate
 from pilocal.torch.team import Team, local_device
 from pilocal.torch.trainer import Floats, TorchTrainer
@@ -40,16 +41,18 @@ class Setup:
     training: Training
     device: str
     """The kind: "cpu", "cuda" or "mps"."""
+    weights: str | None = None
+    """One of `pilocal.backend.WEIGHTS`; None takes floats where they fit."""
 
     @property
     def precision(self) -> str:
         """What the base computes in; the adapter, its gradients and the loss are float32 always."""
         return precision_of(self.training)
 
-    def trainer(self, team: Team) -> TorchTrainer:
-        """Load the base and return its trainer, with an adapter of zeros."""
-        device = local_device(self.device)
-        settings: dict[str, Any] = {"device": device, "precision": self.precision, "share": True, "team": team}
+    def trainer(self, team: Team, weights: str) -> TorchTrainer:
+        """Load the base, its weights held in that way, and return its trainer, with an adapter of zeros."""
+        settings: dict[str, Any] = {"precision": self.precision, "weights": weights, "share": True, "team": team}
+        settings["device"] = local_device(self.device)
         return TorchTrainer(self.base, self.lora, self.training, None, **settings)
 
     def same(self) -> dict[str, str]:
@@ -92,17 +95,19 @@ def train(
     does not do, or a process of the team is gone.
     """
     team = team or Team()
-    config = read_config(setup.base)
+    config, weights = read_config(setup.base), setup.weights or UNPACKED
     if setup.device == "cuda":
         free = torch.cuda.mem_get_info(local_device("cuda"))[0]
         stages = [plan.train for plan in plans]
-        check_memory(free, config, setup.lora, setup.training, setup.precision, stages)
+        weights = choose_weights(free, setup.weights, config, setup.lora, setup.training, setup.precision, stages)
+        if weights != (setup.weights or UNPACKED):
+            warn("the base stays packed: as floats it would not fit the GPU (--weights chooses)")
     checkpoint = find_checkpoint([plan.folder / "checkpoint" for plan in plans], key, warn)
     started = None if checkpoint else initial()
     try:
-        with team.order("fit", same=setup.same()):
+        with team.order("fit", same=setup.same(), weights=weights):
             team.check_same(setup.same(), setup.same())
-            trainer = setup.trainer(team)
+            trainer = setup.trainer(team, weights)
             if checkpoint:
                 restore(checkpoint, trainer)
             else:
@@ -250,7 +255,7 @@ def _obey(team: Team, setup: Setup) -> None:
         if kind == "fit":
             team.check_same(setup.same(), details["same"])
             trainer = None  # frees the base before another is loaded
-            trainer = setup.trainer(team)
+            trainer = setup.trainer(team, details["weights"])
             adapter, state = team.share(None)
             trainer.set_adapter(adapter)
             trainer.set_optimizer_state(state)

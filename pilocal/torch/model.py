@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pilocal.backend import NF4, PACKED, UNPACKED
 from pilocal.base import read_config
 from pilocal.errors import InputError, ModelError, did_you_mean
 from pilocal.task import Lora
-from pilocal.torch.weights import read_weights
+from pilocal.torch.nf4 import round_to_nf4
+from pilocal.torch.packed import PackedEmbedding, keep_packed, tie
+from pilocal.torch.weights import grouping, read_weights
+
+# peft imports it where it is installed, and it recommends packages.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 THETA = {"qwen2": 1_000_000.0}
 """The base of the rope where config.json names none; 10,000 otherwise."""
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return the frozen base; raises ModelError when its weights are not those that config.json describes."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
+    """Return the frozen base, computing in `dtype`, with its weights as `pilocal.backend.WEIGHTS` has them.
 
-    logging.set_verbosity_error()
+    Raises ModelError when its weights are not those that config.json describes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import set_verbosity_error
+
+    set_verbosity_error()
     settings = read_config(folder)
     config = AutoConfig.for_model(**transformers_config(settings))
-    weights = read_weights(folder, settings, dtype=dtype, device=device)
+    at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
+    state = read_weights(folder, settings, dtype=dtype, device=at, unpack=weights != PACKED)
     if config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
+        state = {name: value for name, value in state.items() if not name.startswith("lm_head.")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if weights == PACKED:
+        modules = [name.removesuffix(".scales") for name in state if name.endswith(".scales")]
+        how = settings.get("quantization") or {}
+        keep_packed(model, {module: grouping(folder, module, how) for module in modules}, dtype)
     try:
-        missing, unknown = model.load_state_dict(weights, strict=False, assign=True)
+        missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
         raise ModelError(folder, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
-    missing = [name for name in missing if not (config.tie_word_embeddings and name == "lm_head.weight")]
+    missing = [name for name in missing if not (config.tie_word_embeddings and name.startswith("lm_head."))]
     unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
     if missing or unknown:
         what = f"weights that are {'missing' if missing else 'unknown'}"
         raise ModelError(folder, what, got=(missing or unknown)[0], fix="copy or download the model again")
-    model.tie_weights()
+    if config.tie_word_embeddings and isinstance(model.model.embed_tokens, PackedEmbedding):
+        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
+    else:
+        model.tie_weights()
     # What is computed and not stored was left without a value.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    if weights == NF4:
+        round_to_nf4(model, device, dtype)
     model.config.use_cache = False
     return model.requires_grad_(False)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pilocal.backend import UNPACKED
 from pilocal.base import has_window, read_config
 from pilocal.errors import InputError
 from pilocal.order import common_prefix
@@ -41,21 +42,22 @@ class TorchTrainer:
         *,
         device: str = "cpu",
         precision: str = "float32",
+        weights: str = UNPACKED,
         share: bool = False,
         team: Team | None = None,
     ) -> None:
         """Load the base and give it an adapter; `initial` has mlx-lm's names and layouts.
 
         The base computes in `precision`; the adapter, its gradients and the loss are float32 always. Without `initial`
-        the adapter is 0 until `set_adapter`. With `share`, what a step's rows begin with runs through the model once,
-        and its keys and values serve every row; loss and gradients stay what they are. Raises ModelError for a base,
-        InputError for an adapter or `[lora]` that does not fit.
+        the adapter is 0 until `set_adapter`. `weights` is one of `pilocal.backend.WEIGHTS`. With `share`, what a step's
+        rows begin with runs through the model once, and its keys and values serve every row; loss and gradients stay
+        what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
         self.training, self.team = training, team or Team()
         # What is computed again backwards keeps no keys and values; a window would cut them off.
         self.share = share and not training.recompute and not has_window(read_config(base))
         self.device = torch.device(device)
-        self.model = load_model(base, dtype=getattr(torch, precision), device=self.device)
+        self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)
         self.linears = sorted(lora.linears) or linears(self.model)
         add_lora(self.model, self.settings)

@@ -24,11 +24,12 @@ AT_ONCE = 1 << 24
 
 
 def read_weights(
-    folder: Path, config: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device
+    folder: Path, config: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device, unpack: bool = True
 ) -> dict[str, torch.Tensor]:
     """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
 
-    `config` is config.json. Raises ModelError where weights are packed in another way than MLX's affine one, or a
+    `config` is config.json. Without `unpack` what is packed comes as it is stored, in three parts, the words as int32.
+    Raises ModelError where weights are packed in another way than MLX's affine one, or a
     module's parts do not fit together.
     """
     settings = config.get("quantization") or {}
@@ -43,16 +44,21 @@ def read_weights(
             packed = f"{module}.scales" in stored
             if packed and part == "weight":
                 parts = [stored[of].get_tensor(of).to(device) for of in (name, f"{module}.scales", f"{module}.biases")]
-                weights[name] = _unpacked(folder, module, settings, parts, dtype)
+                bits = _checked_bits(folder, module, settings, parts)
+                if unpack:
+                    weights[name] = dequantize(*parts, bits=bits, dtype=dtype)
+                else:
+                    stored_parts = zip((name, f"{module}.scales", f"{module}.biases"), parts, strict=True)
+                    weights |= stored_parts
+                    weights[name] = parts[0].view(torch.int32)
             elif not packed or part not in ("scales", "biases"):
                 weights[name] = file.get_tensor(name).to(device, dtype)
     return weights
 
 
-def _unpacked(
-    folder: Path, module: str, settings: Mapping[str, Any], parts: Sequence[torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor:
-    bits, size = _grouping(folder, module, settings)
+def _checked_bits(folder: Path, module: str, settings: Mapping[str, Any], parts: Sequence[torch.Tensor]) -> int:
+    """Return the bits of a packed module; raises ModelError when its parts do not fit together."""
+    bits, size = grouping(folder, module, settings)
     packed, scales, biases = parts
     if scales.shape != biases.shape or scales.shape[-1] * size * bits != packed.shape[-1] * WORD:
         what, fix = (
@@ -60,7 +66,7 @@ def _unpacked(
             "copy or download the model again",
         )
         raise ModelError(folder, what, got=list(packed.shape), fix=fix)
-    return dequantize(packed, scales, biases, bits=bits, dtype=dtype)
+    return bits
 
 
 def dequantize(
@@ -87,15 +93,19 @@ def dequantize(
 
 def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the codes (out, in) of words (out, in * bits / 32): WORD codes in every `bits` words."""
+    words = packed.view(torch.int32)
+    if WORD % bits == 0:  # no code lies in two words; the sign that is shifted in is masked away
+        starts = torch.arange(0, WORD, bits, dtype=torch.int32, device=packed.device)
+        return (words.unsqueeze(-1) >> starts & (1 << bits) - 1).flatten(1)
     # Signed 64 bits hold a word without a sign, and PyTorch shifts them everywhere.
-    words = (packed.view(torch.int32).long() & 0xFFFFFFFF).view(len(packed), -1, bits)
+    words = (words.long() & 0xFFFFFFFF).view(len(packed), -1, bits)
     starts = torch.arange(WORD, device=packed.device) * bits
     first, shift = starts // WORD, starts % WORD
     joined = words[..., first] | words[..., (first + 1).clamp(max=bits - 1)] << WORD
     return (joined >> shift & (1 << bits) - 1).flatten(1)
 
 
-def _grouping(folder: Path, module: str, settings: Mapping[str, Any]) -> tuple[int, int]:
+def grouping(folder: Path, module: str, settings: Mapping[str, Any]) -> tuple[int, int]:
     """Return bits and group size of a packed module; exceptions stand under its name."""
     own = settings.get(module)
     chosen = {**settings, **own} if isinstance(own, dict) else settings

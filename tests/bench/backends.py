@@ -1,6 +1,6 @@
 """The training step of both backends, each with a template that every row computes and with a shared one.
 
-Four arms on the same rows of random tokens, base and LoRA of rank 16, each in a process of its own. With CUDA the shape
+Five arms on the same rows of random tokens, base and LoRA of rank 16, each in a process of its own. With CUDA the shape
 is Llama 3.1's 8B and PyTorch computes in bfloat16; without, a small one in float32. MLX keeps the base packed where
 `pilocal.base.keeps_packed`. Tokens are those of the rendered rows, each whole, whatever was really computed.
 """
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pilocal.backend import PACKED, UNPACKED
 from pilocal.task import Lora, Training
 from pilocal.tokens import Row
 from tests.bench.rows import Lengths, make_rows
@@ -28,6 +30,7 @@ from tests.bench.shapes import COMMON, SHAPES, write_checkpoint
 ARMS = {
     "torch": "torch and peft",
     "torch-shared": "the same with a shared prefix",
+    "torch-packed-shared": "the same with packed weights",
     "mlx": "mlx, every row whole",
     "mlx-shared": "mlx with a shared prefix",
 }
@@ -73,7 +76,8 @@ def measure(arm: str, base: Path, device: str, shape: str, repeats: int) -> dict
     """Take some steps with one arm; the first, in which everything is set up, does not count."""
     vocabulary = int({**COMMON, **SHAPES[shape]}["vocab_size"])
     rows = make_rows(Lengths(), BATCH * (repeats + 1), vocabulary)
-    make = {"torch": _torch_step, "mlx": _mlx_step}[arm.removesuffix("-shared")]
+    packed = partial(_torch_step, weights=PACKED)
+    make = {"torch": _torch_step, "torch-packed": packed, "mlx": _mlx_step}[arm.removesuffix("-shared")]
     step, peak = make(base, rows, device, share=arm.endswith("-shared"))
     seconds = []
     for number in range(repeats + 1):
@@ -84,14 +88,17 @@ def measure(arm: str, base: Path, device: str, shape: str, repeats: int) -> dict
     return {"tokens_per_second": tokens / median(seconds[1:]), "peak": peak()}
 
 
-def _torch_step(base: Path, rows: Sequence[Row], device: str, *, share: bool) -> tuple[Step, Callable[[], int]]:
+def _torch_step(
+    base: Path, rows: Sequence[Row], device: str, *, share: bool, weights: str = UNPACKED
+) -> tuple[Step, Callable[[], int]]:
     import torch
 
     from pilocal.torch.loop import peak_memory
     from pilocal.torch.trainer import TorchTrainer
 
     precision = "bfloat16" if device == "cuda" else "float32"
-    trainer = TorchTrainer(base, Lora(), TRAINING, None, device=device, precision=precision, share=share)
+    settings: dict[str, Any] = {"device": device, "precision": precision, "weights": weights, "share": share}
+    trainer = TorchTrainer(base, Lora(), TRAINING, None, **settings)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pilocal.cli import main
 from pilocal.errors import ModelError
@@ -54,6 +55,20 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
         main()
     said = capsys.readouterr()
     return int(ended.value.code or 0), said.out, said.err
+
+
+def test_the_replay_starts_where_the_run_did(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    state = json.loads((folder / "run.json").read_text())
+    given = {"name": "torch", "device": "cpu", "weights": None, "initial_adapter": str(run / "adapter")}
+    (folder / "run.json").write_text(json.dumps(state | {"backend": given}))
+    status, _, err = command(capsys, folder, "--steps", STEPS, "--json", "--record", tmp_path / "kept")
+    assert (status, err) == (0, "")
+    _, recorded, _ = load_reference(tmp_path / "kept")
+    expected = load_file(run / "adapter" / "adapters.safetensors")
+    assert set(recorded.starts[0]) == set(expected)
+    assert all(np.array_equal(value, expected[name]) for name, value in recorded.starts[0].items())
 
 
 def test_bfloat16_is_held_to_the_loss_curve(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -485,21 +486,36 @@ def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
     assert "Traceback" not in said
 
 
-def test_torchrun_trains_a_task_with_two_processes(finished, tmp_path):
-    options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", str(free_ports(1)[0]), "-m", "--", "pilocal"]
-    done = subprocess.run(
-        [str(part) for part in (*launcher, *options, "--run", tmp_path / "run")],
-        capture_output=True,
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "PORT", "-m", "--"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "PORT", "-m"),
+    ],
+}
+"""Two processes; without GPUs --multi_gpu still has accelerate start torchrun."""
+
+
+def launched(name, *arguments):
+    """Start pilocal in two processes, in a session of their own."""
+    options = [str(free_ports(1)[0]) if option == "PORT" else option for option in LAUNCHERS[name]]
+    return subprocess.Popen(
+        [sys.executable, "-m", *options, "pilocal", *map(str, arguments)],
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        timeout=200,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "train: done in" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
+    options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
+    with launched(launcher, *options, "--run", tmp_path / "run") as process:
+        said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    assert "train: done in" in said
     one, two = (
         [
             json.loads(line)["loss"]
@@ -510,6 +526,28 @@ def test_torchrun_trains_a_task_with_two_processes(finished, tmp_path):
     )
     assert len(one) == 7
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
+    task = shutil.copytree(finished, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
+    text = (task / "task.toml").read_text()
+    text = text.replace("steps = 7", "steps = 400").replace("checkpoint_every = 2", "checkpoint_every = 400")
+    (task / "task.toml").write_text(text)
+    run = tmp_path / "run"
+    options = ["train", task, "--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml"]
+    with launched("torchrun", *options, "--run", run) as process:
+        until = time.monotonic() + 100
+        log = run / "stages" / "0" / "metrics.jsonl"
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode != 0
+    saved = sorted((run / "stages" / "0" / "checkpoint").glob("step-*.safetensors"))
+    assert saved, said
+    done = len(log.read_text().splitlines())
+    assert int(saved[-1].stem.removeprefix("step-")) == done
+    assert done < 400
 
 
 def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
 from pilocal.progress import Progress, silent
 from pilocal.shipped import Shipped, read_shipped
+from pilocal.torch.adapter import read_adapter
 from pilocal.torch.optimizer import learning_rate
 from pilocal.torch.trainer import TorchTrainer
 
@@ -87,7 +88,7 @@ def check_run(
     asked = [row for some in rows.values() for row in some]
 
     settings = (replay.base, replay.lora, replay.training)
-    mlx = MlxTrainer(*settings)
+    mlx = MlxTrainer(*settings, own_start(pipeline))
     reference = play(mlx, replay, progress, "parity: mlx")
     if record:
         save_reference(record, replay, reference, model=pipeline.task.model, made_by=versions())
@@ -161,6 +162,12 @@ def traces_report(
     if not max(rates) <= tolerance:
         result["exceeded"].append(f"the learning rate differs by {max(rates):.2g}")
     return result
+
+
+def own_start(pipeline: Pipeline) -> dict[str, Floats] | None:
+    """Return the adapter that a run was told to start from, or None; raises InputError where it does not fit."""
+    given = pipeline.backend.initial_adapter
+    return read_adapter(given, pipeline.task.lora, pipeline.base_hash) if given else None
 
 
 def trained_adapter(pipeline: Pipeline) -> dict[str, Floats] | None:

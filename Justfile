@@ -46,6 +46,12 @@ gate: setup
 bench *names: setup
     {{ bin }}/python -m tests.bench {{ names }}
 
+# Check everything that needs an NVIDIA GPU: tests, parity, the 8B shape's table
+cuda: setup
+    {{ bin }}/pytest -rs -k cuda tests/test_torch.py tests/test_torch_run.py tests/test_parity.py tests/test_base.py
+    {{ bin }}/pilocal parity --reference tests/parity/starter --device cuda
+    {{ bin }}/python -m tests.bench backends
+
 # Create the environment and install everything into it
 setup:
     @test -x {{ bin }}/uv || { {{ python }} -m venv .venv && {{ bin }}/python -m pip install --quiet uv; }

@@ -572,13 +572,15 @@ on_cuda = pytest.mark.skipif(not cuda(), reason="needs an NVIDIA GPU with CUDA")
 
 
 @on_cuda
-def test_cuda_has_the_cpus_losses_and_gradients(tiny_base):
+@pytest.mark.parametrize("weights", [UNPACKED, PACKED])
+def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
     from pilocal.torch.trainer import TorchTrainer
     from pilocal.train.adapter import initial_adapter
 
     lora, rows = Lora(rank=4), random_rows(3, 6, 20, 2, 16)
     start = initial_adapter(tiny_base, lora, 0)
-    cpu, gpu = (TorchTrainer(tiny_base, lora, TRAINING, start, device=device) for device in ("cpu", "cuda"))
+    cpu = TorchTrainer(tiny_base, lora, TRAINING, start, device="cpu")
+    gpu = TorchTrainer(tiny_base, lora, TRAINING, start, device="cuda", weights=weights)
     loss, expected = cpu.gradients(rows)
     found_loss, found = gpu.gradients(rows)
     assert found_loss == pytest.approx(loss, rel=1e-4)

@@ -1,7 +1,7 @@
 """Layers whose weights stay as MLX packs them: the floats of a layer live only while it computes.
 
-The numbers are those of the unpacked base, in an eighth of float32's memory; unpacking them forwards and again
-backwards is what it costs.
+The numbers are those of the unpacked base, in a seventh of float32's memory at 4 bits; unpacking them forwards and
+again backwards is what it costs.
 """
 
 from __future__ import annotations

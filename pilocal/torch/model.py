@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ from pilocal.task import Lora
 from pilocal.torch.nf4 import round_to_nf4
 from pilocal.torch.packed import PackedEmbedding, keep_packed, tie
 from pilocal.torch.weights import grouping, read_weights
-
-# peft imports it where it is installed, and it recommends packages.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 THETA = {"qwen2": 1_000_000.0}
 """The base of the rope where config.json names none; 10,000 otherwise."""

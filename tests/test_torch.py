@@ -421,12 +421,13 @@ def test_an_adapter_that_cannot_be_made_is_refused(lora, line, tiny_base):
         ({"num_hidden_layers": 1}, "weights that are unknown; got 'model.layers.1"),
     ],
 )
-def test_a_base_that_is_not_what_its_config_says_is_refused(change, line, tiny_base, tmp_path):
+@pytest.mark.parametrize("weights", ["unpacked", "packed"])
+def test_a_base_that_is_not_what_its_config_says_is_refused(weights, change, line, tiny_base, tmp_path):
     shutil.copytree(tiny_base, tmp_path / "base")
     config = json.loads((tiny_base / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=line):
-        TorchTrainer(tmp_path / "base", LORA, Training(), None)
+        TorchTrainer(tmp_path / "base", LORA, Training(), None, weights=weights)
 
 
 def test_dropout_drops_in_training_alone_and_by_the_seed(tiny_base):

@@ -330,7 +330,8 @@ def test_a_device_that_is_not_there_is_named(device, name, monkeypatch):
 
 
 def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
-    config, stages = read_config(tiny_base), [random_rows(0, 30, 200)]
+    config = {key: value for key, value in read_config(tiny_base).items() if key != "quantization"}
+    stages = [random_rows(0, 30, 200)]
     lora, training = Lora(rank=4), Training(batch_size=8)
     needed = estimate(config, lora, training, "float32", stages)
     assert choose_weights(needed, UNPACKED, config, lora, training, "float32", stages) == UNPACKED
@@ -356,6 +357,8 @@ def test_a_base_stays_packed_only_where_its_floats_do_not_fit():
     assert choose_weights(needed[UNPACKED], None, packed, *rest) == UNPACKED
     assert choose_weights(needed[UNPACKED] - 1, None, packed, *rest) == PACKED
     assert choose_weights(needed[NF4], NF4, packed, *rest) == NF4
+    with pytest.raises(TrainingError, match="leave --weights out: the base stays packed"):
+        choose_weights(needed[UNPACKED] - 1, UNPACKED, packed, *rest)
     with pytest.raises(TrainingError, match="shorten the template"):
         choose_weights(needed[UNPACKED] // 2, None, config, *rest)
 

@@ -46,7 +46,7 @@ def estimate(
     ends = int(config["vocab_size"]) * width * (1 if config.get("tie_word_embeddings", True) else 2)
     size = 4 if precision == "float32" else 2
     blocks = layers * sum(a * b for a, b in shapes)
-    largest_layer = max([a * b for a, b in shapes])
+    largest_layer = max(a * b for a, b in shapes)
     held = {
         UNPACKED: size * (blocks + ends),
         PACKED: round(_packed_bytes(config, size) * (blocks + ends)) + size * min(AT_ONCE, max(largest_layer, ends)),
@@ -85,13 +85,16 @@ def choose_weights(
 
     Raises TrainingError, with what to change, unless the training fits, as far as one can tell.
     """
-    possible = [asked] if asked else [UNPACKED, *([PACKED] if config.get("quantization") else [])]
-    for weights in possible:
+    possible = [UNPACKED, *([PACKED] if config.get("quantization") else [])]
+    for weights in [asked] if asked else possible:
         needed = estimate(config, lora, training, precision, stages, weights)
         if needed <= free:
             return weights
     what = f"the training takes about {needed / 2**30:.1f} GiB and the GPU has {free / 2**30:.1f} GiB free"
     fix = "shorten the template, lower shots, set [training] precision to bfloat16, or take a smaller base"
+    if asked == UNPACKED and estimate(config, lora, training, precision, stages, possible[-1]) <= free:
+        fix = "leave --weights out: the base stays packed, the same numbers in less memory"
+        raise TrainingError("--device cuda", what, fix=fix)
     for recompute in (False, True) if not lora.dropout else (False,):
         for accumulate in range(1, training.batch_size + 1):
             changed = replace(training, accumulate=accumulate, recompute=recompute or training.recompute)

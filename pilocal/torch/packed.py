@@ -81,10 +81,9 @@ def _blocks(parts: Sequence[torch.Tensor], bits: int, dtype: torch.dtype) -> Ite
 
 
 def _empty_parts(layer: torch.nn.Module, out: int, into: int, bits: int, group_size: int) -> None:
-    shapes = {"weight": (out, into * bits // WORD), "scales": (out, into // group_size)}
-    for part in PARTS:
-        kind = torch.int32 if part == "weight" else torch.float32
-        empty = torch.empty(shapes.get(part, shapes["scales"]), dtype=kind, device="meta")
+    words = torch.empty((out, into * bits // WORD), dtype=torch.int32, device="meta")
+    groups = torch.empty((out, into // group_size), device="meta")
+    for part, empty in zip(PARTS, (words, groups, groups), strict=True):
         setattr(layer, part, torch.nn.Parameter(empty, requires_grad=False))
 
 

@@ -29,8 +29,8 @@ def read_weights(
     """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
 
     `config` is config.json. Without `unpack` what is packed comes as it is stored, in three parts, the words as int32.
-    Raises ModelError where weights are packed in another way than MLX's affine one, or a
-    module's parts do not fit together.
+    Raises ModelError where weights are packed in another way than MLX's affine one, or a module's parts do not fit
+    together.
     """
     settings = config.get("quantization") or {}
     weights: dict[str, torch.Tensor] = {}
@@ -43,14 +43,13 @@ def read_weights(
             module, _, part = name.rpartition(".")
             packed = f"{module}.scales" in stored
             if packed and part == "weight":
-                parts = [stored[of].get_tensor(of).to(device) for of in (name, f"{module}.scales", f"{module}.biases")]
+                names = (name, f"{module}.scales", f"{module}.biases")
+                parts = [stored[of].get_tensor(of).to(device) for of in names]
                 bits = _checked_bits(folder, module, settings, parts)
                 if unpack:
                     weights[name] = dequantize(*parts, bits=bits, dtype=dtype)
                 else:
-                    stored_parts = zip((name, f"{module}.scales", f"{module}.biases"), parts, strict=True)
-                    weights |= stored_parts
-                    weights[name] = parts[0].view(torch.int32)
+                    weights |= zip(names, [parts[0].view(torch.int32), *parts[1:]], strict=True)
             elif not packed or part not in ("scales", "biases"):
                 weights[name] = file.get_tensor(name).to(device, dtype)
     return weights

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilocal.rundir import replacing
+from pilocal.run.files import replacing
 
 COLOURS = ("#0a6ebd", "#d9480f", "#2b8a3e", "#888888", "#862e9c")
 STYLES = ("-", "--", ":", "-.")

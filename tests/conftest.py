@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base import find_base
+from pilocal.base.base import find_base
 from tests import vocabularies
 from tests.tiny import make_adapter, make_base
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base import SUPPORTED, check_base, context_length, load_tokenizer, read_config, stock_reads_rope
+from pilocal.base.base import SUPPORTED, check_base, context_length, read_config, stock_reads_rope
+from pilocal.base.load import load_tokenizer
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.architecture import ARCHITECTURES, architecture_of, interleave
 from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
-from pilocal.export.pieces import SPACE
-from pilocal.tokens import end_tokens, prompt_tokens, tokenize
+from pilocal.export.sentencepiece import SPACE
+from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from pilocal.base import keeps_packed, load_base
+from pilocal.base.device import keeps_packed
+from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.export.weights import BaseWeights
 from tests.tiny import make_adapter
@@ -24,7 +25,7 @@ def test_packed_weights_stay_packed_on_a_device_that_trains_with_them(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not keeps_packed()
-    monkeypatch.setattr("pilocal.base.on_cpu", lambda: False)
+    monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: False)
     assert keeps_packed()
     assert isinstance(linear(tiny_base), nn.QuantizedLinear)
 
@@ -48,7 +49,7 @@ def test_a_device_without_the_quantized_product_gets_the_same_numbers_in_float32
     def _(primals: Any, cotangents: Any, outputs: Any) -> Any:
         raise RuntimeError("QuantizedMatmul has no CUDA implementation")
 
-    monkeypatch.setattr("pilocal.base.on_cpu", lambda: False)
+    monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: False)
     monkeypatch.setattr(mx, "quantized_matmul", lacking)
     assert not keeps_packed()
     found = linear(tiny_base)

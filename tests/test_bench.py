@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from pilocal.base import load_tokenizer
-from pilocal.bench.engine import Answered, BatchEngine
+from pilocal.base.load import load_tokenizer
 from pilocal.bench.latency import Weights, measure
-from pilocal.bench.model import Model
 from pilocal.bench.prompts import Prompts, read_prompts
 from pilocal.errors import ModelError, RunError
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
-from pilocal.llamacpp import Engine
+from pilocal.llamacpp.batch_engine import Answered, BatchEngine
+from pilocal.llamacpp.engine import Engine
+from pilocal.llamacpp.model import Model
 from pilocal.progress import silent
-from pilocal.render import Record, render
-from pilocal.shipped import Shipped, read_shipped
+from pilocal.prompt.render import Record, render
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.run.shipped import Shipped, read_shipped
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
 from pilocal.task import Example
-from pilocal.tokens import end_tokens, prompt_tokens
 from tests.tiny import make_adapter
 
 MOST = 16

@@ -15,8 +15,8 @@ from pilocal.compare.comparison import Design, open_comparison
 from pilocal.compare.slices import slices
 from pilocal.compare.table import Prices, cells, curve_cells, make_table, markdown
 from pilocal.errors import InputError, RunError
-from pilocal.schedule import DECAYS, Law
 from pilocal.task import Example, load_task
+from pilocal.task.schedule import DECAYS, Law
 from tests.test_cli import pilocal
 from tests.test_pipeline import make_task
 

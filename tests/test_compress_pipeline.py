@@ -14,7 +14,7 @@ from pilocal.compare.arms import DEFAULT_ARMS, parse_arm
 from pilocal.compress.protect import protected_texts
 from pilocal.compress.template import COMPRESSORS
 from pilocal.errors import InputError
-from pilocal.pipeline import Pipeline, open_pipeline
+from pilocal.flow.pipeline import Pipeline, open_pipeline
 from pilocal.task import METHODS
 from tests.test_pipeline import flow, make_task
 
@@ -66,7 +66,7 @@ def test_the_run_folder_says_which_compressor_made_what(tmp_path: Path, tiny_bas
 def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     flow(folder, "compress")
-    monkeypatch.setattr("pilocal.pipeline.BaseModel", no_model)
+    monkeypatch.setattr("pilocal.flow.pipeline.BaseModel", no_model)
     assert flow(folder, "compress") == {"compress": False}
     (folder / "run" / "run.json").write_text('{"steps": {}}')
     assert flow(folder, "compress") == {"compress": True}  # what lies there is read again

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pilocal.base import load_tokenizer
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
+from pilocal.base.language_model import BaseModel
+from pilocal.base.load import load_tokenizer
 from pilocal.compress import CompressedTemplate, Span, Tools, compress_template
 from pilocal.compress.summary import request
 from pilocal.errors import InputError, ModelError, PilocalError
-from pilocal.language_model import BaseModel
-from pilocal.render import Message, Record
+from pilocal.prompt.render import Message, Record
+from pilocal.prompt.tokens import token_counter, tokenize
 from pilocal.task import Compression
-from pilocal.tokens import token_counter, tokenize
 from tests.tiny import make_base
 
 MAIL = "You sort mail into boxes.\nPlease be kind to the sender, {name}.\nNever open a parcel.\nThe day is long."

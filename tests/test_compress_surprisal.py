@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pilocal.base import load_base, load_tokenizer
+from pilocal.base.language_model import BaseModel
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.compress import CompressedTemplate, Tools, compress_template
 from pilocal.compress.outline import Outline
 from pilocal.compress.surprisal import word_surprisals
 from pilocal.errors import InputError
-from pilocal.language_model import BaseModel
+from pilocal.prompt.tokens import token_counter
 from pilocal.task import Compression
-from pilocal.tokens import token_counter
 
 HOUSE = (Path(__file__).parent.parent / "examples" / "smart-home" / "template.md").read_text()
 TAUS = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)
@@ -65,7 +65,7 @@ def test_surprisal_is_what_one_plain_pass_says(model: BaseModel, starter: Path) 
 
 def test_a_text_read_in_parts_has_the_same_surprisal(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = [span.surprisal for span in model.surprisal(HOUSE)]
-    monkeypatch.setattr("pilocal.language_model.LOGITS_AT_ONCE", 2048 * 50)
+    monkeypatch.setattr("pilocal.base.language_model.LOGITS_AT_ONCE", 2048 * 50)
     assert [span.surprisal for span in model.surprisal(HOUSE)] == pytest.approx(at_once, abs=2e-3)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base import load_base, load_tokenizer
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.evaluate.arms import summary
 from pilocal.progress import silent
-from pilocal.tokens import end_tokens, prompt_tokens
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
 
 TEMPLATE = """Answer with codes.
 - lamp BAK
@@ -84,7 +84,7 @@ def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]
 
 def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[list[int]], tmp_path: Path) -> None:
     from pilocal.export.fused import export_fused
-    from pilocal.llamacpp import Engine
+    from pilocal.llamacpp.engine import Engine
 
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
     ends = end_tokens(load_tokenizer(starter))

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base import find_base, load_tokenizer
-from pilocal.evaluate import python_tests
-from pilocal.schedule import load_law, load_schedule
+from pilocal.base.base import find_base
+from pilocal.base.load import load_tokenizer
+from pilocal.evaluate.scoring import python_tests
 from pilocal.task import load_task
+from pilocal.task.schedule import load_law, load_schedule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {

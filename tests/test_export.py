@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base import base_hash, load_base, load_tokenizer
+from pilocal.base.base import base_hash
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.errors import ExportError, RunError
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
+from pilocal.prompt.tokens import end_tokens
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
-from pilocal.tokens import end_tokens
 from tests.tiny import make_adapter, make_base
 
 LOGIT_TOLERANCE = 0.03
@@ -241,7 +242,7 @@ def test_every_tensor_is_what_the_trainer_sees(
     if which != "4 bits":
         exceptions = {"lm_head": {"bits": 8, "group_size": 64}, "model.layers.0.mlp.up_proj": False}
         base = make_base(tmp_path / "base", starter, dtype="bfloat16", exceptions=exceptions)
-    monkeypatch.setattr("pilocal.base.on_cpu", lambda: True)  # elsewhere the base would stay in 4 bits
+    monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: True)  # elsewhere the base would stay in 4 bits
     model = load_base(base)
     from mlx.utils import tree_flatten
 
@@ -304,7 +305,7 @@ def test_a_failing_write_leaves_the_old_file(tiny_base: Path, tmp_path: Path, qu
 
 
 def test_a_failing_quantizer_leaves_nothing(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from pilocal.export.quantize import quantize_gguf
+    from pilocal.llamacpp.quantize import quantize_gguf
 
     whole = export_fused(tiny_base, None, tmp_path / "whole.gguf", "f16")
     with (

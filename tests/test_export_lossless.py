@@ -9,13 +9,13 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from pilocal.base import base_hash, read_config
+from pilocal.base.base import base_hash, read_config
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.architecture import architecture_of, interleave
-from pilocal.export.exact import q4_1_rows
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, export_lossless
+from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import ship
 from pilocal.export.weights import BaseWeights, Packed
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, kl, llama, mlx_logits, read_field, tokens_T

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base import check_base, load_base, load_tokenizer, stock_reads_rope
+from pilocal.base.base import check_base, stock_reads_rope
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.errors import ExportError, RunError
 from pilocal.export import mlx_folder
 from pilocal.export.card import Facts
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.mlx_folder import write_mlx_folder
-from pilocal.tokens import end_tokens, prompt_tokens
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from tests.test_export import kl, largest_file
 from tests.tiny import make_adapter, make_base
 

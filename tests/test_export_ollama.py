@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pilocal.base import load_tokenizer
+from pilocal.base.load import load_tokenizer
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.chat_layout import probes, read_layout
 from pilocal.export.fused import export_fused
 from pilocal.export.ollama import write_ollama
-from pilocal.shipped import Shipped
-from pilocal.tokens import DATE_STRING, end_tokens
+from pilocal.prompt.tokens import DATE_STRING, end_tokens
+from pilocal.run.shipped import Shipped
 from tests.go_template import render
 
 TURNS = (

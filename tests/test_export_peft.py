@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base import load_base, read_config
+from pilocal.base.base import read_config
+from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.fuse import FusedWeights

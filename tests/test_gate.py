@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pilocal.base import base_hash, load_base
+from pilocal.base.base import base_hash
+from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.gate import Gate, candidates, open_gate, through
 from pilocal.export.ship import Files, ship
-from pilocal.tokens import Row
+from pilocal.prompt.tokens import Row
 from tests.test_export import kl
 from tests.tiny import make_adapter
 

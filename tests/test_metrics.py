@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pilocal.errors import InputError, SandboxError
-from pilocal.evaluate.bootstrap import interval
-from pilocal.evaluate.metrics import make_metric
+from pilocal.evaluate.scoring.bootstrap import interval
+from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.task import Example, Scoring
 
 

@@ -22,10 +22,10 @@ from pilocal.parity.conversion import conversion_figures
 from pilocal.parity.figures import compare, exceeded
 from pilocal.parity.reference import load_reference, save_reference
 from pilocal.parity.replay import play
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.torch.trainer import TorchTrainer
-from pilocal.train.mlx_trainer import MlxTrainer
+from pilocal.training.mlx.mlx_trainer import MlxTrainer
+from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.parity.record import FOLDER, make_replay
 from tests.test_chart import texts
 from tests.test_pipeline import flow, make_task
@@ -439,7 +439,7 @@ def test_the_loss_is_exact_however_sure_the_model_is(backend: str, lead: float) 
     if backend == "mlx":
         import mlx.core as mx
 
-        from pilocal.train.loss import cross_entropy
+        from pilocal.training.mlx.loss import cross_entropy
 
         chosen = mx.array(targets)
         losses = np.array(cross_entropy(mx.array(logits), chosen))
@@ -447,7 +447,7 @@ def test_the_loss_is_exact_however_sure_the_model_is(backend: str, lead: float) 
     else:
         import torch
 
-        from pilocal.torch.trainer import cross_entropy as torch_cross_entropy
+        from pilocal.training.torch_backend.trainer import cross_entropy as torch_cross_entropy
 
         given = torch.tensor(logits, requires_grad=True)
         found = torch_cross_entropy(given, torch.tensor(targets))

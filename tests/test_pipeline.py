@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, PilocalError, RunError
-from pilocal.pipeline import STEPS, open_pipeline
-from pilocal.shipped import read_shipped
+from pilocal.flow.pipeline import STEPS, open_pipeline
+from pilocal.run.shipped import read_shipped
 
 SCHEDULE = """\
 [[stage]]

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pilocal.base import load_base, read_config
+from pilocal.base.base import read_config
+from pilocal.base.load import load_base
 from pilocal.errors import InputError
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
 from tests.test_train import random_rows
 
 TRAINING = Training(batch_size=8)
@@ -26,7 +27,7 @@ def test_the_predicted_memory_is_near_the_measured(kind, count):
 
 
 def parts(tiny_base, rows, training):
-    from pilocal.train import plan
+    from pilocal.training.mlx import plan
 
     config = read_config(tiny_base)
     sizes = plan.read_sizes(config, LORA)
@@ -40,8 +41,8 @@ BASES = ["tiny_base", "tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base"
 def test_the_sizes_are_the_models(fixture, request):
     from mlx.utils import tree_flatten
 
-    from pilocal.train.adapter import add_lora
-    from pilocal.train.plan import base_bytes, read_sizes
+    from pilocal.training.mlx.adapter import add_lora
+    from pilocal.training.mlx.plan import base_bytes, read_sizes
 
     base = request.getfixturevalue(fixture)
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
@@ -56,14 +57,14 @@ def test_the_sizes_are_the_models(fixture, request):
 
 @pytest.mark.parametrize(("lora", "line"), [(Lora(layers=9), "2 layers; got 9"), (Lora(linears=("q",)), "got 'q'")])
 def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_base):
-    from pilocal.train.plan import read_sizes
+    from pilocal.training.mlx.plan import read_sizes
 
     with pytest.raises(InputError, match=line):
         read_sizes(read_config(tiny_base), lora)
 
 
 def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
-    from pilocal.train.plan import predict, take_probe
+    from pilocal.training.mlx.plan import predict, take_probe
 
     sizes, works, base = parts(tiny_base, random_rows(1, 20, 200), TRAINING)
     blind = predict(sizes, works, [10], TRAINING, base, None)[0]
@@ -75,7 +76,7 @@ def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
 
 
 def test_advice_is_what_makes_it_fit(tiny_base):
-    from pilocal.train.plan import advise, predict
+    from pilocal.training.mlx.plan import advise, predict
 
     rows = [
         Row((*row.tokens[:1], *[7] * 300, *row.tokens[1:], 1 + number), row.offset + 300)

@@ -22,9 +22,9 @@ from pilocal.errors import InputError
 from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.retrieve.bank import choose_bank
 from pilocal.retrieve.bleu import BleuBank
-from pilocal.retrieve.falling import falling
 from pilocal.retrieve.index import exact_neighbours, open_index, recall
 from pilocal.retrieve.ngrams import DIM, NgramVectors
+from pilocal.retrieve.ranking import falling
 from pilocal.task import Example, Retrieval
 from tests.bench.retrieval import retrieval
 from tests.test_cli import pilocal

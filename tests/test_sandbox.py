@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import SandboxError
-from pilocal.evaluate import sandbox
-from pilocal.evaluate.sandbox import Limits, Outcome, run_apart
+from pilocal.sandbox import run as sandbox
+from pilocal.sandbox.run import Limits, Outcome, run_apart
 
 PACKAGE = Path(__file__).parent.parent / "pilocal"
 LINUX = sys.platform == "linux"
@@ -181,7 +181,7 @@ except OSError as error: print(error.errno)
 def test_limits_that_are_lower_already_stay() -> None:
     code = f"""
 import resource
-from pilocal.evaluate.sandbox import *
+from pilocal.sandbox.run import *
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
 text = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
 print(run_apart([{sys.executable!r}, "-I", "-S", "main.py"], {{"main.py": text}}, Limits()).stdout, end="")
@@ -259,7 +259,7 @@ def test_system_calls_that_no_answer_needs_are_refused(call: str) -> None:
 
 def test_a_program_dies_with_the_process_that_asked_for_it() -> None:
     code = f"""
-from pilocal.evaluate.sandbox import *
+from pilocal.sandbox.run import *
 text = "import time; print(1, flush=True); time.sleep(600)"
 run_apart([{sys.executable!r}, "-I", "-S", "main.py", "8642"], {{"main.py": text}}, Limits(seconds=600))
 """
@@ -280,11 +280,11 @@ def wait_until(holds) -> None:
 
 def test_where_nothing_can_be_kept_apart_nothing_runs_and_one_line_says_so(monkeypatch, tmp_path: Path) -> None:
     broken = tmp_path / "launcher.py"
-    text = (PACKAGE / "evaluate" / "launcher.py").read_text()
+    text = (PACKAGE / "sandbox" / "launcher.py").read_text()
     where = '    call("unshare"' if LINUX else "    os.execve("
     assert where in text
     broken.write_text(text.replace(where, f"    raise PermissionError(1, 'not here')\n{where}"))
-    monkeypatch.setattr("pilocal.evaluate.launcher.__file__", str(broken))
+    monkeypatch.setattr("pilocal.sandbox.launcher.__file__", str(broken))
     with pytest.raises(SandboxError, match="cannot keep a program apart here; got 'not here'; ") as caught:
         run("print(1)")
     assert len(str(caught.value).splitlines()) == 1
@@ -304,7 +304,7 @@ def test_an_ordinary_user_is_kept_apart_too() -> None:
         pytest.skip("no Python 3.11 that every user may run")
     code = f"""
 import os, sys
-from pilocal.evaluate.sandbox import *
+from pilocal.sandbox.run import *
 home = sys.argv[1]
 def run(text):
     return run_apart([{python!r}, "-I", "-S", "main.py"], {{"main.py": text}}, Limits(seconds=1, memory_mb=256))
@@ -322,15 +322,7 @@ assert run("print(1)").stdout == "1\\n"
 print("kept apart")
 """
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        parts = [
-            "__init__",
-            "errors",
-            "blas",
-            "evaluate/__init__",
-            "evaluate/sandbox",
-            "evaluate/launcher",
-            "evaluate/syscalls",
-        ]
+        parts = ["__init__", "errors", "sandbox/__init__", "sandbox/run", "sandbox/launcher", "sandbox/syscalls"]
         for part in parts:
             path = Path(folder, "pilocal", f"{part}.py")
             path.parent.mkdir(parents=True, exist_ok=True)

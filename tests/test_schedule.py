@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilocal.errors import InputError
-from pilocal.schedule import DECAYS, DEFAULT, Law, Schedule, Stage, load_law, load_schedule
+from pilocal.task.schedule import DECAYS, DEFAULT, Law, Schedule, Stage, load_law, load_schedule
 
 FOLDER = Path(__file__).parent.parent / "schedules"
 

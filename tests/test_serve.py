@@ -21,12 +21,12 @@ import httpx
 import openai
 import pytest
 
-from pilocal.base import load_base, load_tokenizer
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.errors import InputError, ModelError
+from pilocal.prompt.tokens import DATE_STRING
+from pilocal.run.shipped import Shipped, read_shipped
 from pilocal.serve.app import Options, make_app
 from pilocal.serve.server import listen, serve
-from pilocal.shipped import Shipped, read_shipped
-from pilocal.tokens import DATE_STRING
 from tests.served import EXAMPLES, TEMPLATE, make_run
 from tests.tiny import make_adapter
 

@@ -10,11 +10,11 @@ import pytest
 from fastapi import HTTPException
 
 from pilocal.errors import Faults, InputError, ModelError
-from pilocal.serve.header import read_header
+from pilocal.llamacpp.gguf_header import read_header
+from pilocal.run.shipped import Shipped
 from pilocal.serve.job import JOB, Job
 from pilocal.serve.models import Models, load_model
 from pilocal.serve.weights import BASE, choose_base
-from pilocal.shipped import Shipped
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 

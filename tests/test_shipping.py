@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.pipeline import open_pipeline
-from pilocal.shipped import read_shipped
+from pilocal.flow.pipeline import open_pipeline
+from pilocal.run.shipped import read_shipped
 from tests.test_pipeline import flow, make_task
 
 ROOT = Path(__file__).parent.parent

@@ -18,11 +18,11 @@ from openai.types.fine_tuning.job_create_params import Method
 from pydantic import TypeAdapter
 from safetensors import safe_open
 
-from pilocal.formats import StageSet
-from pilocal.formats.mlx import lora_settings, lr_schedule
-from pilocal.formats.openai import openai_record
-from pilocal.pipeline import open_pipeline
-from pilocal.render import render
+from pilocal.flow.formats import StageSet
+from pilocal.flow.formats.mlx import lora_settings, lr_schedule
+from pilocal.flow.formats.openai import openai_record
+from pilocal.flow.pipeline import open_pipeline
+from pilocal.prompt.render import render
 from pilocal.task import Example, Lora, Training
 from tests.test_cli import pilocal
 from tests.test_pipeline import make_task
@@ -229,7 +229,7 @@ def test_mlx_truncates_no_row_and_learns_only_answers() -> None:
 
 @pytest.mark.parametrize("rates", [[1e-4], [1e-5, 1e-4], [5e-5, 1e-4, 9e-5, 1e-6], [1e-4] * 5, [3e-5, 2e-5, 1e-5]])
 def test_mlx_learning_rates_begin_peak_and_end_as_the_runs(rates: list[float]) -> None:
-    from pilocal.blas import load_fast_blas
+    from pilocal.base.blas import load_fast_blas
 
     load_fast_blas()
     import mlx.core as mx

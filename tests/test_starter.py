@@ -7,10 +7,11 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.base import base_hash, load_tokenizer, read_config
+from pilocal.base.base import base_hash, read_config
+from pilocal.base.load import load_tokenizer
+from pilocal.prompt.tokens import token_counter
 from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS, invent
 from pilocal.starter.tokenizer import must_be_single
-from pilocal.tokens import token_counter
 
 
 @settings(max_examples=40, deadline=None)

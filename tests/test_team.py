@@ -25,13 +25,13 @@ TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, valida
 RANK = """
 import sys
 from pathlib import Path
-from pilocal.base import load_base
+from pilocal.base.load import load_base
 from pilocal.errors import PilocalError
 import tests.test_team as t
 from tests.test_train import LORA, as_dict, fit
-from pilocal.train.follow import follow
-from pilocal.train.loop import same_everywhere
-from pilocal.train.team import Team, launched_rank
+from pilocal.training.mlx.follow import follow
+from pilocal.training.mlx.loop import same_everywhere
+from pilocal.training.mlx.team import Team, launched_rank
 
 base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 training = t.Training(**{**as_dict(t.TRAINING), **settings})
@@ -146,7 +146,7 @@ def test_hosts_that_do_not_agree_are_told_of_what(tiny_base, tmp_path):
 
 
 def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
-    from pilocal.train.team import launched_rank
+    from pilocal.training.mlx.team import launched_rank
 
     monkeypatch.delenv("MLX_RANK", raising=False)
     assert launched_rank() is None
@@ -159,7 +159,7 @@ def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
 
 
 def test_a_team_that_does_not_meet_is_a_line(tmp_path, monkeypatch):
-    from pilocal.train.team import Team
+    from pilocal.training.mlx.team import Team
 
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "nowhere.json"))
@@ -171,8 +171,8 @@ def test_orders_arrive_as_they_were_given(monkeypatch):
     """What one process sends as numbers, another reads as the same batch."""
     import mlx.core as mx
 
-    from pilocal.train.batches import make_batch
-    from pilocal.train.team import Kind, Order, Team
+    from pilocal.training.mlx.batches import make_batch
+    from pilocal.training.mlx.team import Kind, Order, Team
 
     sent = []
     team = Team()

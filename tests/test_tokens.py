@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pilocal.base import load_tokenizer
+from pilocal.base.load import load_tokenizer
 from pilocal.errors import InputError
-from pilocal.render import render
+from pilocal.prompt.render import render
+from pilocal.prompt.tokens import end_tokens, prompt_tokens, token_counter, tokenize
 from pilocal.task import Example
-from pilocal.tokens import end_tokens, prompt_tokens, token_counter, tokenize
 
 SHOTS = [Example(id=str(i), query=f"ask {i}", answer=f"say {i}") for i in range(3)]
 ASKED = Example(id="q", query="please dim the lamp in the kitchen", answer="send ZOR, MIP", history=())

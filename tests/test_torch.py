@@ -9,14 +9,14 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pilocal.base import load_base
+from pilocal.base.load import load_base
 from pilocal.errors import InputError, ModelError
-from pilocal.order import RowOrder
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.torch.adapter import draw, from_peft, read_adapter, save_adapter, save_peft, to_peft
-from pilocal.torch.optimizer import learning_rate
-from pilocal.torch.trainer import TorchTrainer
+from pilocal.training.row_order import RowOrder
+from pilocal.training.torch_backend.adapter import draw, from_peft, read_adapter, save_adapter, save_peft, to_peft
+from pilocal.training.torch_backend.optimizer import learning_rate
+from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests import tiny
 from tests.test_train import random_rows, trainable
 from tests.tiny import make_base
@@ -29,7 +29,7 @@ LORA = Lora(rank=4)
 
 def mlx_start(model):
     """The adapter of an MLX model as it stands, as NumPy arrays."""
-    from pilocal.train.adapter import adapter_weights
+    from pilocal.training.mlx.adapter import adapter_weights
 
     return {name: np.array(value) for name, value in adapter_weights(model).items()}
 
@@ -46,7 +46,7 @@ def test_weights_are_unpacked_as_mlx_does_bit_for_bit(bits, dtype, size, monkeyp
     import mlx.core as mx
     import torch
 
-    from pilocal.torch import weights
+    from pilocal.training.torch_backend import weights
 
     mx.random.seed(bits)
     packed, scales, biases = mx.quantize(mx.random.normal((9, 384)).astype(getattr(mx, dtype)), size, bits)
@@ -67,8 +67,8 @@ def test_every_weight_of_a_base_is_mlxs(fixture, request, starter, tmp_path):
     import torch
     from mlx.utils import tree_flatten
 
-    from pilocal.base import read_config
-    from pilocal.torch.weights import read_weights
+    from pilocal.base.base import read_config
+    from pilocal.training.torch_backend.weights import read_weights
 
     if fixture == "mixed":
         exceptions = {"model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
@@ -86,8 +86,8 @@ def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from pilocal.base import read_config
-    from pilocal.torch.weights import read_weights
+    from pilocal.base.base import read_config
+    from pilocal.training.torch_backend.weights import read_weights
 
     tensors = load_file(tiny_base / "model.safetensors")
     names = sorted(tensors)  # a module's parts lie next to each other, and the cut goes through one
@@ -157,9 +157,9 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
     import mlx.nn as nn
     from mlx.utils import tree_flatten
 
-    from pilocal.train.adapter import add_lora
-    from pilocal.train.batches import make_batch
-    from pilocal.train.loss import completion_loss
+    from pilocal.training.mlx.adapter import add_lora
+    from pilocal.training.mlx.batches import make_batch
+    from pilocal.training.mlx.loss import completion_loss
 
     base = request.getfixturevalue(fixture)
     if start == "later":
@@ -182,7 +182,7 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "recompute": True}])
 @pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "mixed"])
 def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, request, starter, tmp_path, monkeypatch):
-    from pilocal.torch import packed
+    from pilocal.training.torch_backend import packed
 
     if fixture == "mixed":
         exceptions = {"model.layers.0.mlp.up_proj": {"bits": 6, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
@@ -236,13 +236,13 @@ def test_parts_and_recomputation_change_no_gradient(changes, tiny_base):
     ],
 )
 def test_twenty_steps_have_mlxs_losses(changes, tiny_base):
-    from pilocal.train.adapter import add_lora
-    from pilocal.train.batches import Batches
-    from pilocal.train.below import Below
-    from pilocal.train.optimizer import learning_rate as mlx_rate
-    from pilocal.train.optimizer import make_optimizer
-    from pilocal.train.team import Team
-    from pilocal.train.trainer import Trainer
+    from pilocal.training.learning_rate import learning_rate as mlx_rate
+    from pilocal.training.mlx.adapter import add_lora
+    from pilocal.training.mlx.batches import Batches
+    from pilocal.training.mlx.frozen_layers import Below
+    from pilocal.training.mlx.optimizer import make_optimizer
+    from pilocal.training.mlx.team import Team
+    from pilocal.training.mlx.trainer import Trainer
 
     training = Training(batch_size=4, learning_rate=2e-3, warmup=0.2, **changes)
     rows = random_rows(2, 30, 20, 2, 16)
@@ -320,7 +320,7 @@ def test_a_base_in_bfloat16_has_a_float32_adapter_and_nearly_the_same_gradients(
 
 
 def test_the_start_is_what_mlx_draws(tiny_base, tiny_float_base):
-    from pilocal.train.adapter import add_lora, initial_adapter
+    from pilocal.training.mlx.adapter import add_lora, initial_adapter
 
     for base, seed in ((tiny_base, 0), (tiny_float_base, 5)):
         model = load_base(base)
@@ -341,7 +341,7 @@ def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, 
     import torch
     from peft import PeftModel
 
-    from pilocal.torch.model import load_model
+    from pilocal.training.torch_backend.model import load_model
 
     start = mlx_start(trainable(tiny_base))
     assert sorted(from_peft(to_peft(start))) == sorted(start)

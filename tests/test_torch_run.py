@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pilocal.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
-from pilocal.base import read_config
+from pilocal.base.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
-from pilocal.pipeline import STEPS, open_pipeline
+from pilocal.flow.pipeline import STEPS, open_pipeline
 from pilocal.progress import silent
 from pilocal.task import Lora, Training
-from pilocal.torch.device import check_bitsandbytes, find_device
-from pilocal.torch.memory import choose_weights, estimate
+from pilocal.training.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
+from pilocal.training.torch_backend.device import check_bitsandbytes, find_device
+from pilocal.training.torch_backend.memory import choose_weights, estimate
 from tests.test_cli import ROOT, pilocal
 from tests.test_pipeline import make_task
 from tests.test_team import free_ports
@@ -35,14 +35,14 @@ TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, valida
 
 
 def setup(base, training=TRAINING, lora=LORA, device="cpu"):
-    from pilocal.torch.loop import Setup
+    from pilocal.training.torch_backend.loop import Setup
 
     return Setup(base=base, base_sha256="00" * 32, lora=lora, training=training, device=device)
 
 
 def fit(base, folder, training=TRAINING, lora=LORA, key="key", progress=silent, warn=unexpected, **options):
-    from pilocal.torch.loop import train
-    from pilocal.train.adapter import initial_adapter
+    from pilocal.training.mlx.adapter import initial_adapter
+    from pilocal.training.torch_backend.loop import train
 
     return train(
         setup(base, training, lora),
@@ -131,7 +131,7 @@ def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path
 
 
 def test_the_final_adapter_is_there_in_pefts_format(whole_run):
-    from pilocal.torch.adapter import to_peft
+    from pilocal.training.torch_backend.adapter import to_peft
 
     expected = to_peft(load_file(whole_run / "1" / "adapters.safetensors"))
     found = load_file(whole_run / "peft" / "adapter_model.safetensors")
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, whole_run, tin
 def test_a_checkpoint_of_another_layout_is_refused(tiny_base, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_base, tmp_path, progress=stop_after(3))
-    monkeypatch.setattr("pilocal.torch.checkpoint.FORMAT", "torch-2")
+    monkeypatch.setattr("pilocal.training.torch_backend.checkpoint.FORMAT", "torch-2")
     with pytest.raises(RunError, match="a checkpoint of another version of pilocal; got 'torch-1'"):
         fit(tiny_base, tmp_path)
 
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_ba
 
 
 def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_path):
-    from pilocal.torch.loop import train
+    from pilocal.training.torch_backend.loop import train
 
     warnings = []
     facts = {"model": "tiny", "base_sha256": "00" * 32}
@@ -396,10 +396,10 @@ import sys
 from pathlib import Path
 import torch
 import tests.test_torch_run as t
-from pilocal.backend import torchrun_rank
+from pilocal.training.backend import torchrun_rank
 from pilocal.errors import PilocalError
-from pilocal.torch.loop import follow
-from pilocal.torch.team import Team
+from pilocal.training.torch_backend.loop import follow
+from pilocal.training.torch_backend.team import Team
 
 torch.set_num_threads(1)
 base, folder = map(Path, sys.argv[1:])
@@ -424,7 +424,7 @@ SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
 
 LEAVE = """
 import os
-from pilocal.torch.team import Team
+from pilocal.training.torch_backend.team import Team
 
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
@@ -554,7 +554,7 @@ def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
 
 
 def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
-    from pilocal.pipeline import follow_leader
+    from pilocal.flow.pipeline import follow_leader
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -577,8 +577,8 @@ on_cuda = pytest.mark.skipif(not cuda(), reason="needs an NVIDIA GPU with CUDA")
 @on_cuda
 @pytest.mark.parametrize("weights", [UNPACKED, PACKED])
 def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
-    from pilocal.torch.trainer import TorchTrainer
-    from pilocal.train.adapter import initial_adapter
+    from pilocal.training.mlx.adapter import initial_adapter
+    from pilocal.training.torch_backend.trainer import TorchTrainer
 
     lora, rows = Lora(rank=4), random_rows(3, 6, 20, 2, 16)
     start = initial_adapter(tiny_base, lora, 0)
@@ -595,7 +595,7 @@ def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
 
 @on_cuda
 def test_cuda_trains_in_bfloat16_and_tells_its_peak(tiny_base, tmp_path):
-    from pilocal.torch.loop import train
+    from pilocal.training.torch_backend.loop import train
 
     training = replace(TRAINING, precision="bfloat16", recompute=True, accumulate=2)
     facts = {"model": "tiny", "base_sha256": "00" * 32}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, RunError
-from pilocal.tracker import TRACKERS, check_tracker, open_tracker, scalars
+from pilocal.training.tracker import TRACKERS, check_tracker, open_tracker, scalars
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef" * 4
@@ -34,7 +34,7 @@ import os, signal, sys, time
 from pathlib import Path
 from tests.test_tracker import CONFIG, KEY, line
 from pilocal.errors import PilocalError
-from pilocal.tracker import open_tracker
+from pilocal.training.tracker import open_tracker
 
 kind, folder = sys.argv[1], Path(sys.argv[2])
 heard = []
@@ -162,7 +162,7 @@ def test_the_data_folder_of_wandb_is_not_taken_for_the_package(monkeypatch, tmp_
 def test_the_check_imports_nothing_heavy(kind, tmp_path):
     pytest.importorskip(kind)
     code = """
-from pilocal.tracker import check_tracker
+from pilocal.training.tracker import check_tracker
 check_tracker(kind)
 print([name for name in ("torch", "tensorboard", "wandb") if name in sys.modules])
 """

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.base import load_base
+from pilocal.base.load import load_base
 from pilocal.errors import InputError, TrainingError
-from pilocal.order import common_prefix
 from pilocal.progress import silent
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.train.batches import Batches, make_batch
+from pilocal.training.mlx.batches import Batches, make_batch
+from pilocal.training.row_order import common_prefix
 
 LORA = Lora(rank=4)
 
@@ -83,7 +83,7 @@ def test_rows_with_the_same_shots_meet_but_never_fill_a_batch():
 
 
 def test_few_different_shapes_for_any_lengths():
-    from pilocal.train.batches import round_up
+    from pilocal.training.mlx.batches import round_up
 
     lengths = range(1, 4097)
     widths = [round_up(length) for length in lengths]
@@ -132,13 +132,13 @@ OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen
 def test_loss_and_every_gradient_equal_the_plain_computation(
     request, fixture, seed, count, prefix, groups, shots, share, recompute, chunk
 ):
-    from pilocal.train.forward import runs_layers
+    from pilocal.training.mlx.forward import runs_layers
 
     model = trainable(request.getfixturevalue(fixture))
     assert runs_layers(model)
     rows = random_rows(seed, count, prefix, groups, shots)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pilocal.train.loss.LOGITS_AT_ONCE", chunk)
+        patch.setattr("pilocal.training.mlx.loss.LOGITS_AT_ONCE", chunk)
         assert_exact(model, make_batch(rows, min(prefix, common_prefix(rows)), share=share), recompute)
 
 
@@ -148,7 +148,7 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
 def test_other_architectures_share_exactly(kind, prefix, groups):
     batch = make_batch(random_rows(3, 6, prefix, groups, 16), prefix)
     assert batch.shots_GS.shape == (groups, 16)
-    from pilocal.train.forward import can_share
+    from pilocal.training.mlx.forward import can_share
 
     assert can_share(other_model(kind))
     assert_exact(other_model(kind), batch)
@@ -168,7 +168,7 @@ def test_other_architectures_share_exactly(kind, prefix, groups):
 def test_what_lies_below_the_adapter_is_computed_once_and_changes_nothing(
     request, fixture, seed, prefix, groups, shots, layers, recompute, room
 ):
-    from pilocal.train.below import Below, first_adapted
+    from pilocal.training.mlx.frozen_layers import Below, first_adapted
 
     model = trainable(request.getfixturevalue(fixture), Lora(rank=4, layers=layers))
     assert first_adapted(model) == 3 - layers
@@ -181,7 +181,7 @@ def test_what_lies_below_the_adapter_is_computed_once_and_changes_nothing(
 
 @pytest.mark.parametrize("kind", ["sliding", "gemma3_text"])
 def test_a_model_that_cannot_share_computes_every_row_whole(kind, sliding_base):
-    from pilocal.train.forward import can_share
+    from pilocal.training.mlx.forward import can_share
 
     model = trainable(sliding_base) if kind == "sliding" else other_model(kind)
     assert not can_share(model)
@@ -202,7 +202,7 @@ def test_a_base_in_bfloat16_trains_a_float32_adapter(kind, tiny_base, tmp_path):
     import mlx.nn as nn
     from mlx.utils import tree_flatten
 
-    from pilocal.train.loss import completion_loss
+    from pilocal.training.mlx.loss import completion_loss
 
     batch = make_batch(random_rows(5, 6, 20, 2, 16), 20)
     found = []
@@ -229,7 +229,7 @@ def assert_exact(model, batch, recompute=False, below=None):
     import mlx.nn as nn
     from mlx.utils import tree_flatten
 
-    from pilocal.train.loss import completion_loss
+    from pilocal.training.mlx.loss import completion_loss
 
     def loss_of(model, *arrays):
         return completion_loss(model, *arrays, first=below.first if below else 0, recompute=recompute)
@@ -250,7 +250,7 @@ def other_model(kind):
     """A random two-layer model of another architecture of mlx-lm's, in float32, with a LoRA that is not zero."""
     from importlib import import_module
 
-    from pilocal.train.adapter import add_lora
+    from pilocal.training.mlx.adapter import add_lora
 
     module = import_module(f"mlx_lm.models.{kind}")
     config = {
@@ -276,7 +276,7 @@ def other_model(kind):
 
 
 def trainable(base, lora=LORA, precision=None):
-    from pilocal.train.adapter import add_lora
+    from pilocal.training.mlx.adapter import add_lora
 
     model = load_base(base, precision=precision)
     add_lora(model, lora, seed=0)
@@ -297,7 +297,7 @@ def filled(model):
 
 
 def plans(folder: Path, steps=(6, 5)):
-    from pilocal.order import StagePlan
+    from pilocal.training.row_order import StagePlan
 
     return [
         StagePlan(i, random_rows(i, 14, (12, 2, 0)[i]), random_rows(9, 4), count, folder / str(i))
@@ -321,7 +321,7 @@ def fit(
     team=None,
     adaptive=None,
 ):
-    from pilocal.train.loop import train
+    from pilocal.training.mlx.loop import train
 
     return train(
         load_base(base, precision=training.precision),
@@ -352,7 +352,7 @@ def whole_run(tiny_base, tmp_path_factory):
 
 
 def test_a_compiled_step_is_the_same_and_is_compiled_once_a_shape(tiny_base, tmp_path, monkeypatch):
-    from pilocal.train import trainer
+    from pilocal.training.mlx import trainer
 
     traced = []
 
@@ -541,10 +541,10 @@ def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_
     assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 4
     assert len(lines) < 60
     assert len(losses) - 1 - losses.index(min(losses)) == 3
-    from pilocal.train.below import Below
-    from pilocal.train.loop import validate
-    from pilocal.train.team import Team
-    from pilocal.train.trainer import Trainer
+    from pilocal.training.mlx.frozen_layers import Below
+    from pilocal.training.mlx.loop import validate
+    from pilocal.training.mlx.team import Team
+    from pilocal.training.mlx.trainer import Trainer
 
     kept = load_base(tiny_base, tmp_path / "1")
     batches = Batches(random_rows(9, 4), 4, (0,)).in_order()
@@ -641,7 +641,7 @@ def read_log(folder, stage):
 
 @pytest.mark.parametrize("margin", [1e9, 0.0])
 def test_an_adaptive_stage_ends_once_the_next_prompt_is_as_good(margin, tiny_base, tmp_path):
-    from pilocal.schedule import Adaptive
+    from pilocal.task.schedule import Adaptive
 
     steps = (9, 6, 5)
     fit(tiny_base, tmp_path, ADAPTED, steps, adaptive=Adaptive(margin=margin, least=0.34))
@@ -665,7 +665,7 @@ ADAPTED = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validat
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4, 5, 6, 9])
 def test_an_adaptive_run_that_is_interrupted_makes_the_same_decisions(stop_at, tiny_base, tmp_path):
-    from pilocal.schedule import Adaptive
+    from pilocal.task.schedule import Adaptive
 
     def stop(what, done, total, note=""):
         if done == stop_at:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONFIG: dict[str, Any] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.export.pieces import SPACE
+from pilocal.export.sentencepiece import SPACE
 from pilocal.export.vocabulary import QWEN2_SPLIT
 from pilocal.starter.tokenizer import CHAT_TEMPLATE, LLAMA3_SPLIT, SPECIAL_TOKENS, corpus
 

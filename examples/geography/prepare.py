@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.rundir import replacing
-from pilocal.settings import read_text
+from pilocal.run.files import replacing
+from pilocal.task.toml import read_text
 
 SPLITS = {"test": "test", "dev": "valid", "train": "train"}
 """The data set's names of the splits, and ours."""

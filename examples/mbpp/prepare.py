@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.rundir import replacing
-from pilocal.settings import read_text
+from pilocal.run.files import replacing
+from pilocal.task.toml import read_text
 
 SPLITS = {"test": range(11, 511), "valid": range(511, 601), "train": (*range(1, 11), *range(601, 975))}
 """The ids of each split, in the order in which a repeated task is kept."""

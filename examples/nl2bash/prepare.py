@@ -18,8 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.rundir import replacing
-from pilocal.settings import read_text
+from pilocal.run.files import replacing
+from pilocal.task.toml import read_text
 
 SHARES = {"valid": 0.05, "test": 0.10}
 """The splits beside train, as shares of the groups."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.bench.engine import Answered, BatchEngine
-from pilocal.bench.model import Model
 from pilocal.bench.prompts import Prompts
+from pilocal.llamacpp.batch_engine import Answered, BatchEngine
+from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress, silent
 
 TITLES = {

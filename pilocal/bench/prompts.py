@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.errors import RunError
-from pilocal.gguf_tokenizer import GgufTokenizer
-from pilocal.render import Record, render
+from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.prompt.render import Record, render
+from pilocal.prompt.tokens import DATE_STRING
 from pilocal.retrieve import ShotPicker
-from pilocal.shipped import Shipped
-from pilocal.tokens import DATE_STRING
+from pilocal.run.shipped import Shipped
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def main() -> None:
         click.echo(str(error), err=True)
         sys.exit(1)
     except OSError as error:
-        from pilocal.rundir import disk_error
+        from pilocal.run.files import disk_error
 
         click.echo(str(disk_error(error.filename or "pilocal", error)), err=True)
         sys.exit(1)

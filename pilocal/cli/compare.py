@@ -69,8 +69,8 @@ def compare(
     from pilocal.compare.results import Result
     from pilocal.compare.table import CURVE, Prices, make_table, markdown
     from pilocal.errors import InputError
-    from pilocal.rundir import replacing, write_json
-    from pilocal.schedule import load_law
+    from pilocal.run.files import replacing, write_json
+    from pilocal.task.schedule import load_law
 
     if training_price is not None and price is None:
         raise InputError("--training-price", "of no use without --price", fix="give both")

@@ -40,7 +40,7 @@ def compress(
         run_until("compress", task, schedule, run_folder, as_json)
         return
     from pilocal.errors import InputError
-    from pilocal.pipeline import open_pipeline
+    from pilocal.flow.pipeline import open_pipeline
 
     if run_folder is not None:
         fix = "leave it out, or set the method in task.toml"

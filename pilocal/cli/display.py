@@ -15,8 +15,8 @@ from rich.table import Table
 
 from pilocal.compare.table import cells, curve_cells, title
 from pilocal.evaluate.titles import TITLES
-from pilocal.formats import Order
-from pilocal.pipeline import Plan, StepResult
+from pilocal.flow.formats import Order
+from pilocal.flow.pipeline import Plan, StepResult
 from pilocal.progress import Progress
 
 

@@ -31,8 +31,8 @@ def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_lo
     from rich.console import Console
 
     from pilocal.cli.display import artefacts_table, progress_bars, warning_on
-    from pilocal.pipeline import open_run
-    from pilocal.shipping import FORMS
+    from pilocal.flow.pipeline import open_run
+    from pilocal.flow.shipping import FORMS
 
     forms = forms or (("fused",) if quants else ("lossless",))
     if quants and "fused" not in forms:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pilocal.backend import TORCH, WEIGHTS, Backend
+from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 FOLDER = click.Path(path_type=Path)
 
@@ -47,7 +47,7 @@ def run_until(
     from rich.console import Console
 
     from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
-    from pilocal.pipeline import StepResult, follow_leader, open_pipeline
+    from pilocal.flow.pipeline import StepResult, follow_leader, open_pipeline
 
     chosen = _backend(backend, device, weights, initial_adapter)
     if follow_leader(task, last, chosen):
@@ -148,9 +148,9 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     """
     from rich.console import Console
 
-    from pilocal.base import context_length
+    from pilocal.base.base import context_length
     from pilocal.cli.display import plan_table, progress_bars, warning_on
-    from pilocal.pipeline import open_pipeline
+    from pilocal.flow.pipeline import open_pipeline
 
     with (
         progress_bars() as (progress, console),

@@ -58,7 +58,7 @@ def parity(
     adapters' distance at the end. Also the logits of MLX, PyTorch and llama.cpp, the tokenizers' ids, and the adapter
     in PEFT's format and back. RUN/parity.json and RUN/parity.svg hold the same. Exit status 1 beyond the tolerance.
     """
-    from pilocal.torch.device import find_device
+    from pilocal.training.torch_backend.device import find_device
 
     if (run is None) == (reference is None) or (reference and record):
         raise click.UsageError("give a RUN, with or without --record, or a --reference")
@@ -70,10 +70,10 @@ def parity(
 
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.errors import ParityError
+    from pilocal.flow.pipeline import open_run
     from pilocal.parity.picture import draw_parity
     from pilocal.parity.report import check_reference, check_run
-    from pilocal.pipeline import open_run
-    from pilocal.rundir import write_json
+    from pilocal.run.files import write_json
 
     with progress_bars() as (progress, console):
         if run is None:

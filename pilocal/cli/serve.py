@@ -50,11 +50,11 @@ def serve(
     base with the whole prompt. There is a page at /, and /metrics for Prometheus.
     """
     from pilocal.errors import InputError
+    from pilocal.run.shipped import read_shipped
     from pilocal.serve.app import Options
-    from pilocal.serve.entry import Entry
+    from pilocal.serve.request_log import Entry
     from pilocal.serve.server import serve as start
-    from pilocal.settings import read_text
-    from pilocal.shipped import read_shipped
+    from pilocal.task.toml import read_text
 
     if log_contents and log is None:
         raise click.UsageError("--log-contents needs --log")

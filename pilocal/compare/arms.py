@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pilocal.compress.template import COMPRESSORS
 from pilocal.errors import InputError, did_you_mean
-from pilocal.schedule import DECAYS
+from pilocal.task.schedule import DECAYS
 
 PROMPTS: Mapping[str, str] = {
     "query-only": "base, bare query",

@@ -15,16 +15,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pilocal.base import load_base
+from pilocal.base.load import load_base
 from pilocal.compare.arms import Arm
 from pilocal.compare.results import Result, read_result, result_name
 from pilocal.errors import InputError
-from pilocal.pipeline import Pipeline
+from pilocal.flow.pipeline import Pipeline
 from pilocal.progress import Progress, silent
-from pilocal.rundir import RunDir, fingerprint
-from pilocal.schedule import Law, Schedule, Stage
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.run.folder import RunDir
+from pilocal.run.hashes import fingerprint
 from pilocal.task import AUTO, LOSSLESS, Example, Task, load_task
-from pilocal.tokens import end_tokens, prompt_tokens
+from pilocal.task.schedule import Law, Schedule, Stage
 
 LINEAR = Law(decay="linear")
 
@@ -66,7 +67,7 @@ class Comparison:
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         """Check the design, and that answers can be scored; raises InputError, ModelError or SandboxError."""
-        from pilocal.evaluate.metrics import make_metric
+        from pilocal.evaluate.scoring.metrics import make_metric
 
         design.check(task)
         self.task = replace(task, training=replace(task.training, direct_drop=False))
@@ -182,7 +183,7 @@ class Comparison:
         return result
 
     def _scored(self, result: Result) -> Result:
-        from pilocal.evaluate.metrics import metric_facts
+        from pilocal.evaluate.scoring.metrics import metric_facts
 
         key = fingerprint(metric_facts(self.task))
         if result.marks_key != key:
@@ -252,7 +253,7 @@ class Comparison:
         adapter: Path | None = None,
         warm: bool = False,
     ) -> tuple[list[str], dict[str, float]]:
-        from pilocal.llamacpp import Engine
+        from pilocal.llamacpp.engine import Engine
 
         most = self.task.generation.max_tokens
         engine = Engine(gguf, max(map(len, prompts)) + most + 1, adapter)

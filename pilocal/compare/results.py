@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import RunError
-from pilocal.rundir import write_json
+from pilocal.run.files import write_json
 
 
 @dataclass(slots=True, kw_only=True)

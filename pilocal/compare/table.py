@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pilocal.compare.comparison import Comparison
 from pilocal.compare.results import Result
 from pilocal.compare.slices import TEMPLATE_ONLY, slices
-from pilocal.evaluate.bootstrap import interval
+from pilocal.evaluate.scoring.bootstrap import interval
 
 CURVE = "curve.svg"
 """The learning curve's picture, beside compare.md."""

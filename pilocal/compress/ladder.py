@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.protect import protected_texts
 from pilocal.errors import InputError, PilocalError, raise_all
-from pilocal.settings import read_text
 from pilocal.task import Compression
+from pilocal.task.toml import read_text
 
 NAME = re.compile(r"0\.(?P<digits>\d+)")
 

@@ -23,7 +23,7 @@ from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
-from pilocal.rundir import fingerprint, sha256_file
+from pilocal.run.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
 
 FAMILIES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pilocal.base import load_base
-from pilocal.evaluate.bootstrap import interval
+from pilocal.base.load import load_base
 from pilocal.evaluate.generate import generate
-from pilocal.evaluate.metrics import Metric
+from pilocal.evaluate.scoring.bootstrap import interval
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.evaluate.titles import TITLES
-from pilocal.llamacpp import Engine, Timed
+from pilocal.llamacpp.engine import Engine, Timed
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Generation
 

@@ -12,8 +12,8 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from pilocal.errors import ExportError
-from pilocal.render import Message
-from pilocal.tokens import DATE_STRING
+from pilocal.prompt.render import Message
+from pilocal.prompt.tokens import DATE_STRING
 
 SYSTEM, QUERIES, ANSWERS = "pilocal-system", ("pilocal-query-0", "pilocal-query-1"), ("pilocal-answer-0",)
 """Texts of the first probes that no chat template contains."""

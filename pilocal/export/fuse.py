@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
 from pilocal.export.adapter import Adapter, read_adapter
 from pilocal.export.weights import BaseWeights, Float32

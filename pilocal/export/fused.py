@@ -8,11 +8,11 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
-from pilocal.base import base_hash
+from pilocal.base.base import base_hash
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
-from pilocal.export.quantize import check_quant, quantize_gguf
 from pilocal.export.weights import Float32
+from pilocal.llamacpp.quantize import check_quant, quantize_gguf
 
 FLOATS = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base import load_base
+from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.ship import Files
 from pilocal.export.weights import BaseWeights
-from pilocal.llamacpp import Engine, log_softmax
+from pilocal.llamacpp.engine import Engine, log_softmax
 from pilocal.progress import Progress, silent
+from pilocal.prompt.tokens import Row
 from pilocal.task import LOSSLESS
-from pilocal.tokens import Row
 
 MOST = 0.1
 """The share of the distance without any adapter that a served file may have."""

@@ -16,12 +16,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from pilocal.base import context_length, read_config
+from pilocal.base.base import context_length, read_config
 from pilocal.errors import ExportError
 from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights, Float32
-from pilocal.rundir import replacing
+from pilocal.run.files import replacing
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""

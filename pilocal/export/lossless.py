@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from pilocal.errors import ExportError
-from pilocal.export.exact import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.fused import to_bfloat16
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
+from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
-from pilocal.rundir import disk_error, write_json
+from pilocal.run.files import disk_error, write_json
 
 Q4_1, F16, BF16, F32 = (GGMLQuantizationType[name] for name in ("Q4_1", "F16", "BF16", "F32"))
 FILE_TYPES = {Q4_1: LlamaFileType.MOSTLY_Q4_1, F16: LlamaFileType.MOSTLY_F16, BF16: LlamaFileType.MOSTLY_BF16}

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base import read_config
+from pilocal.base.base import read_config
 from pilocal.errors import ExportError, did_you_mean
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
 from pilocal.export.weights import Float32
-from pilocal.rundir import disk_error, replacing, write_json
+from pilocal.run.files import disk_error, replacing, write_json
 
 SHARD_BYTES = 5 * 10**9
 """No file grows beyond this, unless one tensor does."""

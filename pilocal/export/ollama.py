@@ -13,10 +13,10 @@ from typing import Any
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.chat_layout import read_layout
-from pilocal.gguf_tokenizer import GgufTokenizer
-from pilocal.rundir import replacing
-from pilocal.shipped import Shipped
-from pilocal.tokens import end_tokens
+from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.prompt.tokens import end_tokens
+from pilocal.run.files import replacing
+from pilocal.run.shipped import Shipped
 
 QUOTES = '"""'
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from pilocal.base import load_tokenizer
+from pilocal.base.load import load_tokenizer
 from pilocal.errors import ExportError
-from pilocal.export import pieces
-from pilocal.render import Message
+from pilocal.export import sentencepiece as pieces
+from pilocal.prompt.render import Message
+from pilocal.prompt.tokens import END_MARKS, chat_text, tokenize
 from pilocal.starter.tokenizer import LLAMA3_SPLIT
-from pilocal.tokens import END_MARKS, chat_text, tokenize
 
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 """Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base import read_config
-from pilocal.blas import load_fast_blas
+from pilocal.base.base import read_config
+from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
 
 Float32 = NDArray[np.float32]

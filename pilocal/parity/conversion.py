@@ -11,8 +11,8 @@ from typing import Any
 from pilocal.export.card import Facts
 from pilocal.export.peft import write_peft
 from pilocal.parity.replay import Floats
-from pilocal.rundir import write_json
-from pilocal.torch.adapter import from_peft, save_arrays
+from pilocal.run.files import write_json
+from pilocal.training.torch_backend.adapter import from_peft, save_arrays
 
 ROUNDING = 1e-12
 """alpha = scale * rank is rounded once, and alpha / rank once more."""

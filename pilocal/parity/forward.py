@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.llamacpp import Engine, log_softmax
+from pilocal.llamacpp.engine import Engine, log_softmax
 from pilocal.parity.replay import Floats, Replayer
-from pilocal.shipped import Shipped
-from pilocal.tokens import Row
+from pilocal.prompt.tokens import Row
+from pilocal.run.shipped import Shipped
 
 
 def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from pilocal.base import read_config
+from pilocal.base.base import read_config
 from pilocal.errors import InputError, RunError
-from pilocal.order import RowOrder
+from pilocal.flow.pipeline import Pipeline
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
-from pilocal.pipeline import Pipeline
-from pilocal.render import Record
-from pilocal.tokens import Row, tokenize
-from pilocal.train.optimizer import learning_rate
+from pilocal.prompt.render import Record
+from pilocal.prompt.tokens import Row, tokenize
+from pilocal.training.learning_rate import learning_rate
+from pilocal.training.row_order import RowOrder
 
 
 def check_stages(pipeline: Pipeline) -> None:

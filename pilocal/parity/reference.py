@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pilocal.base import base_hash, find_base
+from pilocal.base.base import base_hash, find_base
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
-from pilocal.rundir import replacing, sha256_file
+from pilocal.prompt.tokens import Row
+from pilocal.run.files import replacing
+from pilocal.run.hashes import sha256_file
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.torch.adapter import save_arrays
+from pilocal.training.torch_backend.adapter import save_arrays
 
 FILE, ARRAYS = "reference.json", "arrays.safetensors"
 FORMAT = 1

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base import read_config
+from pilocal.base.base import read_config
 from pilocal.errors import InputError, TrainingError
 from pilocal.progress import Progress, silent
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
 
 Floats = NDArray[np.float32]
 

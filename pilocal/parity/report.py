@@ -8,19 +8,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.base import base_hash
+from pilocal.base.base import base_hash
 from pilocal.errors import RunError
 from pilocal.parity.figures import compare, distance, exceeded, mean_relative, relative_numbers
 from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
 from pilocal.progress import Progress, silent
-from pilocal.shipped import Shipped, read_shipped
-from pilocal.torch.adapter import read_adapter
-from pilocal.torch.optimizer import learning_rate
-from pilocal.torch.trainer import TorchTrainer
+from pilocal.run.shipped import Shipped, read_shipped
+from pilocal.training.torch_backend.adapter import read_adapter
+from pilocal.training.torch_backend.optimizer import learning_rate
+from pilocal.training.torch_backend.trainer import TorchTrainer
 
 if TYPE_CHECKING:
-    from pilocal.pipeline import Pipeline
+    from pilocal.flow.pipeline import Pipeline
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
 
@@ -79,7 +79,7 @@ def check_run(
     from pilocal.parity.recipe import check_stages, logged, read_replay, read_rows
     from pilocal.parity.reference import save_reference
     from pilocal.parity.tokenizing import tokenizer_figures
-    from pilocal.train.mlx_trainer import MlxTrainer
+    from pilocal.training.mlx.mlx_trainer import MlxTrainer
 
     check_stages(pipeline)
     replay, progress = read_replay(pipeline, steps), pipeline.progress

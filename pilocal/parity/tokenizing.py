@@ -6,10 +6,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pilocal.gguf_tokenizer import GgufTokenizer
+from pilocal.flow.pipeline import Pipeline
+from pilocal.llamacpp.tokenizer import GgufTokenizer
 from pilocal.parity.recipe import read_records
-from pilocal.pipeline import Pipeline
-from pilocal.tokens import chat_text
+from pilocal.prompt.tokens import chat_text
 
 
 def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.rundir import fingerprint, sha256_file
+from pilocal.run.hashes import fingerprint, sha256_file
 
 
 class EmbeddingVectors:

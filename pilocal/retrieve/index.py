@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.rundir import disk_error, sha256_file, write_json
+from pilocal.run.files import disk_error, write_json
+from pilocal.run.hashes import sha256_file
 
 SPACE = "cosine"
 LINKS = 16

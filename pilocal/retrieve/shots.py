@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from pilocal.retrieve.bank import Question, check_bank, choose_bank, question
 from pilocal.retrieve.embeddings import EmbeddingVectors, model_hash
-from pilocal.retrieve.falling import falling
 from pilocal.retrieve.ngrams import NgramVectors
+from pilocal.retrieve.ranking import falling
 from pilocal.retrieve.similarity import COSINE_DECIMALS, ByBleu, ByEmbedding, Similarity, Vectors
-from pilocal.rundir import fingerprint, write_json
+from pilocal.run.files import write_json
+from pilocal.run.hashes import fingerprint
 from pilocal.task import Example, Retrieval
 
 PROGRESS_EVERY = 100

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.retrieve.bleu import BleuBank
-from pilocal.retrieve.falling import falling
 from pilocal.retrieve.index import NeighbourIndex, open_index
+from pilocal.retrieve.ranking import falling
 
 COSINE_DECIMALS = 6
 """Cosines are rounded to these, so that equal texts are equally near."""

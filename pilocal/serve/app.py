@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilocal.errors import InputError
+from pilocal.run.shipped import Shipped
 from pilocal.serve.chat import Tokenizer
-from pilocal.serve.door import Door
-from pilocal.serve.entry import Entry
+from pilocal.serve.gateway import Door
 from pilocal.serve.metrics import Metrics
 from pilocal.serve.models import Models, model_settings, refusing
 from pilocal.serve.page import read_page
-from pilocal.serve.plan import Planner
 from pilocal.serve.queue import Queue
+from pilocal.serve.request_log import Entry
+from pilocal.serve.routing import Planner
 from pilocal.serve.weights import choose_base
-from pilocal.shipped import Shipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

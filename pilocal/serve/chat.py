@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pilocal.prompt.tokens import DATE_STRING
 from pilocal.serve.refusal import Refusal
-from pilocal.tokens import DATE_STRING
 
 GIVEN = ("messages", "functions", "function_call", "tools", "tool_choice")
 """What of a request the chat template sees."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import threading
 
-from pilocal.render import render
+from pilocal.prompt.render import render
 from pilocal.retrieve import ShotPicker
-from pilocal.serve.strip import Chat
-from pilocal.shipped import Shipped
+from pilocal.run.shipped import Shipped
+from pilocal.serve.prompt_stripping import Chat
 from pilocal.task import Example
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ModelError
+from pilocal.prompt.tokens import DATE_STRING
+from pilocal.run.shipped import Shipped
 from pilocal.serve.job import JOB, Job
 from pilocal.serve.weights import BASE
-from pilocal.shipped import Shipped
-from pilocal.tokens import DATE_STRING
 
 CLIENT_CLOSED_REQUEST = 499
 """The status, known from nginx, of a request whose client did not wait for the answer."""

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Callable, Sequence
 
 from pilocal.errors import InputError
+from pilocal.run.shipped import Shipped
 from pilocal.serve.app import Options, make_app
-from pilocal.serve.entry import Entry
-from pilocal.shipped import Shipped
+from pilocal.serve.request_log import Entry
 
 
 def serve(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pilocal.errors import InputError, ModelError, PilocalError, RunError, raise_all
-from pilocal.serve.header import read_header
-from pilocal.shipped import FILE, Shipped
+from pilocal.llamacpp.gguf_header import read_header
+from pilocal.run.shipped import FILE, Shipped
 
 BASE = "base"
 """The name under which the bare base answers."""

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

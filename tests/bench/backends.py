@@ -2,7 +2,7 @@
 
 Five arms on the same rows of random tokens, base and LoRA of rank 16, each in a process of its own. With CUDA the shape
 is Llama 3.1's 8B and PyTorch computes in bfloat16; without, a small one in float32. MLX keeps the base packed where
-`pilocal.base.keeps_packed`. Tokens are those of the rendered rows, each whole, whatever was really computed.
+`pilocal.base.device.keeps_packed`. Tokens are those of the rendered rows, each whole, whatever was really computed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pilocal.backend import PACKED, UNPACKED
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
+from pilocal.training.backend import PACKED, UNPACKED
 from tests.bench.rows import Lengths, make_rows
 from tests.bench.shapes import COMMON, SHAPES, write_checkpoint
 
@@ -93,8 +93,8 @@ def _torch_step(
 ) -> tuple[Step, Callable[[], int]]:
     import torch
 
-    from pilocal.torch.loop import peak_memory
-    from pilocal.torch.trainer import TorchTrainer
+    from pilocal.training.torch_backend.loop import peak_memory
+    from pilocal.training.torch_backend.trainer import TorchTrainer
 
     precision = "bfloat16" if device == "cuda" else "float32"
     settings: dict[str, Any] = {"device": device, "precision": precision, "weights": weights, "share": share}
@@ -109,17 +109,17 @@ def _torch_step(
 
 
 def _mlx_step(base: Path, rows: Sequence[Row], device: str, *, share: bool) -> tuple[Step, Callable[[], int]]:
-    from pilocal.blas import load_fast_blas
+    from pilocal.base.blas import load_fast_blas
 
     load_fast_blas()  # before MLX is imported
 
-    from pilocal.base import load_base
-    from pilocal.train.adapter import add_lora
-    from pilocal.train.batches import Batches, make_batch
-    from pilocal.train.below import Below
-    from pilocal.train.optimizer import make_optimizer
-    from pilocal.train.team import Team
-    from pilocal.train.trainer import Trainer
+    from pilocal.base.load import load_base
+    from pilocal.training.mlx.adapter import add_lora
+    from pilocal.training.mlx.batches import Batches, make_batch
+    from pilocal.training.mlx.frozen_layers import Below
+    from pilocal.training.mlx.optimizer import make_optimizer
+    from pilocal.training.mlx.team import Team
+    from pilocal.training.mlx.trainer import Trainer
 
     mx: Any = import_module("mlx.core")
     model = load_base(base)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pilocal.base import base_hash
+from pilocal.base.base import base_hash
 from tests.bench.shapes import write_checkpoint
 
 DATA = "PILOCAL_LLAMA3"

@@ -8,7 +8,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -16,10 +16,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import MODEL_REMAPPING
 
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.train.batches import make_batch
-from pilocal.train.plan import base_bytes, predict, read_sizes, survey, take_probe
+from pilocal.training.mlx.batches import make_batch
+from pilocal.training.mlx.plan import base_bytes, predict, read_sizes, survey, take_probe
 
 STEPS = 3
 """The highest of so many steps counts: MLX does not free everything at the same moment each time."""

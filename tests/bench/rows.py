@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pilocal.tokens import Row
+from pilocal.prompt.tokens import Row
 
 
 class Lengths(NamedTuple):

@@ -12,11 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pilocal.base import find_base, load_base, load_tokenizer
+from pilocal.base.base import find_base
+from pilocal.base.load import load_base, load_tokenizer
 from pilocal.evaluate.generate import generate
 from pilocal.progress import silent
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
-from pilocal.tokens import end_tokens, prompt_tokens
 
 Answer = Callable[[list[list[dict[str, str]]]], list[str]]
 """From chats (role and content of each turn) to answers."""

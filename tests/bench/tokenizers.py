@@ -18,7 +18,8 @@ from typing import Any
 
 from gguf import GGUFReader, TokenType
 
-from pilocal.base import find_base, load_tokenizer
+from pilocal.base.base import find_base
+from pilocal.base.load import load_tokenizer
 from tests import vocabularies
 from tests.bench import export, retrieval
 from tests.same_ids import differences

@@ -18,7 +18,7 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-from pilocal.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -28,15 +28,15 @@ from mlx import nn
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
+from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.tokens import Row
-from pilocal.train import forward
-from pilocal.train.adapter import add_lora
-from pilocal.train.batches import Batches
-from pilocal.train.below import Below
-from pilocal.train.optimizer import make_optimizer
-from pilocal.train.team import Team
-from pilocal.train.trainer import Trainer
+from pilocal.training.mlx import forward
+from pilocal.training.mlx.adapter import add_lora
+from pilocal.training.mlx.batches import Batches
+from pilocal.training.mlx.frozen_layers import Below
+from pilocal.training.mlx.optimizer import make_optimizer
+from pilocal.training.mlx.team import Team
+from pilocal.training.mlx.trainer import Trainer
 from tests.bench.rows import Lengths, make_rows
 
 Step = Callable[[], None]

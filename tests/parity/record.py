@@ -9,12 +9,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pilocal.flow.pipeline import open_pipeline
 from pilocal.parity.recipe import read_replay
 from pilocal.parity.reference import save_reference
 from pilocal.parity.replay import Replay, play
 from pilocal.parity.report import versions
-from pilocal.pipeline import open_pipeline
-from pilocal.train.mlx_trainer import MlxTrainer
+from pilocal.training.mlx.mlx_trainer import MlxTrainer
 
 FOLDER = Path(__file__).parent / "starter"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smart-home"

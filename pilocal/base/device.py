@@ -1,0 +1,43 @@
+"""What MLX computes on here, and how much memory there is."""
+
+from __future__ import annotations
+
+import os
+
+
+def on_cpu() -> bool:
+    """Tell whether MLX computes on the CPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def keeps_packed() -> bool:
+    """Tell whether packed weights are computed with as they are: wherever MLX is fast at it, forwards and backwards.
+
+    Its CPU is not, and its CUDA has lacked one or the other (https://github.com/ml-explore/mlx/issues/2536): the device
+    is asked.
+    """
+    import mlx.core as mx
+
+    if on_cpu():
+        return False
+    packed = mx.quantize(mx.ones((64, 64)), group_size=64, bits=4)
+
+    def loss(states: mx.array) -> mx.array:
+        return mx.quantized_matmul(states, *packed, group_size=64, bits=4).sum()
+
+    try:
+        mx.eval(mx.grad(loss)(mx.ones((64, 64))))
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def machine_memory() -> int:
+    """Return how many bytes a training may use: Metal's working set, or all that the machine has."""
+    import mlx.core as mx
+
+    if size := mx.device_info().get("max_recommended_working_set_size"):
+        return int(size)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

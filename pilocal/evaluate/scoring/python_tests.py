@@ -1,0 +1,95 @@
+"""pass@1: each answer is a Python program, and is right when the asserts of its record hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.errors import InputError
+from pilocal.progress import Progress, silent
+from pilocal.sandbox.run import Limits, run_apart
+from pilocal.task import Example, Scoring
+
+TIMEOUT = 10.0
+"""Seconds for one answer, where `[scoring] timeout` does not say."""
+
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+
+PROGRAM = """\
+import os, sys
+os.unlink(sys.argv[0])
+write, names = os.write, {{"__name__": "answer"}}
+exec(compile({answer!r}, "answer.py", "exec"), names)
+exec(compile({tests!r}, "tests.py", "exec"), names)
+sys.stdout.flush()
+write(1, {nonce!r})
+"""
+"""What runs an answer: its last words are said only after the last assert, and are others each time."""
+
+
+class PythonTests:
+    """The share of answers whose asserts hold, each in a sandbox.
+
+    A record holds `tests`, a text or a list of texts, and perhaps `setup`, which runs before them. An answer in a
+    Markdown fence is taken out of it.
+    """
+
+    def __init__(self, scoring: Scoring, folder: Path) -> None:
+        self._where = f"the test set of {folder}"
+        self._limits = Limits(seconds=scoring.timeout or TIMEOUT, memory_mb=scoring.memory_mb)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise InputError when records have no tests, and SandboxError when nothing can be run apart here."""
+        lacking = [example.id for example in examples if not tests_of(example)]
+        if lacking:
+            what = f"{len(lacking)} of {len(examples)} records have no tests; the first is {lacking[0]}"
+            raise InputError(self._where, what, fix='add "tests": ["assert ..."] to each')
+        self._passes("", "assert True")
+
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return 1 for an answer whose asserts hold and 0 for one whose do not, (N, 1)."""
+        marks = np.zeros((len(answers), 1))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            passed = pool.map(self._passes, map(code_of, answers), map(tests_of, examples))
+            for number, right in enumerate(passed):
+                marks[number] = right
+                progress("tests", number + 1, len(answers))
+        return marks
+
+    def total(self, marks: NDArray[np.float64]) -> float:
+        """Return the mean."""
+        return float(marks.mean())
+
+    def _passes(self, answer: str, tests: str) -> bool:
+        nonce = secrets.token_hex(16)
+        program = PROGRAM.format(answer=answer, tests=tests, nonce=nonce.encode())
+        outcome = run_apart([sys.executable, "-I", "-S", "main.py"], {"main.py": program}, self._limits)
+        return outcome.code == 0 and outcome.limit is None and outcome.stdout.endswith(nonce)
+
+
+def code_of(answer: str) -> str:
+    r"""Return the program in an answer.
+
+    >>> code_of("Here it is: ```python\nprint(1)\n``` Good luck.")
+    'print(1)\n'
+    """
+    fenced = FENCE.search(answer)
+    return fenced[1] if fenced else answer
+
+
+def tests_of(example: Example) -> str:
+    """Return what is run after an example's answer; empty when there is nothing."""
+    tests = example.extra.get("tests", "")
+    text = "\n".join(map(str, tests)) if isinstance(tests, list) else str(tests)
+    setup = example.extra.get("setup", "")
+    return f"{setup}\n{text}" if text.strip() else ""

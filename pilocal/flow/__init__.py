@@ -1,0 +1,1 @@
+"""From a task folder to a served file, resumable."""

@@ -1,0 +1,63 @@
+"""Chat JSONL for OpenAI's supervised fine-tuning, stage by stage.
+
+A line is {"messages": [...]}; a message holds role and content, and an assistant's turn that is not to be learned
+"weight": 0 (https://platform.openai.com/docs/api-reference/fine-tuning/chat-input). The last message is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
+from pilocal.prompt.render import Record
+from pilocal.task import Training
+
+LEAST_ROWS = 10
+"""OpenAI refuses a training file with fewer lines."""
+
+
+def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, warn: Callable[[str], None]) -> Order:
+    """Write train.jsonl and valid.jsonl of every stage into `folder`, and the order in which to train them.
+
+    `warn` hears of files that OpenAI would refuse. Raises RunError on a full disk.
+    """
+    lines = []
+    for stage in stages:
+        for split, records in (("train", stage.train), ("valid", stage.valid)):
+            write_records(folder / str(stage.number) / f"{split}.jsonl", map(openai_record, records))
+        # The host counts in whole epochs.
+        epochs = max(1, round(stage.epochs(training.batch_size)))
+        settings = {"n_epochs": epochs, "batch_size": training.batch_size}
+        method = {"type": "supervised", "supervised": {"hyperparameters": settings}}
+        exact = round(stage.epochs(training.batch_size), 2)
+        lines.append(stage_line(stage, epochs, schedule_epochs=exact, method=method))
+    if len(stages[0].train) < LEAST_ROWS:
+        warn(f"{folder}: OpenAI wants at least {LEAST_ROWS} training examples; these are {len(stages[0].train)}")
+    order = Order(folder, lines, _how(folder))
+    write_order(order)
+    return order
+
+
+def openai_record(record: Record) -> dict[str, Any]:
+    """Return a record as OpenAI reads it: of the assistant's turns only the last one is learned.
+
+    >>> turns = [("user", "2+2"), ("assistant", "4"), ("user", "3+3"), ("assistant", "6")]
+    >>> record = openai_record({"messages": [{"role": role, "content": text} for role, text in turns]})
+    >>> [message.get("weight") for message in record["messages"]]
+    [None, 0, None, None]
+    """
+    *before, answer = record["messages"]
+    shown = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in before]
+    return {"messages": [*shown, answer]}
+
+
+def _how(folder: Path) -> list[str]:
+    return [
+        f"train them in this order; the files lie in {folder}, order.json names them with each job's `method`",
+        "the first job starts from a base that can be fine-tuned, every other from the model that the job before made:",
+        "model = client.fine_tuning.jobs.retrieve(job).fine_tuned_model",
+        "tokens are counted with this task's base; the host's own count differs",
+        "after the last job send the bare query: no template, no shots",
+    ]

@@ -1,0 +1,73 @@
+"""What every format writes: a folder for each trained stage, and the order in which to train them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilocal.prompt.render import Record
+from pilocal.run.files import replacing, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSet:
+    """The records of one trained stage and its part of the training."""
+
+    number: int
+    """The stage's, in the schedule."""
+    tau: float
+    shots: int
+    train: Sequence[Record]
+    valid: Sequence[Record]
+    tokens: int
+    """Of all training records, prompt and completion, in the base's tokenizer."""
+    longest: int
+    """Tokens of the longest record of either split."""
+    rates: Sequence[float]
+    """The learning rate of each of the stage's optimizer steps."""
+
+    def epochs(self, batch_size: int) -> float:
+        """Return how often the stage's steps go through its training records."""
+        return len(self.rates) * batch_size / len(self.train)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The stages in the order of training, and what is to be done with them."""
+
+    folder: Path
+    stages: list[dict[str, Any]]
+    """A line for each stage: stage, tau, shots, rows, tokens, epochs, files (relative to the folder), settings."""
+    how: list[str]
+    """Lines that tell how to chain them."""
+
+
+def stage_line(stage: StageSet, epochs: float, **more: Any) -> dict[str, Any]:
+    """Return what every format tells of a stage, with the format's own facts after it."""
+    return {
+        "stage": stage.number,
+        "tau": round(stage.tau, 4),
+        "shots": stage.shots,
+        "rows": len(stage.train),
+        "tokens": stage.tokens,
+        "epochs": epochs,
+        "train": f"{stage.number}/train.jsonl",
+        "valid": f"{stage.number}/valid.jsonl",
+        **more,
+    }
+
+
+def write_order(order: Order) -> None:
+    """Write order.json, which a script can follow, and how.txt; raises RunError on a full disk."""
+    write_json(order.folder / "order.json", {"stages": order.stages})
+    with replacing(order.folder / "how.txt") as file:
+        file.writelines(f"{line}\n" for line in order.how)
+
+
+def write_records(path: Path, records: Iterable[Any]) -> None:
+    """Write one JSON object a line; raises RunError on a full disk."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

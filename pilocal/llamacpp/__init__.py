@@ -1,0 +1,1 @@
+"""llama.cpp, as everything else uses it."""

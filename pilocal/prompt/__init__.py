@@ -1,0 +1,1 @@
+"""From a task to what the model reads: records, then tokens."""

@@ -1,0 +1,48 @@
+"""Files that are whole or not there, and what a full disk says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pilocal.errors import RunError
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its place once it is written and synced.
+
+    Whatever goes wrong, `path` is either the old file or the new one, never half of it. Raises RunError on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path | str, error: OSError) -> RunError:
+    """Turn an OSError into a line that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(path, "the disk is full", fix="free some space and run again; the run goes on where it was")
+    return RunError(path, f"cannot write: {error.strerror or error}", fix="check the path and its permissions")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one."""
+    with replacing(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")

@@ -1,0 +1,48 @@
+"""What the user wrote: task.toml, the template, the examples and the schedule, read strictly."""
+
+from pilocal.task.examples import LACKING, Example, load_examples
+from pilocal.task.load import Task, load_task
+from pilocal.task.tables import (
+    AUTO,
+    DEVICES,
+    LOSSLESS,
+    LR_SCHEDULES,
+    METHODS,
+    METRICS,
+    OPTIMIZERS,
+    PRECISIONS,
+    STARTER,
+    TABLES,
+    Compression,
+    Export,
+    Generation,
+    Lora,
+    Retrieval,
+    Scoring,
+    Training,
+)
+
+__all__ = [
+    "AUTO",
+    "DEVICES",
+    "LACKING",
+    "LOSSLESS",
+    "LR_SCHEDULES",
+    "METHODS",
+    "METRICS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "STARTER",
+    "TABLES",
+    "Compression",
+    "Example",
+    "Export",
+    "Generation",
+    "Lora",
+    "Retrieval",
+    "Scoring",
+    "Task",
+    "Training",
+    "load_examples",
+    "load_task",
+]

@@ -1,0 +1,251 @@
+"""Schedules: how the prompt shrinks, stage by stage, and how the optimizer steps are shared out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import Faults, InputError, PilocalError, raise_all
+from pilocal.task.toml import build, line_of, read_toml, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of a schedule."""
+
+    tau: float
+    """Share of the template's tokens that is kept: 1 whole, 0 gone."""
+    shots: int
+    """Solved examples placed before the query."""
+    share: float
+    """Share of the run's optimizer steps; 0 for a prompt that is only asked with, such as the whole one."""
+
+    def __post_init__(self) -> None:
+        require(
+            (0 <= self.tau <= 1, "tau", "must be between 0 and 1"),
+            (self.shots >= 0, "shots", "must not be negative"),
+            (0 <= self.share <= 1, "share", "must be between 0 and 1"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptive:
+    """When a stage may end early; the steps that it leaves over go to the stages after it."""
+
+    margin: float
+    """The most that the validation loss, in nats a token, may rise when the prompt is cut to the next stage's."""
+    least: float
+    """Share of a stage's steps before the first look, and between two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The stages in order; the first has the full prompt, the last is the query alone, no prompt ever grows back."""
+
+    stages: tuple[Stage, ...]
+    adaptive: Adaptive | None = None
+    """None where every stage takes exactly its share."""
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """Share `total` optimizer steps out by the stages' shares, at least one where the share is not 0.
+
+        >>> Law(decay="linear").schedule().steps(10)
+        (3, 3, 2, 2)
+        """
+        exact = [stage.share * total for stage in self.stages]
+        steps = [max(1, int(share + 1e-9)) if share else 0 for share in exact]
+        by_remainder = sorted((i for i in range(len(steps)) if exact[i]), key=lambda i: steps[i] - exact[i])
+        for turn in range(len(by_remainder) * total):
+            if sum(steps) == total:
+                break
+            if sum(steps) < total:
+                steps[by_remainder[turn % len(by_remainder)]] += 1
+            elif steps[i := by_remainder[-1 - turn % len(by_remainder)]] > 1:
+                steps[i] -= 1
+        return tuple(steps)
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """The numbers of the stages that get optimizer steps."""
+        return tuple(number for number, stage in enumerate(self.stages) if stage.share)
+
+
+def exponential(progress: float, rate: float) -> float:
+    """Return what is left at `progress` (0 to 1): from 1 to 0, fast early and slowly late.
+
+    >>> [round(exponential(i / 3, 3), 2) for i in range(4)]
+    [1.0, 0.33, 0.09, 0.0]
+    """
+    last = math.exp(-rate)
+    return (math.exp(-rate * progress) - last) / (1 - last)
+
+
+def inverse_exponential(progress: float, rate: float) -> float:
+    """Return what is left at `progress` (0 to 1): from 1 to 0, slowly early and fast late.
+
+    >>> [round(inverse_exponential(i / 3, 3), 2) for i in range(4)]
+    [1.0, 0.91, 0.67, 0.0]
+    """
+    return 1 - exponential(1 - progress, rate)
+
+
+DECAYS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "linear": ("tau and shots fall in equal steps", frozenset({"stages", "final"})),
+    "exponential": ("they fall fast early, slowly late", frozenset({"stages", "final", "rate"})),
+    "inverse-exponential": ("they fall slowly early, fast late", frozenset({"stages", "final", "rate"})),
+    "template-only": ("no shots; the template falls in equal steps", frozenset({"stages", "final"})),
+    "shots-only": ("no template; the shots fall in equal steps", frozenset({"stages", "final"})),
+    "drop": ("the full prompt throughout, then nothing", frozenset()),
+    "direct": ("the query alone from the first step", frozenset()),
+    "adaptive": (
+        "linear, but on to the next stage once its prompt is as good",
+        frozenset({"stages", "final", "margin", "least"}),
+    ),
+}
+"""Every law: what it does, and which keys it reads beside `shots`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """A schedule given by a law instead of stage by stage; PromptIntern's are the first three (EMNLP Findings 2024)."""
+
+    decay: str
+    """One of DECAYS."""
+    stages: int = 4
+    """How many stages are trained."""
+    shots: int = 5
+    """Solved examples in the full prompt."""
+    rate: float = 3.0
+    """How bent the exponential laws are; the nearer to 0, the nearer to linear."""
+    final: float | None = None
+    """Share of the steps for the last stage, where a step is cheapest; the others share the rest equally. All stages
+    take the same when left out."""
+    margin: float = 0.05
+    """See Adaptive."""
+    least: float = 0.25
+    """See Adaptive."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.decay in DECAYS, "decay", f"must be one of {', '.join(DECAYS)}, or [[stage]] tables instead"),
+            (self.stages >= 2, "stages", "must be at least 2: the whole prompt and the bare query"),
+            (self.shots >= 0, "shots", "must not be negative"),
+            (self.decay != "shots-only" or self.shots > 0, "shots", "must be at least 1 for shots-only"),
+            (self.rate > 0, "rate", "must be above 0"),
+            (self.final is None or 0 < self.final < 1, "final", "must be above 0 and below 1"),
+            (self.margin >= 0, "margin", "must not be negative"),
+            (0 < self.least <= 1, "least", "must be above 0 and at most 1"),
+        )
+
+    def schedule(self) -> Schedule:
+        """Return the stages.
+
+        >>> [(round(s.tau, 2), s.shots) for s in Law(decay="linear").schedule().stages]
+        [(1.0, 5), (0.67, 3), (0.33, 2), (0.0, 0)]
+        >>> [(s.tau, s.shots, s.share) for s in Law(decay="drop").schedule().stages]
+        [(1.0, 5, 1.0), (0.0, 0, 0.0)]
+        """
+        if self.decay in ("drop", "direct"):
+            share = float(self.decay == "drop")
+            full, bare = Stage(tau=1.0, shots=self.shots, share=share), Stage(tau=0.0, shots=0, share=1 - share)
+            return Schedule((full, bare))
+        left = [self._left(i / (self.stages - 1)) for i in range(self.stages)]
+        final = 1 / self.stages if self.final is None else self.final
+        shares = [(1 - final) / (self.stages - 1)] * (self.stages - 1) + [final]
+        parts = [
+            Stage(
+                tau=0.0 if self.decay == "shots-only" else part,
+                shots=0 if self.decay == "template-only" else round(self.shots * part),
+                share=share,
+            )
+            for part, share in zip(left, shares, strict=True)
+        ]
+        if self.decay in ("template-only", "shots-only"):
+            parts.insert(0, Stage(tau=1.0, shots=self.shots, share=0.0))  # what the base is asked with
+        adaptive = Adaptive(margin=self.margin, least=self.least) if self.decay == "adaptive" else None
+        return Schedule(tuple(parts), adaptive)
+
+    def _left(self, progress: float) -> float:
+        laws = {"exponential": exponential, "inverse-exponential": inverse_exponential}
+        if self.decay in laws and progress < 1:
+            return laws[self.decay](progress, self.rate)
+        return 1 - progress
+
+
+DEFAULT = Law(decay="linear").schedule()
+"""What a run without --schedule follows; the same as schedules/linear.toml."""
+
+
+def load_law(path: Path) -> Law:
+    """Read a schedule file that is a law; raises InputError or Faults, also for [[stage]] tables."""
+    values, text = read_toml(path)
+    if "stage" in values:
+        fix = f'write a law, such as decay = "linear" (one of {", ".join(DECAYS)})'
+        raise InputError(f"{path}:{line_of(text, 'stage')}", "a law is needed here, not [[stage]] tables", fix=fix)
+    return _law(values, text, path)
+
+
+def _law(values: dict[str, Any], text: str, path: Path) -> Law:
+    faults: list[PilocalError] = []
+    law = build(Law, values, faults, path, text)
+    if law:
+        read = DECAYS[law.decay][1] | {"decay", "shots"}
+        for key in values.keys() - read:
+            what, fix = f"{law.decay} does not read {key}", "leave it out"
+            faults.append(InputError(f"{path}:{line_of(text, key)}", what, got=values[key], fix=fix))
+    raise_all(faults)
+    assert law is not None
+    return law
+
+
+def load_schedule(path: Path) -> Schedule:
+    """Read a schedule file: a law (`decay = ...`) or `[[stage]]` tables.
+
+    Raises InputError or Faults, with lines, when it is malformed or breaks a law of schedules.
+    """
+    values, text = read_toml(path)
+    if "stage" not in values:
+        return _law(values, text, path).schedule()
+    faults: list[PilocalError] = []
+    tables: Any = values.pop("stage")
+    if values:
+        key = next(iter(values))
+        where = f"{path}:{line_of(text, key)}"
+        raise InputError(where, f"{key} beside [[stage]] tables", fix="write either a law or the stages")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(
+            f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
+        )
+    stages = [build(Stage, table, faults, path, text, "stage", nth) for nth, table in enumerate(tables)]
+    raise_all(faults)
+    schedule = Schedule(tuple(stage for stage in stages if stage is not None))
+    _check_laws(schedule, path, text)
+    return schedule
+
+
+def _check_laws(schedule: Schedule, path: Path, text: str) -> None:
+    faults: list[PilocalError] = []
+
+    def fault(key: str, nth: int, problem: str, got: object, fix: str) -> None:
+        faults.append(InputError(f"{path}:{line_of(text, key, 'stage', nth)}", problem, got=got, fix=fix))
+
+    stages = schedule.stages
+    for i, (before, after) in enumerate(pairwise(stages), 1):
+        if after.tau > before.tau:
+            fault("tau", i, f"stage {i}: the template grows back from tau {before.tau}", after.tau, "lower it")
+        if after.shots > before.shots:
+            fault("shots", i, f"stage {i}: the shots grow back from {before.shots}", after.shots, "lower it")
+    last = len(stages) - 1
+    if stages[-1].tau:
+        fault("tau", last, "the last stage must be the query alone", stages[-1].tau, "set tau = 0")
+    if stages[-1].shots:
+        fault("shots", last, "the last stage must be the query alone", stages[-1].shots, "set shots = 0")
+    total = sum(stage.share for stage in stages)
+    if abs(total - 1) > 1e-3:
+        fault("share", 0, "the shares must add up to 1", round(total, 4), "correct them")
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)

@@ -1,0 +1,1 @@
+"""The training: one loop, two ways to compute."""

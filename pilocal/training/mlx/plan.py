@@ -1,0 +1,320 @@
+"""What a training step will need, before it is taken: memory and time, from the model's sizes and the rows' lengths.
+
+The memory formula counts what the gradient keeps, layer by layer, and the largest piece of work on top of it. Its
+factors were fitted to the measured peaks of 104 random configurations (float32 on a CPU); `just bench memory` compares
+it with configurations that it has not seen. A probe, one real step, corrects it for the machine at hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import mlx.core as mx
+
+from pilocal.base.device import machine_memory
+from pilocal.prompt.tokens import Row
+from pilocal.task import Lora, Training
+from pilocal.training.mlx.adapter import add_lora, check_lora
+from pilocal.training.mlx.batches import Batch, Batches
+from pilocal.training.mlx.frozen_layers import SHARE_OF_MEMORY, Below
+from pilocal.training.mlx.optimizer import make_optimizer
+from pilocal.training.mlx.team import Team
+from pilocal.training.mlx.trainer import Trainer
+
+KEPT = {"width": 5.92, "intermediate": 4.61, "scores": 1.10, "keys_values": 0.88}
+"""Numbers that the gradient keeps, for each token and layer, in multiples of what the name says."""
+
+AT_ONCE = {"logits": 3.7, "widths": 6.35, "scores": 2.31}
+"""Numbers that live at the same time while one layer, or the head, is computed."""
+
+KEPT_RECOMPUTED = {"width": 1.0, "keys_values": 1.0}
+AT_ONCE_RECOMPUTED = {"logits": 4.0, "width": 20.0, "intermediate": 10.79, "scores": 2.88, "keys_values": 2.85}
+"""The same with `recompute`: a whole layer's activations live while its gradient is computed."""
+
+STATES = {"adamw": 2, "adam": 2, "adafactor": 0}
+"""Numbers that each optimizer remembers for an adapter weight."""
+
+ADAPTER = {False: 1.01, True: 0.66}
+"""Numbers for each adapter weight beside the weight and the optimizer's state: the gradient and the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """A base's dimensions and the adapter's."""
+
+    layers: int
+    width: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    adapted: int
+    """How many of the last layers have an adapter."""
+    adapter: int
+    """The adapter's number of weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a step computes: P shared tokens, G groups of S, B rows of T own tokens, C completion tokens in each."""
+
+    prefix: int
+    groups: int
+    shots: int
+    rows: int
+    own: int
+    completion: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that run through the model."""
+        return self.prefix + self.groups * self.shots + self.rows * self.own
+
+    @property
+    def reach(self) -> int:
+        """How many tokens a row's last one sees."""
+        return self.prefix + self.shots + self.own
+
+    @property
+    def scores(self) -> int:
+        """How many pairs of tokens look at each other in one head, masked ones counted."""
+        shots = self.groups * self.shots * (self.prefix + self.shots)
+        return self.prefix**2 + shots + self.rows * self.own * self.reach
+
+    @property
+    def joined(self) -> int:
+        """How many keys are laid out anew because something stands before them."""
+        shots = self.groups * (self.prefix + self.shots) if self.prefix else 0
+        return (self.rows * self.reach if self.prefix or self.groups else 0) + shots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What one stage needs."""
+
+    peak: int
+    """Bytes at the peak, weights included."""
+    seconds: float | None
+    """For the whole stage, without what is computed once below the adapter; None without a probe."""
+
+
+def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
+    """Return the sizes that config.json and `[lora]` say; raises InputError when the two do not fit."""
+    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    sizes = Sizes(
+        layers=int(config["num_hidden_layers"]),
+        width=width,
+        intermediate=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or width // heads),
+        vocabulary=int(config["vocab_size"]),
+        adapted=lora.layers or int(config["num_hidden_layers"]),
+        adapter=0,
+    )
+    check_lora(lora, sizes.layers, list(linears(sizes)))
+    chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
+    weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
+    return replace(sizes, adapter=sizes.adapted * weights)
+
+
+def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of every linear layer of a block."""
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    return {
+        "self_attn.q_proj": (sizes.width, queries),
+        "self_attn.k_proj": (sizes.width, keys),
+        "self_attn.v_proj": (sizes.width, keys),
+        "self_attn.o_proj": (queries, sizes.width),
+        "mlp.gate_proj": (sizes.width, sizes.intermediate),
+        "mlp.up_proj": (sizes.width, sizes.intermediate),
+        "mlp.down_proj": (sizes.intermediate, sizes.width),
+    }
+
+
+def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
+    """Return how many numbers live at a step's peak beside the weights and the optimizer's state."""
+    lower, predicting = sizes.adapted - 1, load.rows * load.completion
+    keys_values = 2 * sizes.kv_heads * sizes.head_dim
+    largest = max(load.prefix, load.groups * load.shots, load.rows * load.own)
+    scores = sizes.heads * max(load.prefix**2, load.rows * load.own * load.reach)
+    logits = predicting * sizes.vocabulary
+    if recompute:
+        kept = KEPT_RECOMPUTED["width"] * lower * load.tokens * sizes.width
+        kept += KEPT_RECOMPUTED["keys_values"] * sizes.adapted * load.tokens * keys_values
+        layer = AT_ONCE_RECOMPUTED["width"] * largest * sizes.width
+        layer += AT_ONCE_RECOMPUTED["intermediate"] * largest * sizes.intermediate
+        layer += AT_ONCE_RECOMPUTED["scores"] * scores + AT_ONCE_RECOMPUTED["keys_values"] * load.joined * keys_values
+        head = AT_ONCE_RECOMPUTED["logits"] * logits
+    else:
+        whole = lower * load.tokens + predicting
+        all_scores = sizes.heads * (lower * load.scores + predicting * load.reach)
+        kept = KEPT["width"] * whole * sizes.width + KEPT["intermediate"] * whole * sizes.intermediate
+        kept += KEPT["scores"] * all_scores
+        kept += KEPT["keys_values"] * sizes.adapted * (load.tokens + load.joined) * keys_values
+        layer = AT_ONCE["widths"] * largest * (sizes.width + sizes.intermediate) + AT_ONCE["scores"] * scores
+        head = AT_ONCE["logits"] * logits
+    return kept + max(layer, head) + ADAPTER[recompute] * sizes.adapter
+
+
+def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
+    """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
+    lower, predicting = sizes.adapted - 1, load.rows * load.completion
+    weights = {name: a * b for name, (a, b) in linears(sizes).items()}
+    shared = weights["self_attn.k_proj"] + weights["self_attn.v_proj"]
+    matrices = lower * load.tokens * sum(weights.values()) + load.tokens * shared
+    matrices += predicting * (sum(weights.values()) - shared + sizes.vocabulary * sizes.width)
+    scores = lower * load.scores + predicting * load.reach
+    attention = 2 * scores * sizes.heads * sizes.head_dim
+    passes = 3 if recompute else 2
+    return 2.0 * passes * (matrices + 1.5 * attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage computes."""
+
+    steps: tuple[tuple[Load, ...], ...]
+    """The parts of every step of its first epoch."""
+    heaviest: Batch
+    """The batch that takes the most memory."""
+    own: int
+    """Number of tokens that the training rows have behind what all begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one real step took."""
+
+    seconds: float
+    bytes: int
+    """The peak, without what was there before."""
+
+
+def survey(sizes: Sizes, rows: Sequence[Row], training: Training, number: int, *, share: bool = True) -> Work:
+    """Look at every batch of a stage's first epoch; `number` is the stage's, `share` as for `batches.Batches`."""
+    batches = Batches(rows, training.batch_size, (training.seed, number), share=share)
+    all_batches = [batches.at(step) for step in range(batches.per_epoch)]
+    steps = [tuple(map(load, batch.parts(training.accumulate))) for batch in all_batches]
+    sizes_of = [activations(sizes, parts[0], recompute=training.recompute) for parts in steps]
+    own = sum(len(row.tokens) - 1 - batches.prefix for row in rows)
+    return Work(tuple(steps), all_batches[sizes_of.index(max(sizes_of))], own)
+
+
+def load(batch: Batch) -> Load:
+    """Return what a batch computes."""
+    rows, own = batch.tokens_BT.shape
+    groups, shots = batch.shots_GS.shape
+    completion = batch.targets_BC.shape[1]
+    return Load(prefix=batch.prefix_P.size, groups=groups, shots=shots, rows=rows, own=own, completion=completion)
+
+
+def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
+    """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter."""
+    add_lora(model, lora, training.seed)
+    trainer = Trainer(model, make_optimizer(model, training), training, Team())
+    below = Below(model, trainer.first, batch.prefix_P.tolist())
+    trainer.step(0, training.learning_rate, batch, below)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before, began = mx.get_active_memory(), time.perf_counter()
+    trainer.step(1, training.learning_rate, batch, below)
+    return Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
+
+
+def predict(
+    sizes: Sizes, works: Sequence[Work], steps: Sequence[int], training: Training, base: int, probe: Probe | None
+) -> list[Need]:
+    """Return what each stage needs; `base` is the bytes of the base's weights, `steps` each stage's optimizer steps.
+
+    The `probe` is a step on the heaviest batch of the first stage.
+    """
+
+    def floats(batch: Batch) -> float:
+        return activations(sizes, load(batch.parts(training.accumulate)[0]), recompute=training.recompute)
+
+    def computed(parts: Iterable[Load]) -> float:
+        return sum(operations(sizes, part, recompute=training.recompute) for part in parts)
+
+    def kept(work: Work) -> int:
+        """Bytes of what is kept from below the adapter."""
+        if sizes.adapted == sizes.layers:
+            return 0
+        prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.kv_heads * sizes.head_dim
+        rows = min(4 * work.own * sizes.width, int(SHARE_OF_MEMORY * machine_memory()))
+        return 4 * work.heaviest.prefix_P.size * prefix + rows
+
+    fixed = base + 4 * sizes.adapter * (1 + STATES[training.optimizer])
+    per_float, per_operation = 4.0, None
+    if probe:
+        first = works[0].heaviest
+        per_float = probe.bytes / floats(first)
+        per_operation = probe.seconds / computed(map(load, first.parts(training.accumulate)))
+    return [
+        Need(
+            peak=round(fixed + kept(work) + per_float * floats(work.heaviest)),
+            seconds=None if per_operation is None else count * per_operation * mean(map(computed, work.steps)),
+        )
+        for work, count in zip(works, steps, strict=True)
+    ]
+
+
+def advise(
+    sizes: Sizes,
+    works: Sequence[Work],
+    asked: Training,
+    base: int,
+    probe: Probe | None,
+    limit: int,
+    *,
+    may_recompute: bool = True,
+) -> str | None:
+    """Return which setting makes the training fit into `limit` bytes, or None when it fits as it is.
+
+    With dropout nothing may be recomputed.
+    """
+
+    def peak(training: Training, probe: Probe | None = None) -> int:
+        return max(need.peak for need in predict(sizes, works, [1] * len(works), training, base, probe))
+
+    missed = peak(asked, probe) / peak(asked)  # does not depend on the settings
+    if missed * peak(asked) <= limit:
+        return None
+    for recompute in (False, True) if may_recompute else (False,):
+        accumulate = 1
+        while accumulate <= asked.batch_size:
+            changed = replace(asked, accumulate=accumulate, recompute=recompute or asked.recompute)
+            if (needed := missed * peak(changed)) <= limit:
+                settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
+                return f"set [training] {' and '.join(settings)}: {needed / 2**30:.1f} GiB, the same gradient"
+            accumulate *= 2
+    return "shorten the template, lower shots, adapt fewer [lora] layers, or take a smaller base"
+
+
+def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: bool) -> int:
+    """Return what the base's weights take in memory: as in the files, or every one of them in float32."""
+    if not as_float32:
+        return sum(path.stat().st_size for path in files)
+    sizes = read_sizes(config, Lora())
+    layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width + _biases_and_norms(config, sizes)
+    ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2) + sizes.width
+    return 4 * (sizes.layers * layer + ends)
+
+
+def _biases_and_norms(config: Mapping[str, Any], sizes: Sizes) -> int:
+    """Return how many weights a block has beside its matrices and the two norms that every block has."""
+    outputs = {name: b for name, (_, b) in linears(sizes).items()}
+    attention = sum(b for name, b in outputs.items() if name.startswith("self_attn."))
+    match config["model_type"]:
+        case "qwen2":
+            return attention - outputs["self_attn.o_proj"]
+        case "qwen3":
+            return 2 * sizes.head_dim
+    mlp = sum(outputs.values()) - attention
+    return attention * bool(config.get("attention_bias")) + mlp * bool(config.get("mlp_bias"))

@@ -1,0 +1,130 @@
+"""The order of the rows: those that share much, and are of like length, side by side; every row once an epoch.
+
+Which rows a step sees is a pure function of the seed, the stage and the step, so a resumed run needs no memory of where
+it was, and every backend trains on the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pilocal.prompt.tokens import Row
+
+NARROWEST = 8
+"""Widths of batches are multiples of this at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage's work."""
+
+    number: int
+    """The stage's, in the schedule."""
+    train: Sequence[Row]
+    valid: Sequence[Row]
+    steps: int
+    folder: Path
+    """Where metrics.jsonl, the checkpoints and the adapter after this stage go."""
+
+
+class RowOrder:
+    """Which rows each step of a stage has."""
+
+    def __init__(self, rows: Sequence[Row], batch_size: int, seed: Sequence[int], *, share: bool = True) -> None:
+        """Find what `rows` share; `seed` (any number of integers) decides every order.
+
+        Without `share` (a model that cannot compute for several rows at once) their common beginning counts for
+        nothing.
+        """
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = tuple(seed)
+        self.prefix = common_prefix(rows) if share else 0
+        self.per_epoch = -(-len(rows) // batch_size)
+        self._relatives = _relatives(rows, self.prefix)
+        self._epoch = -1
+        self._order: list[list[int]] = []
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step, counted from 0 within the stage; epochs follow each other."""
+        epoch, number = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return [self.rows[i] for i in self._order[number]]
+
+    def in_order(self) -> list[list[Row]]:
+        """Return every row once, for validation."""
+        order = self._side_by_side(range(len(self.rows)))
+        return [[self.rows[i] for i in part] for part in _chunks(order, self.batch_size)]
+
+    def _shuffle(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((*self.seed, epoch))
+        shuffled = rng.permutation(len(self.rows)).tolist()
+        batches: list[list[int]] = []
+        # Rows are laid side by side within pools of 16 batches, which keep enough chance in who meets whom.
+        for pool in _chunks(shuffled, 16 * self.batch_size):
+            batches += _chunks(self._side_by_side(pool), self.batch_size)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _side_by_side(self, numbers: Sequence[int]) -> list[int]:
+        """Order rows so that relatives meet, and rows of like length.
+
+        Relatives come in parts of half a batch, and no part follows another of its own family unless all that is left
+        is of that family: rows with the same shots tend to have the same answer, so no batch should hold them alone.
+        """
+        families: dict[int, list[int]] = {}
+        for i in numbers:
+            families.setdefault(self._relatives[i], []).append(i)
+        waiting = [_chunks(family, max(1, self.batch_size // 2)) for family in families.values()]
+
+        def place(number: int) -> tuple[int, int, int]:
+            parts = waiting[number]
+            return -len(parts), max(len(self.rows[i].tokens) for i in parts[-1]), number
+
+        order: list[int] = []
+        heap = [place(number) for number in range(len(waiting))]
+        heapq.heapify(heap)
+        held: tuple[int, int, int] | None = None
+        while heap:
+            *_, number = heapq.heappop(heap)
+            order += waiting[number].pop()
+            if held:
+                heapq.heappush(heap, held)
+            held = place(number) if waiting[number] else None
+        return order + [i for part in waiting[held[-1]] for i in part] if held else order
+
+
+def common_prefix(rows: Sequence[Row]) -> int:
+    """Return how many leading tokens all rows share, leaving each at least one prompt token of its own.
+
+    >>> common_prefix([Row((1, 2, 3, 4), 3), Row((1, 2, 5, 6), 3)])
+    2
+    """
+    first = rows[0].tokens
+    limit = min(row.offset for row in rows) - 1
+    for row in rows:
+        same = next((i for i in range(limit) if row.tokens[i] != first[i]), limit)
+        limit = min(limit, same)
+    return max(limit, 0)
+
+
+def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:
+    """Return the number of each row's family: rows that, one after the other, share half of their own prompt."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)
+    family = [0] * len(rows)
+    for last, i in pairwise(order):
+        a, b = rows[last], rows[i]
+        half = max(NARROWEST, (max(a.offset, b.offset) - prefix + 1) // 2)
+        same = a.tokens[prefix : prefix + half] == b.tokens[prefix : prefix + half]
+        family[i] = family[last] + (not same or min(a.offset, b.offset) <= prefix + half)
+    return family
+
+
+def _chunks(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]

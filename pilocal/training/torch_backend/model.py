@@ -1,0 +1,129 @@
+"""The base as transformers computes it, with peft's LoRA on its linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pilocal.base.base import read_config
+from pilocal.errors import InputError, ModelError, did_you_mean
+from pilocal.task import Lora
+from pilocal.training.backend import NF4, PACKED, UNPACKED
+from pilocal.training.torch_backend.nf4 import round_to_nf4
+from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
+from pilocal.training.torch_backend.weights import grouping, read_weights
+
+THETA = {"qwen2": 1_000_000.0}
+"""The base of the rope where config.json names none; 10,000 otherwise."""
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
+    """Return the frozen base, computing in `dtype`, with its weights as `pilocal.training.backend.WEIGHTS` has them.
+
+    Raises ModelError when its weights are not those that config.json describes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import set_verbosity_error
+
+    set_verbosity_error()
+    settings = read_config(folder)
+    config = AutoConfig.for_model(**transformers_config(settings))
+    at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
+    state = read_weights(folder, settings, dtype=dtype, device=at, unpack=weights != PACKED)
+    if config.tie_word_embeddings:
+        state = {name: value for name, value in state.items() if not name.startswith("lm_head.")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if weights == PACKED:
+        modules = [name.removesuffix(".scales") for name in state if name.endswith(".scales")]
+        how = settings.get("quantization") or {}
+        keep_packed(model, {module: grouping(folder, module, how) for module in modules}, dtype)
+    try:
+        missing, unknown = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
+        raise ModelError(folder, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
+    missing = [name for name in missing if not (config.tie_word_embeddings and name.startswith("lm_head."))]
+    unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
+    if missing or unknown:
+        what = f"weights that are {'missing' if missing else 'unknown'}"
+        raise ModelError(folder, what, got=(missing or unknown)[0], fix="copy or download the model again")
+    if config.tie_word_embeddings and isinstance(model.model.embed_tokens, PackedEmbedding):
+        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
+    else:
+        model.tie_weights()
+    # What is computed and not stored was left without a value.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    if weights == NF4:
+        round_to_nf4(model, device, dtype)
+    model.config.use_cache = False
+    return model.requires_grad_(False)
+
+
+def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json as transformers means it, with the values that MLX takes where a key is left out.
+
+    >>> shape = {"model_type": "qwen2", "num_attention_heads": 4, "quantization": {"bits": 4}}
+    >>> made = transformers_config({**shape, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    >>> made["rope_parameters"]
+    {'factor': 2.0, 'rope_type': 'linear', 'rope_theta': 1000000.0}
+    >>> made["num_key_value_heads"], made["tie_word_embeddings"]
+    (4, True)
+    """
+    dropped = ("quantization", "quantization_config", "rope_theta", "rope_scaling", "rope_parameters")
+    made = {key: value for key, value in config.items() if key not in dropped}
+    theta = config.get("rope_theta") or THETA.get(config["model_type"], 10_000.0)
+    scaling = dict(config.get("rope_scaling") or {})
+    kind = scaling.pop("type", "default")
+    made["rope_parameters"] = {**scaling, "rope_type": scaling.get("rope_type", kind), "rope_theta": float(theta)}
+    made["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
+    made["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
+    made["hidden_act"] = "silu"
+    return made
+
+
+def lora_config(model: Any, lora: Lora) -> Any:
+    """Return peft's settings for the modules that `[lora]` names.
+
+    Raises InputError when the model has fewer layers, a linear layer is not in them, or the kind is not "lora".
+    """
+    from peft import LoraConfig
+
+    if lora.kind != "lora":
+        fix = 'take kind = "lora", or --backend mlx'
+        raise InputError("[lora] kind", "the PyTorch backend does not train magnitudes (DoRA)", got=lora.kind, fix=fix)
+    layers = len(model.model.layers)
+    if lora.layers is not None and lora.layers > layers:
+        fix = "lower it or leave it out"
+        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
+    known = linears(model)
+    for name in lora.linears:
+        if name not in known:
+            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
+    adapted = range(layers - (lora.layers or layers), layers)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale * lora.rank,
+        lora_dropout=lora.dropout,
+        target_modules=[f"model.layers.{i}.{name}" for i in adapted for name in sorted(lora.linears) or known],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def linears(model: Any) -> list[str]:
+    """Return the names of a block's linear layers, sorted."""
+    return sorted(name for name, module in model.model.layers[0].named_modules() if isinstance(module, torch.nn.Linear))
+
+
+def add_lora(model: Any, settings: Any) -> None:
+    """Put peft's LoRA layers into the model, in place, with float32 weights that alone are trainable."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(settings, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,135 @@
+"""Data-parallel training in PyTorch: processes that `torchrun` or `accelerate launch` started together.
+
+Rank 0 leads: it alone reads the rows, decides what comes next and writes. The others follow its orders with the base
+and the task's settings that they have themselves. Orders travel over gloo, gradients over NCCL on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# Its functions keep, as a default, whatever group there is when transformers imports it: gloo's threads would then
+# outlive `leave` and end the process with an abort.
+import torch.distributed.nn
+
+from pilocal.errors import TrainingError
+from pilocal.training.backend import torchrun_rank
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the leader, which renders and compresses alone; a dead one is noticed at once."""
+
+Order = tuple[str, dict[str, Any]]
+"""What the leader wants done next, and what it takes."""
+
+
+def local_device(device: str) -> str:
+    """Return this process's own device: one CUDA device for each process of a machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and torchrun_rank() is not None else device
+
+
+class Team:
+    """The processes of a training; `Team()` is one process alone, for which nothing is ever sent."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.busy = False
+        """Whether an order is being carried out, so that no other may be given."""
+
+    @classmethod
+    def join(cls, device: str) -> Team:
+        """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
+        team = cls()
+        if torchrun_rank() is None:
+            return team
+        try:
+            if device == "cuda":
+                torch.cuda.set_device(local_device(device))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            fix = "see that every machine of `torchrun` runs this command and reaches the others"
+            where, what = "torch.distributed", "the other processes were not met"
+            raise TrainingError(where, what, got=str(error).splitlines()[0], fix=fix) from None
+        team.rank, team.size = dist.get_rank(), dist.get_world_size()
+        return team
+
+    @contextmanager
+    def order(self, kind: str, **details: Any) -> Iterator[None]:
+        """Tell every other process what the leader does next, in the block."""
+        self.busy = True
+        self._exchange((kind, details))
+        yield
+        self.busy = False
+
+    def orders(self) -> Iterator[Order]:
+        """Yield the leader's orders until it ends the training."""
+        while (order := self._exchange(None))[0] != "end":
+            yield order
+
+    def end(self) -> None:
+        """Send the others home, unless they are in the middle of something, where they will notice by themselves."""
+        if self.size > 1 and not self.busy:
+            self._exchange(("end", {}))
+        self.leave()
+
+    def leave(self) -> None:
+        """Be alone again; call it however the training ended, or gloo's threads end the process with an abort."""
+        if self.size > 1:
+            dist.destroy_process_group()
+        self.rank, self.size = 0, 1
+
+    def sum(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Add up, in place, what every process has; the tensors have the same shapes everywhere."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with self._together():
+            dist.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def share(self, value: Any) -> Any:
+        """Return the leader's value in every process."""
+        return self._exchange(("share", {"value": value}) if self.rank == 0 else None)[1]["value"]
+
+    def check_same(self, mine: Mapping[str, str], leaders: Mapping[str, str]) -> None:
+        """Raise TrainingError, in every process, unless all name the same things."""
+        if self.size == 1:
+            return
+        wrong = [name for name, value in leaders.items() if mine.get(name) != value]
+        everyones: list[list[str]] = [[] for _ in range(self.size)]
+        with self._together():
+            dist.all_gather_object(everyones, wrong)
+        if names := sorted({name for one in everyones for name in one}):
+            where, what = "torch.distributed", f"{names[0]} differs between processes"
+            others = sum(map(bool, everyones))
+            raise TrainingError(where, what, got=f"{others} of them", fix=f"make {names[0]} the same everywhere")
+
+    def _exchange(self, order: Order | None) -> Order:
+        """Give an order (the leader) or get it."""
+        if self.size == 1:
+            assert order
+            return order
+        box = [order]
+        with self._together():
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        assert box[0]
+        return box[0]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self.busy = True  # after a fault nothing more may be sent
+            where, what = f"rank {self.rank} of {self.size}", "another process of this training is gone"
+            got, fix = str(error).splitlines()[0], "run the same command again; nothing saved is lost"
+            raise TrainingError(where, what, got=got, fix=fix) from None

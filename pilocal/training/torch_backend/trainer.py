@@ -1,0 +1,238 @@
+"""One training step and one look at the validation loss in PyTorch, alone or as one process of a team."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pilocal.base.base import has_window, read_config
+from pilocal.errors import InputError
+from pilocal.prompt.tokens import Row
+from pilocal.task import Lora, Training
+from pilocal.training.backend import UNPACKED
+from pilocal.training.row_order import common_prefix
+from pilocal.training.torch_backend.adapter import check_adapter, parameters
+from pilocal.training.torch_backend.model import add_lora, linears, load_model, lora_config
+from pilocal.training.torch_backend.optimizer import clip, get_state, make_optimizer, set_state
+from pilocal.training.torch_backend.team import Team
+
+Floats = NDArray[np.float32]
+
+
+class TorchTrainer:
+    """A base with its adapter and the optimizer.
+
+    Every process of a team calls the same methods with the same rows; each computes its part, the gradients are added
+    up, and each takes the same step.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        lora: Lora,
+        training: Training,
+        initial: Mapping[str, NDArray[np.float32]] | None,
+        *,
+        device: str = "cpu",
+        precision: str = "float32",
+        weights: str = UNPACKED,
+        share: bool = False,
+        team: Team | None = None,
+    ) -> None:
+        """Load the base and give it an adapter; `initial` has mlx-lm's names and layouts.
+
+        The base computes in `precision`; the adapter, its gradients and the loss are float32 always. Without `initial`
+        the adapter is 0 until `set_adapter`. `weights` is one of `backend.WEIGHTS`. With `share`, what a step's
+        rows begin with runs through the model once, and its keys and values serve every row; loss and gradients stay
+        what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
+        """
+        self.training, self.team = training, team or Team()
+        # What is computed again backwards keeps no keys and values; a window would cut them off.
+        self.share = share and not training.recompute and not has_window(read_config(base))
+        self.device = torch.device(device)
+        self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
+        self.settings = lora_config(self.model, lora)
+        self.linears = sorted(lora.linears) or linears(self.model)
+        add_lora(self.model, self.settings)
+        self.parameters = parameters(self.model)
+        self.optimizer = make_optimizer(list(self.parameters.values()), training)
+        if training.recompute:
+            newer = getattr(self.model, "activation_checkpointing_enable", None)  # transformers has renamed it
+            (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.model.train()
+        if initial is not None:
+            check_adapter(initial, self.shapes, base)
+            self.set_adapter(initial)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The adapter's tensors by name, with mlx-lm's shapes."""
+        return {name: (value.shape[1], value.shape[0]) for name, value in self.parameters.items()}
+
+    def gradients(self, rows: Sequence[Row]) -> tuple[float, dict[str, Floats]]:
+        """Return the mean loss of the rows' completion tokens and its gradients, unclipped; takes no step."""
+        loss = self._backward(rows)
+        found = {name: _turned(value.grad) for name, value in self.parameters.items() if value.grad is not None}
+        self.optimizer.zero_grad()
+        return float(loss), found
+
+    def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
+        """Take step `number` (from 0) of the whole run at a learning rate; return loss and gradient norm.
+
+        The norm is that before clipping. With `accumulate` this process's part is computed in that many parts: the loss
+        and the gradient are those of all rows together.
+        """
+        torch.manual_seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
+        loss = self._backward(rows)
+        norm = clip(list(self.parameters.values()), self.training.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss), float(norm)
+
+    def evaluate(self, rows: Sequence[Row]) -> tuple[float, int]:
+        """Return the summed loss of the rows' completion tokens and their number."""
+        total = torch.zeros((), device=self.device)
+        with self._answering():
+            for part in self._parts(rows):
+                total += self._summed_loss(part)
+        self.team.sum([total])
+        return float(total), _trained(rows)
+
+    def logits(self, row: Row) -> Floats:
+        """Return the logits (len(tokens), vocabulary) of a row, each position's for the token after it."""
+        self._check([row])
+        with self._answering():
+            tokens = torch.tensor([row.tokens], device=self.device)
+            logits: Floats = self.model(tokens).logits[0].float().cpu().numpy()
+        return logits
+
+    def adapter(self) -> dict[str, Floats]:
+        """Return the adapter under mlx-lm's names and layouts, float32."""
+        return {name: _turned(value.detach()) for name, value in self.parameters.items()}
+
+    def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
+        mine = _dealt(rows, self.team.size)
+        computed = padding = 0
+        for part in (part for some in mine for part in _dealt(some, self.training.accumulate) if part):
+            prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
+            computed += prefix + len(part) * (max(lengths) - prefix)
+            padding += len(part) * max(lengths) - sum(lengths)
+        return computed, padding
+
+    def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
+        """Take another adapter's weights, under mlx-lm's names and layouts."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(adapter[name].T)))
+
+    def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
+        """Return what the optimizer remembers."""
+        return get_state(self.optimizer, list(self.parameters))
+
+    def set_optimizer_state(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Give a fresh optimizer what it remembered."""
+        set_state(self.optimizer, list(self.parameters), state)
+
+    def _backward(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Leave the gradients of the mean loss in the parameters, and return the loss."""
+        count = _trained(rows)
+        loss = torch.zeros((), device=self.device)
+        for part in self._parts(rows):
+            share = self._summed_loss(part) / count
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # no row is this process's
+                parameter.grad = torch.zeros_like(parameter)
+        self.team.sum([loss, *(value.grad for value in self.parameters.values() if value.grad is not None)])
+        return loss
+
+    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Return this process's rows in `accumulate` parts of nearly equal numbers of rows."""
+        self._check(rows)
+        mine = _dealt(rows, self.team.size)[self.team.rank]
+        return [part for part in _dealt(mine, self.training.accumulate) if part]
+
+    def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the sum of the cross-entropy over exactly the completion tokens, in float32."""
+        prefix = self._prefix(rows)
+        longest = max(len(row.tokens) for row in rows) - 1 - prefix
+        tokens_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
+        for i, row in enumerate(rows):
+            tokens_BT[i, : len(row.tokens) - 1 - prefix] = torch.tensor(row.tokens[prefix:-1])
+            predicts_BT[i, row.offset - 1 - prefix : len(row.tokens) - 1 - prefix] = True
+        # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
+        kept = self._keys_and_values(rows[0].tokens[:prefix], len(rows)) if prefix else {}
+        states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
+        logits_NV = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
+        targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
+        return cross_entropy(logits_NV, targets_N).sum()
+
+    def _prefix(self, rows: Sequence[Row]) -> int:
+        """Return how many leading tokens of the rows are computed once."""
+        return common_prefix(rows) if self.share and len(rows) > 1 else 0
+
+    def _keys_and_values(self, tokens: Sequence[int], rows: int) -> dict[str, Any]:
+        """Return what makes the model go on after `tokens` in each of so many rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        known = inspect.signature(self.model.model.forward).parameters
+        kept = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}  # renamed in 5.24
+        self.model.model(torch.tensor([tokens], device=self.device), **kept)
+        cache.batch_repeat_interleave(rows)
+        return kept
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        """Raise InputError for tokens that the base does not have."""
+        vocabulary = self.model.config.vocab_size
+        highest = max(max(row.tokens) for row in rows)
+        if highest >= vocabulary:
+            what, fix = f"the base knows {vocabulary} tokens", "render the rows with the base's own tokenizer"
+            raise InputError("rows", f"a token of another tokenizer: {what}", got=highest, fix=fix)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Compute without dropout and without gradients."""
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train()
+
+
+def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Return -log p of each target (N,), exact to float32's relative precision even where p is all but 1.
+
+    It is softplus of the other logits' logsumexp less the target's. PyTorch's own has p - 1 in its gradient, of which
+    little but rounding is left for a token of which the model is sure.
+    """
+    index_N1 = targets_N[:, None]
+    others_N = logits_NV.scatter(1, index_N1, -torch.inf).logsumexp(1)
+    return torch.nn.functional.softplus(others_N - logits_NV.gather(1, index_N1)[:, 0])
+
+
+def _turned(tensor: torch.Tensor) -> Floats:
+    """Return a copy of a parameter in mlx-lm's layout."""
+    turned: Floats = tensor.float().cpu().numpy().T.copy()
+    return turned
+
+
+def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
+    """Deal rows into `count` parts of nearly equal numbers of rows."""
+    return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), count)]
+
+
+def _trained(rows: Sequence[Row]) -> int:
+    """Return the number of completion tokens."""
+    return sum(len(row.completion) for row in rows)

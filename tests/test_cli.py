@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from pilocal.cli import COMMANDS, cli
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from pilocal.errors import InputError, RunError
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, Law
 from tests.test_cli import pilocal
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 
 ARMS = ("full-prompt-cached", "rules@0.5", "linear", "direct", "drop", "adaptive")
 DESIGN = Design(arms=parse_arms(ARMS), seeds=(0, 3), law=Law(decay="linear", stages=3, shots=2), curve=(4, 6))

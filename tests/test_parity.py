@@ -28,7 +28,7 @@ from pilocal.training.mlx.mlx_trainer import MlxTrainer
 from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.parity.record import FOLDER, make_replay
 from tests.test_chart import texts
-from tests.test_pipeline import flow, make_task
+from tests.test_flow import flow, make_task
 
 STEPS = 7
 """Of the run and of its replay."""

@@ -28,7 +28,7 @@ from pilocal.retrieve.ranking import falling
 from pilocal.task import Example, Retrieval
 from tests.bench.retrieval import retrieval
 from tests.test_cli import pilocal
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 
 VERBS = ("list", "count", "remove", "find", "print", "sort")
 THINGS = ("text files", "folders", "users", "lines", "big files", "links")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.flow.pipeline import open_pipeline
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
 from pilocal.run.shipped import read_shipped
-from tests.test_pipeline import flow, make_task
+from tests.test_flow import flow, make_task
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,8 +105,8 @@ def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
 
 def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Path, tmp_path: Path) -> None:
     other = make_task(tmp_path / "other", tiny_base)
-    with open_pipeline(other, other / "schedule.toml", other / "run") as pipeline:
-        pipeline.run_steps("stages", lambda result: None)
+    with open_task(other, other / "schedule.toml", other / "run") as context:
+        run_steps(context, step_named("stages"), lambda result: None)
     done = export(other / "run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the training is not finished; pilocal run" in done.stderr

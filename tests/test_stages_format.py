@@ -18,14 +18,17 @@ from openai.types.fine_tuning.job_create_params import Method
 from pydantic import TypeAdapter
 from safetensors import safe_open
 
+from pilocal.flow.context import Listeners
 from pilocal.flow.formats import StageSet
 from pilocal.flow.formats.mlx import lora_settings, lr_schedule
 from pilocal.flow.formats.openai import openai_record
-from pilocal.flow.pipeline import open_pipeline
+from pilocal.flow.formats.write import write_format
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
 from pilocal.task import Example, Lora, Training
 from tests.test_cli import pilocal
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 
 EMPTY_FIRST = """\
 [[stage]]
@@ -189,9 +192,9 @@ def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Path,
         if moved:
             config["rope_parameters"] = {**config.pop("rope_scaling"), "rope_theta": config.pop("rope_theta")}
             (base / "config.json").write_text(json.dumps(config))
-        with open_pipeline(folder, folder / "schedule.toml", folder / "run", warn=said.append) as pipeline:
-            pipeline.run_steps("stages", lambda result: None)
-            order = pipeline.write_format("mlx")
+        with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
+            run_steps(context, step_named("stages"), lambda result: None)
+            order = write_format(context, "mlx")
         assert [line["stage"] for line in order.stages] == [0, 1, 2]
         assert said == [f"{base}/config.json: mlx_lm.lora does not read rope_parameters; "
                         "write them as rope_theta and rope_scaling, too"] * moved  # fmt: skip

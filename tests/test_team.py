@@ -17,7 +17,7 @@ import pytest
 from pilocal.errors import TrainingError
 from pilocal.task import Training
 from tests.test_cli import ROOT, pilocal
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 from tests.test_train import as_dict, fit, random_rows
 
 TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)

@@ -18,14 +18,17 @@ from safetensors.numpy import load_file
 
 from pilocal.base.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
-from pilocal.flow.pipeline import STEPS, open_pipeline
+from pilocal.flow.fitting import initial_adapter as starting_adapter
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
+from pilocal.flow.steps import STEPS
 from pilocal.progress import silent
 from pilocal.task import Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
 from pilocal.training.torch_backend.device import check_bitsandbytes, find_device
 from pilocal.training.torch_backend.memory import choose_weights, estimate
 from tests.test_cli import ROOT, pilocal
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 from tests.test_team import free_ports
 from tests.test_train import adapter_bytes, plans, random_rows, unexpected
 from tests.test_train import fit as mlx_fit
@@ -188,8 +191,8 @@ def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_pat
 
 def flow(folder, backend, last="evaluate"):
     done: dict[str, bool] = {}
-    with open_pipeline(folder, folder / "schedule.toml", folder / "run", backend=backend) as pipeline:
-        pipeline.run_steps(last, lambda result: done.update({result.name: not result.skipped}))
+    with open_task(folder, folder / "schedule.toml", folder / "run", backend=backend) as context:
+        run_steps(context, step_named(last), lambda result: done.update({result.name: not result.skipped}))
     return done
 
 
@@ -219,7 +222,7 @@ def test_the_command_runs_the_whole_flow(finished):
 
 
 def test_what_follows_the_training_goes_on_without_being_told_the_backend(finished):
-    assert flow(finished, None) == dict.fromkeys(STEPS, False)
+    assert flow(finished, None) == dict.fromkeys((step.name for step in STEPS), False)
 
 
 def test_another_backend_redoes_the_training_and_what_depends_on_it(finished, tmp_path):
@@ -236,8 +239,8 @@ def test_another_backend_redoes_the_training_and_what_depends_on_it(finished, tm
 
 def test_mlx_keys_do_not_know_of_backends(finished):
     def key(backend):
-        with open_pipeline(finished, finished / "schedule.toml", finished / "run", backend=backend) as pipeline:
-            return pipeline.key("train"), pipeline.backend.facts("float32")
+        with open_task(finished, finished / "schedule.toml", finished / "run", backend=backend) as context:
+            return step_named("train").key(context), context.backend.facts("float32")
 
     mlx, torch = key(Backend()), key(Backend(name="torch", device="cpu"))
     assert mlx[1] == []
@@ -249,11 +252,14 @@ def test_it_starts_from_a_given_adapter(finished, tmp_path):
     given = finished / "run" / "adapter"
     backend = Backend(name="torch", device="cpu", initial_adapter=given)
     folder = tmp_path / "run"
-    with open_pipeline(finished, finished / "schedule.toml", folder, backend=backend) as pipeline:
-        start = pipeline._initial_adapter()
+    with open_task(finished, finished / "schedule.toml", folder, backend=backend) as context:
+        start = starting_adapter(context)
         assert start is not None
         assert all(np.array_equal(start[n], v) for n, v in load_file(given / "adapters.safetensors").items())
-        assert pipeline.key("train") != json.loads((finished / "run/run.json").read_text())["steps"]["train"]["key"]
+        assert (
+            step_named("train").key(context)
+            != json.loads((finished / "run/run.json").read_text())["steps"]["train"]["key"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -554,7 +560,7 @@ def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
 
 
 def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
-    from pilocal.flow.pipeline import follow_leader
+    from pilocal.flow.followers import follow_leader
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

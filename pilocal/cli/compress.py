@@ -40,17 +40,17 @@ def compress(
         run_until("compress", task, schedule, run_folder, as_json)
         return
     from pilocal.errors import InputError
-    from pilocal.flow.pipeline import open_pipeline
+    from pilocal.flow.opening import open_task
 
     if run_folder is not None:
         fix = "leave it out, or set the method in task.toml"
         raise InputError("--run", "a look with --compressor or --tau keeps nothing", fix=fix)
-    with open_pipeline(task, schedule, None) as pipeline:
-        compression = pipeline.task.compression
+    with open_task(task, schedule, None) as context:
+        compression = context.task.compression
         if compressor:
             compression = replace(compression, method=compressor)
         began = time.monotonic()
-        results = pipeline.compress(taus or pipeline.taus, compression)
+        results = context.compress(taus or context.taus, compression)
         seconds = time.monotonic() - began
     if as_json:
         shown: list[dict[str, Any]] = [asdict(result) for result in results]

@@ -16,7 +16,8 @@ from rich.table import Table
 from pilocal.compare.table import cells, curve_cells, title
 from pilocal.evaluate.titles import TITLES
 from pilocal.flow.formats import Order
-from pilocal.flow.pipeline import Plan, StepResult
+from pilocal.flow.plan import Plan
+from pilocal.flow.runner import StepResult
 from pilocal.progress import Progress
 
 

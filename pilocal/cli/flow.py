@@ -47,24 +47,35 @@ def run_until(
     from rich.console import Console
 
     from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
-    from pilocal.flow.pipeline import StepResult, follow_leader, open_pipeline
+    from pilocal.flow.context import Listeners
+    from pilocal.flow.followers import follow_leader
+    from pilocal.flow.formats.write import write_format
+    from pilocal.flow.opening import open_task
+    from pilocal.flow.runner import StepResult, run_steps, step_named
 
     chosen = _backend(backend, device, weights, initial_adapter)
-    if follow_leader(task, last, chosen):
+    step = step_named(last)
+    if follow_leader(task, step, chosen):
         return
     run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
     results: list[StepResult] = []
     with (
         progress_bars() as (progress, console),
-        open_pipeline(task, schedule, run_folder, progress, warning_on(console), report_to, chosen) as pipeline,
+        open_task(
+            task,
+            schedule,
+            run_folder,
+            Listeners(progress=progress, warn=warning_on(console), report_to=report_to),
+            chosen,
+        ) as context,
     ):
 
         def report(result: StepResult) -> None:
             results.append(result)
             console.print(step_line(result))
 
-        pipeline.run_steps(last, report)
-        order = pipeline.write_format(form) if form else None
+        run_steps(context, step, report)
+        order = write_format(context, form) if form else None
         if order is None and all(result.skipped for result in results):
             console.print(f"{run_folder} is up to date")
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")) if last == "evaluate" else None
@@ -150,22 +161,24 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
 
     from pilocal.base.base import context_length
     from pilocal.cli.display import plan_table, progress_bars, warning_on
-    from pilocal.flow.pipeline import open_pipeline
+    from pilocal.flow.context import Listeners
+    from pilocal.flow.opening import open_task
+    from pilocal.flow.plan import plan_run
 
     with (
         progress_bars() as (progress, console),
-        open_pipeline(task, schedule, run_folder, progress, warning_on(console)) as pipeline,
+        open_task(task, schedule, run_folder, Listeners(progress=progress, warn=warning_on(console))) as context,
     ):
-        plan = pipeline.plan(probe=probe)
-        context = context_length(pipeline.base)
+        plan = plan_run(context, probe=probe)
+        length = context_length(context.base)
     if as_json:
         stages = [
             asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
             for stage, need in zip(plan.stages, plan.needs, strict=True)
         ]
-        result = {"context": context, "stages": stages, "memory": plan.memory, "advice": plan.advice}
+        result = {"context": length, "stages": stages, "memory": plan.memory, "advice": plan.advice}
         click.echo(json.dumps(result, indent=2))
     else:
-        Console().print(plan_table(plan, context))
+        Console().print(plan_table(plan, length))
         if plan.advice:
             click.echo(f"this does not fit into {plan.memory / 2**30:.1f} GiB: {plan.advice}")

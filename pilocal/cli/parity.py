@@ -70,7 +70,8 @@ def parity(
 
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.errors import ParityError
-    from pilocal.flow.pipeline import open_run
+    from pilocal.flow.context import Listeners
+    from pilocal.flow.opening import open_run
     from pilocal.parity.picture import draw_parity
     from pilocal.parity.report import check_reference, check_run
     from pilocal.run.files import write_json
@@ -80,8 +81,8 @@ def parity(
             assert reference is not None
             result = check_reference(reference, progress=progress, **how)
         else:
-            with open_run(run, progress, warning_on(console)) as pipeline:
-                result = check_run(pipeline, steps=steps, record=record, **how)
+            with open_run(run, Listeners(progress=progress, warn=warning_on(console))) as context:
+                result = check_run(context, steps=steps, record=record, **how)
                 write_json(run / "parity.json", result)
                 draw_parity(result, run / "parity.svg")
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +18,15 @@ from pilocal.base.load import load_base
 from pilocal.compare.arms import Arm
 from pilocal.compare.results import Result, read_result, result_name
 from pilocal.errors import InputError
-from pilocal.flow.pipeline import Pipeline
+from pilocal.flow.checks import checked_context
+from pilocal.flow.context import Context, Listeners
+from pilocal.flow.runner import run_steps
+from pilocal.flow.steps import STAGES, TRAIN
 from pilocal.progress import Progress, silent
-from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.prompt.tokens import end_tokens
 from pilocal.run.folder import RunDir
 from pilocal.run.hashes import fingerprint
+from pilocal.run.log import Log
 from pilocal.task import AUTO, LOSSLESS, Example, Task, load_task
 from pilocal.task.schedule import Law, Schedule, Stage
 
@@ -73,8 +76,8 @@ class Comparison:
         self.task = replace(task, training=replace(task.training, direct_drop=False))
         self.design = design
         self.run = run
+        self.listeners = Listeners(progress=progress, warn=warn)
         self.progress = progress
-        self.warn = warn
         self.metric = make_metric(task.metric, task.scoring, task.folder)
         self.metric.check(task.test)
 
@@ -103,16 +106,16 @@ class Comparison:
         compression = self.task.compression
         if arm.compressor:
             compression = replace(compression, method=arm.compressor)
-        with self._pipeline(
+        with self._opened(
             f"prompt-{kept:g}-{arm.compressor or 'whole'}",
             replace(self.task, compression=compression),
             Schedule((asked, Stage(tau=0.0, shots=0, share=1.0))),
-        ) as pipeline:
-            key = self._key(pipeline.key("stages"), arm.name)
+        ) as context:
+            key = self._key(STAGES.key(context), arm.name)
             if known := self._known(arm.name, None, None, key):
                 return known
-            pipeline.run_steps("stages", lambda result: None)
-            prompts = self._prompts(pipeline, 0)
+            run_steps(context, STAGES, lambda result: None)
+            prompts = context.test_prompts(0)
         if arm.name == "full-prompt-cached":
             answers, times = self._in_llama(self._base_gguf, prompts, arm.title, warm=True)
         else:
@@ -138,18 +141,18 @@ class Comparison:
             task = replace(task, train=draw(task.train, examples, seed))
         schedule = replace(self.design.law, decay=name).schedule()
         timed = seed == self.design.seeds[0] and examples is None
-        with self._pipeline(title, task, schedule) as pipeline:
-            key = self._key(pipeline.key("train"), name, seed, examples)
+        with self._opened(title, task, schedule) as context:
+            key = self._key(TRAIN.key(context), name, seed, examples)
             if known := self._known(name, seed, examples, key):
                 return known
-            pipeline.run_steps("train", lambda result: None)
-            prompts = self._prompts(pipeline, len(schedule.stages) - 1)
-            answers = self._in_mlx(pipeline.run.adapter, prompts, title)
+            run_steps(context, TRAIN, lambda result: None)
+            prompts = context.test_prompts(context.last_stage)
+            answers = self._in_mlx(context.run.adapter, prompts, title)
             times: dict[str, float] = {}
             if timed:
-                with self._exported(pipeline) as (gguf, lora):
+                with self._exported(context) as (gguf, lora):
                     _, times = self._in_llama(gguf, self._some(prompts), f"time: {title}", adapter=lora)
-            logs = [pipeline.log(number) for number in schedule.trained]
+            logs = [Log(context.run.stage(number) / "metrics.jsonl").lines for number in schedule.trained]
         lines = [line for log in logs for line in log]
         training = {
             "tokens": sum(line["prompt_tokens"] + line["trained_tokens"] for line in lines),
@@ -198,7 +201,7 @@ class Comparison:
         return fingerprint(version("pilocal"), parts, asdict(task.generation), self._quant, examples)
 
     @contextmanager
-    def _pipeline(self, name: str, task: Task, schedule: Schedule) -> Iterator[Pipeline]:
+    def _opened(self, name: str, task: Task, schedule: Schedule) -> Iterator[Context]:
         """Open the run folder of an arm; what the first one found out about examples and template is copied."""
         folder = self.run.path / "runs" / name
         others = sorted(path for path in (self.run.path / "runs").glob("*") if path != folder)
@@ -207,16 +210,12 @@ class Comparison:
                 source = next((other / part.name for other in others if (other / part.name).is_dir()), None)
                 if source and not part.exists():
                     shutil.copytree(source, part)
-            yield Pipeline(task, schedule, run, self.progress, self.warn)
-
-    def _prompts(self, pipeline: Pipeline, stage: int) -> list[list[int]]:
-        with (pipeline.run.stage(stage) / "test.jsonl").open(encoding="utf-8") as file:
-            return [prompt_tokens(json.loads(line)["messages"][:-1], self._tokenizer) for line in file]
+            yield checked_context(task, schedule, run, self.listeners)
 
     @cached_property
-    def _first(self) -> Pipeline:
-        """A pipeline that nothing is run in, for what belongs to the base."""
-        return Pipeline(self.task, self.design.law.schedule(), self.run, self.progress, self.warn)
+    def _first(self) -> Context:
+        """A context that nothing is run in, for what belongs to the base."""
+        return checked_context(self.task, self.design.law.schedule(), self.run, self.listeners)
 
     @property
     def _tokenizer(self) -> Any:
@@ -287,12 +286,12 @@ class Comparison:
         return ship_base(self._first.base, folder, self._quant, self._first.base_hash, self.progress)[0]
 
     @contextmanager
-    def _exported(self, pipeline: Pipeline) -> Iterator[tuple[Path, Path | None]]:
+    def _exported(self, context: Context) -> Iterator[tuple[Path, Path | None]]:
         """Yield an arm's GGUF, or the base's and that of its adapter, while it is timed; the trained adapter stays."""
         from pilocal.export.ship import ship_adapter
 
-        facts = {"name": self.task.name, "base_sha256": pipeline.base_hash}
-        adapter, fused = ship_adapter(pipeline.base, pipeline.run.adapter, pipeline.run.export, self._quant, **facts)
+        facts = {"name": self.task.name, "base_sha256": context.base_hash}
+        adapter, fused = ship_adapter(context.base, context.run.adapter, context.run.export, self._quant, **facts)
         try:
             yield fused or self._base_gguf, adapter
         finally:

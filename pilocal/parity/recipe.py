@@ -2,80 +2,63 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from pilocal.base.base import read_config
 from pilocal.errors import InputError, RunError
-from pilocal.flow.pipeline import Pipeline
+from pilocal.flow.context import Context
+from pilocal.flow.steps import STAGES
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
-from pilocal.prompt.render import Record
-from pilocal.prompt.tokens import Row, tokenize
+from pilocal.run.log import Log
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
 
 
-def check_stages(pipeline: Pipeline) -> None:
+def check_stages(context: Context) -> None:
     """Raise RunError unless the run's stages are those of its task, its base and this version."""
-    run, made = pipeline.run, pipeline.run.state.get("versions", {}).get("pilocal")
+    run, made = context.run, context.run.state.get("versions", {}).get("pilocal")
     again = "`pilocal stages TASK --run DIR` makes them again"
     if made != version("pilocal"):
         fix = f"take that version (this is {version('pilocal')}), or run again"
         raise RunError(run.path, "the run was made by another version of pilocal", got=made, fix=fix)
-    if pipeline.run.state.get("base_sha256") != pipeline.base_hash:
+    if context.run.state.get("base_sha256") != context.base_hash:
         fix = "bring back the base that the run was made with, or run again"
-        raise RunError(run.path, "the base is not the one that the run was made with", got=str(pipeline.base), fix=fix)
+        raise RunError(run.path, "the base is not the one that the run was made with", got=str(context.base), fix=fix)
     if "stages" not in run.state["steps"]:
         raise RunError(run.path, "the run has no stages yet", fix="`pilocal stages TASK --run DIR` first")
-    if not run.is_done("stages", pipeline.key("stages")):
+    if not STAGES.is_done(context):
         raise RunError(run.path, "the stages are not those of the task, which has changed since", fix=again)
 
 
-def read_replay(pipeline: Pipeline, steps: int) -> Replay:
+def read_replay(context: Context, steps: int) -> Replay:
     """Return a run of `steps` steps on the stages of a run, in float32; the schedule shares them out as in any run.
 
     Raises InputError when the steps do not reach every stage, or with dropout.
     """
-    task, trained = pipeline.task, pipeline.schedule.trained
+    task, trained = context.task, context.schedule.trained
     check_lora(task.lora)
     if steps < len(trained):
         fix = f"give {len(trained)} or more"
         raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)
     training = replace(task.training, steps=steps, precision="float32")
-    share = "sliding_attention" not in read_config(pipeline.base).get("layer_types", ())
+    share = "sliding_attention" not in read_config(context.base).get("layer_types", ())
     stages, taken = [], 0
     for number in trained:
-        stage, count = pipeline.schedule.stages[number], pipeline.schedule.steps(steps)[number]
-        rows = read_rows(pipeline, number, "train")
+        stage, count = context.schedule.stages[number], context.schedule.steps(steps)[number]
+        rows = context.rows(number, "train")
         order = RowOrder(rows, training.batch_size, (training.seed, number), share=share)
         rates = [learning_rate(step, steps, training) for step in range(taken, taken + count)]
         played = tuple(ReplayStep(rate, tuple(order.rows_at(nth))) for nth, rate in enumerate(rates))
         stages.append(ReplayStage(number, stage.tau, stage.shots, played))
         taken += count
-    replay = Replay(base=pipeline.base, lora=task.lora, training=training, stages=tuple(stages))
-    check_ids(replay, str(pipeline.run.path))
+    replay = Replay(base=context.base, lora=task.lora, training=training, stages=tuple(stages))
+    check_ids(replay, str(context.run.path))
     return replay
 
 
-def read_rows(pipeline: Pipeline, number: int, split: str) -> list[Row]:
-    """Return the rows of a stage."""
-    return [tokenize(record, pipeline.tokenizer, where) for where, record in read_records(pipeline, number, split)]
-
-
-def read_records(pipeline: Pipeline, number: int, split: str) -> Iterator[tuple[str, Record]]:
-    """Yield the records of a stage, each with where it stands."""
-    path = pipeline.run.stage(number) / f"{split}.jsonl"
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            yield f"{path}:{line}", json.loads(text)
-        except ValueError as error:
-            raise RunError(path, f"damaged: {error}", fix="`pilocal stages` writes it again") from None
-
-
-def logged(pipeline: Pipeline, replay: Replay) -> dict[str, Any] | None:
+def logged(context: Context, replay: Replay) -> dict[str, Any] | None:
     """Compare what a run's own log says of the steps with their rows; None where the run has not trained.
 
     The first steps of a stage have the same rows whatever the run's length, so their tokens must be as many as the log
@@ -84,7 +67,7 @@ def logged(pipeline: Pipeline, replay: Replay) -> dict[str, Any] | None:
     compared, differing, first_loss = 0, [], None
     for stage in replay.stages:
         try:
-            lines = pipeline.log(stage.number)
+            lines = Log(context.run.stage(stage.number) / "metrics.jsonl").lines
         except (OSError, ValueError):
             continue
         if first_loss is None and stage is replay.stages[0] and lines:

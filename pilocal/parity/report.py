@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilocal.base.base import base_hash
 from pilocal.errors import RunError
+from pilocal.flow.steps import EXPORT, TRAIN
 from pilocal.parity.figures import compare, distance, exceeded, mean_relative, relative_numbers
 from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
@@ -20,7 +21,7 @@ from pilocal.training.torch_backend.optimizer import learning_rate
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
 if TYPE_CHECKING:
-    from pilocal.flow.pipeline import Pipeline
+    from pilocal.flow.context import Context
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
 
@@ -60,7 +61,7 @@ def check_reference(
 
 
 def check_run(
-    pipeline: Pipeline,
+    context: Context,
     *,
     steps: int,
     tolerance: float,
@@ -76,23 +77,23 @@ def check_run(
     """
     from pilocal.parity.conversion import conversion_figures
     from pilocal.parity.forward import forward_figures, predicted, predicted_by_llamacpp
-    from pilocal.parity.recipe import check_stages, logged, read_replay, read_rows
+    from pilocal.parity.recipe import check_stages, logged, read_replay
     from pilocal.parity.reference import save_reference
     from pilocal.parity.tokenizing import tokenizer_figures
     from pilocal.training.mlx.mlx_trainer import MlxTrainer
 
-    check_stages(pipeline)
-    replay, progress = read_replay(pipeline, steps), pipeline.progress
-    trained = pipeline.schedule.trained
-    rows = {number: read_rows(pipeline, number, "valid")[:FORWARD_ROWS] for number in (trained[0], trained[-1])}
+    check_stages(context)
+    replay, progress = read_replay(context, steps), context.progress
+    trained = context.schedule.trained
+    rows = {number: context.rows(number, "valid")[:FORWARD_ROWS] for number in (trained[0], trained[-1])}
     asked = [row for some in rows.values() for row in some]
 
     settings = (replay.base, replay.lora, replay.training)
-    mlx = MlxTrainer(*settings, own_start(pipeline))
+    mlx = MlxTrainer(*settings, own_start(context))
     reference = play(mlx, replay, progress, "parity: mlx")
     if record:
-        save_reference(record, replay, reference, model=pipeline.task.model, made_by=versions())
-    final = trained_adapter(pipeline)
+        save_reference(record, replay, reference, model=context.task.model, made_by=versions())
+    final = trained_adapter(context)
     mlx.set_adapter(final or reference.adapter)
     logits = {"mlx": predicted(mlx, asked)}
     config = mlx.config
@@ -106,20 +107,18 @@ def check_run(
     logits["torch"] = predicted(torch, asked)
     del torch
 
-    shipped = export_of(pipeline) if final else None
+    shipped = export_of(context) if final else None
     if shipped:
         logits["llama.cpp"] = predicted_by_llamacpp(shipped, asked)
     result = traces_report(replay, reference, trace, ("mlx", "torch"), tolerance, device, precision)
     result |= {
-        "run_log": logged(pipeline, replay),
+        "run_log": logged(context, replay),
         "forward": {
             "adapter": "the run's" if final else "the replay's",
             "exported": shipped is not None,
             "figures": forward_figures(rows, logits),
         },
-        "tokenizers": tokenizer_figures(pipeline, shipped.folder / (shipped.fused or shipped.base))
-        if shipped
-        else None,
+        "tokenizers": tokenizer_figures(context, shipped.folder / (shipped.fused or shipped.base)) if shipped else None,
         "conversion": conversion_figures(replay.base, final or reference.adapter, config),
     }
     result["exceeded"] += _exceeded_beside(result, tolerance)
@@ -164,27 +163,27 @@ def traces_report(
     return result
 
 
-def own_start(pipeline: Pipeline) -> dict[str, Floats] | None:
+def own_start(context: Context) -> dict[str, Floats] | None:
     """Return the adapter that a run was told to start from, or None; raises InputError where it does not fit."""
-    given = pipeline.backend.initial_adapter
-    return read_adapter(given, pipeline.task.lora, pipeline.base_hash) if given else None
+    given = context.backend.initial_adapter
+    return read_adapter(given, context.task.lora, context.base_hash) if given else None
 
 
-def trained_adapter(pipeline: Pipeline) -> dict[str, Floats] | None:
+def trained_adapter(context: Context) -> dict[str, Floats] | None:
     """Return a run's final adapter, or None where it has not trained or its task has changed since."""
     from safetensors.numpy import load_file
 
-    if not pipeline.run.is_done("train", pipeline.key("train")):
+    if not TRAIN.is_done(context):
         return None
-    return dict(load_file(pipeline.run.adapter / "adapters.safetensors"))
+    return dict(load_file(context.run.adapter / "adapters.safetensors"))
 
 
-def export_of(pipeline: Pipeline) -> Shipped | None:
+def export_of(context: Context) -> Shipped | None:
     """Return what a run ships, or None where nothing of its present adapter was exported."""
-    if not pipeline.run.is_done("export", pipeline.key("export")):
+    if not EXPORT.is_done(context):
         return None
     try:
-        return read_shipped(pipeline.run.path)
+        return read_shipped(context.run.path)
     except RunError:
         return None
 

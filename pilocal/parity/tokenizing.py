@@ -6,23 +6,23 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.pipeline import Pipeline
+from pilocal.flow.context import Context
 from pilocal.llamacpp.tokenizer import GgufTokenizer
-from pilocal.parity.recipe import read_records
 from pilocal.prompt.tokens import chat_text
+from pilocal.run.rows import located_records
 
 
-def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
+def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
     """Return how many of the validation and test chats of all stages, answers included, have other ids in llama.cpp.
 
     The first that differs is named by file and line. Raises ModelError when llama.cpp refuses the file.
     """
-    tokenizer, seen, differing = pipeline.tokenizer, set[str](), list[str]()
-    stages = range(len(pipeline.schedule.stages))
+    tokenizer, seen, differing = context.tokenizer, set[str](), list[str]()
+    stages = range(len(context.schedule.stages))
     with closing(GgufTokenizer(gguf)) as served:
         for number in stages:
             for split in ("valid", "test"):
-                for where, record in read_records(pipeline, number, split):
+                for where, record in located_records(context.run.stage(number), split):
                     text = chat_text(record["messages"], tokenizer, add_generation_prompt=False)
                     if text in seen:
                         continue
@@ -30,5 +30,5 @@ def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
                     ids = tokenizer.encode(text, add_special_tokens=False)
                     if ids != served.tokens(text, special=True):
                         differing.append(where)
-                pipeline.progress("parity: tokenizers", 2 * number + 1 + (split == "test"), 2 * len(stages))
+                context.progress("parity: tokenizers", 2 * number + 1 + (split == "test"), 2 * len(stages))
     return {"rows": len(seen), "differing": len(differing), "first": differing[0] if differing else None}

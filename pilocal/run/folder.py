@@ -100,6 +100,21 @@ class RunDir:
         """metrics.json."""
         return self.path / "metrics.json"
 
+    @property
+    def direct_drop(self) -> Path:
+        """The ablation's weights and log."""
+        return self.path / "direct_drop"
+
+    @property
+    def answers(self) -> Path:
+        """Every test query with what each arm said."""
+        return self.path / "answers.jsonl"
+
+    @property
+    def answered(self) -> Path:
+        """The arms' answers and costs before scoring, kept for another scoring."""
+        return self.path / "answered.json"
+
     def stage(self, number: int) -> Path:
         """The folder of a stage's rows and weights."""
         return self.path / "stages" / str(number)

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pilocal.flow.pipeline import open_pipeline
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
 from pilocal.parity.recipe import read_replay
 from pilocal.parity.reference import save_reference
 from pilocal.parity.replay import Replay, play
@@ -48,9 +49,9 @@ def make_replay() -> Replay:
         for split, count in EXAMPLES.items():
             lines = (EXAMPLE / f"{split}.jsonl").read_text().splitlines(keepends=True)
             (folder / f"{split}.jsonl").write_text("".join(lines[:count]))
-        with open_pipeline(folder, folder / "schedule.toml", folder / "run") as pipeline:
-            pipeline.run_steps("stages", lambda result: None)
-            return read_replay(pipeline, pipeline.task.training.steps)
+        with open_task(folder, folder / "schedule.toml", folder / "run") as context:
+            run_steps(context, step_named("stages"), lambda result: None)
+            return read_replay(context, context.task.training.steps)
 
 
 if __name__ == "__main__":

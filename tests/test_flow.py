@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, PilocalError, RunError
-from pilocal.flow.pipeline import STEPS, open_pipeline
+from pilocal.flow.context import Listeners
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
+from pilocal.flow.steps import STEPS
 from pilocal.run.shipped import read_shipped
+
+NAMES = [step.name for step in STEPS]
 
 SCHEDULE = """\
 [[stage]]
@@ -65,15 +70,15 @@ def make_task(folder: Path, base: Path, *, steps: int = 7) -> Path:
 
 def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -> dict[str, bool]:
     done: dict[str, bool] = {}
-    with open_pipeline(folder, folder / "schedule.toml", folder / "run", progress) as pipeline:
-        pipeline.run_steps(last, lambda result: done.update({result.name: not result.skipped}))
+    with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(progress=progress)) as context:
+        run_steps(context, step_named(last), lambda result: done.update({result.name: not result.skipped}))
     return done
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory) -> Path:
     folder = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base)
-    assert flow(folder) == dict.fromkeys(STEPS, True)
+    assert flow(folder) == dict.fromkeys(NAMES, True)
     return folder
 
 
@@ -91,7 +96,7 @@ def test_a_second_run_does_nothing(copy):
     before = {
         path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.suffix and path.suffix != ".json"
     }
-    assert flow(copy) == dict.fromkeys(STEPS, False)
+    assert flow(copy) == dict.fromkeys(NAMES, False)
     assert before
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
 
@@ -99,8 +104,8 @@ def test_a_second_run_does_nothing(copy):
 @pytest.mark.parametrize(
     ("name", "old", "new", "redone"),
     [
-        ("template.md", "kind", "very kind", set(STEPS) - {"index"}),
-        ("train.jsonl", "and red?", "and then red?", set(STEPS) - {"compress"}),
+        ("template.md", "kind", "very kind", set(NAMES) - {"index"}),
+        ("train.jsonl", "and red?", "and then red?", set(NAMES) - {"compress"}),
         ("test.jsonl", "tell red", "tell me red", {"stages", "train", "direct_drop", "export", "evaluate"}),
         ("task.toml", "max_tokens = 4", "max_tokens = 5", {"evaluate"}),
         ("task.toml", "rank = 2", "rank = 3", {"train", "direct_drop", "export", "evaluate"}),
@@ -187,7 +192,7 @@ def test_no_answer_of_validation_or_test_is_ever_a_shot(finished):
 def test_run_json_records_what_the_run_was_made_from(finished):
     state = json.loads((finished / "run" / "run.json").read_text())
     assert set(state["inputs"]) == {"task", "template", "train", "valid", "test"}
-    assert set(state["steps"]) == set(STEPS)
+    assert set(state["steps"]) == set(NAMES)
     assert {"pilocal", "mlx", "mlx-lm", "llama-cpp-python", "python"} <= set(state["versions"])
 
 
@@ -251,8 +256,8 @@ def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(t
             folder = make_task(tmp_path / f"{pool}-{seed}", tiny_base)
             text = (folder / "task.toml").read_text().replace("[training]\n", f"[training]\nseed = {seed}\n")
             (folder / "task.toml").write_text(text + f"[retrieval]\npool = {pool}\n")
-            with open_pipeline(folder, folder / "schedule.toml", None) as pipeline:
-                keys[pool, seed] = pipeline.key("index")
+            with open_task(folder, folder / "schedule.toml", None) as context:
+                keys[pool, seed] = step_named("index").key(context)
     assert keys[1.0, 0] == keys[1.0, 1]
     assert len(set(keys.values())) == 3
 
@@ -263,8 +268,8 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
         for query, answer in (("Red", "MIP"), ("BLUE", "KEL"), ("green ", "KEL")):
             file.write(json.dumps({"query": query, "answer": answer}) + "\n")
     said = []
-    with open_pipeline(folder, folder / "schedule.toml", folder / "run", warn=said.append) as pipeline:
-        pipeline.run_steps("stages", lambda result: None)
+    with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
+        run_steps(context, step_named("stages"), lambda result: None)
     line = "2 queries have more than one answer, such as 'red'"
     assert said == [f"{folder / 'train.jsonl'}: {line}"]
 
@@ -307,8 +312,8 @@ def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, 
     pytest.importorskip(kind)
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = make_task(tmp_path / "task", tiny_base)
-    with open_pipeline(folder, folder / "schedule.toml", folder / "run", report_to=kind) as pipeline:
-        pipeline.run_steps("train", lambda result: None)
+    with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(report_to=kind)) as context:
+        run_steps(context, step_named("train"), lambda result: None)
     reports = folder / "run" / "reports" / "train"
     assert [path.name for path in reports.iterdir()] == [kind]
     if kind == "tensorboard":

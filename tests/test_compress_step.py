@@ -14,9 +14,11 @@ from pilocal.compare.arms import DEFAULT_ARMS, parse_arm
 from pilocal.compress.protect import protected_texts
 from pilocal.compress.template import COMPRESSORS
 from pilocal.errors import InputError
-from pilocal.flow.pipeline import Pipeline, open_pipeline
+from pilocal.flow.context import Context
+from pilocal.flow.opening import open_task
+from pilocal.flow.runner import run_steps, step_named
 from pilocal.task import METHODS
-from tests.test_pipeline import flow, make_task
+from tests.test_flow import flow, make_task
 
 
 def house(tmp_path: Path, base: Path, settings: str) -> Path:
@@ -29,8 +31,8 @@ def house(tmp_path: Path, base: Path, settings: str) -> Path:
 def key(folder: Path, settings: str) -> str:
     toml = folder / "task.toml"
     toml.write_text(toml.read_text().split("[compression]")[0] + f"[compression]\n{settings}\n")
-    with open_pipeline(folder, folder / "schedule.toml", None) as pipeline:
-        return pipeline.key("compress")
+    with open_task(folder, folder / "schedule.toml", None) as context:
+        return step_named("compress").key(context)
 
 
 def loaded_models() -> int:
@@ -66,7 +68,7 @@ def test_the_run_folder_says_which_compressor_made_what(tmp_path: Path, tiny_bas
 def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     flow(folder, "compress")
-    monkeypatch.setattr("pilocal.flow.pipeline.BaseModel", no_model)
+    monkeypatch.setattr("pilocal.flow.context.BaseModel", no_model)
     assert flow(folder, "compress") == {"compress": False}
     (folder / "run" / "run.json").write_text('{"steps": {}}')
     assert flow(folder, "compress") == {"compress": True}  # what lies there is read again
@@ -78,8 +80,8 @@ def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Path, monkeypatc
 def test_the_base_is_freed_before_the_next_step(tmp_path: Path, tiny_base: Path) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     before = loaded_models()
-    with open_pipeline(folder, folder / "schedule.toml", folder / "run") as pipeline:
-        pipeline.run_steps("compress", lambda result: None)
+    with open_task(folder, folder / "schedule.toml", folder / "run") as context:
+        run_steps(context, step_named("compress"), lambda result: None)
         assert loaded_models() == before
 
 
@@ -133,7 +135,7 @@ def test_a_look_prints_the_text_and_keeps_nothing(
     assert 0 < smaller["ratio"] <= 0.3 < larger["ratio"] <= 0.6
     assert look.stdout == f"{larger['text']}\n{smaller['text']}\n"
     assert look.stderr.startswith(f"surprisal at tau 0.6: {larger['tokens']} tokens, a share of {larger['ratio']:.3f}")
-    monkeypatch.setattr(Pipeline, "taus", [1.0, 0.5])
+    monkeypatch.setattr(Context, "taus", [1.0, 0.5])
     other = CliRunner().invoke(cli, [*options[:4], "--json"], catch_exceptions=False)
     assert [text["tau"] for text in json.loads(other.stdout)["templates"]] == [1.0, 0.5]
 

@@ -1,0 +1,119 @@
+"""What can be checked about a run before any work: everything that is wrong is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pilocal.base.base import find_base, read_config
+from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.flow.context import Context, Listeners
+from pilocal.retrieve import check_bank, contradictions
+from pilocal.run.folder import RunDir
+from pilocal.task import AUTO, LOSSLESS, Task
+from pilocal.task.schedule import Schedule
+from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
+
+
+def checked_context(
+    task: Task, schedule: Schedule, run: RunDir, listeners: Listeners, backend: Backend | None = None
+) -> Context:
+    """Return what the steps work with, once everything that can be checked without work is right.
+
+    Without a `backend` it is the one that the run was trained with so far. Raises InputError, ModelError, or Faults
+    with all that is wrong.
+    """
+    from pilocal.evaluate.scoring.metrics import make_metric
+    from pilocal.training.mlx.plan import read_sizes
+    from pilocal.training.tracker import check_tracker
+
+    chosen = backend or backend_of(run.state, run.file)
+    faults = _settings_faults(task, schedule)
+    with _collecting(faults):
+        check_bank(
+            task.train,
+            task.retrieval,
+            max(stage.shots for stage in schedule.stages),
+            task.training.seed,
+            task.files["train"],
+        )
+    if listeners.report_to:
+        with _collecting(faults):
+            check_tracker(listeners.report_to)
+    with _collecting(faults):
+        metric = make_metric(task.metric, task.scoring, task.folder)
+    base: Path | None = None
+    with _collecting(faults):
+        base = find_base(task.model, task.folder)
+        read_sizes(read_config(base), task.lora)
+    with _collecting(faults):
+        check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
+    if chosen.name == TORCH and base is not None:
+        with _collecting(faults):
+            chosen = _checked_backend(task, schedule, base, chosen, find=backend is not None)
+    raise_all(faults)
+    assert base is not None
+    _warn_of_contradictions(task, listeners.warn)
+    return Context(task=task, schedule=schedule, run=run, base=base, metric=metric, backend=chosen, listeners=listeners)
+
+
+def check_quant(task: Task, quant: str, where: str) -> None:
+    """Raise InputError or ExportError for a form that could not be served."""
+    from pilocal.llamacpp.quantize import check_quant as check_type
+
+    if quant == LOSSLESS and task.lora.kind == "dora":
+        what, fix = "GGUF has no adapters with magnitudes (DoRA)", 'take "q8_0", which fuses it, or "auto"'
+        raise InputError(where, what, got=quant, fix=fix)
+    if quant not in (LOSSLESS, AUTO):
+        check_type(quant, where)
+
+
+def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
+    """Return what is wrong between the task's own settings and the schedule."""
+    faults: list[PilocalError] = []
+    trained = len(schedule.trained)
+    if task.training.steps < trained:
+        what, fix = f"{trained} stages need at least as many steps", "raise steps or take fewer stages"
+        faults.append(InputError(f"{task.files['task']} [training] steps", what, got=task.training.steps, fix=fix))
+    if task.training.recompute and task.lora.dropout:
+        what = "what is computed again would be dropped out anew"
+        fix = "set [lora] dropout = 0 or recompute = false"
+        faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
+    return faults
+
+
+def _checked_backend(task: Task, schedule: Schedule, base: Path, backend: Backend, *, find: bool) -> Backend:
+    """Return the PyTorch backend with its device; with `find`, look whether a device that is named is there, too.
+
+    Raises InputError, or Faults, for what it cannot do.
+    """
+    from pilocal.training.torch_backend.device import check_bitsandbytes, find_device, refusals
+
+    if find or backend.device is None:
+        backend = replace(backend, device=find_device(backend.device))
+    if backend.weights == NF4:
+        check_bitsandbytes()
+    if backend.weights == PACKED and not read_config(base).get("quantization"):
+        what, fix = "the weights of this base are not packed", "leave --weights out, or take a 4-bit base"
+        raise InputError("--weights packed", what, got=task.model, fix=fix)
+    backend.facts(task.training.precision or "float32")  # the initial adapter has to be there
+    raise_all(refusals(task.lora, task.training, adaptive=schedule.adaptive is not None))
+    return backend
+
+
+def _warn_of_contradictions(task: Task, warn: Callable[[str], None]) -> None:
+    unclear, query = contradictions(task.train)
+    if unclear:
+        what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
+        warn(f"{task.files['train']}: {what}, such as {query!r}")
+
+
+@contextmanager
+def _collecting(faults: list[PilocalError]) -> Iterator[None]:
+    """Add what the block raises to the faults."""
+    try:
+        yield
+    except PilocalError as fault:
+        faults += getattr(fault, "faults", [fault])

@@ -1,0 +1,144 @@
+"""What the steps of a run work with: what the user wrote, the run folder, and what is made of them once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilocal.base.base import base_hash, download
+from pilocal.base.language_model import BaseModel
+from pilocal.base.load import load_tokenizer
+from pilocal.compress import CompressedTemplate, Tools, compress_template
+from pilocal.progress import Progress, silent
+from pilocal.prompt.tokens import prompt_tokens, token_counter
+from pilocal.retrieve import ShotPicker
+from pilocal.run.folder import RunDir
+from pilocal.run.rows import read_records, read_rows
+from pilocal.task import STARTER, Compression, Task
+from pilocal.task.schedule import Schedule
+from pilocal.training.backend import Backend
+
+if TYPE_CHECKING:
+    from pilocal.evaluate.scoring.metrics import Metric
+    from pilocal.prompt.render import Record
+    from pilocal.prompt.tokens import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listeners:
+    """Who hears of a run while it works."""
+
+    progress: Progress = silent
+    warn: Callable[[str], None] = warnings.warn
+    report_to: str | None = None
+    """A tracker that gets every line of the training: "tensorboard" or "wandb"."""
+
+
+@dataclass(kw_only=True)
+class Context:
+    """One task, one schedule, one run folder; make it with `opening.open_task` or `opening.open_run`."""
+
+    task: Task
+    schedule: Schedule
+    run: RunDir
+    base: Path
+    metric: Metric
+    backend: Backend
+    """What trains."""
+    listeners: Listeners = field(default_factory=Listeners)
+    team: Any = None
+    """The processes that train together, while `followers.leading` lasts."""
+
+    @property
+    def progress(self) -> Progress:
+        """What long work tells where it stands."""
+        return self.listeners.progress
+
+    @property
+    def warn(self) -> Callable[[str], None]:
+        """What hears of warnings."""
+        return self.listeners.warn
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return load_tokenizer(self.base)
+
+    @cached_property
+    def base_hash(self) -> str:
+        """The base's fingerprint."""
+        return base_hash(self.base)
+
+    @property
+    def model_name(self) -> str:
+        """What other programs call the base: its folder if it is local, else its Hub id."""
+        local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
+        return str(self.base.resolve()) if local else self.task.model
+
+    @property
+    def taus(self) -> list[float]:
+        """Every stage's tau."""
+        return [stage.tau for stage in self.schedule.stages]
+
+    @property
+    def max_shots(self) -> int:
+        """The shots of the stage that has the most."""
+        return max(stage.shots for stage in self.schedule.stages)
+
+    @property
+    def last_stage(self) -> int:
+        """The number of the last stage."""
+        return len(self.schedule.stages) - 1
+
+    @cached_property
+    def templates(self) -> tuple[CompressedTemplate, ...]:
+        """The template at every stage's tau."""
+        return self.compress(self.taus, self.task.compression)
+
+    def compress(self, taus: Sequence[float], compression: Compression) -> tuple[CompressedTemplate, ...]:
+        """Return the template at some taus, in their order, and keep it in the run folder."""
+        return compress_template(self.task.template, taus, compression, self.compression_tools, self.run.templates)
+
+    @cached_property
+    def compression_tools(self) -> Tools:
+        """What compressors need of the base."""
+        return Tools(
+            count_tokens=self._count_tokens,
+            base_id=self.base_hash,
+            folder=self.task.folder,
+            load_model=lambda: BaseModel(self.base, self.tokenizer),
+            download=download,
+        )
+
+    def _count_tokens(self, text: str) -> int:
+        return token_counter(self.tokenizer)(text)
+
+    @cached_property
+    def picker(self) -> ShotPicker:
+        """Chooses the shots."""
+        return ShotPicker(
+            self.task.train,
+            self.task.retrieval,
+            self.run.index,
+            k=self.max_shots,
+            seed=self.task.training.seed,
+            where=self.task.files["train"],
+            models=self.task.folder,
+            progress=self.progress,
+        )
+
+    def records(self, stage: int, split: str) -> list[Record]:
+        """Return the rendered records of a stage; raises RunError for a damaged file."""
+        return read_records(self.run.stage(stage), split)
+
+    def rows(self, stage: int, split: str) -> list[Row]:
+        """Return the records of a stage as token rows; raises RunError for a damaged file."""
+        return read_rows(self.run.stage(stage), split, self.tokenizer)
+
+    def test_prompts(self, stage: int) -> list[list[int]]:
+        """Return the tokens of the test set's prompts as a stage has them."""
+        return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self.records(stage, "test")]

@@ -1,0 +1,99 @@
+"""The training of one adapter with the run's backend, as the steps train and direct_drop have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.context import Context
+from pilocal.task.schedule import Adaptive
+from pilocal.training.backend import TORCH
+from pilocal.training.row_order import StagePlan
+from pilocal.training.tracker import Tracker, open_tracker
+
+
+def training_facts(context: Context) -> list[Any]:
+    """Return what decides every training beside its rows and its stages."""
+    training = asdict(context.task.training)
+    training.pop("direct_drop")
+    precision = context.task.training.precision or "float32"
+    return [asdict(context.task.lora), training, *context.backend.facts(precision)]
+
+
+def stage_plan(context: Context, number: int, steps: int, folder: Path) -> StagePlan:
+    """Return the work of a stage, whose log, checkpoints and adapter go to `folder`."""
+    return StagePlan(number, context.rows(number, "train"), context.rows(number, "valid"), steps, folder)
+
+
+def fit(
+    context: Context, plans: Sequence[StagePlan], key: str, name: str, *, adaptive: Adaptive | None = None
+) -> list[Path]:
+    """Train one adapter through all plans and return every file that is final; `name` is the step's.
+
+    Raises TrainingError when the training cannot go on.
+    """
+    how: dict[str, Any] = {
+        "key": key,
+        "facts": {"model": context.task.model, "base_sha256": context.base_hash},
+        "progress": context.progress,
+        "warn": context.warn,
+        "name": name,
+        "team": context.team,
+        "track": (lambda first: _open_tracker(context, name, key, first)) if context.listeners.report_to else None,
+    }
+    if context.backend.name == TORCH:
+        return _fit_in_torch(context, plans, name, how)
+    from pilocal.base.load import load_base
+    from pilocal.training.mlx.loop import train
+
+    task = context.task
+    base = load_base(context.base, precision=task.training.precision)
+    return train(base, plans, task.lora, task.training, adaptive=adaptive, **how)
+
+
+def _fit_in_torch(context: Context, plans: Sequence[StagePlan], name: str, how: dict[str, Any]) -> list[Path]:
+    from pilocal.flow.followers import torch_setup
+    from pilocal.training.torch_backend.device import find_device
+    from pilocal.training.torch_backend.loop import train
+
+    find_device(context.backend.device)
+    setup = torch_setup(context.task, context.base, context.backend)
+    peft = context.run.path / "adapter_peft" if name == "train" else None
+    return train(setup, plans, lambda: initial_adapter(context), peft=peft, **how)
+
+
+def initial_adapter(context: Context) -> dict[str, Any] | None:
+    """Return the adapter that PyTorch starts from: the user's, else MLX's; None where MLX cannot be imported."""
+    from pilocal.training.torch_backend.adapter import read_adapter
+
+    task, given = context.task, context.backend.initial_adapter
+    if given:
+        return read_adapter(given, task.lora, context.base_hash)
+    try:
+        from pilocal.training.mlx.adapter import initial_adapter as draw_in_mlx
+    except ImportError:
+        return None
+    return draw_in_mlx(context.base, task.lora, task.training.seed)
+
+
+def _open_tracker(context: Context, name: str, key: str, first: int) -> Tracker:
+    """Open the tracker that was asked for, below RUN/reports; the lines to come are those after step `first`."""
+    task, kind = context.task, context.listeners.report_to
+    assert kind
+    settings = {
+        "task": task.name,
+        "stages": [asdict(stage) for stage in context.schedule.stages],
+        "lora": asdict(task.lora),
+        "training": asdict(task.training),
+    }
+    return open_tracker(
+        kind,
+        context.run.path / "reports" / name,
+        name=f"{task.name} {name}",
+        key=key,
+        config=settings,
+        first=first,
+        warn=context.warn,
+    )

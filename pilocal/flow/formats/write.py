@@ -1,0 +1,48 @@
+"""The stages of a run, written for another trainer."""
+
+from __future__ import annotations
+
+from pilocal.base.base import stock_reads_rope
+from pilocal.flow.context import Context
+from pilocal.flow.formats.mlx import write_mlx
+from pilocal.flow.formats.openai import write_openai
+from pilocal.flow.formats.order import Order, StageSet
+from pilocal.training.learning_rate import learning_rate
+
+
+def write_format(context: Context, form: str) -> Order:
+    """Write the stages for another trainer ("openai" or "mlx") into RUN/<form>, once the step "stages" is done.
+
+    Stages without optimizer steps are left out. Raises RunError when the disk is full.
+    """
+    task, folder = context.task, context.run.path / form
+    sets = _stage_sets(context, form)
+    if form == "openai":
+        return write_openai(sets, folder, task.training, context.warn)
+    if not stock_reads_rope(context.base):
+        fix = "write them as rope_theta and rope_scaling, too"
+        context.warn(f"{context.base / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
+    return write_mlx(sets, folder, context.model_name, task.lora, task.training)
+
+
+def _stage_sets(context: Context, form: str) -> list[StageSet]:
+    training, total = context.task.training, context.task.training.steps
+    sets, first, steps = list[StageSet](), 0, context.schedule.steps(total)
+    for done, number in enumerate(context.schedule.trained, 1):
+        stage = context.schedule.stages[number]
+        train, valid = context.rows(number, "train"), context.rows(number, "valid")
+        sets.append(
+            StageSet(
+                number=number,
+                tau=stage.tau,
+                shots=stage.shots,
+                train=context.records(number, "train"),
+                valid=context.records(number, "valid"),
+                tokens=sum(len(row.tokens) for row in train),
+                longest=max(len(row.tokens) for row in (*train, *valid)),
+                rates=[learning_rate(step, total, training) for step in range(first, first + steps[number])],
+            )
+        )
+        first += steps[number]
+        context.progress(form, done, len(context.schedule.trained))
+    return sets

@@ -1,0 +1,109 @@
+"""Every record of every stage: rendered, tokenized and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean
+
+from pilocal.base.base import context_length
+from pilocal.compress import CompressedTemplate
+from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.flow.context import Context
+from pilocal.prompt.render import Record, render
+from pilocal.prompt.tokens import Row, tokenize
+from pilocal.task import Example
+from pilocal.task.schedule import Stage
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class StageBudget:
+    """What one stage costs in tokens."""
+
+    tau: float
+    shots: int
+    steps: int
+    template_tokens: int
+    ratio: float
+    """The realised share of the template's tokens."""
+    prompt_tokens: float
+    """Mean over the training rows."""
+    longest_row: int
+    """Prompt and completion of the longest row of any split."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedStage:
+    """One stage's records."""
+
+    records: dict[str, list[Record]]
+    """By split."""
+    train: list[Row]
+    """The training records as tokens."""
+    budget: StageBudget
+
+
+def render_stages(context: Context) -> list[RenderedStage]:
+    """Render and measure every record of every stage.
+
+    Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
+    """
+    limit, faults = context_length(context.base), list[PilocalError]()
+    shots = _choose_shots(context)
+    rendered = []
+    for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
+        done = _render_stage(context, number, template, shots)
+        if done.budget.longest_row > limit:
+            what = f"the longest row is {done.budget.longest_row - limit} tokens over the model's context of {limit}"
+            fix = "shorten the template, lower shots, or take a model with a longer context"
+            faults.append(InputError(f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", what, fix=fix))
+        rendered.append(done)
+    raise_all(faults)
+    return rendered
+
+
+def _choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shots of every example of every split, numbers of training examples, least similar first."""
+    task, picker, count = context.task, context.picker, context.max_shots
+
+    def for_queries(examples: tuple[Example, ...]) -> list[tuple[int, ...]]:
+        return picker.for_queries([(example.query, example.history) for example in examples], count)
+
+    return {
+        "train": [picker.for_training(i, count) for i in range(len(task.train))],
+        "valid": for_queries(task.valid),
+        "test": for_queries(task.test),
+    }
+
+
+def _render_stage(
+    context: Context, number: int, template: CompressedTemplate, shots: dict[str, list[tuple[int, ...]]]
+) -> RenderedStage:
+    task, stage = context.task, context.schedule.stages[number]
+    records: dict[str, list[Record]] = {}
+    rows: dict[str, list[Row]] = {}
+    for done, split in enumerate(SPLITS, 1):
+        records[split], rows[split] = [], []
+        examples: tuple[Example, ...] = getattr(task, split)
+        for example, chosen in zip(examples, shots[split], strict=True):
+            nearest = chosen[len(chosen) - stage.shots :]
+            record = render(template.text, [task.train[i] for i in nearest], example)
+            records[split].append(record)
+            rows[split].append(tokenize(record, context.tokenizer, f"stage {number}, {split} {example.id}"))
+        context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
+    return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
+
+
+def _budget(
+    context: Context, stage: Stage, number: int, template: CompressedTemplate, rows: dict[str, list[Row]]
+) -> StageBudget:
+    return StageBudget(
+        tau=stage.tau,
+        shots=stage.shots,
+        steps=context.schedule.steps(context.task.training.steps)[number],
+        template_tokens=template.tokens,
+        ratio=template.ratio,
+        prompt_tokens=mean(row.offset for row in rows["train"]),
+        longest_row=max(len(row.tokens) for split in rows.values() for row in split),
+    )

@@ -1,0 +1,95 @@
+"""Running the steps: each one that a step needs, then the step itself; what is done already is skipped."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from pilocal.errors import InputError, did_you_mean
+from pilocal.flow.context import Context
+from pilocal.flow.followers import leading
+from pilocal.flow.step import Step
+from pilocal.flow.steps import EVALUATE, STEPS
+from pilocal.run.hashes import hashes
+
+PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
+"""Packages whose versions run.json keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of one step."""
+
+    name: str
+    skipped: bool
+    """True when its files were there and its inputs unchanged."""
+    seconds: float
+    note: str = ""
+    """What there is to say about it."""
+
+
+def step_named(name: str) -> Step:
+    """Return a step; raises InputError when there is none of that name."""
+    for step in STEPS:
+        if step.name == name:
+            return step
+    fix = did_you_mean(name, [step.name for step in STEPS])
+    raise InputError("step", "there is no such step", got=name, fix=fix)
+
+
+def run_steps(context: Context, last: Step, report: Callable[[StepResult], None]) -> None:
+    """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
+
+    If several processes were launched together and there is something to train, this one leads them. Raises InputError,
+    before any work, when answers to the test set could not be scored.
+    """
+    if last is EVALUATE:
+        context.metric.check(context.task.test)
+    describe(context)
+    steps = [step for step in STEPS if last.uses(step) and step.wanted(context)]
+    with leading(context) if any(step.trains for step in steps) else nullcontext():
+        for step in steps:
+            report(run_step(context, step))
+
+
+def run_step(context: Context, step: Step) -> StepResult:
+    """Run one step unless it is done; what it needs must be done."""
+    key = step.key(context)
+    if context.run.is_done(step.name, key):
+        return StepResult(step.name, True, 0.0)
+    began = time.monotonic()
+    files = step.make(context, key)
+    seconds = time.monotonic() - began
+    context.run.finish(step.name, key, files, seconds)
+    return StepResult(step.name, False, seconds, step.note(context))
+
+
+def describe(context: Context) -> None:
+    """Write down in run.json what the run is made from."""
+    task, schedule = context.task, context.schedule
+    context.run.describe(
+        versions=versions() | {"python": platform.python_version()},
+        seed=task.training.seed,
+        model=task.model,
+        base_sha256=context.base_hash,
+        inputs=hashes(task.files),
+        schedule=[asdict(stage) for stage in schedule.stages],
+        adaptive=asdict(schedule.adaptive) if schedule.adaptive else None,
+        task_file=task.files["task"].name,
+        backend=context.backend.as_json(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of those PACKAGES that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,14 @@
+"""The steps, one file each; to add a step, write its file and put it in `STEPS`."""
+
+from pilocal.flow.steps.compress import COMPRESS
+from pilocal.flow.steps.direct_drop import DIRECT_DROP
+from pilocal.flow.steps.evaluate import EVALUATE
+from pilocal.flow.steps.export import EXPORT
+from pilocal.flow.steps.index import INDEX
+from pilocal.flow.steps.stages import STAGES
+from pilocal.flow.steps.train import TRAIN
+
+STEPS = (COMPRESS, INDEX, STAGES, TRAIN, DIRECT_DROP, EXPORT, EVALUATE)
+"""Every step, in the order in which they run."""
+
+__all__ = ["COMPRESS", "DIRECT_DROP", "EVALUATE", "EXPORT", "INDEX", "STAGES", "STEPS", "TRAIN"]

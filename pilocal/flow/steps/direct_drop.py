@@ -1,0 +1,28 @@
+"""direct_drop: the ablation that trains with the whole prompt all the way, into RUN/direct_drop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.context import Context
+from pilocal.flow.fitting import fit, stage_plan, training_facts
+from pilocal.flow.step import Step
+from pilocal.flow.steps.stages import STAGES
+
+
+def _facts(context: Context) -> list[Any]:
+    shares: list[float] = []
+    return [shares, None, *training_facts(context)]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    plan = stage_plan(context, 0, context.task.training.steps, context.run.direct_drop)
+    return fit(context, [plan], key, "direct_drop")
+
+
+def _wanted(context: Context) -> bool:
+    return context.task.training.direct_drop
+
+
+DIRECT_DROP = Step(name="direct_drop", needs=(STAGES,), facts=_facts, make=_make, wanted=_wanted, trains=True)

@@ -1,0 +1,90 @@
+"""evaluate: every arm's answers, scored and timed, into RUN/metrics.json and RUN/answers.jsonl."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilocal.errors import RunError
+from pilocal.flow.artefacts import Artefacts
+from pilocal.flow.context import Context
+from pilocal.flow.step import Step
+from pilocal.flow.steps.direct_drop import DIRECT_DROP
+from pilocal.flow.steps.export import EXPORT
+from pilocal.prompt.tokens import end_tokens
+from pilocal.run.files import replacing, write_json
+from pilocal.run.hashes import fingerprint
+from pilocal.run.shipped import read_shipped
+
+if TYPE_CHECKING:
+    from pilocal.evaluate.arms import Answered
+
+
+def _answering(context: Context) -> list[Any]:
+    """Return what decides the answers beside what was exported: the files that are served, and the ablation."""
+    try:
+        served = read_shipped(context.run.path)
+        files = [served.base, served.adapter, served.fused]
+    except RunError:
+        files = []
+    return [files, DIRECT_DROP.key(context) if DIRECT_DROP.wanted(context) else ""]
+
+
+def _facts(context: Context) -> list[Any]:
+    from pilocal.evaluate.scoring.metrics import metric_facts
+
+    return [*_answering(context), metric_facts(context.task), asdict(context.task.generation)]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    from pilocal.evaluate.arms import score
+
+    run, task = context.run, context.task
+    answered = _answered(context)
+    metrics = score(answered, task.test, context.metric, context.progress)
+    gate = {"gate": Artefacts(run.export).gated}
+    write_json(run.metrics, {"metric": task.metric} | metrics | gate)
+    with replacing(run.answers) as file:
+        for i, example in enumerate(task.test):
+            line = {"id": example.id, "query": example.query, "answer": example.answer}
+            line |= {arm: said[i] for arm, said in answered.answers.items()}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return [run.metrics, run.answers]
+
+
+def _answered(context: Context) -> Answered:
+    """Return every arm's answers: those of an earlier evaluation, if nothing but the scoring has changed."""
+    from pilocal.evaluate.arms import Answered, TestSet, Weights, answer
+
+    run = context.run
+    served = read_shipped(run.path)
+    key = fingerprint(EXPORT.key(context), *_answering(context), asdict(context.task.generation))
+    try:
+        known = json.loads(run.answered.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return Answered(known["answers"], known["costs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # answered again
+
+    answered = answer(
+        Weights(
+            context.base,
+            run.adapter,
+            run.direct_drop if DIRECT_DROP.wanted(context) else None,
+            served.folder / served.base,
+            served.folder / (served.fused or served.base),
+            served.folder / served.adapter if served.adapter else None,
+        ),
+        TestSet(context.test_prompts(0), context.test_prompts(context.last_stage)),
+        generation=context.task.generation,
+        tokenizer=context.tokenizer,
+        ends=end_tokens(context.tokenizer),
+        progress=context.progress,
+    )
+    write_json(run.answered, {"key": key} | asdict(answered))
+    return answered
+
+
+EVALUATE = Step(name="evaluate", needs=(EXPORT,), also=(DIRECT_DROP,), facts=_facts, make=_make)

@@ -1,0 +1,28 @@
+"""export: what is served of the trained adapter, through the gate, into RUN/export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.artefacts import Artefacts
+from pilocal.flow.context import Context
+from pilocal.flow.shipping import open_gate, serve, ship
+from pilocal.flow.step import Step
+from pilocal.flow.steps.train import TRAIN
+
+
+def _facts(context: Context) -> list[Any]:
+    return [asdict(context.task.export)]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    export = context.task.export
+    Artefacts(context.run.export).clear()
+    with open_gate(context) as gate:
+        files, _ = ship(context, gate, export.quant, accept_loss=export.accept_loss)
+    return serve(context, files)
+
+
+EXPORT = Step(name="export", needs=(TRAIN,), facts=_facts, make=_make)

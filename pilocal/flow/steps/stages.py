@@ -1,0 +1,30 @@
+"""stages: one data set per stage, into RUN/stages/N."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.context import Context
+from pilocal.flow.rendering import render_stages
+from pilocal.flow.step import Step
+from pilocal.flow.steps.compress import COMPRESS
+from pilocal.flow.steps.index import INDEX
+from pilocal.run.rows import write_records
+
+
+def _facts(context: Context) -> list[Any]:
+    others = [asdict(example) for example in (*context.task.valid, *context.task.test)]
+    return [others, [(stage.tau, stage.shots) for stage in context.schedule.stages]]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    return [
+        write_records(context.run.stage(number), split, records)
+        for number, stage in enumerate(render_stages(context))
+        for split, records in stage.records.items()
+    ]
+
+
+STAGES = Step(name="stages", needs=(COMPRESS, INDEX), facts=_facts, make=_make)

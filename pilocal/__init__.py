@@ -1,6 +1,70 @@
-"""Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""
+"""Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp.
 
-import logging
+`run` does it all; `Run` is what it leaves. Everything here is imported when it is first used.
+"""
 
-# peft and sentence-transformers import it where it is installed, and it recommends packages.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pilocal.errors import (
+        ExportError,
+        Faults,
+        InputError,
+        ModelError,
+        ParityError,
+        PilocalError,
+        RunError,
+        SandboxError,
+        TrainingError,
+    )
+    from pilocal.flow.plan import check
+    from pilocal.flow.run import Run, load, run
+    from pilocal.task import Task, load_task
+    from pilocal.task.schedule import Schedule, load_schedule
+
+__all__ = [
+    "ExportError",
+    "Faults",
+    "InputError",
+    "ModelError",
+    "ParityError",
+    "PilocalError",
+    "Run",
+    "RunError",
+    "SandboxError",
+    "Schedule",
+    "Task",
+    "TrainingError",
+    "check",
+    "load",
+    "load_schedule",
+    "load_task",
+    "run",
+]
+
+HOMES = {
+    "Run": "flow.run",
+    "Schedule": "task.schedule",
+    "Task": "task",
+    "check": "flow.plan",
+    "load": "flow.run",
+    "load_schedule": "task.schedule",
+    "load_task": "task",
+    "run": "flow.run",
+}
+"""The module of every name that is no error."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return __all__

@@ -81,7 +81,7 @@ def test_the_base_is_freed_before_the_next_step(tmp_path: Path, tiny_base: Path)
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     before = loaded_models()
     with open_task(folder, folder / "schedule.toml", folder / "run") as context:
-        run_steps(context, step_named("compress"), lambda result: None)
+        run_steps(context, step_named("compress"))
         assert loaded_models() == before
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, PilocalError, RunError
-from pilocal.flow.context import Listeners
+from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
@@ -70,8 +70,9 @@ def make_task(folder: Path, base: Path, *, steps: int = 7) -> Path:
 
 def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -> dict[str, bool]:
     done: dict[str, bool] = {}
-    with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(progress=progress)) as context:
-        run_steps(context, step_named(last), lambda result: done.update({result.name: not result.skipped}))
+    listeners = Listeners(progress=progress, step=lambda result: done.update({result.name: not result.skipped}))
+    with open_task(folder, folder / "schedule.toml", folder / "run", listeners) as context:
+        run_steps(context, step_named(last))
     return done
 
 
@@ -269,7 +270,7 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
             file.write(json.dumps({"query": query, "answer": answer}) + "\n")
     said = []
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
-        run_steps(context, step_named("stages"), lambda result: None)
+        run_steps(context, step_named("stages"))
     line = "2 queries have more than one answer, such as 'red'"
     assert said == [f"{folder / 'train.jsonl'}: {line}"]
 
@@ -313,7 +314,7 @@ def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, 
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = make_task(tmp_path / "task", tiny_base)
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(report_to=kind)) as context:
-        run_steps(context, step_named("train"), lambda result: None)
+        run_steps(context, step_named("train"))
     reports = folder / "run" / "reports" / "train"
     assert [path.name for path in reports.iterdir()] == [kind]
     if kind == "tensorboard":

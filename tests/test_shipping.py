@@ -106,7 +106,7 @@ def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
 def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Path, tmp_path: Path) -> None:
     other = make_task(tmp_path / "other", tiny_base)
     with open_task(other, other / "schedule.toml", other / "run") as context:
-        run_steps(context, step_named("stages"), lambda result: None)
+        run_steps(context, step_named("stages"))
     done = export(other / "run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the training is not finished; pilocal run" in done.stderr

@@ -18,11 +18,11 @@ from openai.types.fine_tuning.job_create_params import Method
 from pydantic import TypeAdapter
 from safetensors import safe_open
 
-from pilocal.flow.context import Listeners
 from pilocal.flow.formats import StageSet
 from pilocal.flow.formats.mlx import lora_settings, lr_schedule
 from pilocal.flow.formats.openai import openai_record
 from pilocal.flow.formats.write import write_format
+from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
@@ -193,7 +193,7 @@ def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Path,
             config["rope_parameters"] = {**config.pop("rope_scaling"), "rope_theta": config.pop("rope_theta")}
             (base / "config.json").write_text(json.dumps(config))
         with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
-            run_steps(context, step_named("stages"), lambda result: None)
+            run_steps(context, step_named("stages"))
             order = write_format(context, "mlx")
         assert [line["stage"] for line in order.stages] == [0, 1, 2]
         assert said == [f"{base}/config.json: mlx_lm.lora does not read rope_parameters; "

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from pilocal.base.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
 from pilocal.flow.fitting import initial_adapter as starting_adapter
+from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
@@ -191,8 +192,9 @@ def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_pat
 
 def flow(folder, backend, last="evaluate"):
     done: dict[str, bool] = {}
-    with open_task(folder, folder / "schedule.toml", folder / "run", backend=backend) as context:
-        run_steps(context, step_named(last), lambda result: done.update({result.name: not result.skipped}))
+    listeners = Listeners(step=lambda result: done.update({result.name: not result.skipped}))
+    with open_task(folder, folder / "schedule.toml", folder / "run", listeners, backend) as context:
+        run_steps(context, step_named(last))
     return done
 
 

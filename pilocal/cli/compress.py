@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,14 @@ def compress(
         run_until("compress", task, schedule, run_folder, as_json)
         return
     from pilocal.errors import InputError
-    from pilocal.flow.opening import open_task
+    from pilocal.flow.preview import preview_templates
 
     if run_folder is not None:
         fix = "leave it out, or set the method in task.toml"
         raise InputError("--run", "a look with --compressor or --tau keeps nothing", fix=fix)
-    with open_task(task, schedule, None) as context:
-        compression = context.task.compression
-        if compressor:
-            compression = replace(compression, method=compressor)
-        began = time.monotonic()
-        results = context.compress(taus or context.taus, compression)
-        seconds = time.monotonic() - began
+    began = time.monotonic()
+    results = preview_templates(task, schedule=schedule, method=compressor, taus=taus)
+    seconds = time.monotonic() - began
     if as_json:
         shown: list[dict[str, Any]] = [asdict(result) for result in results]
         click.echo(json.dumps({"seconds": seconds, "templates": shown}, indent=2, ensure_ascii=False))

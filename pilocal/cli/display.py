@@ -16,8 +16,8 @@ from rich.table import Table
 from pilocal.compare.table import cells, curve_cells, title
 from pilocal.evaluate.titles import TITLES
 from pilocal.flow.formats import Order
+from pilocal.flow.listeners import Listeners, StepResult, unheard
 from pilocal.flow.plan import Plan
-from pilocal.flow.runner import StepResult
 from pilocal.progress import Progress
 
 
@@ -46,6 +46,18 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
         yield report, bars.console
 
 
+@contextmanager
+def listening(heard: Callable[[StepResult], None] = unheard, report_to: str | None = None) -> Iterator[Listeners]:
+    """Yield listeners that show a run on stderr: bars, steps and warnings; `heard` hears of each step, too."""
+    with progress_bars() as (progress, console):
+
+        def step(result: StepResult) -> None:
+            heard(result)
+            console.print(step_line(result))
+
+        yield Listeners(progress=progress, warn=warning_on(console), step=step, report_to=report_to)
+
+
 def warning_on(console: Console) -> Callable[[str], None]:
     """Return a function that prints a warning as one line, and the same one only once."""
     said = set[str]()
@@ -67,11 +79,11 @@ def step_line(result: StepResult) -> str:
     )
 
 
-def plan_table(plan: Plan, context: int) -> Table:
+def plan_table(plan: Plan) -> Table:
     """Return the table of what each stage costs in tokens, memory and time."""
     caption = (
         "template, prompt (mean) and longest row in tokens; kept: the realised tau; GiB: peak of memory. "
-        f"The model's context is {context:,} tokens."
+        f"The model's context is {plan.context:,} tokens."
     )
     table = Table(title="Plan", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", "time")
@@ -155,11 +167,11 @@ def _table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Tab
     return table
 
 
-def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]], metric: str) -> Table:
+def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return what was shipped, and how far it lies from the trained adapter."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("form")
-    for name in ("MB", "KL, nats a token", "of no adapter's", metric):
+    for name in ("MB", "KL, nats a token", "of no adapter's", "score"):
         table.add_column(name, justify="right")
     for form, entry in artefacts.items():
         size = f"{sum(entry['files'].values()) / 1e6:,.1f}"

@@ -30,10 +30,8 @@ def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_lo
     """
     from rich.console import Console
 
-    from pilocal.cli.display import artefacts_table, progress_bars, warning_on
-    from pilocal.flow.context import Listeners
-    from pilocal.flow.exporting import export_forms
-    from pilocal.flow.opening import open_run
+    from pilocal.cli.display import artefacts_table, listening
+    from pilocal.flow.run import export_run
     from pilocal.flow.shipping import FORMS
 
     forms = forms or (("fused",) if quants else ("lossless",))
@@ -42,13 +40,9 @@ def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_lo
     by_form = {"lossless": ("lossless",), "fused": quants or ("auto",)}
     shipped = [quant for form in forms for quant in by_form.get(form, ())]
     others = [form for form in forms if form in FORMS]
-    with (
-        progress_bars() as (progress, console),
-        open_run(run, Listeners(progress=progress, warn=warning_on(console))) as context,
-    ):
-        artefacts = export_forms(context, shipped, others, accept_loss=accept_loss)
-        metric = context.task.metric
+    with listening() as listeners:
+        artefacts = export_run(run, forms=others, quants=shipped, accept_loss=accept_loss, listeners=listeners)
     if as_json:
         click.echo(json.dumps(artefacts, indent=2))
     else:
-        Console().print(artefacts_table(artefacts, metric))
+        Console().print(artefacts_table(artefacts))

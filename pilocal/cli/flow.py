@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 FOLDER = click.Path(path_type=Path)
+
+if TYPE_CHECKING:
+    from pilocal.flow.listeners import StepResult
 
 TaskCommand = Callable[..., None]
 
@@ -30,70 +33,11 @@ def task_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def run_until(
-    last: str,
-    task: Path,
-    schedule: Path | None,
-    run_folder: Path | None,
-    as_json: bool,
-    report_to: str | None = None,
-    form: str | None = None,
-    backend: str | None = None,
-    device: str | None = None,
-    weights: str | None = None,
-    initial_adapter: Path | None = None,
-) -> None:
-    """Run the flow up to a step and print what it found; a process that was launched to help only helps."""
-    from rich.console import Console
+BACKEND_OPTIONS = ("backend", "device", "weights", "initial_adapter")
 
-    from pilocal.cli.display import metrics_table, order_table, progress_bars, step_line, warning_on
-    from pilocal.flow.context import Listeners
-    from pilocal.flow.followers import follow_leader
-    from pilocal.flow.formats.write import write_format
-    from pilocal.flow.opening import open_task
-    from pilocal.flow.runner import StepResult, run_steps, step_named
-
-    chosen = _backend(backend, device, weights, initial_adapter)
-    step = step_named(last)
-    if follow_leader(task, step, chosen):
-        return
-    run_folder = run_folder or (task.parent if task.is_file() else task) / "run"
-    results: list[StepResult] = []
-    with (
-        progress_bars() as (progress, console),
-        open_task(
-            task,
-            schedule,
-            run_folder,
-            Listeners(progress=progress, warn=warning_on(console), report_to=report_to),
-            chosen,
-        ) as context,
-    ):
-
-        def report(result: StepResult) -> None:
-            results.append(result)
-            console.print(step_line(result))
-
-        run_steps(context, step, report)
-        order = write_format(context, form) if form else None
-        if order is None and all(result.skipped for result in results):
-            console.print(f"{run_folder} is up to date")
-    metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8")) if last == "evaluate" else None
-    if as_json:
-        steps = {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
-        found = {"run": str(run_folder), "steps": steps, "metrics": metrics}
-        click.echo(json.dumps(found | ({form: order.stages} if order else {}), indent=2))
-    elif order is not None:
-        Console().print(order_table(order))
-        click.echo("\n".join(order.how))
-    elif metrics is not None:
-        Console().print(metrics_table(metrics))
-        click.echo(f"serve it with: pilocal serve {run_folder}")
-
-
-HELD = (
+WEIGHTS_HELP = (
     "For torch: a 4-bit base as floats, packed (the same numbers, less memory, slower), or rounded again to "
-    "bitsandbytes' nf4. Packed only where floats do not fit a GPU, when left out."
+    "bitsandbytes' nf4. When left out, packed only where floats do not fit a GPU."
 )
 
 
@@ -103,7 +47,7 @@ def backend_options(command: TaskCommand) -> TaskCommand:
     decorators = (
         click.option("--backend", type=choice(["mlx", "torch"]), help="What trains; mlx, or what trained this run."),
         click.option("--device", type=choice(["cpu", "cuda", "mps"]), help="For torch; the fastest that is there."),
-        click.option("--weights", type=choice(WEIGHTS), help=HELD),
+        click.option("--weights", type=choice(WEIGHTS), help=WEIGHTS_HELP),
         click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter of mlx-lm's format."),
     )
     for decorator in reversed(decorators):
@@ -111,42 +55,105 @@ def backend_options(command: TaskCommand) -> TaskCommand:
     return command
 
 
-def _backend(name: str | None, device: str | None, weights: str | None, initial_adapter: Path | None) -> Backend | None:
-    """Return the backend that the options choose, or None; options without --backend torch are misuse."""
-    for option, value in (("--device", device), ("--weights", weights), ("--initial-adapter", initial_adapter)):
+def take_backend(options: dict[str, Any]) -> Backend | None:
+    """Take the backend out of a command's options; None when none is chosen.
+
+    Options for PyTorch without --backend torch are misuse.
+    """
+    chosen = {name: options.pop(name, None) for name in BACKEND_OPTIONS}
+    name = chosen.pop("backend")
+    for option, value in chosen.items():
         if value is not None and name != TORCH:
-            raise click.UsageError(f"{option} belongs to --backend torch", click.get_current_context(silent=True))
-    return Backend(name=name, device=device, weights=weights, initial_adapter=initial_adapter) if name else None
+            flag = f"--{option.replace('_', '-')}"
+            raise click.UsageError(f"{flag} belongs to --backend torch", click.get_current_context(silent=True))
+    return Backend(name=name, **chosen) if name else None
 
 
-def _step(name: str, last: str, text: str, *, trains: bool = False, renders: bool = False) -> click.Command:
+def run_until(
+    last: str,
+    task: Path,
+    schedule: Path | None,
+    run_folder: Path | None,
+    as_json: bool,
+    report_to: str | None = None,
+    backend: Backend | None = None,
+) -> None:
+    """Run the flow up to a step and print what it found; a process that was launched to help prints nothing."""
+    from rich.console import Console
+
+    from pilocal.cli.display import listening, metrics_table
+    from pilocal.flow.opening import default_run
+    from pilocal.flow.run import Run, run_task
+
+    folder = run_folder or default_run(task)
+    results: list[StepResult] = []
+    with listening(results.append, report_to) as listeners:
+        if not run_task(task, schedule, folder, until=last, backend=backend, listeners=listeners):
+            return
+    if all(result.skipped for result in results):
+        click.echo(f"{folder} is up to date", err=True)
+    metrics = Run(folder).metrics if last == "evaluate" else None
+    if as_json:
+        click.echo(json.dumps({"run": str(folder), "steps": _steps(results), "metrics": metrics}, indent=2))
+    elif metrics is not None:
+        Console().print(metrics_table(metrics))
+        click.echo(f"serve it with: pilocal serve {folder}")
+
+
+def _steps(results: Sequence[StepResult]) -> dict[str, dict[str, Any]]:
+    """Return what --json says about the steps."""
+    return {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
+
+
+def _step(name: str, text: str, *, trains: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
-        run_until(last, **options)
+        run_until(name if name != "run" else "evaluate", backend=take_backend(options), **options)
 
     command = task_options(callback)
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
         command = backend_options(command)
-    if renders:
-        forms = click.Choice(["openai", "mlx"])
-        what = "Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training."
-        command = click.option("--format", "form", type=forms, help=what)(command)
     return click.command(name, help=text)(command)
 
 
-run = _step(
-    "run",
-    "evaluate",
-    "The whole flow, from the task to a served file and its proof; run it again to resume.",
-    trains=True,
+run = _step("run", "The whole flow, from the task to a served file and its proof; run it again to resume.", trains=True)
+index = _step("index", "Index the training examples and choose their shots.")
+train = _step("train", "Train the adapter through all stages.", trains=True)
+evaluate = _step("evaluate", "Score and time every arm on the test set.")
+
+
+@click.command()
+@task_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["openai", "mlx"]),
+    help="Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training.",
 )
-index = _step("index", "index", "Index the training examples and choose their shots.")
-stages = _step("stages", "stages", "Render one data set per stage.", renders=True)
-train = _step("train", "train", "Train the adapter through all stages.", trains=True)
-evaluate = _step("evaluate", "evaluate", "Score and time every arm on the test set.")
+def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, form: str | None) -> None:
+    """Render one data set per stage."""
+    if form is None:
+        run_until("stages", task, schedule, run_folder, as_json)
+        return
+    from rich.console import Console
+
+    from pilocal.cli.display import listening, order_table
+    from pilocal.flow.formats.write import write_stages
+    from pilocal.flow.opening import default_run
+
+    folder = run_folder or default_run(task)
+    results: list[StepResult] = []
+    with listening(results.append) as listeners:
+        order = write_stages(task, form, schedule=schedule, run=folder, listeners=listeners)
+    if as_json:
+        found = {"run": str(folder), "steps": _steps(results), "metrics": None, form: order.stages}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        Console().print(order_table(order))
+        click.echo("\n".join(order.how))
 
 
 @click.command()
@@ -159,26 +166,19 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     """
     from rich.console import Console
 
-    from pilocal.base.base import context_length
-    from pilocal.cli.display import plan_table, progress_bars, warning_on
-    from pilocal.flow.context import Listeners
-    from pilocal.flow.opening import open_task
-    from pilocal.flow.plan import plan_run
+    from pilocal.cli.display import listening, plan_table
+    from pilocal.flow import plan
 
-    with (
-        progress_bars() as (progress, console),
-        open_task(task, schedule, run_folder, Listeners(progress=progress, warn=warning_on(console))) as context,
-    ):
-        plan = plan_run(context, probe=probe)
-        length = context_length(context.base)
+    with listening() as listeners:
+        found = plan.check(task, schedule=schedule, run=run_folder, probe=probe, listeners=listeners)
     if as_json:
         stages = [
             asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
-            for stage, need in zip(plan.stages, plan.needs, strict=True)
+            for stage, need in zip(found.stages, found.needs, strict=True)
         ]
-        result = {"context": length, "stages": stages, "memory": plan.memory, "advice": plan.advice}
+        result = {"context": found.context, "stages": stages, "memory": found.memory, "advice": found.advice}
         click.echo(json.dumps(result, indent=2))
     else:
-        Console().print(plan_table(plan, length))
-        if plan.advice:
-            click.echo(f"this does not fit into {plan.memory / 2**30:.1f} GiB: {plan.advice}")
+        Console().print(plan_table(found))
+        if found.advice:
+            click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")

@@ -70,7 +70,7 @@ def parity(
 
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.errors import ParityError
-    from pilocal.flow.context import Listeners
+    from pilocal.flow.listeners import Listeners
     from pilocal.flow.opening import open_run
     from pilocal.parity.picture import draw_parity
     from pilocal.parity.report import check_reference, check_run

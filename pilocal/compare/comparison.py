@@ -19,7 +19,8 @@ from pilocal.compare.arms import Arm
 from pilocal.compare.results import Result, read_result, result_name
 from pilocal.errors import InputError
 from pilocal.flow.checks import checked_context
-from pilocal.flow.context import Context, Listeners
+from pilocal.flow.context import Context
+from pilocal.flow.listeners import Listeners
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, TRAIN
 from pilocal.progress import Progress, silent
@@ -114,7 +115,7 @@ class Comparison:
             key = self._key(STAGES.key(context), arm.name)
             if known := self._known(arm.name, None, None, key):
                 return known
-            run_steps(context, STAGES, lambda result: None)
+            run_steps(context, STAGES)
             prompts = context.test_prompts(0)
         if arm.name == "full-prompt-cached":
             answers, times = self._in_llama(self._base_gguf, prompts, arm.title, warm=True)
@@ -145,7 +146,7 @@ class Comparison:
             key = self._key(TRAIN.key(context), name, seed, examples)
             if known := self._known(name, seed, examples, key):
                 return known
-            run_steps(context, TRAIN, lambda result: None)
+            run_steps(context, TRAIN)
             prompts = context.test_prompts(context.last_stage)
             answers = self._in_mlx(context.run.adapter, prompts, title)
             times: dict[str, float] = {}

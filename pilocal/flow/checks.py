@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pilocal.base.base import find_base, read_config
 from pilocal.errors import InputError, PilocalError, raise_all
-from pilocal.flow.context import Context, Listeners
+from pilocal.flow.context import Context
+from pilocal.flow.listeners import Listeners
 from pilocal.retrieve import check_bank, contradictions
 from pilocal.run.folder import RunDir
 from pilocal.task import AUTO, LOSSLESS, Task

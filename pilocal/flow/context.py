@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from pilocal.base.base import base_hash, download
 from pilocal.base.language_model import BaseModel
 from pilocal.base.load import load_tokenizer
 from pilocal.compress import CompressedTemplate, Tools, compress_template
-from pilocal.progress import Progress, silent
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.progress import Progress
 from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
 from pilocal.run.folder import RunDir
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from pilocal.prompt.tokens import Row
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listeners:
-    """Who hears of a run while it works."""
-
-    progress: Progress = silent
-    warn: Callable[[str], None] = warnings.warn
-    report_to: str | None = None
-    """A tracker that gets every line of the training: "tensorboard" or "wandb"."""
-
-
 @dataclass(kw_only=True)
 class Context:
     """One task, one schedule, one run folder; make it with `opening.open_task` or `opening.open_run`."""
@@ -49,7 +39,7 @@ class Context:
     metric: Metric
     backend: Backend
     """What trains."""
-    listeners: Listeners = field(default_factory=Listeners)
+    listeners: Listeners = QUIET
     team: Any = None
     """The processes that train together, while `followers.leading` lasts."""
 

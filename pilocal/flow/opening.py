@@ -8,15 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pilocal.base.base import base_hash, find_base
 from pilocal.errors import RunError
 from pilocal.flow.checks import checked_context
-from pilocal.flow.context import Context, Listeners
+from pilocal.flow.context import Context
+from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.run.folder import RunDir
 from pilocal.task import load_task
+from pilocal.task.load import task_folder
 from pilocal.task.schedule import DEFAULT, Adaptive, Schedule, Stage, load_schedule
 from pilocal.training.backend import Backend
 
-QUIET = Listeners()
+
+def default_run(task: Path) -> Path:
+    """Return the run folder of a task where none is named."""
+    return task_folder(task) / "run"
 
 
 @contextmanager
@@ -48,12 +54,37 @@ def open_run(run_folder: Path, listeners: Listeners = QUIET) -> Iterator[Context
     """Open a run again, with the task and the schedule that it was made with; raises RunError when it has none."""
     state = RunDir(run_folder).state
     try:
-        task_file = Path(state["task"]["folder"]) / state["task_file"]
         stages = tuple(Stage(**stage) for stage in state["schedule"])
         adaptive = Adaptive(**state["adaptive"]) if state["adaptive"] else None
     except (KeyError, TypeError):
-        fix = "point at the run folder of `pilocal run TASK`"
-        raise RunError(run_folder, "no run has begun here", fix=fix) from None
-    task = load_task(task_file)
+        raise _nothing_begun(run_folder) from None
+    task = load_task(task_file_of(run_folder))
     with RunDir.locked(run_folder, task=task.name, folder=task.folder) as run:
         yield checked_context(task, Schedule(stages, adaptive), run, listeners)
+
+
+def task_file_of(run_folder: Path) -> Path:
+    """Return the task.toml that a run was made from; raises RunError when no run has begun there."""
+    state = RunDir(run_folder).state
+    try:
+        return Path(state["task"]["folder"], state["task_file"])
+    except (KeyError, TypeError):
+        raise _nothing_begun(run_folder) from None
+
+
+def base_of(run_folder: Path) -> Path:
+    """Return the base that a run was made with; raises RunError or ModelError when it is not to be had."""
+    state = RunDir(run_folder).state
+    try:
+        model, folder, known = state["model"], Path(state["task"]["folder"]), state["base_sha256"]
+    except (KeyError, TypeError):
+        raise _nothing_begun(run_folder) from None
+    base = find_base(model, folder)
+    if base_hash(base) != known:
+        fix = "bring back the base that the run was made with, or run again"
+        raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base), fix=fix)
+    return base
+
+
+def _nothing_begun(run_folder: Path) -> RunError:
+    return RunError(run_folder, "no run has begun here", fix="point at the run folder of `pilocal run TASK`")

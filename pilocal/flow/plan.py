@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import read_config
+from pilocal.base.base import context_length, read_config
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
 from pilocal.flow.context import Context
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
 
 
@@ -16,6 +19,8 @@ from pilocal.flow.rendering import StageBudget, render_stages
 class Plan:
     """What a run will cost."""
 
+    context: int
+    """The longest sequence that the base takes, in tokens."""
     stages: list[StageBudget]
     needs: list[Any]
     """A training Need for each stage; None where nothing is trained."""
@@ -23,6 +28,25 @@ class Plan:
     """Bytes that the training may use here."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
+
+
+def check(
+    task: str | Path,
+    *,
+    schedule: str | Path | None = None,
+    run: str | Path | None = None,
+    probe: bool = True,
+    listeners: Listeners = QUIET,
+) -> Plan:
+    """Check a task and return what its run will cost, as `pilocal check` does; nothing is trained.
+
+    Without `run` nothing is left behind; with it, templates and shots are kept there for the run to come. With `probe`
+    one real step is taken to predict memory and time from. Raises InputError, ModelError, or Faults with all that is
+    wrong.
+    """
+    folder = Path(run) if run else None
+    with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners) as context:
+        return plan_run(context, probe=probe)
 
 
 def plan_run(context: Context, *, probe: bool) -> Plan:
@@ -51,6 +75,7 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
     steps, memory = context.schedule.steps(training.steps), machine_memory()
     needs = plan.predict(sizes, works, [steps[number] for number in trained], training, base, taken)
     return Plan(
+        context_length(context.base),
         [stage.budget for stage in stages],
         [needs[trained.index(number)] if number in trained else None for number in range(len(steps))],
         memory,

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from pilocal.errors import InputError, did_you_mean
 from pilocal.flow.context import Context
 from pilocal.flow.followers import leading
+from pilocal.flow.listeners import StepResult
 from pilocal.flow.step import Step
 from pilocal.flow.steps import EVALUATE, STEPS
 from pilocal.run.hashes import hashes
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
 """Packages whose versions run.json keeps."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What became of one step."""
-
-    name: str
-    skipped: bool
-    """True when its files were there and its inputs unchanged."""
-    seconds: float
-    note: str = ""
-    """What there is to say about it."""
 
 
 def step_named(name: str) -> Step:
@@ -41,8 +29,8 @@ def step_named(name: str) -> Step:
     raise InputError("step", "there is no such step", got=name, fix=fix)
 
 
-def run_steps(context: Context, last: Step, report: Callable[[StepResult], None]) -> None:
-    """Run every step that `last` needs and `last` itself, skipping what is done; tell `report` of each.
+def run_steps(context: Context, last: Step) -> None:
+    """Run every step that `last` needs and `last` itself, skipping what is done; the listeners hear of each.
 
     If several processes were launched together and there is something to train, this one leads them. Raises InputError,
     before any work, when answers to the test set could not be scored.
@@ -53,7 +41,7 @@ def run_steps(context: Context, last: Step, report: Callable[[StepResult], None]
     steps = [step for step in STEPS if last.uses(step) and step.wanted(context)]
     with leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
-            report(run_step(context, step))
+            context.listeners.step(run_step(context, step))
 
 
 def run_step(context: Context, step: Step) -> StepResult:

@@ -68,13 +68,18 @@ class Task:
     """Every file that was read: task, template, train, valid, test, and the metric's database where it has one."""
 
 
-def load_task(folder: Path) -> Task:
+def task_folder(task: str | Path) -> Path:
+    """Return the folder of a task, which may be named by its task.toml."""
+    return Path(task).parent if Path(task).is_file() else Path(task)
+
+
+def load_task(task: str | Path) -> Task:
     """Read and check a task folder (or its task.toml).
 
     Raises InputError for the only fault, or Faults with every fault of every file.
     """
-    toml_path = folder if folder.is_file() else folder / "task.toml"
-    folder = toml_path.parent
+    folder = task_folder(task)
+    toml_path = Path(task) if Path(task).is_file() else folder / "task.toml"
     if not toml_path.is_file():
         raise InputError(toml_path, "no such task", fix="`pilocal init DIR` makes one")
     values, text = read_toml(toml_path)

@@ -202,11 +202,12 @@ def _law(values: dict[str, Any], text: str, path: Path) -> Law:
     return law
 
 
-def load_schedule(path: Path) -> Schedule:
+def load_schedule(path: str | Path) -> Schedule:
     """Read a schedule file: a law (`decay = ...`) or `[[stage]]` tables.
 
     Raises InputError or Faults, with lines, when it is malformed or breaks a law of schedules.
     """
+    path = Path(path)
     values, text = read_toml(path)
     if "stage" not in values:
         return _law(values, text, path).schedule()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import InputError, RunError
+from pilocal.errors import InputError, RunError, did_you_mean
 from pilocal.run.hashes import sha256_file
 
 MLX, TORCH = "mlx", "torch"
@@ -54,6 +54,13 @@ class Backend:
             return {"name": self.name}
         initial = str(self.initial_adapter.resolve()) if self.initial_adapter else None
         return {"name": self.name, "device": self.device, "weights": self.weights, "initial_adapter": initial}
+
+
+def backend_named(name: str) -> Backend:
+    """Return a backend by its name; raises InputError when there is none of that name."""
+    if name not in (MLX, TORCH):
+        raise InputError("backend", "there is no such backend", got=name, fix=did_you_mean(name, (MLX, TORCH)))
+    return Backend(name=name)
 
 
 def torchrun_rank() -> int | None:

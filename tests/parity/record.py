@@ -50,7 +50,7 @@ def make_replay() -> Replay:
             lines = (EXAMPLE / f"{split}.jsonl").read_text().splitlines(keepends=True)
             (folder / f"{split}.jsonl").write_text("".join(lines[:count]))
         with open_task(folder, folder / "schedule.toml", folder / "run") as context:
-            run_steps(context, step_named("stages"), lambda result: None)
+            run_steps(context, step_named("stages"))
             return read_replay(context, context.task.training.steps)
 
 

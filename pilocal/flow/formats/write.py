@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pilocal.base.base import stock_reads_rope
 from pilocal.flow.context import Context
 from pilocal.flow.formats.mlx import write_mlx
 from pilocal.flow.formats.openai import write_openai
 from pilocal.flow.formats.order import Order, StageSet
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.opening import default_run, open_task
+from pilocal.flow.runner import run_steps
+from pilocal.flow.steps import STAGES
 from pilocal.training.learning_rate import learning_rate
+
+
+def write_stages(
+    task: str | Path,
+    form: str,
+    *,
+    schedule: str | Path | None = None,
+    run: str | Path | None = None,
+    listeners: Listeners = QUIET,
+) -> Order:
+    """Render a task's stages and write them for another trainer, as `pilocal stages --format` does.
+
+    Paths and errors are those of `flow.run.run`; `form` is "openai" or "mlx".
+    """
+    folder = Path(run) if run else default_run(Path(task))
+    with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners) as context:
+        run_steps(context, STAGES)
+        return write_format(context, form)
 
 
 def write_format(context: Context, form: str) -> Order:

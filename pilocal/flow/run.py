@@ -1,0 +1,196 @@
+"""A run as a program sees it: made by `run`, or opened again from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilocal.base.load import load_base, load_tokenizer
+from pilocal.errors import InputError, RunError
+from pilocal.flow.exporting import export_forms
+from pilocal.flow.followers import follow_leader
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.opening import base_of, default_run, open_run, open_task, task_file_of
+from pilocal.flow.runner import run_steps, step_named
+from pilocal.progress import Progress, silent
+from pilocal.prompt.render import Message
+from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.run.folder import RunDir
+from pilocal.run.shipped import read_shipped
+from pilocal.task import LOSSLESS, load_task
+from pilocal.training.backend import Backend, backend_named
+
+if TYPE_CHECKING:
+    from pilocal.llamacpp.engine import Engine
+
+CONTEXT = 2048
+"""Longest prompt and answer of `Run.answer`, in tokens."""
+
+
+class Run:
+    """A run folder; `with` closes what `answer` has loaded."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a run folder; raises RunError when no run has begun there."""
+        self.folder = Path(folder)
+        if "task" not in RunDir(self.folder).state:
+            fix = "point at the run folder of `pilocal run TASK`"
+            raise RunError(self.folder, "no run has begun here", fix=fix)
+
+    def __repr__(self) -> str:
+        """Return the call that opens it again."""
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json says of the arms; raises RunError when nothing was evaluated yet."""
+        path = RunDir(self.folder).metrics
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(self.folder, "nothing was evaluated here yet", fix="run it until evaluate") from None
+        except ValueError as error:
+            raise RunError(path, f"damaged: {error}", fix="delete this file and run again") from None
+        return found
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter, in mlx-lm's format; raises RunError when it is not trained yet."""
+        folder = RunDir(self.folder).adapter
+        if not folder.is_dir():
+            raise RunError(self.folder, "nothing was trained here yet", fix="run it until train")
+        return folder
+
+    def answer(self, query: str | Sequence[Message], *, max_tokens: int | None = None) -> str:
+        """Return what the served file answers in llama.cpp, greedily; the file stays loaded until `close`.
+
+        `query` is the bare query, or a chat that ends with it; `max_tokens` is the task's by default. Raises RunError
+        when nothing is served yet, InputError when the query and its answer do not fit CONTEXT tokens.
+        """
+        messages = [Message(role="user", content=query)] if isinstance(query, str) else list(query)
+        prompt, limit = prompt_tokens(messages, self._tokenizer), max_tokens or self._max_tokens
+        if len(prompt) + limit >= CONTEXT:
+            what, fix = f"the query and its answer do not fit {CONTEXT} tokens", "shorten it, or lower max_tokens"
+            raise InputError("query", what, got=f"{len(prompt)} + {limit} tokens", fix=fix)
+        how: dict[str, Any] = {"ends": end_tokens(self._tokenizer), "max_tokens": limit, "progress": silent}
+        answered = self._engine.answer([prompt], warm=False, name="answer", **how)
+        text: str = self._tokenizer.decode(answered.answers[0], skip_special_tokens=True)
+        return text
+
+    def close(self) -> None:
+        """Free the served file if `answer` has loaded it."""
+        if engine := self.__dict__.pop("_engine", None):
+            engine.close()
+
+    def __enter__(self) -> Run:
+        """Return the run."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from pilocal.llamacpp.engine import Engine
+
+        served = read_shipped(self.folder)
+        adapter = served.folder / served.adapter if served.adapter else None
+        return Engine(served.folder / (served.fused or served.base), CONTEXT, adapter)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(base_of(self.folder))
+
+    @property
+    def _max_tokens(self) -> int:
+        return load_task(task_file_of(self.folder)).generation.max_tokens
+
+    def export(
+        self, *forms: str, quants: Sequence[str] = (), accept_loss: bool = False, progress: Progress = silent
+    ) -> dict[str, dict[str, Any]]:
+        """Write the trained adapter in other forms below RUN/export; return what artefacts.json says about them.
+
+        `forms` are "mlx", "peft" and "ollama". `quants` make GGUF files: "lossless", or a type of llama.cpp such as
+        "q8_0", or "auto", with base and adapter fused into one file; the first is served from now on. Without either it
+        is "lossless". With `accept_loss` a form that the gate refuses is kept. Raises RunError when the training is not
+        finished or the task has changed since, ExportError when the gate refuses a form.
+        """
+        return export_run(
+            self.folder, forms=forms, quants=quants, accept_loss=accept_loss, listeners=Listeners(progress=progress)
+        )
+
+
+def run(
+    task: str | Path,
+    *,
+    schedule: str | Path | None = None,
+    run: str | Path | None = None,
+    until: str = "evaluate",
+    backend: str | Backend | None = None,
+    progress: Progress = silent,
+) -> Run:
+    """Run a task up to a step, as `pilocal run` does, and return the run; what is done already is skipped.
+
+    `task` is a task folder or its task.toml, `schedule` a schedule file (linear, 4 stages, 5 shots by default), `run`
+    the run folder (TASK/run by default), `until` the last step: "compress", "index", "stages", "train", "export" or
+    "evaluate". `backend` is "mlx" or "torch", by default the one that trained the run so far. `progress` hears of long
+    work; warnings are Python's. Raises PilocalError: InputError for what the user wrote, ModelError for the base,
+    RunError for the folder, TrainingError and ExportError for what cannot go on.
+    """
+    folder = Path(run) if run else default_run(Path(task))
+    chosen = backend_named(backend) if isinstance(backend, str) else backend
+    run_task(task, schedule, folder, until=until, backend=chosen, listeners=Listeners(progress=progress))
+    return Run(folder)
+
+
+def run_task(
+    task: str | Path,
+    schedule: str | Path | None,
+    run: Path,
+    *,
+    until: str,
+    backend: Backend | None = None,
+    listeners: Listeners = QUIET,
+) -> bool:
+    """Run a task up to a step; `listeners` hear of it. Return whether this process did.
+
+    One that was launched to help another process's training only helps, and returns False.
+    """
+    step = step_named(until)
+    if follow_leader(Path(task), step, backend):
+        return False
+    with open_task(Path(task), Path(schedule) if schedule else None, run, listeners, backend) as context:
+        run_steps(context, step)
+    return True
+
+
+def export_run(
+    run: str | Path,
+    *,
+    forms: Sequence[str] = (),
+    quants: Sequence[str] = (),
+    accept_loss: bool = False,
+    listeners: Listeners = QUIET,
+) -> dict[str, dict[str, Any]]:
+    """Write a trained adapter in other forms, as `Run.export` does."""
+    if not forms and not quants:
+        quants = (LOSSLESS,)
+    with open_run(Path(run), listeners) as context:
+        return export_forms(context, quants, forms, accept_loss=accept_loss)
+
+
+def load(run: str | Path) -> tuple[Any, Any]:
+    """Return the base with the run's trained adapter and its tokenizer, as mlx_lm.load does: (model, tokenizer).
+
+    The model is frozen and ready for mlx_lm.generate. Raises RunError when nothing was trained yet, ModelError when the
+    base or the adapter is damaged.
+    """
+    from mlx_lm.tokenizer_utils import load as load_wrapped
+
+    opened = Run(run)
+    base = base_of(opened.folder)
+    return load_base(base, opened.adapter), load_wrapped(base)

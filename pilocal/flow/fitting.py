@@ -17,7 +17,7 @@ from pilocal.training.tracker import Tracker, open_tracker
 def training_facts(context: Context) -> list[Any]:
     """Return what decides every training beside its rows and its stages."""
     training = asdict(context.task.training)
-    training.pop("direct_drop")
+    del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]
 

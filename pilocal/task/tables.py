@@ -158,7 +158,9 @@ class Training:
     seed: int = 0
     """Seeds the adapter's start, the order of the rows, dropout and, with [retrieval] pool, the choice of the bank."""
     direct_drop: bool = True
-    """Also train the arm direct_drop, the ablation: it costs more than the run itself."""
+    """Also train the arm direct_drop, the ablation: with the whole prompt all the way, then asked without."""
+    direct_drop_steps: int | None = None
+    """Optimizer steps of the ablation; when left out, those of the run, at several times its cost."""
 
     def __post_init__(self) -> None:
         require(
@@ -178,6 +180,11 @@ class Training:
             (self.validate_every >= 1, "validate_every", "must be at least 1"),
             (self.checkpoint_every >= 1, "checkpoint_every", "must be at least 1"),
             (self.seed >= 0, "seed", "must not be negative"),
+            (
+                self.direct_drop_steps is None or (self.direct_drop and self.direct_drop_steps >= 1),
+                "direct_drop_steps",
+                "must be at least 1, and needs direct_drop = true",
+            ),
         )
 
 

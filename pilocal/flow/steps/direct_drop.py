@@ -13,11 +13,13 @@ from pilocal.flow.steps.stages import STAGES
 
 def _facts(context: Context) -> list[Any]:
     shares: list[float] = []
-    return [shares, None, *training_facts(context)]
+    steps = context.task.training.direct_drop_steps
+    return [shares, None, *training_facts(context), *([steps] if steps else [])]
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    plan = stage_plan(context, 0, context.task.training.steps, context.run.direct_drop)
+    training = context.task.training
+    plan = stage_plan(context, 0, training.direct_drop_steps or training.steps, context.run.direct_drop)
     return fit(context, [plan], key, "direct_drop")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.base import read_config
-from pilocal.base.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
 from pilocal.base.device import keeps_packed
 from pilocal.errors import ModelError
 
@@ -29,6 +29,7 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
     adapter that is damaged, or that do not fit each other.
     """
     load_fast_blas()
+    warn_of_slow_blas()
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, load_adapters, load_model
 

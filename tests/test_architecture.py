@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pilocal"
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "packages": 1,
     "task": 1,
     "sandbox": 1,
     "prompt": 2,

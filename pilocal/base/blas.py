@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FASTER = 1.6
-"""How many times faster than the reference BLAS such products have to be: OpenBLAS and PyTorch's are 2.3 to 10 times."""
+"""How many times faster than the reference BLAS such products have to be; OpenBLAS and PyTorch are 2.3 to 10 times."""
 
 SIZE, PRODUCTS = 64, 32
 """Rows and columns of the matrices that are measured, so small that one thread multiplies them, and how many at once:

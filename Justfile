@@ -48,9 +48,13 @@ bench *names: setup
 
 # Check everything that needs an NVIDIA GPU: tests, parity, the 8B shape's table
 cuda: setup
-    {{ bin }}/pytest -rs -k cuda tests/test_torch.py tests/test_torch_run.py tests/test_parity.py tests/test_base.py
-    {{ bin }}/pilocal parity --reference tests/parity/starter --device cuda
-    {{ bin }}/python -m tests.bench backends
+    @just bin={{ quote(bin) }} gpu
+
+# The same in an environment that is there already, on any device: `just bin=/venv/bin gpu cpu`
+gpu device="cuda":
+    {{ bin }}/python -m pytest -rs -k {{ device }} tests/test_torch.py tests/test_torch_run.py tests/test_parity.py tests/test_base.py
+    {{ bin }}/python -m pilocal parity --reference tests/parity/starter --device {{ device }}
+    {{ bin }}/python -m tests.bench backends --device {{ device }}
 
 # Create the environment and install everything into it
 setup:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilocal.packages import require_packages
 from pilocal.run.files import replacing
 
 COLOURS = ("#0a6ebd", "#d9480f", "#2b8a3e", "#888888", "#862e9c")
@@ -54,6 +55,7 @@ def panels_chart(
 
     Lines of many points are drawn without a dot at each. Raises RunError when the file cannot be written.
     """
+    require_packages(path, "matplotlib")
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -322,7 +322,7 @@ def test_an_initial_adapter_that_is_not_there_is_refused(tiny_base, tmp_path):
 def test_a_package_that_is_missing_is_named_with_its_cure(name, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == name else find(package))
-    with pytest.raises(InputError, match=rf"{name} is not installed; pip install 'pilocal\[cuda\]'"):
+    with pytest.raises(InputError, match=rf"{name} is not installed; pip install 'pilocal\[torch\]'"):
         find_device(None)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.base import read_config
-from pilocal.base.blas import load_fast_blas
+from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
 from pilocal.base.device import keeps_packed
 from pilocal.errors import ModelError
+from pilocal.packages import require_packages
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -28,7 +29,9 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
     in; by default float32 where they are dequantized, what the files hold elsewhere. Raises ModelError for a base or an
     adapter that is damaged, or that do not fit each other.
     """
+    require_packages("MLX", "mlx", "mlx_lm")
     load_fast_blas()
+    warn_of_slow_blas()
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, load_adapters, load_model
 

@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from pilocal.errors import PilocalError, did_you_mean
+from pilocal.packages import missing_package
 
 COMMANDS = {
     "init": "pilocal.cli.init",
@@ -63,6 +64,12 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except PilocalError as error:
         click.echo(str(error), err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        click.echo(str(missing), err=True)
         sys.exit(1)
     except OSError as error:
         from pilocal.run.files import disk_error

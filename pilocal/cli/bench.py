@@ -29,11 +29,13 @@ def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | Non
     from pilocal.bench.picture import draw_bench
     from pilocal.bench.prompts import read_prompts
     from pilocal.cli.display import progress_bars
+    from pilocal.packages import require_packages
     from pilocal.run.files import write_json
     from pilocal.run.shipped import read_shipped
 
     if not clients or min(clients) < 1 or max(clients) > requests:
         raise click.UsageError(f"--clients are numbers from 1 to --requests, which is {requests}")
+    require_packages("bench.svg", "matplotlib")
     shipped = read_shipped(run)
     folder = shipped.folder
     weights = Weights(

@@ -69,11 +69,14 @@ def compare(
     from pilocal.compare.results import Result
     from pilocal.compare.table import CURVE, Prices, make_table, markdown
     from pilocal.errors import InputError
+    from pilocal.packages import require_packages
     from pilocal.run.files import replacing, write_json
     from pilocal.task.schedule import load_law
 
     if training_price is not None and price is None:
         raise InputError("--training-price", "of no use without --price", fix="give both")
+    if curve:
+        require_packages("--curve", "matplotlib")
     prices = (
         None if price is None else Prices(prompt=price, training=price if training_price is None else training_price)
     )

@@ -58,10 +58,13 @@ def parity(
     adapters' distance at the end. Also the logits of MLX, PyTorch and llama.cpp, the tokenizers' ids, and the adapter
     in PEFT's format and back. RUN/parity.json and RUN/parity.svg hold the same. Exit status 1 beyond the tolerance.
     """
+    from pilocal.packages import require_packages
     from pilocal.training.torch_backend.device import find_device
 
     if (run is None) == (reference is None) or (reference and record):
         raise click.UsageError("give a RUN, with or without --record, or a --reference")
+    if run is not None:
+        require_packages("parity.svg", "matplotlib")
     device = find_device(device)
     tolerance = tolerance or (1e-4 if precision == "float32" else 0.01)
     how: dict[str, Any] = {"tolerance": tolerance, "device": device, "precision": precision}

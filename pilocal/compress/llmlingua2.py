@@ -23,6 +23,7 @@ from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
+from pilocal.packages import require_packages
 from pilocal.run.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
 
@@ -45,6 +46,7 @@ class LLMLingua2(WordRemoval):
 
     def __init__(self, config: Compression, tools: Tools) -> None:
         super().__init__(config, tools)
+        require_packages('[compression] method = "llmlingua2"', "llmlingua", "torch")
         self._package: Any = None
 
     def inputs(self, taus: Sequence[float]) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from pilocal.errors import ExportError
 from pilocal.export.fused import to_bfloat16
@@ -23,7 +22,7 @@ from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
-from pilocal.run.files import disk_error, write_json
+from pilocal.run.files import cache_folder, disk_error, write_json
 
 Q4_1, F16, BF16, F32 = (GGMLQuantizationType[name] for name in ("Q4_1", "F16", "BF16", "F32"))
 FILE_TYPES = {Q4_1: LlamaFileType.MOSTLY_Q4_1, F16: LlamaFileType.MOSTLY_F16, BF16: LlamaFileType.MOSTLY_BF16}
@@ -44,7 +43,7 @@ def cached_base(base: Path, base_sha256: str, progress: Progress = silent) -> Lo
     It is called after its type: base-q4_1.gguf for a 4-bit base. Raises ExportError when llama.cpp could not run it,
     RunError when the disk is full.
     """
-    folder = user_cache_path("pilocal") / "bases" / f"{base_sha256[:16]}-{version('pilocal')}"
+    folder = cache_folder() / "bases" / f"{base_sha256[:16]}-{version('pilocal')}"
     facts = folder / "base.json"
     with _alone(folder):
         try:

@@ -11,6 +11,7 @@ from pilocal.base.base import find_base, read_config
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
+from pilocal.packages import require_packages
 from pilocal.retrieve import check_bank, contradictions
 from pilocal.run.folder import RunDir
 from pilocal.task import AUTO, LOSSLESS, Task
@@ -32,6 +33,8 @@ def checked_context(
 
     chosen = backend or backend_of(run.state, run.file)
     faults = _settings_faults(task, schedule)
+    with _collecting(faults):
+        _check_packages(task, schedule)
     with _collecting(faults):
         check_bank(
             task.train,
@@ -58,6 +61,14 @@ def checked_context(
     assert base is not None
     _warn_of_contradictions(task, listeners.warn)
     return Context(task=task, schedule=schedule, run=run, base=base, metric=metric, backend=chosen, listeners=listeners)
+
+
+def _check_packages(task: Task, schedule: Schedule) -> None:
+    """Raise InputError when a package that the settings ask for is not installed."""
+    if task.compression.method == "llmlingua2" and any(0 < stage.tau < 1 for stage in schedule.stages):
+        require_packages('[compression] method = "llmlingua2"', "llmlingua", "torch")
+    if task.retrieval.similarity == "embedding" and any(stage.shots for stage in schedule.stages):
+        require_packages('[retrieval] similarity = "embedding"', "sentence_transformers", "hnswlib")
 
 
 def check_quant(task: Task, quant: str, where: str) -> None:

@@ -14,7 +14,10 @@ from pilocal.flow.followers import leading
 from pilocal.flow.listeners import StepResult
 from pilocal.flow.step import Step
 from pilocal.flow.steps import EVALUATE, STEPS
+from pilocal.flow.steps.export import EXPORT
+from pilocal.packages import require_packages
 from pilocal.run.hashes import hashes
+from pilocal.training.backend import MLX
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
 """Packages whose versions run.json keeps."""
@@ -33,12 +36,16 @@ def run_steps(context: Context, last: Step) -> None:
     """Run every step that `last` needs and `last` itself, skipping what is done; the listeners hear of each.
 
     If several processes were launched together and there is something to train, this one leads them. Raises InputError,
-    before any work, when answers to the test set could not be scored.
+    before any work, when answers to the test set could not be scored or a package is missing.
     """
     if last is EVALUATE:
         context.metric.check(context.task.test)
-    describe(context)
     steps = [step for step in STEPS if last.uses(step) and step.wanted(context)]
+    if any(step.trains for step in steps) and context.backend.name == MLX:
+        require_packages("--backend mlx", "mlx", "mlx_lm")
+    if EXPORT in steps:
+        require_packages("export", "llama_cpp")
+    describe(context)
     with leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
             context.listeners.step(run_step(context, step))

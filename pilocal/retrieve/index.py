@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.packages import require_packages
 from pilocal.run.files import disk_error, write_json
 from pilocal.run.hashes import sha256_file
 
@@ -78,6 +78,9 @@ def open_index(vectors: NDArray[np.float32], path: Path, recall_k: int) -> Neigh
         "recall_k": recall_k,
         "recall_sample": min(RECALL_SAMPLE, count),
     }
+    require_packages("[retrieval] similarity", "hnswlib")
+    import hnswlib
+
     index = hnswlib.Index(space=SPACE, dim=dim)
     index.set_num_threads(1)
     sidecar = path.with_suffix(".json")

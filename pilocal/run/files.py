@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,15 @@ def disk_error(path: Path | str, error: OSError) -> RunError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(path, "the disk is full", fix="free some space and run again; the run goes on where it was")
     return RunError(path, f"cannot write: {error.strerror or error}", fix="check the path and its permissions")
+
+
+def cache_folder() -> Path:
+    """Return where this system keeps what pilocal can make again: below XDG_CACHE_HOME where that is set."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "pilocal" / "pilocal" / "Cache"
+    usual = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME", "").strip() or usual) / "pilocal"
 
 
 def write_json(path: Path, value: Any) -> None:

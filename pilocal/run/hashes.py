@@ -10,10 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from pilocal.errors import RunError
-from pilocal.run.files import write_json
+from pilocal.run.files import cache_folder, write_json
 
 LARGE = 64 << 20
 """Bytes from which on a hash is worth remembering."""
@@ -39,7 +37,7 @@ def remembered_sha256(path: Path, large: int = LARGE) -> str:
     before = path.stat()
     if before.st_size < large:
         return sha256_file(path)
-    note = user_cache_path("pilocal") / "hashes" / f"{fingerprint(str(path.resolve()))[:32]}.json"
+    note = cache_folder() / "hashes" / f"{fingerprint(str(path.resolve()))[:32]}.json"
     state = {"path": str(path.resolve()), "size": before.st_size, "changed": before.st_mtime_ns}
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(note.read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pilocal.errors import InputError, TrainingError, did_you_mean
+from pilocal.packages import require_packages
 from pilocal.run.files import disk_error
 
 TRACKERS = ("tensorboard", "wandb")
@@ -57,9 +57,7 @@ def check_tracker(kind: str) -> None:
     """Raise InputError when `kind` is unknown or its package is not installed; imports nothing heavy."""
     if kind not in TRACKERS:
         raise InputError(kind, "no such tracker", fix=did_you_mean(kind, TRACKERS))
-    spec = importlib.util.find_spec(kind)
-    if spec is None or spec.origin is None:  # no origin: W&B's own data folder in the current folder looks like that
-        raise InputError(f"--report-to {kind}", f"{kind} is not installed", fix=f"pip install {kind}")
+    require_packages(f"--report-to {kind}", *([kind, "torch"] if kind == "tensorboard" else [kind]))
 
 
 def open_tracker(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from pilocal.errors import InputError, PilocalError
+from pilocal.packages import require_packages
 from pilocal.task import Lora, Training
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -14,16 +13,12 @@ PACKAGES = ("torch", "transformers", "peft")
 
 def check_installed() -> None:
     """Raise InputError when a package that the backend needs is missing; imports nothing heavy."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise InputError("--backend torch", f"{name} is not installed", fix="pip install 'pilocal[cuda]'")
+    require_packages("--backend torch", *PACKAGES)
 
 
 def check_bitsandbytes() -> None:
     """Raise InputError when bitsandbytes is missing; imports nothing."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        fix = "pip install 'pilocal[nf4]', or take --weights packed, which keeps MLX's own four bits"
-        raise InputError("--weights nf4", "bitsandbytes is not installed", fix=fix)
+    require_packages("--weights nf4", "bitsandbytes")
 
 
 def find_device(asked: str | None) -> str:

@@ -1,0 +1,97 @@
+"""The BLAS that MLX computes with: each claim in a process of its own, since a library is loaded once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pilocal.base.blas import FASTER
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a BLAS of its own")
+
+HIDDEN = "import pilocal.base.blas as blas; blas.OPENBLAS = 'libthere-is-none.so'; "
+"""As on a machine that has no OpenBLAS."""
+
+MEAN = """
+import time, mlx.core as mx
+a, b = mx.ones((8, 256)), mx.ones((256, 256))
+count, began = 0, time.perf_counter()
+while time.perf_counter() - began < 3:
+    mx.eval(a @ b)
+    count += 1
+    time.sleep(0.001)  # as between the products of a step
+print((time.perf_counter() - began) / count)
+"""
+
+
+def python(code: str, cores: set[int] | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code as from a shell in which no variable for a BLAS is set."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "OPENBLAS_", "GOMP_"))}
+    if cores:
+        code = f"import os; os.sched_setaffinity(0, {cores})\n{code}"
+    return subprocess.run([sys.executable, "-c", code], env=env | variables, capture_output=True, text=True, check=True)
+
+
+@contextmanager
+def busy(cores: set[int], per_core: int) -> Iterator[None]:
+    """Keep some cores busy with other processes."""
+    code = f"import os; os.sched_setaffinity(0, {cores})\nwhile True: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(per_core * len(cores))]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@linux
+def test_the_blas_inside_pytorch_serves_where_there_is_no_openblas():
+    pytest.importorskip("torch")
+    done = python(f"{HIDDEN}print(blas.load_fast_blas()); print(blas.speed_over_reference())")
+    name, ratio = done.stdout.split()
+    assert name.endswith("libtorch_cpu.so")
+    assert float(ratio) > FASTER
+
+
+@linux
+def test_what_serves_is_measured_not_believed():
+    done = python(
+        "import mlx.core\nfrom pilocal.base import blas\nprint(blas.load_fast_blas())\nblas.warn_of_slow_blas()"
+    )
+    assert done.stdout == "None\n"  # too late
+    assert "warning: MLX computes with the reference BLAS" in done.stderr
+
+
+@linux
+def test_without_a_fast_blas_there_is_one_warning_with_the_command_that_mends_it():
+    code = f"{HIDDEN}blas.torch_library = lambda: None\n"
+    code += (
+        "from pathlib import Path\nfrom pilocal.base.base import find_base\nfrom pilocal.base.load import load_base\n"
+    )
+    code += "for _ in range(2): load_base(find_base('starter', Path()))"
+    said = python(code).stderr.splitlines()
+    assert len(said) == 1
+    assert "apt install libopenblas0-pthread" in said[0]
+    assert "pip install 'pilocal[torch]'" in said[0]
+
+
+@linux
+def test_other_work_on_every_core_does_not_stop_small_products():
+    pytest.importorskip("torch")
+    cores = set(sorted(os.sched_getaffinity(0))[:2])
+    with busy(cores, per_core=2):
+        mean = float(python(f"{HIDDEN}blas.load_fast_blas()\n{MEAN}", cores).stdout)
+    assert mean < 0.030  # 50 to 110 ms where threads spin while they wait, 2 to 8 ms where they sleep
+
+
+@linux
+def test_a_user_s_own_wait_policy_stays():
+    code = "import os, pilocal; print(os.environ['OMP_WAIT_POLICY'])"
+    assert python(code).stdout == "PASSIVE\n"
+    assert python(code, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"

@@ -1,0 +1,93 @@
+"""A package that is missing is one line, with the command that brings it, before the work that asks for it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from pilocal.errors import InputError
+from pilocal.packages import INSTALL, is_installed, require_packages
+from tests.test_cli import ROOT
+from tests.test_flow import make_task
+
+DISTRIBUTIONS = {
+    "llama_cpp": "llama-cpp-python",
+    "mlx_lm": "mlx-lm",
+    "sentence_transformers": "sentence-transformers",
+}
+"""Names to install that are not the names to import."""
+
+
+def without(names: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process in which some packages cannot be imported."""
+    code = f"import sys\nfor name in {names!r}: sys.modules[name] = None\nimport pilocal.cli; pilocal.cli.main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the only line on stderr of a command that failed."""
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings", "arguments", "line"),
+    [
+        ("llmlingua", '[compression]\nmethod = "llmlingua2"', ["check", "TASK"], "pip install 'pilocal[llmlingua]'"),
+        (
+            "sentence_transformers",
+            '[retrieval]\nsimilarity = "embedding"',
+            ["check", "TASK"],
+            "pip install 'pilocal[embedding]'",
+        ),
+        ("hnswlib", '[retrieval]\nsimilarity = "embedding"', ["check", "TASK"], "pip install 'pilocal[embedding]'"),
+        ("matplotlib", "", ["compare", "TASK", "--curve", "2,4"], "pip install 'pilocal[plot]'"),
+        ("matplotlib", "", ["bench", "TASK"], "pip install 'pilocal[plot]'"),
+        ("matplotlib", "", ["parity", "TASK"], "pip install 'pilocal[plot]'"),
+        ("torch", "", ["run", "TASK", "--backend", "torch"], "pip install 'pilocal[torch]'"),
+        ("peft", "", ["run", "TASK", "--backend", "torch"], "pip install 'pilocal[torch]'"),
+        ("transformers", "", ["run", "TASK", "--backend", "torch"], "pip install transformers"),
+        ("bitsandbytes", "", ["run", "TASK", "--backend", "torch", "--weights", "nf4"], "pip install 'pilocal[nf4]'"),
+        ("tensorboard", "", ["train", "TASK", "--report-to", "tensorboard"], "pip install tensorboard"),
+        ("torch", "", ["train", "TASK", "--report-to", "tensorboard"], "pip install 'pilocal[torch]'"),
+        ("wandb", "", ["train", "TASK", "--report-to", "wandb"], "pip install wandb"),
+        ("mlx", "", ["train", "TASK"], "pip install 'mlx[cpu]' mlx-lm"),
+        ("mlx_lm", "", ["train", "TASK"], "pip install mlx-lm"),
+        ("llama_cpp", "", ["run", "TASK"], "pip install 'llama-cpp-python[server]'"),
+        ("sacrebleu", "", ["check", "TASK"], "pip install sacrebleu"),
+    ],
+)
+def test_a_missing_package_is_one_line_before_any_work(tmp_path, tiny_base, missing, settings, arguments, line):
+    task = make_task(tmp_path / "task", tiny_base)
+    with (task / "task.toml").open("a", encoding="utf-8") as file:
+        file.write(settings)
+    before = sorted(task.iterdir())
+    done = without((missing,), *(task if word == "TASK" else word for word in arguments))
+    assert f"{missing} is not installed; {line}" in said(done)
+    assert [path for path in sorted(task.iterdir()) if path not in before] in ([], [task / "run"])
+    assert not (task / "run" / "templates").exists()
+
+
+@pytest.mark.parametrize("name", sorted(INSTALL))
+def test_every_package_that_can_be_missing_has_a_line(name, monkeypatch):
+    assert is_installed(name)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=re.escape(f"here: {name} is not installed; pip install {INSTALL[name]}")):
+        require_packages("here", name)
+
+
+def test_the_command_that_is_named_brings_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {extra: {re.split(r"[^\w-]", need)[0] for need in needs}
+             for extra, needs in project["optional-dependencies"].items()}  # fmt: skip
+    for name, command in INSTALL.items():
+        if extra := re.fullmatch(r"'pilocal\[(\w+)\]'", command):
+            assert DISTRIBUTIONS.get(name, name) in names[extra[1]], name
+        else:
+            assert command.strip("'").split("[")[0].split()[0] == DISTRIBUTIONS.get(name, name), name

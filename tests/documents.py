@@ -17,7 +17,6 @@ import click
 import pilocal
 from pilocal import errors
 from pilocal.cli import cli
-from pilocal.run.folder import RunDir
 from pilocal.task import METRICS, TABLES
 from pilocal.task.load import _Top
 from pilocal.task.schedule import DECAYS, Law, Stage
@@ -29,8 +28,8 @@ WIDTH = 120
 COMMANDS = """\
 # Commands
 
-Exit status: 0 done; 1 a fault of the input or the machine; 2 misuse; 130 interrupted. A fault is one line on stderr: where,
-what is wrong, what was got, what to do. With `--json` the result is JSON on stdout; progress goes to stderr.
+Exit status: 0 done; 1 a fault of the input or the machine; 2 misuse; 130 interrupted. A fault is one line on stderr:
+where, what is wrong, what was got, what to do. With `--json` the result is JSON on stdout; progress goes to stderr.
 """
 
 SETTINGS = """\
@@ -56,15 +55,6 @@ run.close()
 
 [`examples/python_api.py`](../examples/python_api.py) is a script that runs.
 """
-
-
-class Plain(str):
-    """An annotation that is shown as it is written."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def commands_page() -> str:
@@ -128,31 +118,9 @@ def code(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def run_folder_page() -> str:
-    """Return RUN_FOLDER.md with the table of what the code names."""
-    run = RunDir(Path("RUN"))
-    lines = ["| in the code | path | holds |", "| --- | --- | --- |"]
-    for name, member in vars(RunDir).items():
-        if isinstance(member, property):
-            path = getattr(run, name).relative_to(run.path)
-            lines.append(f"| `RunDir.{name}` | `{path}` | {first_line(member)} |")
-    lines.append(f"| `RunDir.stage(N)` | `{run.stage(0).relative_to(run.path).parent}/N` | {first_line(RunDir.stage)} |")
-    text = (PACKAGE / "flow" / "RUN_FOLDER.md").read_text(encoding="utf-8")
-    table = "\n".join(lines)
-    pattern = r"(<!-- run folder: generated -->\n).*?(<!-- end -->)"
-    found, count = re.subn(pattern, lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
-    assert count == 1
-    return found
-
-
-def first_line(thing: object) -> str:
-    """Return the first line of a docstring."""
-    return (inspect.getdoc(thing) or "").splitlines()[0]
-
-
 def api_page() -> str:
     """Return every public name with its signature and docstring."""
-    public = {name: getattr(pilocal, name) for name in pilocal.__all__}
+    public = {name: pilocal.__getattr__(name) for name in pilocal.__all__}
     functions = {name: thing for name, thing in public.items() if inspect.isfunction(thing)}
     raised = {name: thing for name, thing in public.items() if isinstance(thing, type) and issubclass(thing, Exception)}
     classes = {name: thing for name, thing in public.items() if name not in functions and name not in raised}
@@ -164,8 +132,8 @@ def api_page() -> str:
         parts += [described(f"{name}.{each}", member, 3) for each, member in members(cls).items()]
     tree = (inspect.getdoc(errors) or "").split("\n\n", 1)[1]
     parts.append(f"## Errors\n\n```text\n{tree}\n```\n")
-    said = ", ".join(f"`{name}`" for name in raised)
-    parts.append(f"All of them are in `pilocal`: {said}. Each has `where`, `problem`, `got` and `fix`.\n")
+    assert all(name in tree for name in raised)
+    parts.append("All of them are in `pilocal`. Each has `where`, `problem`, `got` and `fix`.\n")
     return "\n".join(part for part in parts if part)
 
 
@@ -178,7 +146,8 @@ def members(cls: type[Any]) -> Mapping[str, Any]:
 def fields_of(cls: type[Any]) -> str:
     """Return the table of a dataclass's fields."""
     documented = dict(documented_fields(cls))
-    rows = [f"| `{field.name}` | `{field.type}` | {documented.get(field.name, '')} |" for field in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    rows = [f"| `{field.name}` | `{field.type}` | {documented.get(field.name, '')} |" for field in fields]
     return "\n".join(["| field | type | |", "| --- | --- | --- |", *rows]).replace(" | None`", " or None`") + "\n"
 
 
@@ -186,7 +155,7 @@ def described(name: str, thing: Any, level: int) -> str:
     """Return a heading, a signature and the docstring of a function or property."""
     if isinstance(thing, property):
         assert thing.fget is not None
-        shown = f"{name}: {inspect.signature(thing.fget).return_annotation}"
+        shown = f"{name}: {inspect.get_annotations(thing.fget)['return']}"
     else:
         shown = f"{name}{signature(thing)}"
     return f"{'#' * level} {name}\n\n```python\n{shown}\n```\n\n{prose(thing)}\n"
@@ -194,22 +163,24 @@ def described(name: str, thing: Any, level: int) -> str:
 
 def signature(function: Callable[..., Any]) -> str:
     """Return a signature as its source writes it, one parameter per line where it is long."""
-    found = inspect.signature(function)
-    plain = [
-        parameter.replace(annotation=Plain(parameter.annotation))
-        for parameter in found.parameters.values()
-        if parameter.name != "self"
-    ]
-    short = str(found.replace(parameters=plain, return_annotation=Plain(found.return_annotation)))
-    if len(short) <= 100:
-        return short
-    lines, keyword_only = [], False
-    for parameter in plain:
-        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
-            keyword_only = True
-            lines.append("*")
-        lines.append(str(parameter))
-    return "(\n" + "".join(f"    {line},\n" for line in lines) + f") -> {found.return_annotation}"
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(node, ast.FunctionDef) and node.returns is not None
+    given = node.args
+    defaults = [None] * (len(given.args) - len(given.defaults)) + list(given.defaults)
+    parts = [parameter(arg, value) for arg, value in zip(given.args, defaults, strict=True) if arg.arg != "self"]
+    if given.vararg or given.kwonlyargs:
+        parts.append("*" + (parameter(given.vararg, None) if given.vararg else ""))
+    parts += [parameter(arg, value) for arg, value in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    returned = ast.unparse(node.returns)
+    short = f"({', '.join(parts)}) -> {returned}"
+    return short if len(short) <= 100 else "(\n" + "".join(f"    {part},\n" for part in parts) + f") -> {returned}"
+
+
+def parameter(arg: ast.arg, value: ast.expr | None) -> str:
+    """Return a parameter with its annotation and its default."""
+    assert arg.annotation is not None
+    shown = f"{arg.arg}: {ast.unparse(arg.annotation)}"
+    return shown if value is None else f"{shown} = {ast.unparse(value).replace(chr(39), chr(34))}"
 
 
 def prose(thing: object) -> str:
@@ -220,7 +191,6 @@ def prose(thing: object) -> str:
 PAGES: Mapping[Path, Callable[[], str]] = {
     PACKAGE / "cli" / "COMMANDS.md": commands_page,
     PACKAGE / "task" / "SETTINGS.md": settings_page,
-    PACKAGE / "flow" / "RUN_FOLDER.md": run_folder_page,
     PACKAGE / "API.md": api_page,
 }
 """Every generated document and what makes it."""

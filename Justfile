@@ -36,7 +36,7 @@ check: lint test
 fix: setup
     {{ bin }}/ruff check --fix .
     {{ bin }}/ruff format .
-    {{ bin }}/python -m tests.readme
+    {{ bin }}/python -m tests.documents
 
 # Measure the starter's gate: 20 unseen tasks, full prompt against bare query
 gate: setup

@@ -29,12 +29,19 @@ class _Top:
     """The keys of task.toml outside any table."""
 
     name: str
+    """The task's name; clients of the server send it as `model`."""
     model: str = STARTER
+    """The base: "starter" (bundled), a local directory, or a Hub id."""
     template: str = "template.md"
+    """File of the text that every request repeats; like all files here, relative to the task folder."""
     train: str = "train.jsonl"
+    """File of the training examples, one JSON object per line."""
     valid: str = "valid.jsonl"
+    """File of the validation examples, for the validation loss and the gate."""
     test: str = "test.jsonl"
+    """File of the test examples, for the scores."""
     metric: str = "exact_match"
+    """How an answer is scored; see the table below."""
 
     def __post_init__(self) -> None:
         require(
@@ -49,15 +56,19 @@ class Task:
     """A whole task, checked."""
 
     folder: Path
+    """Where it was read from."""
     name: str
     model: str
+    """The base, as task.toml names it."""
     template: str
     """The template's text."""
     train: tuple[Example, ...]
+    """Each with id, query, answer, history and extra; the same for the next two."""
     valid: tuple[Example, ...]
     test: tuple[Example, ...]
     metric: str
     retrieval: Retrieval
+    """The table of that name, as are all below."""
     compression: Compression
     lora: Lora
     training: Training
@@ -65,7 +76,7 @@ class Task:
     export: Export
     scoring: Scoring
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test, and the metric's database where it has one."""
+    """Every file that was read: task, template, train, valid, test, and the metric's database if it has one."""
 
 
 def task_folder(task: str | Path) -> Path:
@@ -76,7 +87,7 @@ def task_folder(task: str | Path) -> Path:
 def load_task(task: str | Path) -> Task:
     """Read and check a task folder (or its task.toml).
 
-    Raises InputError for the only fault, or Faults with every fault of every file.
+    Raises InputError for a single fault, or Faults with every fault of every file.
     """
     folder = task_folder(task)
     toml_path = Path(task) if Path(task).is_file() else folder / "task.toml"

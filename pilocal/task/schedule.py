@@ -1,4 +1,4 @@
-"""Schedules: how the prompt shrinks, stage by stage, and how the optimizer steps are shared out."""
+"""Schedules: how the prompt shrinks stage by stage, and how the optimizer steps are divided."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage:
     shots: int
     """Solved examples placed before the query."""
     share: float
-    """Share of the run's optimizer steps; 0 for a prompt that is only asked with, such as the whole one."""
+    """Share of the run's optimizer steps; 0 for a stage that is evaluated but not trained."""
 
     def __post_init__(self) -> None:
         require(
@@ -34,24 +34,25 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptive:
-    """When a stage may end early; the steps that it leaves over go to the stages after it."""
+    """When a stage may end early; its unused steps go to the stages after it."""
 
     margin: float
-    """The most that the validation loss, in nats a token, may rise when the prompt is cut to the next stage's."""
+    """The most that the validation loss, in nats per token, may rise when the prompt is cut to the next stage's."""
     least: float
-    """Share of a stage's steps before the first look, and between two."""
+    """Share of a stage's steps before the first comparison, and between two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The stages in order; the first has the full prompt, the last is the query alone, no prompt ever grows back."""
+    """The stages in order: the first has the full prompt, the last is the query alone, and no prompt grows back."""
 
     stages: tuple[Stage, ...]
+    """Each with tau, shots and share."""
     adaptive: Adaptive | None = None
-    """None where every stage takes exactly its share."""
+    """None if every stage takes exactly its share."""
 
     def steps(self, total: int) -> tuple[int, ...]:
-        """Share `total` optimizer steps out by the stages' shares, at least one where the share is not 0.
+        """Divide `total` optimizer steps by the stages' shares; a share above 0 gets at least one step.
 
         >>> Law(decay="linear").schedule().steps(10)
         (3, 3, 2, 2)
@@ -75,7 +76,7 @@ class Schedule:
 
 
 def exponential(progress: float, rate: float) -> float:
-    """Return what is left at `progress` (0 to 1): from 1 to 0, fast early and slowly late.
+    """Return the share that is left at `progress` (0 to 1): it falls from 1 to 0, fast early and slowly late.
 
     >>> [round(exponential(i / 3, 3), 2) for i in range(4)]
     [1.0, 0.33, 0.09, 0.0]
@@ -85,7 +86,7 @@ def exponential(progress: float, rate: float) -> float:
 
 
 def inverse_exponential(progress: float, rate: float) -> float:
-    """Return what is left at `progress` (0 to 1): from 1 to 0, slowly early and fast late.
+    """Return the share that is left at `progress` (0 to 1): it falls from 1 to 0, slowly early and fast late.
 
     >>> [round(inverse_exponential(i / 3, 3), 2) for i in range(4)]
     [1.0, 0.91, 0.67, 0.0]
@@ -102,7 +103,7 @@ DECAYS: Mapping[str, tuple[str, frozenset[str]]] = {
     "drop": ("the full prompt throughout, then nothing", frozenset()),
     "direct": ("the query alone from the first step", frozenset()),
     "adaptive": (
-        "linear, but on to the next stage once its prompt is as good",
+        "linear, but a stage ends once the next prompt is as good",
         frozenset({"stages", "final", "margin", "least"}),
     ),
 }
@@ -114,20 +115,21 @@ class Law:
     """A schedule given by a law instead of stage by stage; PromptIntern's are the first three (EMNLP Findings 2024)."""
 
     decay: str
-    """One of DECAYS."""
+    """What falls, and how; see the table of decays."""
     stages: int = 4
     """How many stages are trained."""
     shots: int = 5
     """Solved examples in the full prompt."""
     rate: float = 3.0
-    """How bent the exponential laws are; the nearer to 0, the nearer to linear."""
+    """How fast the exponential decays fall; near 0 they are nearly linear."""
     final: float | None = None
-    """Share of the steps for the last stage, where a step is cheapest; the others share the rest equally. All stages
-    take the same when left out."""
+    """The last stage's share of the steps; the others divide the rest equally. By default all stages take the same.
+    A step is cheapest in the last stage."""
     margin: float = 0.05
-    """See Adaptive."""
+    """For adaptive: a stage may end once the next, shorter prompt costs less than this, in nats per token, on the
+    validation set."""
     least: float = 0.25
-    """See Adaptive."""
+    """For adaptive: share of a stage's steps before the first comparison, and between two."""
 
     def __post_init__(self) -> None:
         require(
@@ -177,7 +179,7 @@ class Law:
 
 
 DEFAULT = Law(decay="linear").schedule()
-"""What a run without --schedule follows; the same as schedules/linear.toml."""
+"""The schedule of a run without --schedule; the same as schedules/linear.toml."""
 
 
 def load_law(path: Path) -> Law:

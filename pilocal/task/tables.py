@@ -26,10 +26,10 @@ METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 LOSSLESS = "lossless"
-"""The type of the served file that loses nothing: the base in its own 4 bits, the adapter beside it."""
+"""The form that loses nothing: the base in its own 4 bits, the adapter beside it."""
 
 AUTO = "auto"
-"""The smallest type that the gate lets through."""
+"""The smallest type that passes the gate."""
 
 OPTIMIZERS = ("adamw", "adam", "adafactor")
 
@@ -43,8 +43,8 @@ class Retrieval:
     """`[retrieval]`: how shots are chosen."""
 
     similarity: str = "bleu"
-    """"bleu" (between answers, as published) or "embedding" (cosine of sentence-transformers vectors). Where the answer
-    is not known, in validation and test, queries are compared: by character n-grams, or by the same embedding."""
+    """"bleu" (between answers, as published) or "embedding" (cosine of sentence-transformers vectors). In validation
+    and test, where the answer is not known, queries are compared: by character n-grams, or by the same embedding."""
     over: str = "answer"
     """What "embedding" compares in training: "answer" or "query"; BLEU compares answers."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -70,17 +70,17 @@ class Compression:
     method: str = "rules"
     """The compressor: "rules" drops whole rules, sentences and words by priority; "ladder" takes your own texts;
     "surprisal" drops the words that the base could have guessed; "summary" has the base rewrite the template;
-    "llmlingua2" drops the words that an LLMLingua-2 checkpoint holds for dispensable."""
+    "llmlingua2" drops the words that an LLMLingua-2 checkpoint marks as dispensable."""
     keep: tuple[str, ...] = ()
-    """Texts (placeholders, code) that go last: what holds one of them outlives everything else."""
+    """Texts (placeholders, code) to keep longest: parts that contain one are dropped last."""
     drop_first: tuple[str, ...] = ()
-    """Texts that go first: what holds one of them is dropped before anything else; not for "ladder"."""
+    """Texts to drop first: parts that contain one are dropped before anything else; not for "ladder"."""
     ladder: str | None = None
-    """For "ladder": the folder of your texts, one for each tau of the schedule, named by it, such as 0.67.md."""
+    """For "ladder": the folder of your texts, one per tau of the schedule, named after it, such as 0.67.md."""
     checkpoint: str = "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"
     """For "llmlingua2": Hub id or local directory."""
     device: str = "auto"
-    """For "llmlingua2": "cuda", "mps" or "cpu"; "auto" takes the first of them that is there."""
+    """For "llmlingua2": "cuda", "mps" or "cpu"; "auto" takes the first that is available."""
 
     def __post_init__(self) -> None:
         require(
@@ -106,9 +106,9 @@ class Lora:
     dropout: float = 0.0
     """Share of the update's inputs dropped in training."""
     layers: int | None = None
-    """How many of the last layers get an adapter; all when left out."""
+    """How many of the last layers get an adapter; by default all."""
     linears: tuple[str, ...] = ()
-    """Which linear layers of a layer get an adapter, such as "self_attn.q_proj"; all when left out."""
+    """Which linear layers of a layer get an adapter, such as "self_attn.q_proj"; by default all."""
 
     def __post_init__(self) -> None:
         require(
@@ -125,18 +125,18 @@ class Training:
     """`[training]`: one optimizer through all stages."""
 
     steps: int = 1000
-    """Optimizer steps of the whole run; a schedule shares them out among its stages."""
+    """Optimizer steps of the whole run; the schedule divides them among its stages."""
     batch_size: int = 8
-    """Rows in a step."""
+    """Rows per step."""
     accumulate: int = 1
-    """Parts in which a step's rows are computed one after the other: the same gradient in less memory."""
+    """Number of parts in which a step is computed, one after the other: the same gradient in less memory."""
     recompute: bool = False
-    """Gradient checkpointing: compute a layer's activations again backwards instead of keeping them."""
+    """Gradient checkpointing: compute a layer's activations again in the backward pass instead of keeping them."""
     precision: str | None = None
-    """"float32" or "bfloat16" for what the base computes (slow on a CPU); when left out, float32 on a CPU and what the
-    base's files hold elsewhere. The adapter, its gradients and the loss are float32 always."""
+    """What the base computes in: "float32" or "bfloat16" (slow on a CPU). By default float32 on a CPU, elsewhere what
+    the base's files hold. The adapter, its gradients and the loss are always float32."""
     compile: bool | None = None
-    """Compile the step with mx.compile, once for each shape that batches have; on Metal and CUDA when left out."""
+    """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4
@@ -150,17 +150,17 @@ class Training:
     clip: float = 1.0
     """Largest global norm of the gradient."""
     validate_every: int = 100
-    """Steps between two looks at the validation loss (one more at each stage's end)."""
+    """Steps between two measurements of the validation loss; one more at each stage's end."""
     patience: int | None = None
-    """End the last stage after this many looks without a new low and keep the lowest's adapter; never when left out."""
+    """End the last stage after so many measurements without a new low, and keep the best adapter; by default never."""
     checkpoint_every: int = 50
-    """Steps between two checkpoints (one more at each stage's end)."""
+    """Steps between two checkpoints; one more at each stage's end."""
     seed: int = 0
-    """Seeds the adapter's start, the order of the rows, dropout and, with [retrieval] pool, the choice of the bank."""
+    """Seed of the adapter's start, the order of rows, dropout and, with [retrieval] pool, the choice of examples."""
     direct_drop: bool = True
-    """Also train the arm direct_drop, the ablation: with the whole prompt all the way, then asked without."""
+    """Also train the arm direct_drop, the ablation: trained with the whole prompt throughout, asked without it."""
     direct_drop_steps: int | None = None
-    """Optimizer steps of the ablation; when left out, those of the run, at several times its cost."""
+    """Optimizer steps of the ablation; by default those of the run, at several times its cost."""
 
     def __post_init__(self) -> None:
         require(
@@ -190,12 +190,12 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """`[generation]`: how answers are made in an evaluation; always greedy."""
+    """`[generation]`: how an evaluation generates answers; always greedily."""
 
     max_tokens: int = 256
     """Longest answer, in tokens."""
     batch_size: int = 16
-    """Answers generated side by side in MLX."""
+    """Answers generated at once in MLX."""
     timed_requests: int = 20
     """How many test queries are timed in llama.cpp, one at a time."""
 
@@ -212,12 +212,12 @@ class Export:
     """`[export]`: what is shipped."""
 
     quant: str = "lossless"
-    """What is served: "lossless" (the base in its own 4 bits and the adapter beside it), a type of llama.cpp's in which
-    both are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest that the gate lets through."""
+    """What is served: "lossless" (the base in its own 4 bits, the adapter beside it), a llama.cpp type into which both
+    are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest type that passes the gate."""
     gate_rows: int = 64
-    """Validation rows on which the gate compares what is served with what was trained."""
+    """Validation rows on which the gate compares the served files with the trained adapter."""
     accept_loss: bool = False
-    """Ship what the gate refuses: its distance from the trained adapter is above a tenth of that without an adapter."""
+    """Ship what the gate refuses: files that lose more than a tenth of what the adapter adds."""
 
     def __post_init__(self) -> None:
         require(
@@ -228,18 +228,18 @@ class Export:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """`[scoring]`: what the metric needs to know; a key that the metric does not read is an error."""
+    """`[scoring]`: the metric's own settings; a key that the metric does not read is an error."""
 
     database: str | None = None
     """For sqlite: the database that the queries run on, read-only; relative to the task folder."""
     command: tuple[str, ...] = ()
-    """For command: the program and its arguments; it reads answers as JSON lines and prints a mark for each."""
+    """For command: the program and its arguments; it reads one JSON object per line and prints one mark per line."""
     timeout: float | None = None
-    """Seconds for an answer (python_tests; 10 when left out), a query (sqlite; 10) or the program (command; 600)."""
+    """Seconds for an answer (python_tests, by default 10), a query (sqlite, 10) or the program (command, 600)."""
     memory_mb: int = 512
-    """For python_tests: memory that an answer may take."""
+    """For python_tests: memory limit of an answer, in MiB."""
     max_rows: int = 10_000
-    """For sqlite: an answer that brings more rows is wrong."""
+    """For sqlite: an answer that returns more rows is wrong."""
 
     def __post_init__(self) -> None:
         require(

@@ -88,12 +88,11 @@ def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[lis
 
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
     ends = end_tokens(load_tokenizer(starter))
-    engine = Engine(gguf, 512)
-    timed = [
-        engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
-        for warm in (False, True)
-    ]
-    engine.close()
+    with Engine(gguf, 512) as engine:
+        timed = [
+            engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
+            for warm in (False, True)
+        ]
     assert timed[0].answers == timed[1].answers == one_by_one(starter, prompts, ends, 12)
     for arm in timed:
         assert 0 < arm.ttft_ms <= arm.latency_ms

@@ -170,12 +170,9 @@ class Shipper:
         from pilocal.llamacpp.engine import Engine
 
         most = self.task.generation.max_tokens
-        engine = Engine(files.fused or files.base, max(map(len, prompts)) + most + 1, files.adapter)
         limits: dict[str, Any] = {"ends": end_tokens(tokenizer), "max_tokens": most, "progress": self.progress}
-        try:
+        with Engine(files.fused or files.base, max(map(len, prompts)) + most + 1, files.adapter) as engine:
             answered = engine.answer(prompts, warm=False, name=f"score {files.quant}", **limits)
-        finally:
-            engine.close()
         answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answered.answers]
         marks = metric.marks(answers, self.task.test, self.progress)
         artefacts = Artefacts(self.run.export)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pilocal.flow.pipeline import Pipeline
-from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.llamacpp.model import Model
 from pilocal.parity.recipe import read_records
 from pilocal.prompt.tokens import chat_text
 
@@ -19,7 +18,7 @@ def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
     """
     tokenizer, seen, differing = pipeline.tokenizer, set[str](), list[str]()
     stages = range(len(pipeline.schedule.stages))
-    with closing(GgufTokenizer(gguf)) as served:
+    with Model(gguf, vocabulary_only=True) as served:
         for number in stages:
             for split in ("valid", "test"):
                 for where, record in read_records(pipeline, number, split):
@@ -28,7 +27,7 @@ def tokenizer_figures(pipeline: Pipeline, gguf: Path) -> dict[str, Any]:
                         continue
                     seen.add(text)
                     ids = tokenizer.encode(text, add_special_tokens=False)
-                    if ids != served.tokens(text, special=True):
+                    if ids != served.tokenizer.tokens(text, special=True):
                         differing.append(where)
                 pipeline.progress("parity: tokenizers", 2 * number + 1 + (split == "test"), 2 * len(stages))
     return {"rows": len(seen), "differing": len(differing), "first": differing[0] if differing else None}

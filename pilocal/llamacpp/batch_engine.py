@@ -68,8 +68,9 @@ class BatchEngine:
         tokens = (len(self._prefix) + clients * own) if self._prefix else clients * steps
         shared = bool(self._prefix)
         with ExitStack() as stack:
-            context = Context(model, tokens, sequences=clients + shared, shared=shared, threads=threads)
-            self._context = stack.enter_context(context)
+            self._context = stack.enter_context(
+                Context(model, tokens, sequences=clients + shared, shared=shared, threads=threads)
+            )
             for begin in range(0, len(self._prefix), BATCH):
                 part = self._prefix[begin : begin + BATCH]
                 self._context.decode([(token, begin + i, clients, False) for i, token in enumerate(part)])

@@ -143,6 +143,43 @@ def test_only_the_command_line_prints_exits_or_imports_click():
     assert checked > 25
 
 
+def test_llama_cpp_has_one_room_and_its_server_one_file():
+    importers = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names]
+                if any(name.split(".")[0] == "llama_cpp" for name in names):
+                    importers.add(path.relative_to(PACKAGE).as_posix())
+    outside = {path for path in importers if not path.startswith("llamacpp/")}
+    assert outside == {"serve/llama_server.py"}
+    assert importers > outside
+
+
+def test_what_holds_llama_cpp_s_memory_is_made_in_a_with():
+    """Else an interrupt leaves the model in memory."""
+    held, checked = {"Model", "Context", "Engine", "BatchEngine"}, 0
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {
+            name.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pilocal.llamacpp.")
+            for name in node.names
+        }
+        entered = [item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+        entered += [
+            each.args[0]
+            for each in ast.walk(tree)
+            if isinstance(each, ast.Call) and ast.unparse(each.func).endswith(".enter_context")
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in held & imported:
+                checked += 1
+                assert node in entered, f"{path}:{node.lineno}"
+    assert checked > 8
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_the_help_page_imports_nothing_heavy(arguments):
     code = (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from pilocal.base.load import load_base, load_tokenizer
-from pilocal.evaluate.arms import summary
+from pilocal.evaluate import arms as evaluation
+from pilocal.evaluate.arms import Weights, answer, summary
+from pilocal.evaluate.titles import TITLES
 from pilocal.progress import silent
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.task import Generation
+from tests.tiny import make_adapter
 
 TEMPLATE = """Answer with codes.
 - lamp BAK
@@ -88,15 +93,42 @@ def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[lis
 
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
     ends = end_tokens(load_tokenizer(starter))
-    engine = Engine(gguf, 512)
-    timed = [
-        engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
-        for warm in (False, True)
-    ]
-    engine.close()
+    with Engine(gguf, 512) as engine:
+        timed = [
+            engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
+            for warm in (False, True)
+        ]
     assert timed[0].answers == timed[1].answers == one_by_one(starter, prompts, ends, 12)
     for arm in timed:
         assert 0 < arm.ttft_ms <= arm.latency_ms
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("interrupted", ["time: base, full prompt", TITLES["shipped"]])
+def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, starter: Path, tmp_path: Path) -> None:
+    from pilocal.export.fused import export_fused
+
+    gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
+
+    def progress(what: str, done: int, total: int, note: str = "") -> None:
+        if what == interrupted:
+            assert str(gguf) in Path("/proc/self/maps").read_text()
+            raise KeyboardInterrupt
+
+    tokenizer = load_tokenizer(starter)
+    prompt = prompt_tokens([{"role": "user", "content": "lamp"}], tokenizer)
+    adapter = make_adapter(tmp_path / "adapter", starter)
+    with pytest.raises(KeyboardInterrupt) as caught:  # whose traceback keeps every local of the evaluation alive
+        answer(
+            Weights(starter, adapter, None, gguf, gguf, None),
+            evaluation.TestSet([prompt], [prompt]),
+            generation=Generation(max_tokens=1),
+            tokenizer=tokenizer,
+            ends=end_tokens(tokenizer),
+            progress=progress,
+        )
+    assert str(gguf) not in Path("/proc/self/maps").read_text()
+    assert caught.tb is not None
 
 
 def test_the_summary_compares_with_the_full_prompt() -> None:

@@ -12,8 +12,9 @@ from fastapi import HTTPException
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.llamacpp.gguf_header import read_header
 from pilocal.run.shipped import Shipped
-from pilocal.serve.job import JOB, Job
-from pilocal.serve.models import Models, load_model
+from pilocal.serve.job import CURRENT_JOB, Job
+from pilocal.serve.llama_server import load_llama
+from pilocal.serve.models import Models
 from pilocal.serve.weights import BASE, choose_base
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
@@ -41,7 +42,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, small: Path) -> list[Shipped
 
 @pytest.fixture(scope="module")
 def models(tasks: list[Shipped]) -> Models:
-    base = load_model(choose_base(tasks), context=CONTEXT, threads=1)
+    base = load_llama(choose_base(tasks), context=CONTEXT, threads=1)
     return Models(base, tasks, context=CONTEXT, threads=1)
 
 
@@ -52,7 +53,7 @@ def say(llama: Any, query: str) -> str:
 
 
 def ask(models: Models, name: str, query: str) -> str:
-    JOB.set(Job(model=name))
+    CURRENT_JOB.set(Job(model=name))
     return say(models(name), query)
 
 
@@ -92,13 +93,13 @@ def test_no_answer_ever_comes_from_the_adapter_before(models: Models, alone: dic
 
 def test_a_cancelled_job_ends_at_the_next_token(models: Models) -> None:
     class Third(Job):
-        def come(self, token: int, *, last: bool) -> None:
-            super().come(token, last=last)
+        def add(self, token: int, *, last: bool) -> None:
+            super().add(token, last=last)
             if len(self.tokens) == 3:
                 self.cancelled.set()
 
     job = Third(model="task-0")
-    JOB.set(job)
+    CURRENT_JOB.set(job)
     chat = [{"role": "user", "content": "good night"}]
     models("task-0").create_chat_completion(chat, temperature=0, max_tokens=60)
     assert len(job.tokens) == 3
@@ -109,10 +110,10 @@ def test_a_job_cancelled_amid_its_prompt_ends_there_and_the_next_is_answered_as_
 ) -> None:
     job = Job(model="task-3")
     job.cancelled.set()
-    JOB.set(job)
+    CURRENT_JOB.set(job)
     with pytest.raises(HTTPException) as caught:
         say(models("task-3"), "good night")
-    assert (caught.value.status_code, job.tokens, job.first) == (499, [], None)
+    assert (caught.value.status_code, job.tokens, job.first_token_time) == (499, [], None)
     assert ask(models, "task-3", "good night") == alone["task-3", "good night"]
 
 
@@ -202,8 +203,8 @@ def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: P
     foreign = make_run(tmp_path / "foreign", other, make_adapter(tmp_path / "adapter", other))
     task = changed(tasks[0], tmp_path / "task")
     path = replace(task, "adapter.gguf", (foreign.folder / "adapter.gguf").read_bytes())
-    base = load_model(task.folder / task.base, context=CONTEXT, threads=1)
-    with pytest.raises(ModelError, match=rf"^{path}: llama\.cpp cannot load it: it does not fit the base"):
+    base = load_llama(task.folder / task.base, context=CONTEXT, threads=1)
+    with pytest.raises(ModelError, match=rf"^{path}: llama\.cpp refuses the file: .*tensor"):
         Models(base, [task], context=CONTEXT, threads=1)
 
 

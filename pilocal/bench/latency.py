@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,10 +54,10 @@ def measure(
     """
     arms: dict[str, Any] = {}
     prefixes: dict[str, Sequence[int]] = {"full_prompt_cold": (), "full_prompt_warm": prompts.prefix}
-    with closing(Model(weights.base)) as base:
+    with Model(weights.base) as base:
         for arm, prefix in prefixes.items():
             arms[arm] = _arm(arm, base, prompts.full, prefix, prompts.longest_answer, clients, threads, progress)
-    with closing(Model(weights.shipped, weights.adapter)) as shipped:
+    with Model(weights.shipped, weights.adapter) as shipped:
         arm = "bare_query"
         arms[arm] = _arm(arm, shipped, prompts.bare, (), prompts.longest_answer, clients, threads, progress)
     bare = arms["bare_query"]["clients"]
@@ -87,7 +86,7 @@ def _arm(
     rows = {}
     for count in clients:
         done = partial(progress, f"{TITLES[name]}, {count} at once", total=len(prompts))
-        with closing(BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads)) as engine:
+        with BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads) as engine:
             engine.answer([prompts[-1][: len(prefix) + 1]], max_tokens=2)
             answered, seconds = engine.answer(prompts, max_tokens=max_tokens, done=done)
             rows[str(count)] = _row(answered, seconds) | {"kv_bytes": engine.peak_tokens * model.kv_bytes}

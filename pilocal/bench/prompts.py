@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.errors import RunError
-from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.llamacpp.chat import ChatTemplate
+from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import Record, render
-from pilocal.prompt.tokens import DATE_STRING
 from pilocal.retrieve import ShotPicker
 from pilocal.run.shipped import Shipped
 
@@ -53,23 +52,12 @@ def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
     """
     full, bare = _test_records(run) or _example_records(shipped, count)
     full, bare = ([records[i % len(records)] for i in range(count)] for records in (full, bare))
-    with closing(GgufTokenizer(shipped.folder / (shipped.fused or shipped.base))) as tokenizer:
-        chat = _chat(tokenizer)
-        answers = [tokenizer.tokens(record["messages"][-1]["content"], special=False) for record in bare]
-        return Prompts([chat(record) for record in full], [chat(record) for record in bare], max(map(len, answers)) + 1)
-
-
-def _chat(tokenizer: GgufTokenizer) -> Callable[[Record], list[int]]:
-    """Return what turns a record, but for its answer, into tokens."""
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    form = Jinja2ChatFormatter(template=tokenizer.chat_template, eos_token=tokenizer.eos, bos_token=tokenizer.bos)
-
-    def tokens(record: Record) -> list[int]:
-        text = form(messages=record["messages"][:-1], date_string=DATE_STRING).prompt
-        return tokenizer.tokens(text, special=True)
-
-    return tokens
+    gguf = shipped.folder / (shipped.fused or shipped.base)
+    with Model(gguf, vocabulary_only=True) as model:
+        chat = ChatTemplate(model.tokenizer, gguf)
+        answers = [model.tokenizer.tokens(record["messages"][-1]["content"], special=False) for record in bare]
+        full_prompts, bare_prompts = ([chat.tokens(each["messages"][:-1]) for each in some] for some in (full, bare))
+        return Prompts(full_prompts, bare_prompts, max(map(len, answers)) + 1)
 
 
 def _test_records(run: Path) -> tuple[list[Record], list[Record]] | None:

@@ -25,29 +25,15 @@ def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | Non
     """
     from rich.console import Console
 
-    from pilocal.bench.latency import Weights, measure
-    from pilocal.bench.picture import draw_bench
-    from pilocal.bench.prompts import read_prompts
+    from pilocal.bench import bench as measure
     from pilocal.cli.display import progress_bars
     from pilocal.packages import require_packages
-    from pilocal.run.files import write_json
-    from pilocal.run.shipped import read_shipped
 
     if not clients or min(clients) < 1 or max(clients) > requests:
         raise click.UsageError(f"--clients are numbers from 1 to --requests, which is {requests}")
     require_packages("bench.svg", "matplotlib")
-    shipped = read_shipped(run)
-    folder = shipped.folder
-    weights = Weights(
-        folder / shipped.base,
-        folder / (shipped.fused or shipped.base),
-        folder / shipped.adapter if shipped.adapter else None,
-    )
     with progress_bars() as (progress, _):
-        prompts = read_prompts(run, shipped, requests)
-        result = measure(weights, prompts, sorted(set(clients)), threads=threads, progress=progress)
-    write_json(run / "bench.json", result)
-    draw_bench(result, run / "bench.svg")
+        result = measure(run, clients=clients, requests=requests, threads=threads, progress=progress)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

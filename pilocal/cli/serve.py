@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -49,34 +50,31 @@ def serve(
     its task's template is answered without it; one with the header X-Pilocal-Fallback: full-prompt is answered by the
     base with the whole prompt. There is a page at /, and /metrics for Prometheus.
     """
-    from pilocal.errors import InputError
-    from pilocal.run.shipped import read_shipped
-    from pilocal.serve.app import Options
-    from pilocal.serve.request_log import Entry
-    from pilocal.serve.server import serve as start
-    from pilocal.task.toml import read_text
+    from pilocal.serve import RequestLogEntry, ServeOptions
+    from pilocal.serve import serve as start
 
     if log_contents and log is None:
         raise click.UsageError("--log-contents needs --log")
-    key = None
-    if api_key_file is not None:
-        key = read_text(api_key_file).strip()
-        if not key or not key.isascii():
-            raise InputError(api_key_file, "an API key is plain ASCII text", got=key, fix="write one into this file")
-    tasks = [read_shipped(run) for run in runs]
-    options = Options(
-        context=context, threads=threads, queue=queue, fallback_share=fallback_share, key=key, contents=log_contents
-    )
 
-    def note(entry: Entry) -> None:
+    def write(entry: RequestLogEntry) -> None:
         if log is None:
             click.echo(entry.line(), err=True)
         else:
             click.echo(entry.json(), file=log)
             log.flush()
 
-    def ready(port: int) -> None:
-        names = ", ".join(task.name for task in tasks)
-        click.echo(f"serving {names} at http://{host}:{port}/v1; the page is at http://{host}:{port}/", err=True)
+    def ready(names: Sequence[str], port: int) -> None:
+        page = f"http://{host}:{port}/"
+        click.echo(f"serving {', '.join(names)} at {page}v1; the page is at {page}", err=True)
 
-    start(tasks, options, host=host, port=port, log=note, ready=ready)
+    options = ServeOptions(
+        host=host,
+        port=port,
+        context=context,
+        threads=threads,
+        queue=queue,
+        fallback_share=fallback_share,
+        api_key_file=api_key_file,
+        log_contents=log_contents,
+    )
+    start(runs, options, log=write, ready=ready)

@@ -256,13 +256,10 @@ class Comparison:
         from pilocal.llamacpp.engine import Engine
 
         most = self.task.generation.max_tokens
-        engine = Engine(gguf, max(map(len, prompts)) + most + 1, adapter)
-        try:
+        with Engine(gguf, max(map(len, prompts)) + most + 1, adapter) as engine:
             timed = engine.answer(
                 prompts, ends=self._ends, max_tokens=most, warm=warm, progress=self.progress, name=title
             )
-        finally:
-            engine.close()
         times = {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
         return [self._text(completion) for completion in timed.answers], times
 

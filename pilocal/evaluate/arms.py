@@ -103,18 +103,18 @@ def answer(
     limits: dict[str, Any] = {"ends": ends, "max_tokens": generation.max_tokens, "progress": progress}
     context = max(len(prompt) for prompt in test.full) + generation.max_tokens + 1
     some = slice(generation.timed_requests)
-    engine = Engine(weights.base_gguf, context)
-    time_arm("base_query_only", engine.answer(test.bare[some], warm=False, name="time: base, bare query", **limits))
-    time_arm("base_full_prompt", engine.answer(test.full[some], warm=False, name="time: base, full prompt", **limits))
-    cached = engine.answer(test.full, warm=True, name=TITLES["base_full_prompt_cached"], **limits)
+    with Engine(weights.base_gguf, context) as engine:
+        bare = engine.answer(test.bare[some], warm=False, name="time: base, bare query", **limits)
+        full = engine.answer(test.full[some], warm=False, name="time: base, full prompt", **limits)
+        cached = engine.answer(test.full, warm=True, name=TITLES["base_full_prompt_cached"], **limits)
+    time_arm("base_query_only", bare)
+    time_arm("base_full_prompt", full)
     keep("base_full_prompt_cached", test.full, cached.answers)
     time_arm("base_full_prompt_cached", cached)
-    engine.close()
-    engine = Engine(weights.shipped_gguf, context, weights.shipped_adapter)
-    shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
+    with Engine(weights.shipped_gguf, context, weights.shipped_adapter) as engine:
+        shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
     keep("shipped", test.bare, shipped.answers)
     time_arm("shipped", shipped)
-    engine.close()
     return Answered(answers, arms)
 
 

@@ -90,17 +90,14 @@ class Gate:
         self._without = sums / self._tokens
 
     def measure(self, files: Files) -> Loss:
-        """Compare what llama.cpp makes of the files; raises ExportError when it refuses them."""
+        """Compare what llama.cpp makes of the files; raises ModelError when it refuses them."""
         longest = max(len(row.tokens) for row in self._rows)
-        engine = Engine(files.fused or files.base, longest, files.adapter, all_logits=True)
         sums = 0.0
-        try:
+        with Engine(files.fused or files.base, longest, files.adapter) as engine:
             for number, row in enumerate(self._rows):
                 found = engine.log_probs(row.tokens[:-1], row.offset - 1)
                 sums += _divergence(np.load(self._file(number)), found)
                 self._progress(f"gate: {files.quant}", number + 1, len(self._rows))
-        finally:
-            engine.close()
         return Loss(kl=sums / self._tokens, kl_without=self._without, tokens=self._tokens)
 
     @property

@@ -6,14 +6,13 @@ Source: Ollama's description of the format (https://github.com/ollama/ollama/blo
 from __future__ import annotations
 
 import re
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.chat_layout import read_layout
-from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.llamacpp.model import Model
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run.files import replacing
 from pilocal.run.shipped import Shipped
@@ -28,8 +27,8 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     said in Ollama's language, RunError when the disk is full.
     """
     served = shipped.fused or shipped.base
-    with closing(GgufTokenizer(shipped.folder / served)) as own:
-        template = read_layout(tokenizer, adds_bos=own.adds_bos).go()
+    with Model(shipped.folder / served, vocabulary_only=True) as model:
+        template = read_layout(tokenizer, adds_bos=model.tokenizer.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
     if any(QUOTES in text for text in (template, *ends)):
         raise ExportError("chat template", "a Modelfile cannot hold three quotes", fix="serve it with `pilocal serve`")

@@ -101,12 +101,9 @@ def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> d
     from pilocal.llamacpp.engine import Engine
 
     tokenizer, metric, max_tokens = context.tokenizer, context.metric, context.task.generation.max_tokens
-    engine = Engine(files.fused or files.base, max(map(len, prompts)) + max_tokens + 1, files.adapter)
     limits: dict[str, Any] = {"ends": end_tokens(tokenizer), "max_tokens": max_tokens, "progress": context.progress}
-    try:
+    with Engine(files.fused or files.base, max(map(len, prompts)) + max_tokens + 1, files.adapter) as engine:
         answered = engine.answer(prompts, warm=False, name=f"score {files.quant}", **limits)
-    finally:
-        engine.close()
     answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answered.answers]
     marks = metric.marks(answers, context.task.test, context.progress)
     artefacts = Artefacts(context.run.export)

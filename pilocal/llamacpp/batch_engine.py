@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Self
 
-import numpy as np
-
-from pilocal.errors import RunError
+from pilocal.llamacpp.context import BATCH, Context, Entry
 from pilocal.llamacpp.model import Model
-
-BATCH = 512
-"""Tokens that are computed at once, llama.cpp's own choice."""
 
 STEP = 256
 """llama.cpp's buffers of keys and values are multiples of so many tokens."""
@@ -49,7 +43,7 @@ class _Slot:
 
 
 class BatchEngine:
-    """A context in which `clients` requests are answered at once; each client asks again once it has its answer.
+    """Answers up to `clients` requests at once; each client asks again once it has its answer. A context manager.
 
     Every step computes one token for each answer in work, and fills up with the prompts that wait. With a `prefix`,
     which all prompts must begin with, its keys and values are computed once and shared by all; the context is one
@@ -63,36 +57,24 @@ class BatchEngine:
 
         Raises RunError when llama.cpp has not the memory.
         """
-        import llama_cpp
-
-        self._model = model
+        self._tokenizer = model.tokenizer
         self._prefix = list(prefix)
         self._clients = clients
         self.peak_tokens = 0
         """The most tokens whose keys and values `answer` kept at once; a shared prefix counts once."""
-        params = llama_cpp.llama_context_default_params()
         own = longest - len(self._prefix)
         # A client's own buffer is whole steps long: llama.cpp would round the context down, not up.
         steps = math.ceil(longest / STEP) * STEP
-        params.n_ctx = (len(self._prefix) + clients * own) if self._prefix else clients * steps
-        params.n_seq_max = clients + bool(self._prefix)
-        params.kv_unified = bool(self._prefix)
-        # As llama-cpp-python's server has it. On a CPU it reads a kept prefix up to five times as fast without.
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.n_batch = params.n_ubatch = BATCH
-        params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
-        self._context: Any = llama_cpp.llama_init_from_model(model.handle, params)
-        if not self._context:
-            fix = "ask for fewer clients"
-            raise RunError(model.path, f"llama.cpp has no memory for a context of {params.n_ctx} tokens", fix=fix)
-        if model.adapter:
-            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(model.adapter)
-            llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
-        for begin in range(0, len(self._prefix), BATCH):
-            part = self._prefix[begin : begin + BATCH]
-            self._decode([(token, begin + i, clients, False) for i, token in enumerate(part)])
+        tokens = (len(self._prefix) + clients * own) if self._prefix else clients * steps
+        shared = bool(self._prefix)
+        with ExitStack() as stack:
+            self._context = stack.enter_context(
+                Context(model, tokens, sequences=clients + shared, shared=shared, threads=threads)
+            )
+            for begin in range(0, len(self._prefix), BATCH):
+                part = self._prefix[begin : begin + BATCH]
+                self._context.decode([(token, begin + i, clients, False) for i, token in enumerate(part)])
+            self._stack = stack.pop_all()
 
     def answer(
         self,
@@ -119,7 +101,7 @@ class BatchEngine:
                 assert slot is not None
                 now = time.perf_counter()
                 slot.first = slot.first or now
-                ended = self._model.is_end(token)
+                ended = self._tokenizer.is_end(token)
                 if not ended:
                     slot.answer.append(token)
                 if ended or len(slot.answer) == max_tokens:
@@ -130,25 +112,21 @@ class BatchEngine:
 
     def sequence_bytes(self, sequence: int = 0) -> int:
         """Return how many bytes llama.cpp itself counts for the keys and values of a client's last request."""
-        import llama_cpp
-
-        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
+        return self._context.sequence_bytes(sequence)
 
     def _start(self, sequence: int, number: int, prompt: Sequence[int]) -> _Slot:
-        import llama_cpp
-
         began = time.perf_counter()
         shared = len(self._prefix)
         if list(prompt[:shared]) != self._prefix or len(prompt) == shared:
             raise ValueError(f"prompt {number} does not go on after the prefix")
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._context.keep(sequence, 0)
         if shared:
-            llama_cpp.llama_memory_seq_cp(self._memory, self._clients, sequence, 0, shared)
+            self._context.share(self._clients, sequence, shared)
         return _Slot(number, prompt, began, shared)
 
     def _step(self, slots: Sequence[_Slot | None]) -> list[tuple[int, int]]:
         """Compute one batch; return the next token of every sequence that has one now."""
-        entries: list[tuple[int, int, int, bool]] = []
+        entries: list[Entry] = []
         wanted: list[tuple[int, int]] = []
         active = [(sequence, slot) for sequence, slot in enumerate(slots) if slot is not None]
         # Answers go first, so that nobody who reads one waits for another's prompt; then the prompts as they came.
@@ -162,33 +140,17 @@ class BatchEngine:
                     wanted.append((sequence, len(entries)))
                 entries.append((token, slot.computed + i, sequence, last))
             slot.computed += len(part)
-        self._decode(entries)
+        self._context.decode(entries)
         kept = sum(slot.computed - len(self._prefix) for _, slot in active) + len(self._prefix)
         self.peak_tokens = max(self.peak_tokens, kept)
-        return [(sequence, self._best(place)) for sequence, place in wanted]
-
-    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
-        """Compute (token, position, sequence, whether its logits are wanted)."""
-        import llama_cpp
-
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for i, (token, position, sequence, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-        code = llama_cpp.llama_decode(self._context, batch)
-        if code:
-            raise RunError(self._model.path, "llama.cpp cannot compute a batch", got=code, fix="ask for fewer clients")
-
-    def _best(self, place: int) -> int:
-        import llama_cpp
-
-        logits = llama_cpp.llama_get_logits_ith(self._context, place)
-        return int(np.ctypeslib.as_array(logits, (self._model.vocabulary_size,)).argmax())
+        return [(sequence, self._context.best(place)) for sequence, place in wanted]
 
     def close(self) -> None:
         """Free the context."""
-        import llama_cpp
+        self._stack.close()
 
-        llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.errors import ExportError
+from pilocal.llamacpp.context import BATCH, Context
+from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress
 
 
@@ -31,31 +31,19 @@ class Timed:
 
 
 class Engine:
-    """A GGUF file, with an adapter's beside it if one is given, in a context of `context` tokens."""
+    """A GGUF file, with an adapter's beside it if one is given; a context manager, to be used in a `with`."""
 
-    def __init__(self, gguf: Path, context: int, adapter: Path | None = None, *, all_logits: bool = False) -> None:
-        """Load the files; raises ExportError when llama.cpp refuses one. `logits` and `log_probs` need `all_logits`."""
-        from llama_cpp import Llama
+    def __init__(self, gguf: Path, context: int, adapter: Path | None = None) -> None:
+        """Load the files into a context of `context` tokens.
 
-        options = {"n_ctx": context, "n_batch": 512, "n_threads": os.cpu_count(), "n_gpu_layers": -1}
-        try:
-            # Not its lora_path, with which the base would not be mapped but read.
-            self._llama: Any = Llama(str(gguf), logits_all=all_logits, verbose=False, **options)
-        except ValueError as error:
-            raise ExportError(gguf, f"llama.cpp refuses the file: {error}", fix="export it again") from None
-        if adapter is not None:
-            self._add(adapter)
-
-    def _add(self, adapter: Path) -> None:
-        import llama_cpp
-
-        loaded = llama_cpp.llama_adapter_lora_init(self._llama._model.model, bytes(adapter))
-        if not loaded:
-            self.close()
-            raise ExportError(adapter, "llama.cpp refuses the adapter", fix="export it again")
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
-        scales = (ctypes.c_float * 1)(1.0)
-        llama_cpp.llama_set_adapters_lora(self._llama._ctx.ctx, adapters, 1, scales)
+        Raises ModelError when llama.cpp refuses a file, RunError when it has not the memory.
+        """
+        self._kept: list[int] = []
+        """The tokens whose keys and values are in the KV cache."""
+        with ExitStack() as stack:
+            model = stack.enter_context(Model(gguf, adapter))
+            self._context = stack.enter_context(Context(model, context))
+            self._stack = stack.pop_all()
 
     def answer(
         self,
@@ -77,8 +65,7 @@ class Engine:
             self._request(prompts[-1], ends, max_tokens)
         for done, prompt in enumerate(prompts, 1):
             if not warm:
-                self._llama.reset()
-                self._llama._ctx.kv_cache_clear()
+                self._forget()
             answer, first, total = self._request(prompt, ends, max_tokens)
             answers.append(answer)
             firsts.append(first)
@@ -87,16 +74,41 @@ class Engine:
         return Timed(answers, 1000 * median(firsts), 1000 * median(totals))
 
     def _request(self, prompt: Sequence[int], ends: frozenset[int], max_tokens: int) -> tuple[list[int], float, float]:
+        """Return a prompt's answer, and the seconds to its first token and to its end."""
         answer: list[int] = []
         began = time.perf_counter()
-        first = 0.0
-        # generate() keeps the longest prefix that the KV cache already holds.
-        for token in self._llama.generate(list(prompt), temp=0.0, top_k=1, repeat_penalty=1.0):
-            first = first or time.perf_counter() - began
-            if token in ends or len(answer) == max_tokens:
-                break
+        token = self._prefill(prompt)
+        first = time.perf_counter() - began
+        while token not in ends and len(answer) < max_tokens:
             answer.append(token)
+            token = self._append([token])
         return answer, first, time.perf_counter() - began
+
+    def _prefill(self, prompt: Sequence[int]) -> int:
+        """Compute a prompt, but for the longest prefix that the KV cache holds; return the token that follows."""
+        shared = 0
+        for kept, token in zip(self._kept, prompt[:-1], strict=False):
+            if kept != token:
+                break
+            shared += 1
+        self._kept = self._kept[:shared]
+        if not self._context.keep(0, shared):
+            self._forget()
+        return self._append(prompt[len(self._kept) :])
+
+    def _append(self, tokens: Sequence[int]) -> int:
+        """Compute tokens after those that the KV cache holds; return the token that follows."""
+        for begin in range(0, len(tokens), BATCH):
+            part, start = tokens[begin : begin + BATCH], len(self._kept)
+            last = begin + len(part) == len(tokens)
+            wanted = len(part) - 1 if last else None
+            self._context.decode([(token, start + i, 0, i == wanted) for i, token in enumerate(part)])
+            self._kept += part
+        return self._context.best(-1)
+
+    def _forget(self) -> None:
+        self._context.clear()
+        self._kept = []
 
     def log_probs(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
         """Return the log-probabilities of what follows each token from number `first` on, (tokens - first, vocabulary).
@@ -107,15 +119,25 @@ class Engine:
 
     def logits(self, tokens: Sequence[int], first: int) -> NDArray[np.float32]:
         """Return the logits that `log_probs` is made of."""
-        self._llama.reset()
-        self._llama._ctx.kv_cache_clear()
-        self._llama.eval(list(tokens))
-        logits: NDArray[np.float32] = self._llama.scores[first : len(tokens)].copy()
-        return logits
+        self._forget()
+        found = np.empty((len(tokens) - first, self._context.vocabulary_size), dtype=np.float32)
+        for begin in range(0, len(tokens), BATCH):
+            part = tokens[begin : begin + BATCH]
+            self._context.decode([(token, begin + i, 0, True) for i, token in enumerate(part)])
+            for i in range(max(0, first - begin), len(part)):
+                found[begin + i - first] = self._context.logits(i)
+        self._kept = list(tokens)
+        return found
 
     def close(self) -> None:
-        """Free the model."""
-        self._llama.close()
+        """Free context and model."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,49 +1,45 @@
-"""A GGUF file, and an adapter beside it, in llama.cpp's memory."""
+"""A GGUF file, and an adapter for it, in llama.cpp's memory: the one way to load them."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pilocal.errors import ModelError
-from pilocal.llamacpp.tokenizer import silence
+from pilocal.llamacpp.library import collected_errors, load_llama_cpp, refusal
+from pilocal.llamacpp.tokenizer import Tokenizer
 
 
 class Model:
-    """Weights for any number of contexts; to be closed after them."""
+    """Weights for any number of contexts; a context manager, to be left after them."""
 
-    def __init__(self, gguf: Path, adapter: Path | None = None) -> None:
-        """Load the files; raises ModelError when llama.cpp refuses one."""
-        import llama_cpp
+    def __init__(self, gguf: Path, adapter: Path | None = None, *, vocabulary_only: bool = False) -> None:
+        """Load the files; with `vocabulary_only` the weights stay on disk, and only `tokenizer` is of use.
 
-        silence()
+        Raises ModelError when llama.cpp refuses a file.
+        """
+        llama_cpp = load_llama_cpp()
         self.path = gguf
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = -1  # all of them, where llama.cpp was built for a GPU
-        self.handle: Any = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
+        params.vocab_only = vocabulary_only
+        with collected_errors() as errors:
+            self.handle: Any = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
         if not self.handle:
-            raise ModelError(gguf, "llama.cpp refuses the file", fix="`pilocal export` makes it again")
+            raise refusal(gguf, errors)
         self.adapter: Any = None
-        if adapter is not None:
-            self.adapter = llama_cpp.llama_adapter_lora_init(self.handle, bytes(adapter))
-            if not self.adapter:
-                self.close()
-                raise ModelError(adapter, "llama.cpp refuses the adapter", fix="`pilocal export` makes it again")
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self.handle)
-        self.vocabulary_size: int = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
-
-    def is_end(self, token: int) -> bool:
-        """Tell whether a token ends an answer."""
-        import llama_cpp
-
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+        try:
+            if adapter is not None:
+                self.adapter = load_adapter(self.handle, adapter)
+            self.tokenizer = Tokenizer(self.handle)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def kv_bytes(self) -> int:
         """How many bytes of keys and values a token takes: layers x heads x widths of both x 2, for float16."""
-        import llama_cpp
-
+        llama_cpp = load_llama_cpp()
         heads = llama_cpp.llama_model_n_head_kv(self.handle)
         usual = llama_cpp.llama_model_n_embd(self.handle) // llama_cpp.llama_model_n_head(self.handle)
         widths = sum(int(self._number(f"attention.{part}_length") or usual) for part in ("key", "value"))
@@ -54,14 +50,30 @@ class Model:
         return self._metadata(f"{self._metadata('general.architecture')}.{key}")
 
     def _metadata(self, key: str) -> str:
-        import llama_cpp
-
         value = ctypes.create_string_buffer(256)
-        found = llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), value, len(value))
+        found = load_llama_cpp().llama_model_meta_val_str(self.handle, key.encode(), value, len(value))
         return value.value.decode() if found >= 0 else ""
 
     def close(self) -> None:
-        """Free the weights."""
-        import llama_cpp
+        """Free the weights, and the adapter with them."""
+        if self.handle:
+            load_llama_cpp().llama_model_free(self.handle)
+            self.handle = None
 
-        llama_cpp.llama_model_free(self.handle)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_adapter(model: Any, path: Path) -> Any:
+    """Return an adapter for a loaded model, llama.cpp's `llama_model *`, which frees it with itself.
+
+    Raises ModelError when llama.cpp refuses the file, or it does not fit the model.
+    """
+    with collected_errors() as errors:
+        adapter = load_llama_cpp().llama_adapter_lora_init(model, bytes(path))
+    if not adapter:
+        raise refusal(path, errors)
+    return adapter

@@ -6,22 +6,18 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pilocal.errors import ExportError, did_you_mean
+from pilocal.llamacpp.library import collected_errors, load_llama_cpp
 from pilocal.run.files import disk_error
 
 PREFIX = "LLAMA_FTYPE_MOSTLY_"
-ERROR = 4
-"""GGML_LOG_LEVEL_ERROR in ggml.h."""
 
 
 def check_quant(quant: str, where: str = "quant") -> int:
     """Return llama.cpp's number of a type such as "q8_0"; raises ExportError, with the known ones, for any other."""
-    import llama_cpp
-
+    llama_cpp = load_llama_cpp()
     file_type = getattr(llama_cpp, PREFIX + quant.upper(), None)
     if file_type is None:
         known = [name.removeprefix(PREFIX).lower() for name in dir(llama_cpp) if name.startswith(PREFIX)]
@@ -35,13 +31,12 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
     `out` appears once it is whole. Raises ExportError when llama.cpp has no such type or reports an error, RunError
     when the disk is full.
     """
-    import llama_cpp
-
+    llama_cpp = load_llama_cpp()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = check_quant(quant)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        with _collected_errors() as errors:
+        with collected_errors() as errors:
             failed = llama_cpp.llama_model_quantize(bytes(source), bytes(temporary), ctypes.byref(params))
         if failed and shutil.disk_usage(out.parent).free < 1 << 20:
             raise disk_error(out, OSError(errno.ENOSPC, "no space left"))
@@ -56,24 +51,3 @@ def quantize_gguf(source: Path, out: Path, quant: str) -> None:
             raise disk_error(out, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _collected_errors() -> Iterator[list[str]]:
-    """Keep llama.cpp's log off stderr and yield the errors that it reports; then put the former log back."""
-    import llama_cpp
-
-    errors: list[str] = []
-
-    def collect(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level == ERROR:
-            errors.append(text.decode(errors="replace").strip())
-
-    callback = llama_cpp.llama_log_callback(collect)  # llama.cpp keeps a bare pointer: hold the object until the end
-    former, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(former), ctypes.byref(data))
-    llama_cpp.llama_log_set(callback, None)
-    try:
-        yield errors
-    finally:
-        llama_cpp.llama_log_set(former, data)

@@ -1,82 +1,59 @@
-"""The tokenizer of a GGUF file, which is all that a server of it has; the weights stay on disk."""
+"""The tokenizer inside a GGUF file, which is all that a server of the file has."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import Any
 
-from pilocal.errors import ModelError
+from pilocal.llamacpp.library import load_llama_cpp
 
 
-class GgufTokenizer:
-    """Texts to tokens as llama.cpp makes them; to be closed."""
+class Tokenizer:
+    """Turns texts into tokens as llama.cpp does; usable while its model is loaded, from several threads at once."""
 
-    def __init__(self, gguf: Path) -> None:
-        """Read the file's vocabulary; raises ModelError when llama.cpp refuses it."""
-        import llama_cpp
-
-        silence()
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only = True
-        self._model: Any = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
-        if not self._model:
-            raise ModelError(gguf, "llama.cpp refuses the file", fix="`pilocal export` makes it again")
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+    def __init__(self, model: Any) -> None:
+        """Read the vocabulary of a loaded model, llama.cpp's `llama_model *`."""
+        self._llama_cpp = load_llama_cpp()
+        self._model = model
+        self._vocabulary = self._llama_cpp.llama_model_get_vocab(model)
+        self.size: int = self._llama_cpp.llama_vocab_n_tokens(self._vocabulary)
 
     @property
     def adds_bos(self) -> bool:
         """Whether llama.cpp puts BOS before a text by itself."""
-        import llama_cpp
-
-        return bool(llama_cpp.llama_vocab_get_add_bos(self._vocabulary))
+        return bool(self._llama_cpp.llama_vocab_get_add_bos(self._vocabulary))
 
     @property
     def bos(self) -> str:
-        """BOS as text."""
-        import llama_cpp
-
-        return self._text(llama_cpp.llama_vocab_bos(self._vocabulary))
+        """BOS as text; empty where there is none."""
+        return self._text(self._llama_cpp.llama_vocab_bos(self._vocabulary))
 
     @property
     def eos(self) -> str:
-        """EOS as text."""
-        import llama_cpp
-
-        return self._text(llama_cpp.llama_vocab_eos(self._vocabulary))
+        """EOS as text; empty where there is none."""
+        return self._text(self._llama_cpp.llama_vocab_eos(self._vocabulary))
 
     @property
     def chat_template(self) -> str:
         """The Jinja chat template; empty where the file has none."""
-        import llama_cpp
-
-        found = llama_cpp.llama_model_chat_template(self._model, None)
+        found = self._llama_cpp.llama_model_chat_template(self._model, None)
         return found.decode() if found else ""
 
-    def tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return a text's tokens without BOS; with `special`, marks such as <|eot_id|> are one token."""
-        import llama_cpp
+    def is_end(self, token: int) -> bool:
+        """Tell whether a token ends an answer."""
+        return bool(self._llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
 
+    def tokens(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
+        """Return a text's tokens.
+
+        With `special`, marks such as <|eot_id|> are one token. With `bos`, BOS comes first if the model wants one.
+        """
         raw = text.encode()
-        room = len(raw) + 1  # a token has a byte at least
-        found = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self._vocabulary, raw, len(raw), found, room, False, special)
+        room = len(raw) + 2  # a token has at least one byte; BOS and a leading space may come on top
+        found = (self._llama_cpp.llama_token * room)()
+        count = self._llama_cpp.llama_tokenize(self._vocabulary, raw, len(raw), found, room, bos, special)
         return list(found[:count])
 
     def _text(self, token: int) -> str:
-        import llama_cpp
-
         # llama.cpp has no such token: -1.
-        text = llama_cpp.llama_vocab_get_text(self._vocabulary, token) if token >= 0 else b""
+        text = self._llama_cpp.llama_vocab_get_text(self._vocabulary, token) if token >= 0 else b""
         return str(text.decode())
-
-    def close(self) -> None:
-        """Free it."""
-        import llama_cpp
-
-        llama_cpp.llama_model_free(self._model)
-
-
-def silence() -> None:
-    """Keep llama.cpp's log off stderr; llama-cpp-python, when silent, takes its warnings for errors."""
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)

@@ -19,15 +19,12 @@ def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:
 
 
 def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]:
-    """Return the same from a run's exported files; raises ExportError when llama.cpp refuses one."""
+    """Return the same from a run's exported files; raises ModelError when llama.cpp refuses one."""
     folder = shipped.folder
     gguf, adapter = folder / (shipped.fused or shipped.base), shipped.adapter
     longest = max(len(row.tokens) for row in rows)
-    engine = Engine(gguf, longest, folder / adapter if adapter else None, all_logits=True)
-    try:
+    with Engine(gguf, longest, folder / adapter if adapter else None) as engine:
         return [engine.logits(row.tokens[:-1], row.offset - 1) for row in rows]
-    finally:
-        engine.close()
 
 
 def compare_logits(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, float]:

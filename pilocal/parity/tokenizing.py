@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pilocal.flow.context import Context
-from pilocal.llamacpp.tokenizer import GgufTokenizer
+from pilocal.llamacpp.model import Model
 from pilocal.prompt.tokens import chat_text
 from pilocal.run.rows import located_records
 
@@ -19,7 +18,7 @@ def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
     """
     tokenizer, seen, differing = context.tokenizer, set[str](), list[str]()
     stages = range(len(context.schedule.stages))
-    with closing(GgufTokenizer(gguf)) as served:
+    with Model(gguf, vocabulary_only=True) as served:
         for number in stages:
             for split in ("valid", "test"):
                 for where, record in located_records(context.run.stage(number), split):
@@ -28,7 +27,7 @@ def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
                         continue
                     seen.add(text)
                     ids = tokenizer.encode(text, add_special_tokens=False)
-                    if ids != served.tokens(text, special=True):
+                    if ids != served.tokenizer.tokens(text, special=True):
                         differing.append(where)
                 context.progress("parity: tokenizers", 2 * number + 1 + (split == "test"), 2 * len(stages))
     return {"rows": len(seen), "differing": len(differing), "first": differing[0] if differing else None}

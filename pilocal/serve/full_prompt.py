@@ -1,4 +1,4 @@
-"""The other arm: the prompt as it was before internalizing, template and shots included, for the bare base."""
+"""The full prompt, template and shots included, as the base needs it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FullPrompt:
         self._lock = threading.Lock()
 
     def chat(self, bare: Chat) -> Chat | None:
-        """Return a chat that starts with template and shots; None where a query is not the last turn.
+        """Return a chat that starts with template and shots; None when the last turn is not a query.
 
-        A system message of the caller's own is put after the template. Raises InputError when the model that compares
-        queries cannot be loaded.
+        The caller's own system messages follow the template. Raises InputError when the model that compares queries
+        cannot be loaded.
         """
         systems = [message["content"] for message in bare if message["role"] == "system"]
         turns = [message for message in bare if message["role"] != "system"]
@@ -48,11 +48,11 @@ class FullPrompt:
             return [self._examples[i] for i in self._picker.for_query(asked.query, k, asked.history)]
 
 
-class Draw:
-    """Says which requests go to the full prompt: a share of them, the same in every run of the server.
+class FallbackSampler:
+    """Chooses a share of the requests for the full prompt; the same ones each time the server starts.
 
-    >>> draw = Draw(0.1)
-    >>> sum(draw() for _ in range(10_000))
+    >>> chosen = FallbackSampler(0.1)
+    >>> sum(chosen() for _ in range(10_000))
     1026
     """
 
@@ -61,5 +61,5 @@ class Draw:
         self._random = random.Random(0)
 
     def __call__(self) -> bool:
-        """Draw for one request."""
+        """Tell whether the next request is chosen."""
         return self._random.random() < self._share

@@ -1,4 +1,4 @@
-"""The page at /, and the policy that keeps it to itself."""
+"""The page at /, and the policy that lets it reach nothing but its server."""
 
 from __future__ import annotations
 

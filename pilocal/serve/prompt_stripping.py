@@ -1,4 +1,4 @@
-"""Taking the template and the shots out of a request: what its caller still sends, and the weights know already."""
+"""Removes the template and the shots that old callers still send, since the weights know them already."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ Turn = tuple[str, str]
 """Role and content, without white space at the ends."""
 Chat = list[dict[str, Any]]
 """Messages; every content is text."""
-Known = Mapping[Turn, Sequence[tuple[Turn, ...]]]
-"""The turns of solved examples by their first turn, the longest first."""
+ShotTurns = Mapping[Turn, Sequence[tuple[Turn, ...]]]
+"""The turns of every possible shot, by its first turn; the longest come first."""
 
 
-def known_turns(examples: Iterable[Example]) -> Known:
-    """Return the examples as the turns that a shot has in a prompt.
+def shot_turns(examples: Iterable[Example]) -> ShotTurns:
+    """Return the turns that each example has in a prompt where it is a shot.
 
-    >>> known_turns([Example(id="1", query=" 2+2", answer="4")])[("user", "2+2")]
+    >>> shot_turns([Example(id="1", query=" 2+2", answer="4")])[("user", "2+2")]
     [(('user', '2+2'), ('assistant', '4'))]
     """
-    known: defaultdict[Turn, set[tuple[Turn, ...]]] = defaultdict(set)
+    by_first_turn: defaultdict[Turn, set[tuple[Turn, ...]]] = defaultdict(set)
     for example in examples:
         turns = (*example.history, ("user", example.query), ("assistant", example.answer))
         solved = tuple((role, content.strip()) for role, content in turns)
-        known[solved[0]].add(solved)
-    return {first: sorted(solved, key=len, reverse=True) for first, solved in known.items()}
+        by_first_turn[solved[0]].add(solved)
+    return {first: sorted(solved, key=len, reverse=True) for first, solved in by_first_turn.items()}
 
 
-def strip(chat: Chat, template: str, known: Known) -> Chat:
-    r"""Return the chat without the template, and without the known examples that came right after it.
+def strip_prompt(chat: Chat, template: str, shots: ShotTurns) -> Chat:
+    r"""Return the chat without the template and without the shots right after it.
 
-    The template is the whole system message, or the head of the first user message. A chat without it stays whole, and
-    so does one of which nothing would be left to answer.
+    The template is a whole system message, or the start of the first user message. A chat without it stays as it is,
+    and so does one of which nothing would be left to answer.
 
-    >>> shots = known_turns([Example(id="1", query="2+2", answer="4")])
+    >>> shots = shot_turns([Example(id="1", query="2+2", answer="4")])
     >>> asked = {"role": "user", "content": "3+3"}
     >>> full = [{"role": "system", "content": "Add. "}, {"role": "user", "content": "2+2"},
     ...         {"role": "assistant", "content": "4"}, asked]
-    >>> strip(full, "Add.", shots)
+    >>> strip_prompt(full, "Add.", shots)
     [{'role': 'user', 'content': '3+3'}]
-    >>> strip([{"role": "user", "content": "Add.\n\n3+3"}], "Add.", shots)
+    >>> strip_prompt([{"role": "user", "content": "Add.\n\n3+3"}], "Add.", shots)
     [{'role': 'user', 'content': '3+3'}]
-    >>> strip(full, "Subtract.", shots) == full
+    >>> strip_prompt(full, "Subtract.", shots) == full
     True
     """
-    rest = _without_template(chat, template.strip())
-    if rest is None:
+    stripped = _without_template(chat, template.strip())
+    if stripped is None:
         return chat
-    kept, turns = rest
+    kept, turns = stripped
     while turns:
-        solved = next((each for each in known.get(_turn(turns[0]), ()) if _starts(turns, each)), None)
+        solved = next((each for each in shots.get(_turn(turns[0]), ()) if _starts(turns, each)), None)
         if solved is None:
             break
         turns = turns[len(solved) :]
@@ -60,7 +60,7 @@ def strip(chat: Chat, template: str, known: Known) -> Chat:
 
 
 def _without_template(chat: Chat, template: str) -> tuple[Chat, Chat] | None:
-    """Return the other system messages at the start and the turns after them; None without a template."""
+    """Return the other leading system messages and the turns after them; None when the template is not there."""
     start = next((i for i, message in enumerate(chat) if message["role"] != "system"), len(chat))
     kept, turns = chat[:start], chat[start:]
     if not template or not turns:

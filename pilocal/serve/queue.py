@@ -1,4 +1,4 @@
-"""The queue: one request at work, a bounded number in line, and the others sent away."""
+"""The queue: one request is answered, a bounded number wait, and the others are refused."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from contextlib import asynccontextmanager, contextmanager
 
 from pilocal.serve.refusal import Refusal
 
-RECENT = 0.2
+LATEST_WEIGHT = 0.2
 """The weight of the latest request in the mean duration."""
 
 
 class Queue:
-    """Lets requests to the models one by one, in the order in which they came."""
+    """Lets requests reach the models one by one, in order of arrival."""
 
-    def __init__(self, line: int, told: Callable[[int], None]) -> None:
-        """Let `line` requests wait behind the one at work; `told` hears how many do, whenever that changes."""
+    def __init__(self, limit: int, on_waiting: Callable[[int], None]) -> None:
+        """Let up to `limit` requests wait; `on_waiting` is called with their number whenever it changes."""
         import anyio
 
-        self._line = line
-        self._told = told
+        self._limit = limit
+        self._on_waiting = on_waiting
         self._lock = anyio.Lock()
-        self._inside = 0
-        self._seconds = 1.0
+        self._admitted = 0
+        self._mean_seconds = 1.0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take a place, at work or in line, for a whole request; raises Refusal when all are taken."""
-        if self._inside > self._line:
-            # The one at work is on average half done.
-            seconds = max(1, math.ceil((self._inside - 0.5) * self._seconds))
+    def admit(self) -> Iterator[None]:
+        """Admit a request for the whole block; raises Refusal when too many wait already."""
+        if self._admitted > self._limit:
+            # The request being answered is half done on average.
+            seconds = max(1, math.ceil((self._admitted - 0.5) * self._mean_seconds))
             raise Refusal(
                 429,
-                f"The server is busy, and {self._line} requests are waiting already. Try again in {seconds} s.",
+                f"The server is busy, and {self._limit} requests are waiting already. Try again in {seconds} s.",
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
-        self._move(1)
+        self._change(1)
         try:
             yield
         finally:
-            self._move(-1)
+            self._change(-1)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until it is this request's turn, and keep it for the block."""
+        """Wait for this request's turn, and keep the others waiting during the block."""
         import anyio
 
         async with self._lock:
@@ -54,8 +54,8 @@ class Queue:
             try:
                 yield
             finally:
-                self._seconds += RECENT * (anyio.current_time() - began - self._seconds)
+                self._mean_seconds += LATEST_WEIGHT * (anyio.current_time() - began - self._mean_seconds)
 
-    def _move(self, change: int) -> None:
-        self._inside += change
-        self._told(max(0, self._inside - 1))
+    def _change(self, by: int) -> None:
+        self._admitted += by
+        self._on_waiting(max(0, self._admitted - 1))

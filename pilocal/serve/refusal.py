@@ -1,4 +1,4 @@
-"""Why a request is not answered, in the words of OpenAI's API."""
+"""Why a request is not answered, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Refusal(Exception):
-    """Ends a request with an HTTP status and OpenAI's error body, from which its clients make their exceptions."""
+    """Ends a request with an HTTP status and OpenAI's error body, which OpenAI's clients turn into exceptions."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Refusal(Exception):
 
 
 def server_error(message: str) -> Refusal:
-    """Return the refusal of a request that is not at fault itself.
+    """Return the refusal of a request for which the server is at fault.
 
     >>> server_error("out of memory").body["error"]["type"]
     'server_error'

@@ -1,4 +1,4 @@
-"""What goes back to the client: llama-cpp-python's response with more headers, or a refusal."""
+"""What the client gets: llama-cpp-python's response with more headers, or a refusal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Message = MutableMapping[str, Any]
 
 
 class Reply:
-    """Passes a response on, but for its last part, which `end` sends.
+    """Passes a response on, but holds back its last part until `end`.
 
-    So a client that has all of an answer finds the queue as that answer left it.
+    So the request has left the queue by the time its client has the whole answer.
     """
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -25,11 +25,11 @@ class Reply:
         """HTTP's; 0 before the response has begun."""
 
     def add(self, headers: Mapping[str, str]) -> None:
-        """Add headers to the response that is to come."""
+        """Add headers to the response, before it begins."""
         self._headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def send(self, message: Message) -> None:
-        """Take one message of the response."""
+        """Pass on one message of the response, but keep the last."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self._headers]}

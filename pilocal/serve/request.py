@@ -1,4 +1,4 @@
-"""From the bytes that a client sent to a request that llama-cpp-python can be given, or to a refusal."""
+"""Turns the bytes that a client sent into a request for llama-cpp-python, or into a refusal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from pilocal.serve.llama_server import validate_request
 from pilocal.serve.refusal import Refusal
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -16,29 +17,27 @@ TYPES = {
     "/extras/tokenize/count": "TokenizeInputRequest",
     "/extras/detokenize": "DetokenizeInputRequest",
 }
-"""The endpoints that take a body, and llama-cpp-python's types of it."""
-
+"""The endpoints that take a body, and llama-cpp-python's type of each."""
 
 ROLES = ("system", "user", "assistant", "tool", "function")
 UNSUPPORTED = ("logprobs", "suffix", "grammar")
-"""Parameters without which a request is refused; llama.cpp ends the whole process on a grammar that no token fits."""
+"""Parameters that are refused; llama.cpp ends the whole process on a grammar that no token fits."""
 
 
 def read_request(path: str, body: bytes, vocabulary: int) -> dict[str, Any]:
     """Return the checked request; raises Refusal with what is wrong, before anything is computed.
 
-    What OpenAI's newer clients write differently is put as llama-cpp-python knows it: the role `developer`, text in
-    parts, `max_completion_tokens`. What it would silently leave out, stumble over amid an answer, or end the process
-    on, is refused. `vocabulary` is the number of tokens.
+    What newer OpenAI clients send is translated for llama-cpp-python: the role `developer`, text in parts,
+    `max_completion_tokens`. What llama-cpp-python would ignore, fail on in the middle of an answer, or crash on is
+    refused. `vocabulary` is the number of tokens.
     """
     import pydantic
-    from llama_cpp.server import types
 
     request = _parse(body)
     if path == CHAT:
-        _modernize(request)
+        _translate(request)
     try:
-        checked: dict[str, Any] = getattr(types, TYPES[path]).model_validate(request).model_dump(exclude_unset=True)
+        checked = validate_request(TYPES[path], request)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"])
@@ -66,10 +65,10 @@ def _finite(text: str) -> float:
     return number
 
 
-def _modernize(request: dict[str, Any]) -> None:
-    most = request.pop("max_completion_tokens", None)
-    if request.get("max_tokens") is None and most is not None:
-        request["max_tokens"] = most
+def _translate(request: dict[str, Any]) -> None:
+    limit = request.pop("max_completion_tokens", None)
+    if request.get("max_tokens") is None and limit is not None:
+        request["max_tokens"] = limit
     messages = request.setdefault("messages", [])
     for number, message in enumerate(messages if isinstance(messages, list) else ()):
         param = f"messages.{number}"
@@ -83,7 +82,7 @@ def _modernize(request: dict[str, Any]) -> None:
 
 
 def _text(content: Any, param: str) -> str:
-    """Return the text of a message; of none, as beside a call of a tool, and of a list of parts, too."""
+    """Return the text of a message's content: text, a list of parts, or nothing, as beside a tool call."""
     parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     found = [text for text in texts if isinstance(text, str)]

@@ -9,16 +9,16 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A finished request; it says nothing of what was asked and answered unless contents are logged."""
+class RequestLogEntry:
+    """A finished request; what was asked and answered is in it only when contents are logged."""
 
     time: str
-    """When it came, in UTC."""
+    """When it arrived, in UTC."""
     path: str
     status: int
     """HTTP's, or 499 when the client hung up before the end."""
     task: str = ""
-    """Empty for a request that was refused before its task was known, and so is `arm`."""
+    """Empty, like `arm`, when the request was refused before its task was known."""
     arm: str = ""
     stream: bool = False
     prompt_tokens: int = 0
@@ -26,7 +26,7 @@ class Entry:
     saved_tokens: int = 0
     first_token_seconds: float | None = None
     seconds: float = 0.0
-    """From the request to the end of its answer, the time in line included."""
+    """From the request to the end of its answer, the time in the queue included."""
     error: str | None = None
     """OpenAI's code or type of the refusal."""
     prompt: str | Sequence[Any] | None = None
@@ -37,10 +37,11 @@ class Entry:
     def line(self) -> str:
         """Return a line for people.
 
-        >>> Entry(time="", path="/v1/completions", status=429, error="rate_limit_exceeded").line()
+        >>> RequestLogEntry(time="", path="/v1/completions", status=429, error="rate_limit_exceeded").line()
         '/v1/completions 429 rate_limit_exceeded in 0 ms'
-        >>> Entry(time="", path="/v1/chat/completions", status=200, task="lights", arm="internalized", seconds=0.025,
-        ...       prompt_tokens=9, completion_tokens=4, saved_tokens=310, first_token_seconds=0.012).line()
+        >>> RequestLogEntry(time="", path="/v1/chat/completions", status=200, task="lights", arm="internalized",
+        ...                 prompt_tokens=9, completion_tokens=4, saved_tokens=310,
+        ...                 first_token_seconds=0.012, seconds=0.025).line()
         '/v1/chat/completions 200 lights internalized: 9 tokens in, 4 out, 310 saved; first in 12 ms, all in 25 ms'
         """
         took = f"in {1000 * self.seconds:.0f} ms"
@@ -53,8 +54,8 @@ class Entry:
     def json(self) -> str:
         """Return a line of JSON, without the fields that are None.
 
-        >>> Entry(time="", path="/v1/completions", status=404, error="model_not_found").json()[:70]
+        >>> RequestLogEntry(time="", path="/v1/completions", status=404, error="model_not_found").json()[:70]
         '{"time": "", "path": "/v1/completions", "status": 404, "task": "", "ar'
         """
-        said = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(said, ensure_ascii=False)
+        fields = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(fields, ensure_ascii=False)

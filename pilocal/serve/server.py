@@ -5,45 +5,53 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pilocal.errors import InputError
-from pilocal.run.shipped import Shipped
-from pilocal.serve.app import Options, make_app
-from pilocal.serve.request_log import Entry
+from pilocal.run.shipped import read_shipped
+from pilocal.serve.api_key import read_api_key
+from pilocal.serve.app import make_app
+from pilocal.serve.options import ServeOptions
+from pilocal.serve.request_log import RequestLogEntry
 
 
 def serve(
-    tasks: Sequence[Shipped],
-    options: Options,
+    runs: Sequence[Path],
+    options: ServeOptions | None = None,
     *,
-    host: str,
-    port: int,
-    log: Callable[[Entry], None],
-    ready: Callable[[int], None],
+    log: Callable[[RequestLogEntry], object] = lambda entry: None,
+    ready: Callable[[Sequence[str], int], object] = lambda names, port: None,
 ) -> None:
-    """Answer OpenAI-compatible requests under http://host:port/v1 until the process is interrupted.
+    """Answer OpenAI-compatible requests to finished runs, under http://HOST:PORT/v1, until the process is interrupted.
 
-    The port is taken before anything is loaded, and requests that come meanwhile wait; `ready` is told it once all is
-    loaded (a port of 0 is any free one), `log` of every finished request. Raises InputError when the port is not to be
-    had, or others could reach the server without a key; what `make_app` raises; and KeyboardInterrupt once an
+    The port is taken before anything is loaded, and requests that come meanwhile wait. `ready` is called once all is
+    loaded, with the names of the tasks and the port. `log` is called with every finished request.
+
+    Raises RunError when a run has exported nothing; InputError when the port cannot be taken, the key file holds no
+    key, or others could reach the server without a key; what `make_app` raises; and KeyboardInterrupt once an
     interrupted server has shut down.
     """
     import uvicorn
 
-    with listen(host, port, options.key) as listener:
-        app = make_app(tasks, options, log)
-        ready(listener.getsockname()[1])
-        uvicorn.Server(uvicorn.Config(app, access_log=False)).run(sockets=[listener])
+    options = options or ServeOptions()
+    key = read_api_key(options.api_key_file) if options.api_key_file else None
+    tasks = [read_shipped(run) for run in runs]
+    with listen(options.host, options.port, loopback_only=key is None) as listener:
+        app = make_app(tasks, options, key, log)
+        ready([task.name for task in tasks], listener.getsockname()[1])
+        # uvicorn would log the whole URL of a WebSocket, query and all.
+        config = uvicorn.Config(app, access_log=False, ws="none")
+        uvicorn.Server(config).run(sockets=[listener])
 
 
-def listen(host: str, port: int, key: str | None) -> socket.socket:
-    """Take the port; raises InputError."""
+def listen(host: str, port: int, *, loopback_only: bool) -> socket.socket:
+    """Take the port; raises InputError when it cannot be had, or is not a loopback address though it must be."""
     fix = "choose another with --port or --host"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if key is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            what, fix = "others can reach this address, and there is no API key", "give --api-key-file"
-            raise InputError(f"--host {host}", what, fix=fix)
+        if loopback_only and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            problem, fix = "others can reach this address, and there is no API key", "give --api-key-file"
+            raise InputError(f"--host {host}", problem, fix=fix)
         listener = socket.create_server((host, port), family=family)
         # Connections inherit it. Else an answer's second packet waits 40 ms for the first to be acknowledged.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""Which files are loaded for which tasks, and whether they belong together."""
+"""Which base the tasks share, and whether their files belong together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pilocal.run.shipped import FILE, Shipped
 BASE = "base"
 """The name under which the bare base answers."""
 HASH = "pilocal.base.sha256"
-"""The metadata that says from which base a file was made."""
+"""The GGUF metadata that says which base a file was made from."""
 
 
 def choose_base(tasks: Sequence[Shipped]) -> Path:
     """Return the GGUF of the one base that all tasks share; reads headers only.
 
-    A task with an adapter is served on a base of the type that it was exported with, so these must have the same.
+    An adapter is served on a base of the type that it was exported with, so all adapters must have the same type.
     Raises InputError, ModelError, RunError, or Faults, for names that clash and for files that are damaged, foreign, or
     of different bases.
     """

@@ -1,0 +1,138 @@
+"""A context: the keys and values of one or more sequences of tokens, and what a model computes from them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.errors import RunError
+from pilocal.llamacpp.library import load_llama_cpp
+from pilocal.llamacpp.model import Model
+
+BATCH = 512
+"""Tokens that are computed at once, llama.cpp's own choice."""
+
+Entry = tuple[int, int, int, bool]
+"""A token to compute: itself, its position, its sequence, and whether its logits are wanted."""
+
+
+class Context:
+    """Room for the keys and values of a model, its adapter applied; a context manager."""
+
+    def __init__(
+        self, model: Model, tokens: int, *, sequences: int = 1, shared: bool = False, threads: int | None = None
+    ) -> None:
+        """Make room for so many tokens in all; `threads` are all cores when left out.
+
+        Each sequence has an equal part of the room, unless it is `shared`. Raises RunError when llama.cpp has not the
+        memory.
+        """
+        self._llama_cpp = llama_cpp = load_llama_cpp()
+        self._model = model
+        self.vocabulary_size = model.tokenizer.size
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = tokens
+        params.n_seq_max = sequences
+        params.kv_unified = shared
+        # As llama-cpp-python's server has it. On a CPU it reads a kept prefix up to five times as fast without.
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
+        self._handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            fix = "free some, or ask for shorter prompts or fewer clients"
+            raise RunError(model.path, f"llama.cpp has no memory for a context of {tokens} tokens", fix=fix)
+        self._memory = llama_cpp.llama_get_memory(self._handle)
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        if model.adapter:
+            apply_adapter(self._handle, model.adapter)
+
+    def decode(self, entries: Sequence[Entry]) -> None:
+        """Compute up to BATCH tokens; raises RunError when llama.cpp fails."""
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+        code = self._llama_cpp.llama_decode(self._handle, batch)
+        if code:
+            fix = "ask for shorter prompts or fewer clients"
+            raise RunError(self._model.path, "llama.cpp cannot compute a batch", got=code, fix=fix)
+
+    def logits(self, place: int) -> NDArray[np.float32]:
+        """Return the logits (vocabulary,) of an entry of the last batch; valid until the next."""
+        pointer = self._llama_cpp.llama_get_logits_ith(self._handle, place)
+        return np.ctypeslib.as_array(pointer, (self.vocabulary_size,))
+
+    def best(self, place: int) -> int:
+        """Return the likeliest token after an entry of the last batch."""
+        return int(self.logits(place).argmax())
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        clear(self._handle)
+
+    def keep(self, sequence: int, count: int) -> bool:
+        """Forget a sequence but for its first tokens; tell whether the model's memory can do that."""
+        return bool(self._llama_cpp.llama_memory_seq_rm(self._memory, sequence, count, -1))
+
+    def share(self, source: int, target: int, count: int) -> None:
+        """Let one sequence begin with the first tokens of another, of which only one copy is kept."""
+        self._llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, count)
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """Return how many bytes llama.cpp itself counts for a sequence's keys and values."""
+        return int(self._llama_cpp.llama_state_seq_get_size(self._handle, sequence))
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._handle:
+            self._llama_cpp.llama_batch_free(self._batch)
+            self._llama_cpp.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def apply_adapter(context: Any, adapter: Any | None) -> None:
+    """Compute with an adapter from now on, or without any, in a `llama_context *`.
+
+    What was computed before stays: `clear` the context if it was computed otherwise. Raises RuntimeError when llama.cpp
+    fails.
+    """
+    llama_cpp = load_llama_cpp()
+    adapters = [] if adapter is None else [adapter]
+    count = len(adapters)
+    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*adapters)
+    scales = (ctypes.c_float * count)(*[1.0] * count)
+    if llama_cpp.llama_set_adapters_lora(context, pointers, count, scales):
+        raise RuntimeError("llama.cpp cannot set the adapter")
+
+
+def clear(context: Any) -> None:
+    """Forget all keys and values of a `llama_context *`."""
+    llama_cpp = load_llama_cpp()
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+
+
+@contextmanager
+def abortable(context: Any, cancelled: threading.Event) -> Iterator[None]:
+    """Give up what a `llama_context *` computes once the event is set, where llama.cpp computes on the CPU."""
+    llama_cpp = load_llama_cpp()
+    callback = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
+    llama_cpp.llama_set_abort_callback(context, callback, None)
+    try:
+        yield
+    finally:
+        llama_cpp.llama_set_abort_callback(context, llama_cpp.ggml_abort_callback(0), None)

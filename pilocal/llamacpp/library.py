@@ -1,0 +1,63 @@
+"""The library itself: imported once, silent, and with its errors collected for whoever asks."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import ModelError
+
+ERROR = 4
+"""GGML_LOG_LEVEL_ERROR in ggml.h."""
+
+_collectors: list[list[str]] = []
+"""Where llama.cpp's errors go at the moment; it has one log for the whole process."""
+
+
+@cache
+def load_llama_cpp() -> Any:
+    """Return the module `llama_cpp`, whose log is kept off stderr from now on."""
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(_log_callback(), None)
+    return llama_cpp
+
+
+@cache
+def _log_callback() -> Any:
+    """Return the function that llama.cpp calls with its log; it keeps a bare pointer, so the object must live on."""
+    import llama_cpp
+
+    def collect(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        if level == ERROR:
+            for errors in _collectors:
+                errors.append(text.decode(errors="replace").strip())
+
+    return llama_cpp.llama_log_callback(collect)
+
+
+@contextmanager
+def collected_errors() -> Iterator[list[str]]:
+    """Yield a list to which llama.cpp's errors are added as they come."""
+    errors: list[str] = []
+    _collectors.append(errors)
+    try:
+        yield errors
+    finally:
+        _collectors[:] = [each for each in _collectors if each is not errors]
+
+
+def refusal(path: Path, reasons: Sequence[str], *, fix: str = "`pilocal export` makes it again") -> ModelError:
+    """Return the error for a file that llama.cpp does not load; the first of its reasons is the nearest to the cause.
+
+    >>> str(refusal(Path("a.gguf"), ["gguf_init: not a GGUF file", "llama_model_load: failed"], fix="copy it again"))
+    'a.gguf: llama.cpp refuses the file: not a GGUF file; copy it again'
+    """
+    reason = re.sub(r"^\w+: ", ": ", reasons[0]) if reasons else ""
+    return ModelError(path, f"llama.cpp refuses the file{reason}", fix=fix)

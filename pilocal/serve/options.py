@@ -1,0 +1,47 @@
+"""How runs are served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilocal.errors import InputError, raise_all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `pilocal serve`; raises InputError, or Faults, when one is out of its bounds."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8080
+    """Port to listen on; 0 takes a free one."""
+    context: int = 2048
+    """Longest prompt and answer together, in tokens."""
+    threads: int | None = None
+    """Threads of llama.cpp. None leaves the choice to it: half of the cores for an answer, all of them for a prompt."""
+    queue: int = 16
+    """Requests that may wait behind the one being answered."""
+    fallback_share: float = 0.0
+    """Share of a task's requests that the base answers with the full prompt."""
+    api_key_file: Path | None = None
+    """File with the key that clients must send; needed when others can reach the server."""
+    log_contents: bool = False
+    """Whether log entries say what was asked and answered."""
+
+    def __post_init__(self) -> None:
+        fix = "see `pilocal serve --help`"
+        bounds = {
+            "port": 0 <= self.port <= 65535,
+            "context": self.context >= 1,
+            "threads": self.threads is None or self.threads >= 1,
+            "queue": self.queue >= 0,
+            "fallback_share": 0 <= self.fallback_share <= 1,
+        }
+        raise_all(
+            [
+                InputError(name, "out of bounds", got=getattr(self, name), fix=fix)
+                for name, inside in bounds.items()
+                if not inside
+            ]
+        )

@@ -19,7 +19,7 @@ def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:
 
 
 def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]:
-    """Return the same from a run's exported files; raises ModelError when llama.cpp refuses one."""
+    """Return the same from a run's exported files; raises ModelError if llama.cpp refuses one."""
     folder = shipped.folder
     gguf, adapter = folder / (shipped.fused or shipped.base), shipped.adapter
     longest = max(len(row.tokens) for row in rows)

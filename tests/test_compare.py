@@ -227,7 +227,7 @@ def test_bad_options_are_one_line(options, said, compared, tmp_path):
 
 def test_a_program_gets_the_files_that_the_command_leaves(compared):
     task, out, table, _ = compared
-    found = compare(task, DESIGN, folder=out, prices=PRICES, report=lambda name, _: pytest.fail(name))
+    found = compare(str(task), DESIGN, run=out, prices=PRICES, report=lambda name, _: pytest.fail(name))
     assert found == table == json.loads((out / "compare.json").read_text())
     assert (out / "compare.md").read_text() == markdown(table)
     assert "training examples" in (out / "curve.svg").read_text()

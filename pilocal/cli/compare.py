@@ -51,7 +51,9 @@ def compare(
     from pilocal.compare import Design, Prices, parse_arms
     from pilocal.compare import compare as run_comparison
     from pilocal.compare.design import LINEAR
+    from pilocal.compare.files import default_folder
     from pilocal.errors import InputError
+    from pilocal.flow.listeners import Listeners
     from pilocal.task.schedule import load_law
 
     if training_price is not None and price is None:
@@ -61,15 +63,14 @@ def compare(
         prices = Prices(prompt=price, training=price if training_price is None else training_price)
     law = load_law(schedule) if schedule else LINEAR
     design = Design(arms=parse_arms(arms), seeds=seeds, law=law, curve=curve)
-    folder = folder or (task.parent if task.is_file() else task) / "compare"
+    folder = folder or default_folder(task)
     with progress_bars() as (progress, console):
         table = run_comparison(
             task,
             design,
-            folder=folder,
+            run=folder,
             prices=prices,
-            progress=progress,
-            warn=warning_on(console),
+            listeners=Listeners(progress=progress, warn=warning_on(console)),
             report=lambda name, score: console.print(f"{name}: {score:.3f}", highlight=False),
         )
     if as_json:

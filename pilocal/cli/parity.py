@@ -60,16 +60,18 @@ def parity(
         raise click.UsageError("give a RUN, with or without --record, or a --reference")
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.errors import ParityError
+    from pilocal.flow.listeners import Listeners
     from pilocal.parity import Settings, replay_reference
     from pilocal.parity import parity as replay_run
 
     settings = Settings(steps=steps, tolerance=tolerance, device=device, precision=precision)
     with progress_bars() as (progress, console):
+        listeners = Listeners(progress=progress, warn=warning_on(console))
         if run is not None:
-            result = replay_run(run, settings, record=record, progress=progress, warn=warning_on(console))
+            result = replay_run(run, settings, record=record, listeners=listeners)
         else:
             assert reference is not None
-            result = replay_reference(reference, settings, progress)
+            result = replay_reference(reference, settings, listeners=listeners)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

@@ -5,7 +5,7 @@
 >>> [arm.name for arm in design.arms]
 ['query-only', 'full-prompt', 'linear', 'direct']
 
-`compare(Path("my-task"), design)` then leaves compare.json and compare.md in my-task/compare.
+`compare("my-task", design)` then leaves compare.json and compare.md in my-task/compare.
 """
 
 from pilocal.compare.arms import parse_arms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,10 +21,9 @@ from pilocal.evaluate.asking import Asker
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
-from pilocal.flow.listeners import Listeners
+from pilocal.flow.listeners import QUIET, Listeners, unheard
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, TRAIN
-from pilocal.progress import Progress, silent
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run.folder import RunDir
 from pilocal.run.hashes import fingerprint
@@ -42,15 +40,14 @@ class Comparison:
         task: Task,
         design: Design,
         run: RunDir,
-        progress: Progress = silent,
-        warn: Callable[[str], None] = warnings.warn,
+        listeners: Listeners = QUIET,
     ) -> None:
         """Check the design, and that answers can be scored; raises InputError, ModelError or SandboxError."""
         design.check(task)
         self.task = replace(task, training=replace(task.training, direct_drop=False))
         self.design = design
         self.run = run
-        self.listeners = Listeners(progress=progress, warn=warn)
+        self.listeners = replace(listeners, step=unheard)  # an arm's own steps interest nobody
         self.metric = make_metric(task.metric, task.scoring, task.folder)
         self.metric.check(task.test)
 
@@ -217,8 +214,7 @@ def open_comparison(
     task_folder: Path,
     folder: Path,
     design: Design,
-    progress: Progress = silent,
-    warn: Callable[[str], None] = warnings.warn,
+    listeners: Listeners = QUIET,
 ) -> Iterator[Comparison]:
     """Read a task and open the comparison's folder for writing.
 
@@ -227,4 +223,4 @@ def open_comparison(
     task = load_task(task_folder)
     with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
         run.describe(versions={name: version(name) for name in ("pilocal", "mlx", "mlx-lm", "llama-cpp-python")})
-        yield Comparison(task, design, run, progress, warn)
+        yield Comparison(task, design, run, listeners)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,27 @@ from pilocal.compare.design import Design
 from pilocal.compare.markdown import markdown
 from pilocal.compare.picture import CURVE, write_curve
 from pilocal.compare.table import Prices, make_table
-from pilocal.progress import Progress, silent
+from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.run.files import replacing, write_json
 
 
 def compare(
-    task: Path,
+    task: str | Path,
     design: Design,
     *,
-    folder: Path | None = None,
+    run: str | Path | None = None,
     prices: Prices | None = None,
-    progress: Progress = silent,
-    warn: Callable[[str], None] = warnings.warn,
+    listeners: Listeners = QUIET,
     report: Callable[[str, float], None] = lambda name, score: None,
 ) -> dict[str, Any]:
     """Run every arm of a design on a task and return what compare.json says; called again, it resumes.
 
-    All files are in `folder`, by default TASK/compare. `prices` adds the break-even in money. `report` gets the name
-    and the score of every new result. Raises InputError or Faults for the task or the design, RunError if another
-    process has the folder, and what the steps of a run raise.
+    All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
+    the name and the score of every new result. Raises InputError or Faults for the task or the design, RunError if
+    another process has the folder, and what the steps of a run raise.
     """
-    folder = folder or (task.parent if task.is_file() else task) / "compare"
-    with open_comparison(task, folder, design, progress, warn) as comparison:
+    folder = Path(run) if run else default_folder(Path(task))
+    with open_comparison(Path(task), folder, design, listeners) as comparison:
         total = comparison.metric.total
         results = comparison.results(lambda result: report(result.name, total(result.marks_NS)))
         table = make_table(comparison, results, prices)
@@ -43,3 +41,8 @@ def compare(
         if table["curve"]:
             write_curve(table, folder / CURVE)
     return table
+
+
+def default_folder(task: Path) -> Path:
+    """Return the folder of a comparison if none is given; `task` is a task folder or its task.toml."""
+    return (task.parent if task.is_file() else task) / "compare"

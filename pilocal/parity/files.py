@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.parity.settings import Settings
-from pilocal.progress import Progress, silent
 
 DEFAULTS = Settings()
 
 
 def parity(
-    run: Path,
+    run: str | Path,
     settings: Settings = DEFAULTS,
     *,
-    record: Path | None = None,
-    progress: Progress = silent,
-    warn: Callable[[str], None] = warnings.warn,
+    record: str | Path | None = None,
+    listeners: Listeners = QUIET,
 ) -> dict[str, Any]:
     """Replay a run with MLX and with PyTorch, write RUN/parity.json and RUN/parity.svg, and return the former.
 
@@ -29,20 +26,22 @@ def parity(
     every stage; RunError if the run has no stages, or does not fit its task, its base and this version.
     """
     settings = _found(settings)
-    from pilocal.flow.listeners import Listeners
     from pilocal.flow.opening import open_run
     from pilocal.parity.picture import write_picture
     from pilocal.parity.report import check_run
     from pilocal.run.files import write_json
 
-    with open_run(run, Listeners(progress=progress, warn=warn)) as context:
-        result = check_run(context, settings, record)
-        write_json(run / "parity.json", result)
-        write_picture(result, run / "parity.svg")
+    folder = Path(run)
+    with open_run(folder, listeners) as context:
+        result = check_run(context, settings, Path(record) if record else None)
+        write_json(folder / "parity.json", result)
+        write_picture(result, folder / "parity.svg")
     return result
 
 
-def replay_reference(folder: Path, settings: Settings = DEFAULTS, progress: Progress = silent) -> dict[str, Any]:
+def replay_reference(
+    folder: str | Path, settings: Settings = DEFAULTS, *, listeners: Listeners = QUIET
+) -> dict[str, Any]:
     """Replay with PyTorch what `parity` recorded in a folder, and return what parity.json would say.
 
     Writes nothing, and MLX need not be installed. Raises InputError if the reference is damaged or was made for another
@@ -51,7 +50,7 @@ def replay_reference(folder: Path, settings: Settings = DEFAULTS, progress: Prog
     settings = _found(settings)
     from pilocal.parity.report import check_reference
 
-    return check_reference(folder, settings, progress)
+    return check_reference(Path(folder), settings, listeners.progress)
 
 
 def _found(settings: Settings) -> Settings:

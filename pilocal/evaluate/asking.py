@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ class Asker:
         )
         return [self._text(completion) for completion in completions]
 
-    def engine(self, gguf: Path, prompts: Sequence[Sequence[int]], adapter: Path | None = None) -> Engine:
-        """Load a GGUF file in llama.cpp for prompts of these lengths, to be used in a `with`.
+    @contextmanager
+    def engine(self, gguf: Path, prompts: Sequence[Sequence[int]], adapter: Path | None = None) -> Iterator[Engine]:
+        """Open a GGUF file in llama.cpp for prompts of these lengths.
 
         Raises ModelError if llama.cpp refuses a file, RunError if there is not enough memory.
         """
-        return Engine(gguf, max(map(len, prompts)) + self.generation.max_tokens + 1, adapter)
+        with Engine(gguf, max(map(len, prompts)) + self.generation.max_tokens + 1, adapter) as engine:
+            yield engine
 
     def in_llama(
         self, engine: Engine, prompts: Sequence[Sequence[int]], title: str, *, warm: bool = False

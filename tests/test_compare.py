@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from pilocal.compare.arms import DEFAULT_ARMS, parse_arm, parse_arms
-from pilocal.compare.comparison import Design, open_comparison
+from pilocal.compare.columns import cells, curve_cells, narrow_cells
+from pilocal.compare.comparison import open_comparison
+from pilocal.compare.design import Design
+from pilocal.compare.markdown import markdown
 from pilocal.compare.slices import slices
-from pilocal.compare.table import Prices, cells, curve_cells, make_table, markdown
+from pilocal.compare.table import Prices, make_table
 from pilocal.errors import InputError, RunError
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, Law
@@ -144,6 +147,11 @@ def test_terminal_and_markdown_show_the_same_figures(compared):
         assert len({len(head), *map(len, rows)}) == 1
         for row in (head, *rows):
             assert "| " + " | ".join(row) + " |" in text
+    for head, rows in narrow_cells(table).values():
+        assert len({len(head), *map(len, rows)}) == 1
+        for arm, *figures in rows:
+            (line,) = [line for line in text.splitlines() if line.startswith(f"| {arm} |")]
+            assert set(figures) <= set(line.strip("| ").split(" | "))
 
 
 def test_a_damaged_result_is_one_line(compared, tmp_path):
@@ -206,7 +214,7 @@ def test_an_arm_that_is_none_is_one_line(name, said):
             "--curve: the training set does not have so many examples; got 400; write numbers between",
         ),
         (("--seeds", "1,1"), "--seeds: seeds are different whole numbers from 0"),
-        (("--training-price", "3"), "--training-price: of no use without --price; give both"),
+        (("--training-price", "3"), "--training-price: needs --price; give both"),
     ],
 )
 def test_bad_options_are_one_line(options, said, compared, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.load import load_base, load_tokenizer
-from pilocal.evaluate.arms import summary
+from pilocal.evaluate.score import summary
 from pilocal.progress import silent
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 
@@ -24,7 +25,12 @@ TAIL = 300
 """So many of the last characters on stderr stand in the error."""
 
 
-class Command:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric; raises InputError if there is no such program."""
+    return Command(scoring, folder)
+
+
+class Command(Metric):
     """The mean of the marks that a program prints.
 
     The program runs in the task folder, once for each arm. It reads one JSON object a line: `id`, `query`, `answer`
@@ -42,12 +48,10 @@ class Command:
         if found is None or not os.access(found, os.X_OK):
             fix = "mend the path (relative to the task), or make the file executable"
             raise InputError(self._where, "no such program", got=program, fix=fix)
+        self._command = scoring.command
         self._argv = [str(Path(found).resolve()), *scoring.command[1:]]
         self._timeout = scoring.timeout or TIMEOUT
         self._folder = folder
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Only the program knows what it needs."""
 
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
@@ -78,9 +82,9 @@ class Command:
                 raise self._fault(f"line {number + 1} must be a number from 0 to 1", got=text)
         return marks
 
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
+    def files(self) -> list[Path]:
+        """Return those parts of the command that are files of the task."""
+        return [path for path in (self._folder / part for part in self._command) if path.is_file()]
 
     def _run(self, text: str) -> str:
         """Return what the program prints; it and what it started end with the time-out."""

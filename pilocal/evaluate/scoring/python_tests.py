@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.sandbox.run import Limits, run_apart
 from pilocal.task import Example, Scoring
@@ -35,7 +36,12 @@ write(1, {nonce!r})
 """What runs an answer: its last words are said only after the last assert, and are others each time."""
 
 
-class PythonTests:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric."""
+    return PythonTests(scoring, folder)
+
+
+class PythonTests(Metric):
     """The share of answers whose asserts hold, each in a sandbox.
 
     A record holds `tests`, a text or a list of texts, and perhaps `setup`, which runs before them. An answer in a
@@ -65,10 +71,6 @@ class PythonTests:
                 marks[number] = right
                 progress("tests", number + 1, len(answers))
         return marks
-
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
 
     def _passes(self, answer: str, tests: str) -> bool:
         nonce = secrets.token_hex(16)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 
@@ -46,7 +47,12 @@ WRONG = (sqlite3.Error, UnicodeError, Refused)
 """What a query may end in that is no fault of ours."""
 
 
-class Sqlite:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric; raises InputError if there is no database."""
+    return Sqlite(scoring, folder)
+
+
+class Sqlite(Metric):
     """Execution accuracy on a database that is opened read-only.
 
     Rows are compared as a multiset, in order where the reference has an ORDER BY outside every bracket. An answer that
@@ -96,9 +102,9 @@ class Sqlite:
                 marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
         return marks
 
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
+    def files(self) -> list[Path]:
+        """Return the database."""
+        return [self.path]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -19,9 +19,10 @@ from pilocal.cli import main
 from pilocal.errors import ModelError
 from pilocal.parity import report
 from pilocal.parity.conversion import conversion_figures
-from pilocal.parity.figures import compare, exceeded
+from pilocal.parity.figures import compare_traces, exceeded
 from pilocal.parity.reference import load_reference, save_reference
 from pilocal.parity.replay import play
+from pilocal.parity.settings import Settings
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.mlx.mlx_trainer import MlxTrainer
@@ -182,7 +183,7 @@ def test_a_wrong_gradient_is_named_even_where_the_losses_agree(tiny_base: Path) 
     replay, trace, _ = load_reference(FOLDER)
     other = replace_gradient(trace.gradients[1], factor=1.001)
     spoilt = type(trace)(trace.losses, trace.norms, trace.starts, [trace.gradients[0], other, trace.gradients[2]], {})
-    stages, steps = compare(replay, trace, spoilt, ("mlx", "torch"))
+    stages, steps = compare_traces(replay, trace, spoilt, ("mlx", "torch"))
     assert exceeded(stages, steps, 1e-4) == [
         "gradient of model.layers.0.mlp.down_proj.lora_a at step 4 (stage 1) differs by 0.001"
     ]
@@ -202,7 +203,7 @@ def test_the_code_still_makes_the_reference() -> None:
     for name, value in mlx.adapter().items():
         np.testing.assert_array_equal(value, recorded.starts[0][name])
     result = report.traces_report(
-        again, recorded, play(mlx, again, starts=recorded.starts), ("recorded", "mlx"), TOLERANCE, "cpu"
+        again, recorded, play(mlx, again, starts=recorded.starts), ("recorded", "mlx"), Settings()
     )
     assert result["exceeded"] == []
     assert result["adapter_distance"] < 1e-3

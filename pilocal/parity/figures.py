@@ -48,7 +48,7 @@ def distance(other: Mapping[str, Floats], reference: Mapping[str, Floats]) -> fl
     return relative(flat[0], flat[1])
 
 
-def compare(
+def compare_traces(
     replay: Replay, reference: Trace, other: Trace, names: tuple[str, str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return one entry a stage, with its worst figures, and one a step; `names` has the reference's, then the other's.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.compare import compare
 from pilocal.compare.arms import DEFAULT_ARMS, parse_arm, parse_arms
 from pilocal.compare.columns import cells, curve_cells, narrow_cells
 from pilocal.compare.comparison import open_comparison
@@ -222,6 +223,14 @@ def test_bad_options_are_one_line(options, said, compared, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_program_gets_the_files_that_the_command_leaves(compared):
+    task, out, table, _ = compared
+    found = compare(task, DESIGN, folder=out, prices=PRICES, report=lambda name, _: pytest.fail(name))
+    assert found == table == json.loads((out / "compare.json").read_text())
+    assert (out / "compare.md").read_text() == markdown(table)
+    assert "training examples" in (out / "curve.svg").read_text()
 
 
 def test_numbers_that_are_none_are_misuse(compared):

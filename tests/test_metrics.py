@@ -16,7 +16,7 @@ from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.run.hashes import sha256_file
 from pilocal.task import METRICS, Example, Scoring, load_task
-from tests.test_pipeline import make_task
+from tests.test_flow import make_task
 
 
 def examples(*answers: str) -> list[Example]:
@@ -197,10 +197,10 @@ def test_a_program_of_the_users_gives_the_marks(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; mend"),
+        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; fix"),
         (
             "import time; time.sleep(60)",
-            "the program took longer than 0.5 s; mend it and run again; the answers are kept",
+            "the program took longer than 0.5 s; fix it and run again; the answers are kept",
         ),
         ("import sys; sys.stdin.read(); print(1)", "must print 2 lines, one for each answer; got 1"),
         ("import sys; sys.stdin.read(); print('1\\ngood')", "line 2 must be a number from 0 to 1; got 'good'"),

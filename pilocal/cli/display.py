@@ -1,4 +1,4 @@
-"""What a person sees while it works, on stderr: bars, warnings and a line for each step."""
+"""What a person sees during the work, on stderr: bars, warnings and a line per step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pilocal.progress import Progress
 
 @contextmanager
 def progress_bars() -> Iterator[tuple[Progress, Console]]:
-    """Show a bar for every kind of work, on stderr; the console prints lines above the bars."""
+    """Show one bar per kind of work, on stderr; the console prints lines above the bars."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -52,7 +52,7 @@ def listening(heard: Callable[[StepResult], None] = unheard, report_to: str | No
 
 
 def warning_on(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a warning as one line, and the same one only once."""
+    """Return a function that prints a warning as one line, and the same warning only once."""
     said = set[str]()
 
     def warn(text: str) -> None:
@@ -64,7 +64,7 @@ def warning_on(console: Console) -> Callable[[str], None]:
 
 
 def step_line(result: StepResult) -> str:
-    """Return the line that tells what became of a step."""
+    """Return the line about a finished step."""
     return (
         f"{result.name}: "
         + ("nothing to do" if result.skipped else f"done in {result.seconds:.1f} s")

@@ -9,7 +9,7 @@ from typing import Any
 from pilocal.compare.slices import TEMPLATE_ONLY
 
 SCORES, TRAINING, SLICES = "scores", "training", "slices"
-"""The tables that a terminal shows below one another, as one would be too wide."""
+"""The tables that a terminal shows one below the other, since a single one would be too wide."""
 
 Grid = tuple[list[str], list[list[str]]]
 """A table's head and its rows."""

@@ -1,4 +1,4 @@
-"""Running a comparison: every arm is answered, timed and scored once, and what is known is never done again."""
+"""Running a comparison: every arm is answered, timed and scored once, and a known result is never made again."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Comparison:
         self.metric.check(task.test)
 
     def results(self, report: Callable[[Result], None]) -> list[Result]:
-        """Return every result, one after the other; tell `report` of each that was not there yet.
+        """Return every result, one after the other; tell `report` about each new one.
 
-        The arms of the first seed come first, then the other seeds, then the learning curve. Raises what the steps of
-        a run raise, and what the metric raises; finished results stay.
+        The base's arms come first, then each seed's schedules, then the learning curve. Raises what the steps of a run
+        and the metric raise; finished results stay.
         """
         found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
         trained = [arm for arm in self.design.arms if arm.trained]
@@ -73,7 +73,7 @@ class Comparison:
         return self.run.path / "results"
 
     def _asked(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
-        """Answer with the base and a prompt."""
+        """Return the result of the base with a prompt."""
         full = arm.prompt is Prompt.FULL
         asked = Stage(tau=arm.tau if full else 0.0, shots=self.design.law.shots if full else 0, share=0.0)
         compression = self.task.compression
@@ -104,7 +104,7 @@ class Comparison:
             return answers, asker.times(engine, prompts, arm.title)
 
     def _trained(self, name: str, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
-        """Train an adapter and answer with it and the bare query."""
+        """Return the result of an adapter, trained by a schedule and asked with the bare query."""
         title = result_name(name, seed, examples)
         task = replace(self.task, training=replace(self.task.training, seed=seed))
         if examples is not None:
@@ -134,12 +134,12 @@ class Comparison:
         return self._finish(result, report)
 
     def _known(self, arm: str, seed: int | None, examples: int | None, key: str) -> Result | None:
-        """Return a result that is there already, scored."""
+        """Return an earlier result, scored, or None."""
         known = read_result(self._folder, result_name(arm, seed, examples), key)
         return self._scored(known) if known else None
 
     def _finish(self, result: Result, report: Callable[[Result], None]) -> Result:
-        """Keep the answers before they are scored, for a metric may fail."""
+        """Keep the answers before they are scored, since a metric may fail."""
         result.save(self._folder)
         report(self._scored(result))
         return result
@@ -158,7 +158,7 @@ class Comparison:
 
     @contextmanager
     def _opened(self, name: str, task: Task, schedule: Schedule) -> Iterator[Context]:
-        """Open the run folder of an arm; what the first one found out about examples and template is copied."""
+        """Open the run folder of an arm, with the templates and the index of an earlier arm if there are any."""
         folder = self.run.path / "runs" / name
         others = sorted(path for path in (self.run.path / "runs").glob("*") if path != folder)
         with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
@@ -175,7 +175,7 @@ class Comparison:
 
     @cached_property
     def _first(self) -> Context:
-        """A context that nothing is run in, for what belongs to the base."""
+        """A context in which no step runs, for what belongs to the base."""
         return checked_context(self.task, self.design.law.schedule(), self.run, self.listeners)
 
     @cached_property
@@ -220,7 +220,10 @@ def open_comparison(
     progress: Progress = silent,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Comparison]:
-    """Read a task and open the comparison's folder for writing; a second process is refused."""
+    """Read a task and open the comparison's folder for writing.
+
+    Raises what `load_task` and `Comparison` raise, and RunError if another process has the folder.
+    """
     task = load_task(task_folder)
     with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
         run.describe(versions={name: version(name) for name in ("pilocal", "mlx", "mlx-lm", "llama-cpp-python")})

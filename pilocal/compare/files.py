@@ -28,9 +28,9 @@ def compare(
 ) -> dict[str, Any]:
     """Run every arm of a design on a task and return what compare.json says; called again, it resumes.
 
-    Everything lies in `folder`, which is TASK/compare if it is left out. `prices` adds the break-even in money.
-    `report` hears the name and the score of every new result. Raises InputError or Faults for the task or the design,
-    RunError if another process has the folder, and what the steps of a run raise.
+    All files are in `folder`, by default TASK/compare. `prices` adds the break-even in money. `report` gets the name
+    and the score of every new result. Raises InputError or Faults for the task or the design, RunError if another
+    process has the folder, and what the steps of a run raise.
     """
     folder = folder or (task.parent if task.is_file() else task) / "compare"
     with open_comparison(task, folder, design, progress, warn) as comparison:

@@ -1,4 +1,4 @@
-"""The GGUF files that a comparison times: the base's, kept, and each adapter's, deleted when it has been timed."""
+"""The GGUF files that a comparison times: the base's, which is kept, and each adapter's, which is deleted."""
 
 from __future__ import annotations
 

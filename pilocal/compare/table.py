@@ -80,7 +80,7 @@ def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | Non
 
 
 def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
-    """Add what is told by comparing with the references: the PI score and the break-even."""
+    """Add what follows from a comparison with the references: the PI score and the break-even."""
     by_name: Mapping[str, dict[str, Any]] = {row["arm"]: row for row in rows}
     base = (BASE_QUERY_ONLY, BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED)
     bare, full, cached = (by_name.get(arm.compare) for arm in base)
@@ -105,7 +105,7 @@ def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
 
 
 def _break_even(cost: float, saved: float) -> int | None:
-    """Return after how many requests that each save something a cost is paid for; None for never.
+    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
 
     >>> _break_even(10, 3), _break_even(10, -1)
     (4, None)

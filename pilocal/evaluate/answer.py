@@ -27,7 +27,7 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the weights are that answer, beside the base in MLX."""
+    """Where the weights are that answer, apart from the base in MLX."""
 
     adapter: Path
     """The internalized adapter's folder."""
@@ -72,7 +72,7 @@ def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
     """
     answers: dict[str, list[str]] = {}
     costs: dict[str, dict[str, float]] = {arm.name: {} for arm in files.arms}
-    # The order of the answers in answers.jsonl: MLX first, the ablation as the last of these.
+    # This is the order of the answers in answers.jsonl: MLX first, with the ablation last among these.
     for arm in sorted((arm for arm in files.arms if arm.program is Program.MLX), key=lambda arm: arm.optional):
         prompts = test.prompts(arm)
         answers[arm.name] = asker.in_mlx(files.mlx_adapter(arm.variant), prompts, arm.title)

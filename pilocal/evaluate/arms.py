@@ -52,7 +52,7 @@ class Arm:
     timed: bool = True
     """Whether its requests are timed, always in llama.cpp."""
     warm: bool = False
-    """Whether the prompt's prefix is in the KV cache already."""
+    """Whether the KV cache already holds the prompt's prefix."""
     optional: bool = False
     """Whether an evaluation may do without it."""
     compare: str = ""
@@ -60,7 +60,7 @@ class Arm:
     bench: str = ""
     """Its key in bench.json; empty if `pilocal bench` does not time it."""
     serve: str = ""
-    """Its name in X-Pilocal-Arm, the request log and /metrics; empty if no request to a task is answered so."""
+    """Its name in X-Pilocal-Arm, the request log and /metrics; empty if `pilocal serve` does not answer this way."""
 
 
 BASE_QUERY_ONLY = Arm(
@@ -131,7 +131,7 @@ BY_NAME = {arm.name: arm for arm in ARMS}
 """Every arm by its key in metrics.json."""
 
 BY_COMPARE = {arm.compare: arm for arm in ARMS if arm.compare}
-"""The arms of the base that every comparison can have, by their names there."""
+"""The base's arms in `pilocal compare`, by their names there."""
 
 BY_BENCH = {arm.bench: arm for arm in ARMS if arm.bench}
 """The arms that `pilocal bench` times, by their keys in bench.json."""

@@ -16,7 +16,7 @@ from pilocal.task import Generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Asks a base and what is made from it, always greedily and within the task's limits."""
+    """Asks a base, and what was made from it, always greedily and within the task's limits."""
 
     base: Path
     """The base model's folder."""

@@ -24,7 +24,7 @@ def parity(
 ) -> dict[str, Any]:
     """Replay a run with MLX and with PyTorch, write RUN/parity.json and RUN/parity.svg, and return the former.
 
-    Its "exceeded" lists what is beyond the tolerance. With `record` MLX's replay is kept in that folder, for
+    Its "exceeded" lists what is beyond the tolerance. `record` keeps MLX's replay in that folder, for
     `replay_reference`. Raises InputError if the device is not there, the run has dropout or the steps do not reach
     every stage; RunError if the run has no stages, or does not fit its task, its base and this version.
     """

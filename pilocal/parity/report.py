@@ -31,7 +31,7 @@ FORWARD_ROWS = 4
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all that has a part in the figures; a package that is not there is left out."""
+    """Return the versions of everything that affects the figures; a package that is not installed is left out."""
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         try:
@@ -56,8 +56,8 @@ def check_reference(folder: Path, settings: Settings, progress: Progress = silen
 def check_run(context: Context, settings: Settings, record: Path | None = None) -> dict[str, Any]:
     """Replay a run with MLX and with PyTorch and return what parity.json says; with `record` keep MLX's trace there.
 
-    Raises RunError if the run has no stages or does not fit its task, base and version, InputError with dropout or for
-    too few steps.
+    Raises RunError if the run has no stages or does not fit its task, base and version; InputError if there is dropout
+    or there are too few steps.
     """
     from pilocal.parity.conversion import conversion_figures
     from pilocal.parity.forward import forward_figures, predicted, predicted_by_llamacpp
@@ -108,7 +108,7 @@ def check_run(context: Context, settings: Settings, record: Path | None = None) 
 
 
 def torch_trainer(replay: Replay, reference: Trace, settings: Settings) -> TorchTrainer:
-    """Return PyTorch's trainer, ready to replay what left the reference's trace."""
+    """Return PyTorch's trainer at the start of the reference's trace."""
     start, device, precision = reference.starts[0], settings.device, settings.precision
     return TorchTrainer(replay.base, replay.lora, replay.training, start, device=device, precision=precision)
 
@@ -147,13 +147,13 @@ def traces_report(
 
 
 def own_start(context: Context) -> dict[str, Floats] | None:
-    """Return the adapter that a run was told to start from, or None; raises InputError where it does not fit."""
+    """Return the adapter that a run was told to start from, or None; raises InputError if it does not fit."""
     given = context.backend.initial_adapter
     return read_adapter(given, context.task.lora, context.base_hash) if given else None
 
 
 def trained_adapter(context: Context) -> dict[str, Floats] | None:
-    """Return a run's final adapter, or None where it has not trained or its task has changed since."""
+    """Return a run's final adapter, or None if it has not trained or its task has changed since."""
     from safetensors.numpy import load_file
 
     if not TRAIN.is_done(context):
@@ -162,7 +162,7 @@ def trained_adapter(context: Context) -> dict[str, Floats] | None:
 
 
 def export_of(context: Context) -> Shipped | None:
-    """Return what a run ships, or None where nothing of its present adapter was exported."""
+    """Return what a run ships, or None if its present adapter was not exported."""
     if not EXPORT.is_done(context):
         return None
     try:
@@ -172,7 +172,7 @@ def export_of(context: Context) -> Shipped | None:
 
 
 def _exceeded_beside(result: Mapping[str, Any], settings: Settings) -> list[str]:
-    """Return what is wrong beside the traces; llama.cpp's logits, of rounded activations, are the gate's business."""
+    """Return what is wrong apart from the traces; llama.cpp rounds activations, so the gate checks its logits."""
     found = []
     for entry in result["forward"]["figures"]:
         exact = entry["program"] == "torch" and settings.precision == FLOAT32

@@ -15,6 +15,7 @@ from pilocal.base.load import load_tokenizer
 from pilocal.bench.latency import Weights, measure
 from pilocal.bench.prompts import Prompts, read_prompts
 from pilocal.errors import ModelError, RunError
+from pilocal.evaluate.arms import SHIPPED
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
 from pilocal.llamacpp.batch_engine import Answered, BatchEngine
@@ -203,7 +204,7 @@ def test_the_bare_query_is_first_and_cheapest(run: Path, prompts: Prompts) -> No
     result = measure(weights, prompts, [1, 4], threads=1, progress=progress)
     cold, warm, bare = result["arms"].values()
     assert len(seen) == 6 * len(prompts.full)
-    assert seen[-1] == ("bare query, 4 at once", 24, 24)
+    assert seen[-1] == (f"{SHIPPED.title}, 4 at once", 24, 24)
     assert cold["prompt_tokens"] == warm["prompt_tokens"] > 10 * bare["prompt_tokens"]
     assert (cold["shared_tokens"], bare["shared_tokens"]) == (0, 0)
     assert warm["shared_tokens"] == len(prompts.prefix)

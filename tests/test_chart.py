@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.chart import Line, line_chart
-from pilocal.compare.picture import draw_curve
+from pilocal.compare.picture import write_curve
 from pilocal.errors import RunError
 
 LINES = [
@@ -41,5 +41,5 @@ def test_the_learning_curve_has_a_line_for_every_arm(tmp_path: Path) -> None:
         for arm in ("linear", "direct")
     ]
     table = {"task": "smart-home", "seeds": [0, 1], "metric": "exact_match", "curve": points}
-    draw_curve(table, tmp_path / "curve.svg")
+    write_curve(table, tmp_path / "curve.svg")
     assert {"linear", "direct", "exact_match", "25", "50"} <= set(texts(tmp_path / "curve.svg"))

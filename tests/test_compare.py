@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.compare import compare
 from pilocal.compare.arms import DEFAULT_ARMS, parse_arm, parse_arms
-from pilocal.compare.comparison import Design, open_comparison
+from pilocal.compare.columns import cells, curve_cells, narrow_cells
+from pilocal.compare.comparison import open_comparison
+from pilocal.compare.design import Design
+from pilocal.compare.markdown import markdown
 from pilocal.compare.slices import slices
-from pilocal.compare.table import Prices, cells, curve_cells, make_table, markdown
+from pilocal.compare.table import Prices, make_table
 from pilocal.errors import InputError, RunError
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, Law
@@ -144,6 +148,11 @@ def test_terminal_and_markdown_show_the_same_figures(compared):
         assert len({len(head), *map(len, rows)}) == 1
         for row in (head, *rows):
             assert "| " + " | ".join(row) + " |" in text
+    for head, rows in narrow_cells(table).values():
+        assert len({len(head), *map(len, rows)}) == 1
+        for arm, *figures in rows:
+            (line,) = [line for line in text.splitlines() if line.startswith(f"| {arm} |")]
+            assert set(figures) <= set(line.strip("| ").split(" | "))
 
 
 def test_a_damaged_result_is_one_line(compared, tmp_path):
@@ -206,7 +215,7 @@ def test_an_arm_that_is_none_is_one_line(name, said):
             "--curve: the training set does not have so many examples; got 400; write numbers between",
         ),
         (("--seeds", "1,1"), "--seeds: seeds are different whole numbers from 0"),
-        (("--training-price", "3"), "--training-price: of no use without --price; give both"),
+        (("--training-price", "3"), "--training-price: needs --price; give both"),
     ],
 )
 def test_bad_options_are_one_line(options, said, compared, tmp_path):
@@ -214,6 +223,14 @@ def test_bad_options_are_one_line(options, said, compared, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_program_gets_the_files_that_the_command_leaves(compared):
+    task, out, table, _ = compared
+    found = compare(task, DESIGN, folder=out, prices=PRICES, report=lambda name, _: pytest.fail(name))
+    assert found == table == json.loads((out / "compare.json").read_text())
+    assert (out / "compare.md").read_text() == markdown(table)
+    assert "training examples" in (out / "curve.svg").read_text()
 
 
 def test_numbers_that_are_none_are_misuse(compared):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.load import load_base, load_tokenizer
-from pilocal.evaluate import arms as evaluation
-from pilocal.evaluate.arms import Weights, answer, summary
-from pilocal.evaluate.titles import TITLES
+from pilocal.evaluate import answer as answering
+from pilocal.evaluate.answer import ModelFiles, answer
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
+from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.score import summary
 from pilocal.progress import silent
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from pilocal.task import Generation
@@ -104,7 +106,7 @@ def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[lis
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("interrupted", ["time: base, full prompt", TITLES["shipped"]])
+@pytest.mark.parametrize("interrupted", [f"time: {BASE_FULL_PROMPT.title}", SHIPPED.title])
 def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, starter: Path, tmp_path: Path) -> None:
     from pilocal.export.fused import export_fused
 
@@ -120,12 +122,15 @@ def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, sta
     adapter = make_adapter(tmp_path / "adapter", starter)
     with pytest.raises(KeyboardInterrupt) as caught:  # whose traceback keeps every local of the evaluation alive
         answer(
-            Weights(starter, adapter, None, gguf, gguf, None),
-            evaluation.TestSet([prompt], [prompt]),
-            generation=Generation(max_tokens=1),
-            tokenizer=tokenizer,
-            ends=end_tokens(tokenizer),
-            progress=progress,
+            ModelFiles(adapter, None, gguf, gguf, None),
+            answering.TestSet([prompt], [prompt]),
+            Asker(
+                base=starter,
+                tokenizer=tokenizer,
+                ends=end_tokens(tokenizer),
+                generation=Generation(max_tokens=1),
+                progress=progress,
+            ),
         )
     assert str(gguf) not in Path("/proc/self/maps").read_text()
     assert caught.tb is not None

@@ -128,7 +128,7 @@ def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, m
     answers = (copy / "run" / "answers.jsonl").read_bytes()
     text = (copy / "task.toml").read_text().replace("[lora]", '[scoring]\ncommand = ["./score.py"]\n[lora]')
     (copy / "task.toml").write_text(text.replace('name = "tiny"', 'name = "tiny"\nmetric = "command"'))
-    monkeypatch.setattr("pilocal.evaluate.arms.answer", lambda *_, **__: pytest.fail("answered already"))
+    monkeypatch.setattr("pilocal.evaluate.answer.answer", lambda *_, **__: pytest.fail("answered already"))
     with pytest.raises(InputError, match="no ruler"):
         flow(copy)
     program.write_text("#!/usr/bin/env python3\nimport sys\nfor line in sys.stdin:\n    print(0.25)\n")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 from pilocal.errors import InputError, SandboxError
 from pilocal.evaluate.scoring.bootstrap import interval
-from pilocal.evaluate.scoring.metrics import make_metric
-from pilocal.task import Example, Scoring
+from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
+from pilocal.run.hashes import sha256_file
+from pilocal.task import METRICS, Example, Scoring, load_task
+from tests.test_flow import make_task
 
 
 def examples(*answers: str) -> list[Example]:
@@ -192,10 +197,10 @@ def test_a_program_of_the_users_gives_the_marks(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; mend"),
+        ("import sys; sys.stdin.read(); sys.exit('no such column')", "ended with status 1; got 'no such column'; fix"),
         (
             "import time; time.sleep(60)",
-            "the program took longer than 0.5 s; mend it and run again; the answers are kept",
+            "the program took longer than 0.5 s; fix it and run again; the answers are kept",
         ),
         ("import sys; sys.stdin.read(); print(1)", "must print 2 lines, one for each answer; got 1"),
         ("import sys; sys.stdin.read(); print('1\\ngood')", "line 2 must be a number from 0 to 1; got 'good'"),
@@ -270,3 +275,76 @@ def test_records_without_tests_are_counted():
     lacking = [Example(id=f"test-{i}", query="q", answer="", extra={"tests": []} if i else {}) for i in range(2)]
     with pytest.raises(InputError, match="2 of 2 records have no tests; the first is test-0"):
         make_metric("python_tests", Scoring(), Path()).check(lacking)
+
+
+CLOSE = """
+from pilocal.evaluate.scoring.metrics import Metric
+
+
+def make(scoring, folder):
+    return Close(scoring.timeout)
+
+
+class Close(Metric):
+    def __init__(self, most):
+        self.most = most
+
+    def marks(self, answers, examples, progress=None):
+        import numpy as np
+
+        return np.array([[abs(len(a) - len(e.answer)) <= self.most] for a, e in zip(answers, examples)], dtype=float)
+"""
+
+
+def test_a_metric_is_a_file_and_a_line(tiny_base, tmp_path, monkeypatch):
+    from pilocal.evaluate import scoring
+
+    folder = make_task(tmp_path / "task", tiny_base)
+    toml = folder / "task.toml"
+    text = toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "close"')
+    toml.write_text(text.replace("[lora]", "[scoring]\ntimeout = 1.0\n[lora]"))
+    with pytest.raises(InputError, match="metric must be one of exact_match, "):
+        load_task(folder)
+    (tmp_path / "close.py").write_text(CLOSE)
+    monkeypatch.setattr(scoring, "__path__", [*scoring.__path__, str(tmp_path)])
+    monkeypatch.setitem(METRICS, "close", ("timeout",))
+    task = load_task(folder)
+    metric = make_metric(task.metric, task.scoring, task.folder)
+    metric.check(task.test)
+    assert metric.total(metric.marks(["abcd", "abcde", ""], task.test)) == pytest.approx(1 / 3)
+    assert metric_facts(task, metric)["metric"] == "close"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_of_the_table_has_its_file(name):
+    module = import_module(f"pilocal.evaluate.scoring.{name}")
+    assert get_type_hints(module.make)["return"] is Metric
+
+
+def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers, tmp_path, tiny_base):
+    folder = make_task(tmp_path / "task", tiny_base)
+    shutil.copy(rivers, folder / "rivers.sqlite")
+    toml = folder / "task.toml"
+    plain = toml.read_text()
+
+    def facts(metric, scoring):
+        toml.write_text(plain.replace('name = "tiny"', f'name = "tiny"\nmetric = "{metric}"') + scoring)
+        task = load_task(folder)
+        return metric_facts(task, make_metric(task.metric, task.scoring, task.folder))
+
+    settings = {"database": None, "command": (), "timeout": None, "memory_mb": 512, "max_rows": 10_000}
+    assert facts("bleu", "") == {"metric": "bleu", "scoring": settings, "sha256": []}
+    database = sha256_file(folder / "rivers.sqlite")
+    assert facts("sqlite", '[scoring]\ndatabase = "rivers.sqlite"\n') == {
+        "metric": "sqlite",
+        "scoring": settings | {"database": "rivers.sqlite"},
+        "sha256": [database],
+    }
+    (folder / "score.py").write_text(SCORER)
+    (folder / "words.txt").write_text("a b")
+    command = ("python3", "score.py", "words.txt", "--strict")
+    assert facts("command", f"[scoring]\ncommand = {list(command)}\n") == {
+        "metric": "command",
+        "scoring": settings | {"command": command},
+        "sha256": [sha256_file(folder / "score.py"), sha256_file(folder / "words.txt")],
+    }

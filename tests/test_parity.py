@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 
 from pilocal.cli import main
 from pilocal.errors import ModelError
-from pilocal.parity import report
+from pilocal.parity import parity, report
 from pilocal.parity.conversion import conversion_figures
-from pilocal.parity.figures import compare, exceeded
+from pilocal.parity.figures import compare_traces, exceeded
 from pilocal.parity.reference import load_reference, save_reference
 from pilocal.parity.replay import play
+from pilocal.parity.settings import Settings
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.mlx.mlx_trainer import MlxTrainer
@@ -124,6 +125,14 @@ def test_the_replay_of_as_many_steps_is_the_run(run: Path, capsys: pytest.Captur
     assert result["run_log"] == {"steps": STEPS, "differing": 0, "first": None, "first_loss": logged[0]["loss"]}
 
 
+def test_a_program_gets_the_files_that_the_command_leaves(run: Path) -> None:
+    (run / "parity.svg").unlink(missing_ok=True)
+    result = parity(run, Settings(steps=3))
+    assert result == json.loads((run / "parity.json").read_text())
+    assert (result["tolerance"], result["exceeded"]) == (TOLERANCE, [])
+    assert (run / "parity.svg").is_file()
+
+
 def test_the_table_has_a_row_for_each_stage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(capsys, run, "--steps", 3)
     assert status == 0
@@ -182,7 +191,7 @@ def test_a_wrong_gradient_is_named_even_where_the_losses_agree(tiny_base: Path) 
     replay, trace, _ = load_reference(FOLDER)
     other = replace_gradient(trace.gradients[1], factor=1.001)
     spoilt = type(trace)(trace.losses, trace.norms, trace.starts, [trace.gradients[0], other, trace.gradients[2]], {})
-    stages, steps = compare(replay, trace, spoilt, ("mlx", "torch"))
+    stages, steps = compare_traces(replay, trace, spoilt, ("mlx", "torch"))
     assert exceeded(stages, steps, 1e-4) == [
         "gradient of model.layers.0.mlp.down_proj.lora_a at step 4 (stage 1) differs by 0.001"
     ]
@@ -202,7 +211,7 @@ def test_the_code_still_makes_the_reference() -> None:
     for name, value in mlx.adapter().items():
         np.testing.assert_array_equal(value, recorded.starts[0][name])
     result = report.traces_report(
-        again, recorded, play(mlx, again, starts=recorded.starts), ("recorded", "mlx"), TOLERANCE, "cpu"
+        again, recorded, play(mlx, again, starts=recorded.starts), ("recorded", "mlx"), Settings()
     )
     assert result["exceeded"] == []
     assert result["adapter_distance"] < 1e-3
@@ -264,7 +273,7 @@ def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda content: content.update(format=0), "only format 1 is known; got 0"),
         (lambda content: content.pop("losses"), "not a whole reference: 'losses'"),
         (lambda content: content["losses"].pop(), "not a whole reference: steps or weights are missing"),
-        (lambda content: content["lora"].update(dropout=0.1), "what is dropped at random cannot be replayed"),
+        (lambda content: content["lora"].update(dropout=0.1), "random dropout cannot be replayed"),
         (lambda content: content["training"].update(later=1), "not a whole reference"),
     ],
 )
@@ -311,7 +320,7 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(
         (
             "rank = 2",
             "rank = 2\ndropout = 0.1",
-            "[lora] dropout: what is dropped at random cannot be replayed; got 0.1",
+            "[lora] dropout: random dropout cannot be replayed; got 0.1",
         ),
         ("rank = 2", "rank = 2", "--steps: there are 3 stages to pass through; got 2"),
     ],
@@ -335,7 +344,7 @@ def test_a_changed_task_is_told_apart(run: Path, capsys: pytest.CaptureFixture[s
     status, _, err = command(capsys, run)
     template.write_text(before)
     assert status == 1
-    assert "the stages are not those of the task, which has changed since" in err
+    assert "the task has changed since its stages were made" in err
 
 
 def test_a_run_without_training_is_replayed_all_the_same(

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from pilocal.bench.prompts import Prompts
+from pilocal.evaluate.arms import BY_BENCH, SHIPPED, Arm, Prompt, Variant
 from pilocal.llamacpp.batch_engine import Answered, BatchEngine
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress, silent
-
-TITLES = {
-    "full_prompt_cold": "full prompt, cold",
-    "full_prompt_warm": "full prompt, warm prefix cache",
-    "bare_query": "bare query",
-}
-"""The arms, in the order of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +47,19 @@ def measure(
     llama.cpp refuses a file, RunError when its memory does not suffice.
     """
     arms: dict[str, Any] = {}
-    prefixes: dict[str, Sequence[int]] = {"full_prompt_cold": (), "full_prompt_warm": prompts.prefix}
-    with Model(weights.base) as base:
-        for arm, prefix in prefixes.items():
-            arms[arm] = _arm(arm, base, prompts.full, prefix, prompts.longest_answer, clients, threads, progress)
-    with Model(weights.shipped, weights.adapter) as shipped:
-        arm = "bare_query"
-        arms[arm] = _arm(arm, shipped, prompts.bare, (), prompts.longest_answer, clients, threads, progress)
-    bare = arms["bare_query"]["clients"]
-    for arm in arms.values():
-        for count, row in arm["clients"].items():
+    longest = prompts.longest_answer
+    for variant, gguf, adapter in (
+        (Variant.BASE, weights.base, None),
+        (Variant.SHIPPED, weights.shipped, weights.adapter),
+    ):
+        with Model(gguf, adapter) as model:
+            for arm in (arm for arm in BY_BENCH.values() if arm.variant is variant):
+                asked = prompts.full if arm.prompt is Prompt.FULL else prompts.bare
+                prefix = prompts.prefix if arm.warm else ()
+                arms[arm.bench] = _arm(arm, model, asked, prefix, longest, clients, threads, progress)
+    bare = arms[SHIPPED.bench]["clients"]
+    for measured in arms.values():
+        for count, row in measured["clients"].items():
             row["ttft_ratio"] = row["ttft_ms"]["median"] / bare[count]["ttft_ms"]["median"]
     return {
         "requests": len(prompts.bare),
@@ -73,7 +70,7 @@ def measure(
 
 
 def _arm(
-    name: str,
+    arm: Arm,
     model: Model,
     prompts: Sequence[Sequence[int]],
     prefix: Sequence[int],
@@ -85,7 +82,7 @@ def _arm(
     longest = max(map(len, prompts)) + max_tokens
     rows = {}
     for count in clients:
-        done = partial(progress, f"{TITLES[name]}, {count} at once", total=len(prompts))
+        done = partial(progress, f"{arm.title}, {count} at once", total=len(prompts))
         with BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads) as engine:
             engine.answer([prompts[-1][: len(prefix) + 1]], max_tokens=2)
             answered, seconds = engine.answer(prompts, max_tokens=max_tokens, done=done)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pilocal.bench.latency import TITLES
 from pilocal.chart import Line, line_chart
+from pilocal.evaluate.arms import BY_BENCH
 
 
 def draw_bench(result: Mapping[str, Any], path: Path) -> None:
@@ -16,6 +16,6 @@ def draw_bench(result: Mapping[str, Any], path: Path) -> None:
     for name, arm in result["arms"].items():
         middle, most = ([row["ttft_ms"][part] for row in arm["clients"].values()] for part in ("median", "p90"))
         clients = [int(count) for count in arm["clients"]]
-        lines.append(Line(name=TITLES[name], x=clients, y=middle, low=middle, high=most))
+        lines.append(Line(name=BY_BENCH[name].title, x=clients, y=middle, low=middle, high=most))
     title = f"Time to the first token, median and 90th percentile of {result['requests']} requests"
     line_chart(path, lines, title=title, x="clients at once", y="milliseconds", log_x=True, log_y=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from pilocal.cli.compare import NUMBERS
+from pilocal.cli.lists import NUMBERS
 
 
 @click.command()
@@ -23,10 +22,9 @@ def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | Non
     For some numbers of clients at once: time to the first token, to the whole answer, requests a second, and the memory
     that keys and values take. RUN/bench.json and RUN/bench.svg hold the same.
     """
-    from rich.console import Console
-
     from pilocal.bench import bench as measure
     from pilocal.cli.display import progress_bars
+    from pilocal.cli.tables import bench_table, show
     from pilocal.packages import require_packages
 
     if not clients or min(clients) < 1 or max(clients) > requests:
@@ -37,37 +35,5 @@ def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | Non
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        Console().print(bench_table(result))
+        show(bench_table(result))
         click.echo(f"{run / 'bench.json'} and bench.svg hold the same")
-
-
-def bench_table(result: dict[str, Any]) -> Any:
-    """Return the arms at each number of clients."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from pilocal.bench.latency import TITLES
-
-    arms = result["arms"]
-    tokens = ", ".join(f"{TITLES[name]} {arm['prompt_tokens']:,.1f}" for name, arm in arms.items())
-    caption = (
-        f"{result['requests']} requests, {result['threads']} threads; times in ms, median / 90th percentile; "
-        f"x: the first token's time over the bare query's. Prompt tokens: {tokens}."
-    )
-    table = Table(title="Latency in llama.cpp", caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("arm", "clients", "first token", "x", "answer", "requests/s", "KV MiB"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for count in arms["bare_query"]["clients"]:
-        for name, arm in arms.items():
-            row = arm["clients"][count]
-            first, whole = (f"{row[key]['median']:,.1f} / {row[key]['p90']:,.1f}" for key in ("ttft_ms", "latency_ms"))
-            table.add_row(
-                TITLES[name],
-                count,
-                first,
-                f"{row['ttft_ratio']:.1f}",
-                whole,
-                f"{row['requests_per_second']:.2f}",
-                f"{row['kv_bytes'] / 2**20:,.2f}",
-            )
-    return table

@@ -28,9 +28,8 @@ def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_lo
     auto takes the smallest that passes. mlx is a fused folder for mlx-lm and LM Studio, peft the adapter for
     transformers and vLLM, ollama a Modelfile for what is served.
     """
-    from rich.console import Console
-
-    from pilocal.cli.display import artefacts_table, listening
+    from pilocal.cli.display import listening
+    from pilocal.cli.tables import artefacts_table, show
     from pilocal.flow.run import export_run
     from pilocal.flow.shipping import FORMS
 
@@ -45,4 +44,4 @@ def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_lo
     if as_json:
         click.echo(json.dumps(artefacts, indent=2))
     else:
-        Console().print(artefacts_table(artefacts))
+        show(artefacts_table(artefacts))

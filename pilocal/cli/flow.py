@@ -79,9 +79,8 @@ def run_until(
     backend: Backend | None = None,
 ) -> None:
     """Run the flow up to a step and print what it found; a process that was launched to help prints nothing."""
-    from rich.console import Console
-
-    from pilocal.cli.display import listening, metrics_table
+    from pilocal.cli.display import listening
+    from pilocal.cli.tables import metrics_table, show
     from pilocal.flow.opening import default_run
     from pilocal.flow.run import Run, run_task
 
@@ -96,7 +95,7 @@ def run_until(
     if as_json:
         click.echo(json.dumps({"run": str(folder), "steps": _steps(results), "metrics": metrics}, indent=2))
     elif metrics is not None:
-        Console().print(metrics_table(metrics))
+        show(metrics_table(metrics))
         click.echo(f"serve it with: pilocal serve {folder}")
 
 
@@ -138,9 +137,8 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
     if form is None:
         run_until("stages", task, schedule, run_folder, as_json)
         return
-    from rich.console import Console
-
-    from pilocal.cli.display import listening, order_table
+    from pilocal.cli.display import listening
+    from pilocal.cli.tables import order_table, show
     from pilocal.flow.formats.write import write_stages
     from pilocal.flow.opening import default_run
 
@@ -152,7 +150,7 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
         found = {"run": str(folder), "steps": _steps(results), "metrics": None, form: order.stages}
         click.echo(json.dumps(found, indent=2))
     else:
-        Console().print(order_table(order))
+        show(order_table(order))
         click.echo("\n".join(order.how))
 
 
@@ -164,9 +162,8 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
 
     With --run, the compressed templates and the chosen shots are kept there for the run to come.
     """
-    from rich.console import Console
-
-    from pilocal.cli.display import listening, plan_table
+    from pilocal.cli.display import listening
+    from pilocal.cli.tables import plan_table, show
     from pilocal.flow import plan
 
     with listening() as listeners:
@@ -179,6 +176,6 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
         result = {"context": found.context, "stages": stages, "memory": found.memory, "advice": found.advice}
         click.echo(json.dumps(result, indent=2))
     else:
-        Console().print(plan_table(found))
+        show(plan_table(found))
         if found.advice:
             click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pilocal.errors import InputError
+from pilocal.task import METRICS
 
 TASK_TOML = """\
 # Every key and its default stands in the README; `pilocal check {name}` reads this file strictly.
@@ -17,7 +18,7 @@ template = "template.md"   # the text that every request repeats today
 train = "train.jsonl"      # {{"query": "...", "answer": "..."}} a line; a few hundred at least
 valid = "valid.jsonl"
 test = "test.jsonl"
-metric = "exact_match"     # or bleu, python_tests, sqlite, command
+metric = "exact_match"     # or {others}
 
 [training]
 steps = 200
@@ -48,7 +49,8 @@ def init(folder: Path) -> None:
         raise InputError(folder, "already there and not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     name = folder.resolve().name
-    (folder / "task.toml").write_text(TASK_TOML.format(name=name), encoding="utf-8")
+    others = ", ".join(metric for metric in METRICS if metric != "exact_match")
+    (folder / "task.toml").write_text(TASK_TOML.format(name=name, others=others), encoding="utf-8")
     (folder / "template.md").write_text(TEMPLATE, encoding="utf-8")
     pairs = [pair for one, other in WHEEL for pair in ((one, other), (other, one))]
     for split, asks in ASKS.items():

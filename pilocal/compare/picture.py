@@ -8,9 +8,15 @@ from typing import Any
 
 from pilocal.chart import Line, line_chart
 
+CURVE = "curve.svg"
+"""The picture's file, beside compare.md."""
 
-def draw_curve(table: Mapping[str, Any], path: Path) -> None:
-    """Draw compare.json's learning curve: the score of each arm over the number of training examples."""
+
+def write_curve(table: Mapping[str, Any], path: Path) -> None:
+    """Write compare.json's learning curve: the score of each arm over the number of training examples.
+
+    Raises RunError if the file cannot be written.
+    """
     lines = []
     for arm in dict.fromkeys(point["arm"] for point in table["curve"]):
         points = [point for point in table["curve"] if point["arm"] == arm]

@@ -16,16 +16,16 @@ from pilocal.run.files import write_json
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """One arm, one seed; trained on `examples` of the training examples, or all of them if None."""
+    """One arm with one seed, trained on `examples` of the training examples, or on all of them if None."""
 
     arm: str
     seed: int | None
-    """None for an arm that nothing is trained for."""
+    """None for an arm without training."""
     examples: int | None = None
     key: str
     """A fingerprint of everything that decides the answers."""
     answers: list[str]
-    """One for each test query."""
+    """One per test query."""
     prompt_tokens: float
     """Mean over the test queries."""
     marks: list[list[float]] = field(default_factory=list)
@@ -33,13 +33,13 @@ class Result:
     marks_key: str = ""
     """A fingerprint of the metric and its settings."""
     times: dict[str, float] = field(default_factory=dict)
-    """ttft_ms and latency_ms, medians in llama.cpp; empty where nothing was timed."""
+    """ttft_ms and latency_ms, medians in llama.cpp; empty if nothing was timed."""
     training: dict[str, Any] = field(default_factory=dict)
     """tokens (of the rendered rows), computed_tokens, seconds, and ends (the step after which each stage ended)."""
 
     @property
     def name(self) -> str:
-        """What its file and its run folder are called."""
+        """The name of its file and of its run folder."""
         return result_name(self.arm, self.seed, self.examples)
 
     @property
@@ -48,7 +48,7 @@ class Result:
         return np.array(self.marks, dtype=np.float64)
 
     def save(self, folder: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all; raises RunError if the disk is full."""
         write_json(folder / f"{self.name}.json", asdict(self))
 
 
@@ -62,7 +62,7 @@ def result_name(arm: str, seed: int | None, examples: int | None) -> str:
 
 
 def read_result(folder: Path, name: str, key: str) -> Result | None:
-    """Return a result that was saved with this key, or None; raises RunError when its file is damaged."""
+    """Return a result that was saved with this key, or None; raises RunError if its file is damaged."""
     path = folder / f"{name}.json"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Which test queries need what no training answer shows: the two slices that tell where internalizing pays."""
+"""The two slices of a test set: queries that training answers prepare for, and queries that only the template does."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TAUGHT, TEMPLATE_ONLY = "taught", "template-only"
 def slices(task: Task) -> dict[str, list[int]]:
     """Return the numbers of the test queries of each slice.
 
-    A query's entries are the words of its answer that stand in the template. It is `taught` when each of them occurs in
-    some training answer, and `template-only` when one does not: then nothing but the template knows it.
+    A query's entries are the words of its answer that stand in the template. The query is `taught` if each of them
+    occurs in a training answer. It is `template-only` if one of them does not: only the template knows that one.
     """
     known, listed = _words(task.train), set(WORD.findall(task.template))
     found: dict[str, list[int]] = {TAUGHT: [], TEMPLATE_ONLY: []}

@@ -1,4 +1,4 @@
-"""From results to the table: scores with their intervals, what they cost, and when they have paid for themselves."""
+"""What compare.json says: scores with their intervals, what they cost, and when the cost has paid for itself."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 from pilocal.compare.comparison import Comparison
 from pilocal.compare.results import Result
 from pilocal.compare.slices import TEMPLATE_ONLY, slices
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
-
-CURVE = "curve.svg"
-"""The learning curve's picture, beside compare.md."""
 
 Total = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """Money for a million tokens, in whatever currency."""
+    """Money per million tokens, in any currency."""
 
     prompt: float
-    """Of a request's prompt."""
+    """For a request's prompt."""
     training: float
-    """Of the rows that are trained on."""
+    """For the rows that are trained on."""
 
 
 def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices | None) -> dict[str, Any]:
@@ -82,9 +80,10 @@ def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | Non
 
 
 def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
-    """Add what is told by comparing with the references: the PI score and the break-even."""
+    """Add what follows from a comparison with the references: the PI score and the break-even."""
     by_name: Mapping[str, dict[str, Any]] = {row["arm"]: row for row in rows}
-    bare, full, cached = (by_name.get(name) for name in ("query-only", "full-prompt", "full-prompt-cached"))
+    base = (BASE_QUERY_ONLY, BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED)
+    bare, full, cached = (by_name.get(arm.compare) for arm in base)
     if bare is None or full is None:
         return
     gain = full["score"] - bare["score"]
@@ -106,76 +105,9 @@ def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
 
 
 def _break_even(cost: float, saved: float) -> int | None:
-    """Return after how many requests that each save something a cost is paid for; None for never.
+    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
 
     >>> _break_even(10, 3), _break_even(10, -1)
     (4, None)
     """
     return math.ceil(cost / saved) if saved > 0 else None
-
-
-def cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the table's head and its rows as texts, for the terminal and for Markdown alike."""
-    money, cut = table["prices"] is not None, bool(table["slices"].get(TEMPLATE_ONLY))
-    head = ["arm", table["metric"], "95%", "PI score", "prompt tokens", "first token, ms", "answer, ms"]
-    head += ["training tokens", "training, s", "pays after", "against a warm cache"] + ["in money"] * money
-    head += [f"{name} ({count})" for name, count in table["slices"].items() if cut]
-    rows = []
-    for row in table["arms"]:
-        line = [row["arm"], f"{row['score']:.3f}", _between(row["interval"]), _number(row.get("pi_score"), ".3f")]
-        line += [_number(row.get(name), ".1f") for name in ("prompt_tokens", "ttft_ms", "latency_ms")]
-        training, even = row.get("training"), row.get("break_even")
-        line += [_number(training["tokens"], ",.0f"), _number(training["seconds"], ",.0f")] if training else ["", ""]
-        names = ["requests", "requests_cached"] + ["requests_money"] * money
-        line += [_requests(even[name]) for name in names] if even else [""] * len(names)
-        if cut:
-            parts = (row["slices"].get(name) for name in table["slices"])
-            line += [f"{part['score']:.3f} ({_between(part['interval'])})" if part else "" for part in parts]
-        rows.append(line)
-    return head, rows
-
-
-def curve_cells(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the learning curve's head and rows as texts."""
-    arms = list(dict.fromkeys(point["arm"] for point in table["curve"]))
-    at = {(point["arm"], point["examples"]): point for point in table["curve"]}
-    rows = []
-    for count in dict.fromkeys(point["examples"] for point in table["curve"]):
-        points = [at.get((arm, count)) for arm in arms]
-        rows.append([str(count), *(f"{p['score']:.3f} ({_between(p['interval'])})" if p else "" for p in points)])
-    return ["examples", *arms], rows
-
-
-def title(table: Mapping[str, Any]) -> str:
-    """Return a line that says what was compared."""
-    seeds = ", ".join(map(str, table["seeds"]))
-    return f"{table['task']}: {table['n']} test queries, seeds {seeds}, {table['steps']} optimizer steps"
-
-
-def markdown(table: Mapping[str, Any]) -> str:
-    """Return compare.md."""
-    parts = [
-        f"{table['n']} test queries, seeds {', '.join(map(str, table['seeds']))}, {table['steps']} optimizer steps"
-    ]
-    parts.append(_lay_out(*cells(table)))
-    if table["curve"]:
-        parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
-        parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
-    return "\n\n".join(parts) + "\n"
-
-
-def _lay_out(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _between(pair: Sequence[float]) -> str:
-    return f"{pair[0]:.3f} to {pair[1]:.3f}"
-
-
-def _requests(count: int | None) -> str:
-    return "never" if count is None else f"{count:,}"

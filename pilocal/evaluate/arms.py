@@ -1,151 +1,137 @@
-"""The arms: the same test queries answered in every way that is worth comparing."""
+"""The arms: every way of answering that pilocal compares, known once, with its name in every file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import mean
-from typing import Any
-
-from pilocal.base.load import load_base
-from pilocal.evaluate.generate import generate
-from pilocal.evaluate.scoring.bootstrap import interval
-from pilocal.evaluate.scoring.metrics import Metric
-from pilocal.evaluate.titles import TITLES
-from pilocal.llamacpp.engine import Engine, Timed
-from pilocal.progress import Progress, silent
-from pilocal.task import Example, Generation
+from enum import StrEnum
 
 
-@dataclass(frozen=True, slots=True)
-class TestSet:
-    """The test set as prompts, in the same order throughout."""
+class Variant(StrEnum):
+    """Which weights answer."""
 
-    full: Sequence[Sequence[int]]
-    """Tokens of template, shots and query."""
-    bare: Sequence[Sequence[int]]
-    """Tokens of the query alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The weights that answer."""
-
-    base: Path
-    """The base model's folder."""
-    adapter: Path
-    """The internalized adapter's folder."""
-    direct_drop: Path | None
-    """The ablation's adapter, if it was trained."""
-    base_gguf: Path
-    """The base as llama.cpp runs it, of the same type as the shipped file."""
-    shipped_gguf: Path
-    """What llama.cpp serves: the base and the adapter in one, or the base."""
-    shipped_adapter: Path | None
-    """The adapter's GGUF where the base is served with it."""
+    BASE = "base"
+    """The base as it is."""
+    ADAPTER = "adapter"
+    """The base with the internalized adapter."""
+    DIRECT_DROP = "direct_drop"
+    """The base with the ablation's adapter."""
+    SHIPPED = "shipped"
+    """What llama.cpp serves: the base and the adapter, in one GGUF file or in two."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What every arm said, before anything is scored."""
+class Prompt(StrEnum):
+    """What a query is asked with."""
 
-    answers: dict[str, list[str]]
-    """One for each test query."""
-    costs: dict[str, dict[str, float]]
-    """prompt_tokens (mean), and ttft_ms and latency_ms where an arm was timed."""
-
-
-def answer(
-    weights: Weights,
-    test: TestSet,
-    *,
-    generation: Generation,
-    tokenizer: Any,
-    ends: frozenset[int],
-    progress: Progress,
-) -> Answered:
-    """Answer the whole test set with every arm.
-
-    `base_query_only`, `base_full_prompt`, `direct_drop` and `internalized` answer in MLX, `base_full_prompt_cached` and
-    `shipped` in llama.cpp. Times are medians over the first `timed_requests` queries in llama.cpp, in milliseconds.
-    """
-    answers: dict[str, list[str]] = {}
-    arms: dict[str, dict[str, float]] = {name: {} for name in TITLES}
-
-    def keep(arm: str, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        answers[arm] = [tokenizer.decode(completion, skip_special_tokens=True) for completion in completions]
-        arms[arm]["prompt_tokens"] = mean(len(prompt) for prompt in prompts)
-
-    def in_mlx(arm: str, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> None:
-        completions = generate(
-            load_base(weights.base, adapter),
-            prompts,
-            ends=ends,
-            max_tokens=generation.max_tokens,
-            batch_size=generation.batch_size,
-            progress=progress,
-            name=TITLES[arm],
-        )
-        keep(arm, prompts, completions)
-
-    def time_arm(arm: str, timed: Timed) -> None:
-        arms[arm] |= {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
-
-    in_mlx("base_query_only", None, test.bare)
-    in_mlx("base_full_prompt", None, test.full)
-    in_mlx("internalized", weights.adapter, test.bare)
-    if weights.direct_drop is None:
-        del arms["direct_drop"]
-    else:
-        in_mlx("direct_drop", weights.direct_drop, test.bare)
-
-    limits: dict[str, Any] = {"ends": ends, "max_tokens": generation.max_tokens, "progress": progress}
-    context = max(len(prompt) for prompt in test.full) + generation.max_tokens + 1
-    some = slice(generation.timed_requests)
-    with Engine(weights.base_gguf, context) as engine:
-        bare = engine.answer(test.bare[some], warm=False, name="time: base, bare query", **limits)
-        full = engine.answer(test.full[some], warm=False, name="time: base, full prompt", **limits)
-        cached = engine.answer(test.full, warm=True, name=TITLES["base_full_prompt_cached"], **limits)
-    time_arm("base_query_only", bare)
-    time_arm("base_full_prompt", full)
-    keep("base_full_prompt_cached", test.full, cached.answers)
-    time_arm("base_full_prompt_cached", cached)
-    with Engine(weights.shipped_gguf, context, weights.shipped_adapter) as engine:
-        shipped = engine.answer(test.bare, warm=False, name=TITLES["shipped"], **limits)
-    keep("shipped", test.bare, shipped.answers)
-    time_arm("shipped", shipped)
-    return Answered(answers, arms)
+    FULL = "full"
+    """Template, shots and query."""
+    BARE = "bare"
+    """The query alone."""
 
 
-def score(
-    answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent
-) -> dict[str, Any]:
-    """Return what metrics.json says of the arms.
+class Program(StrEnum):
+    """What computes the answers."""
 
-    `interval` holds the 95% bounds of a score, `same_answers` the share of the queries to which what is shipped says in
-    llama.cpp exactly what the trained adapter says in MLX.
-    """
-    arms: dict[str, dict[str, Any]] = {}
-    for arm, costs in answered.costs.items():
-        marks = metric.marks(answered.answers[arm], examples, progress)
-        bounds = list(interval(marks[None], metric.total))
-        arms[arm] = {"score": metric.total(marks), "interval": bounds} | costs
-    pairs = zip(answered.answers["shipped"], answered.answers["internalized"], strict=True)
-    same = {"same_answers": mean(float(shipped == trained) for shipped, trained in pairs)}
-    return {"n": len(examples), "arms": arms} | summary(arms) | same
+    MLX = "mlx"
+    LLAMA_CPP = "llama.cpp"
 
 
-def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Return what the arms add up to; a ratio whose denominator is 0 is None.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way of answering."""
 
-    `pi_score` is the share of what the full prompt gives the base that the adapter gives without it.
-    """
-    bare, full, cached = arms["base_query_only"], arms["base_full_prompt"], arms["base_full_prompt_cached"]
-    gain = full["score"] - bare["score"]
-    return {
-        "pi_score": (arms["internalized"]["score"] - bare["score"]) / gain if gain else None,
-        "prompt_token_reduction": 1 - arms["shipped"]["prompt_tokens"] / full["prompt_tokens"],
-        "speedup": full["latency_ms"] / arms["shipped"]["latency_ms"],
-        "speedup_cached": cached["latency_ms"] / arms["shipped"]["latency_ms"],
-    }
+    name: str
+    """Its key in metrics.json, answered.json and answers.jsonl."""
+    title: str
+    """Its name in charts and sentences."""
+    short: str
+    """Its name in tables of 80 columns; at most 19 characters."""
+    variant: Variant
+    prompt: Prompt
+    program: Program
+    """The program whose answers are scored."""
+    timed: bool = True
+    """Whether its requests are timed, always in llama.cpp."""
+    warm: bool = False
+    """Whether the KV cache already holds the prompt's prefix."""
+    optional: bool = False
+    """Whether an evaluation may do without it."""
+    compare: str = ""
+    """Its name in `pilocal compare` and compare.json; empty if it is not an arm there."""
+    bench: str = ""
+    """Its key in bench.json; empty if `pilocal bench` does not time it."""
+    serve: str = ""
+    """Its name in X-Pilocal-Arm, the request log and /metrics; empty if `pilocal serve` does not answer this way."""
+
+
+BASE_QUERY_ONLY = Arm(
+    name="base_query_only",
+    title="base, bare query",
+    short="base, bare query",
+    variant=Variant.BASE,
+    prompt=Prompt.BARE,
+    program=Program.MLX,
+    compare="query-only",
+)
+BASE_FULL_PROMPT = Arm(
+    name="base_full_prompt",
+    title="base, full prompt",
+    short="base, full prompt",
+    variant=Variant.BASE,
+    prompt=Prompt.FULL,
+    program=Program.MLX,
+    compare="full-prompt",
+    bench="full_prompt_cold",
+    serve="full-prompt",
+)
+BASE_FULL_PROMPT_CACHED = Arm(
+    name="base_full_prompt_cached",
+    title="base, full prompt, warm prefix cache",
+    short="base, warm prefix",
+    variant=Variant.BASE,
+    prompt=Prompt.FULL,
+    program=Program.LLAMA_CPP,
+    warm=True,
+    compare="full-prompt-cached",
+    bench="full_prompt_warm",
+)
+DIRECT_DROP = Arm(
+    name="direct_drop",
+    title="trained with the full prompt, asked without",
+    short="direct drop",
+    variant=Variant.DIRECT_DROP,
+    prompt=Prompt.BARE,
+    program=Program.MLX,
+    timed=False,
+    optional=True,
+)
+INTERNALIZED = Arm(
+    name="internalized",
+    title="internalized, bare query (MLX)",
+    short="internalized (MLX)",
+    variant=Variant.ADAPTER,
+    prompt=Prompt.BARE,
+    program=Program.MLX,
+    timed=False,
+)
+SHIPPED = Arm(
+    name="shipped",
+    title="shipped, bare query (llama.cpp)",
+    short="shipped (llama.cpp)",
+    variant=Variant.SHIPPED,
+    prompt=Prompt.BARE,
+    program=Program.LLAMA_CPP,
+    bench="bare_query",
+    serve="internalized",
+)
+
+ARMS = (BASE_QUERY_ONLY, BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, DIRECT_DROP, INTERNALIZED, SHIPPED)
+"""Every arm, in the order of the table."""
+
+BY_NAME = {arm.name: arm for arm in ARMS}
+"""Every arm by its key in metrics.json."""
+
+BY_COMPARE = {arm.compare: arm for arm in ARMS if arm.compare}
+"""The base's arms in `pilocal compare`, by their names there."""
+
+BY_BENCH = {arm.bench: arm for arm in ARMS if arm.bench}
+"""The arms that `pilocal bench` times, by their keys in bench.json."""

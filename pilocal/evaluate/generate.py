@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
-from mlx_lm.models.cache import make_prompt_cache
-
+from pilocal.base.blas import load_fast_blas
 from pilocal.progress import Progress
 
 
@@ -22,10 +19,15 @@ def generate(
     progress: Progress,
     name: str,
 ) -> list[list[int]]:
-    """Return for each prompt the greedy completion, without its end token.
+    """Return the greedy completion of each prompt, without its end token.
 
     What all prompts begin with is computed once. `ends` are the ids that end an answer.
     """
+    load_fast_blas()  # before MLX is imported
+    import mlx.core as mx
+    from mlx_lm.generate import BatchGenerator
+    from mlx_lm.models.cache import make_prompt_cache
+
     shared = _common_prefix(prompts)
     cache = None
     if shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         """Open a run folder; raises RunError when no run has begun there."""
         self.folder = Path(folder)
+        self._opened = ExitStack()
         if "task" not in RunDir(self.folder).state:
             fix = "point at the run folder of `pilocal run TASK`"
             raise RunError(self.folder, "no run has begun here", fix=fix)
@@ -82,8 +84,8 @@ class Run:
 
     def close(self) -> None:
         """Free the served file if `answer` has loaded it."""
-        if engine := self.__dict__.pop("_engine", None):
-            engine.close()
+        self.__dict__.pop("_engine", None)
+        self._opened.close()
 
     def __enter__(self) -> Run:
         """Return the run."""
@@ -99,7 +101,7 @@ class Run:
 
         served = read_shipped(self.folder)
         adapter = served.folder / served.adapter if served.adapter else None
-        return Engine(served.folder / (served.fused or served.base), CONTEXT, adapter)
+        return self._opened.enter_context(Engine(served.folder / (served.fused or served.base), CONTEXT, adapter))
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""An adapter from mlx-lm's format into PEFT's and back: the same bits, the same factor on the update."""
+"""An adapter from mlx-lm's format to PEFT's and back: the same bits, the same factor on the update."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pilocal.run.files import write_json
 from pilocal.training.torch_backend.adapter import from_peft, save_arrays
 
 ROUNDING = 1e-12
-"""alpha = scale * rank is rounded once, and alpha / rank once more."""
+"""Both alpha = scale * rank and alpha / rank are rounded once."""
 
 
 def conversion_figures(base: Path, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Any]:
     """Write an adapter as `pilocal export --format peft` does, read it as PyTorch's backend does, and compare.
 
-    `config` is the content of mlx-lm's adapter_config.json. Raises ExportError when the adapter does not fit the base.
+    `config` is the content of mlx-lm's adapter_config.json. Raises ExportError if the adapter does not fit the base.
     """
     from safetensors.numpy import load_file
 
@@ -49,5 +49,5 @@ def conversion_figures(base: Path, adapter: Mapping[str, Floats], config: Mappin
 
 
 def same(one: Floats, other: Floats) -> bool:
-    """Tell whether two tensors are the same, bit for bit."""
+    """Return whether two tensors are the same, bit for bit."""
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()

@@ -10,11 +10,11 @@ import numpy as np
 from pilocal.parity.replay import Floats, Replay, Trace
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-"""Divides where the reference is 0 and the other is not."""
+"""The divisor if the reference is 0."""
 
 
 def relative(other: Floats, reference: Floats) -> float:
-    """Return ||other - reference|| / ||reference||, in float64; 0 where both are 0.
+    """Return ||other - reference|| / ||reference||, in float64; 0 if both are 0.
 
     >>> relative(np.float32([3, 4]), np.float32([3, 3])) == 1 / 18**0.5
     True
@@ -27,7 +27,7 @@ def relative(other: Floats, reference: Floats) -> float:
 
 
 def relative_numbers(other: float, reference: float) -> float:
-    """Return |other - reference| / |reference|; 0 where both are 0."""
+    """Return |other - reference| / |reference|; 0 if both are 0."""
     return abs(other - reference) / max(abs(reference), SMALLEST)
 
 
@@ -48,10 +48,10 @@ def distance(other: Mapping[str, Floats], reference: Mapping[str, Floats]) -> fl
     return relative(flat[0], flat[1])
 
 
-def compare(
+def compare_traces(
     replay: Replay, reference: Trace, other: Trace, names: tuple[str, str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return one entry a stage, with its worst figures, and one a step; `names` has the reference's, then the other's.
+    """Return one entry per stage, with its worst figures, and one per step; `names` are those of both traces.
 
     Steps count from 1 in the whole replay.
     """
@@ -94,13 +94,13 @@ def compare(
 
 
 def _worst(steps: Sequence[Mapping[str, Any]], figure: str) -> dict[str, Any]:
-    """Return the largest relative difference of some steps, and at which it is."""
+    """Return the largest relative difference among some steps, and the step that has it."""
     worst = max(steps, key=lambda step: step[figure]["relative"])
     return {"relative": worst[figure]["relative"], "step": worst["step"]}
 
 
 def exceeded(stages: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:
-    """Return what is beyond the tolerance, a line for each stage's gradients and for the first step of each figure."""
+    """Return what is beyond the tolerance: one line per stage's gradients, one for the first step of each figure."""
     found = []
     for figure in ("loss", "gradient_norm"):
         for step in steps:

@@ -19,7 +19,7 @@ def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:
 
 
 def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]:
-    """Return the same from a run's exported files; raises ModelError when llama.cpp refuses one."""
+    """Return the same from a run's exported files; raises ExportError if llama.cpp refuses one."""
     folder = shipped.folder
     gguf, adapter = folder / (shipped.fused or shipped.base), shipped.adapter
     longest = max(len(row.tokens) for row in rows)
@@ -30,7 +30,7 @@ def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]
 def compare_logits(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, float]:
     """Return the largest difference of two logits, the same relative to the largest logit, and the mean KL divergence.
 
-    KL(reference, other) is in nats a completion token.
+    KL(reference, other) is in nats per completion token.
 
     >>> compare_logits([np.zeros((1, 2), np.float32)], [np.zeros((1, 2), np.float32)])
     {'max_absolute': 0.0, 'relative': 0.0, 'kl': 0.0, 'tokens': 1}
@@ -47,9 +47,9 @@ def compare_logits(reference: Sequence[Floats], other: Sequence[Floats]) -> dict
 
 
 def forward_figures(rows: Mapping[int, Sequence[Row]], logits: Mapping[str, Sequence[Floats]]) -> list[dict[str, Any]]:
-    """Return one entry for each stage and program: how far its logits lie from MLX's on the stage's rows.
+    """Return one entry per stage and program: how far its logits are from MLX's on the stage's rows.
 
-    `logits` are each program's on all rows, stage after stage, those of "mlx" among them.
+    `logits` holds those of each program on all rows, stage after stage; "mlx" is one of the programs.
     """
     entries, first = [], 0
     for stage, some in rows.items():

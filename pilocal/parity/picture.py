@@ -9,11 +9,14 @@ from typing import Any
 from pilocal.chart import Line, Panel, panels_chart
 
 LEAST = 1e-9
-"""Differences below are drawn at this height: a logarithmic axis has no 0."""
+"""Smaller differences are shown at this height: a logarithmic axis has no 0."""
 
 
-def draw_parity(result: Mapping[str, Any], path: Path) -> None:
-    """Draw both loss curves, and below them how far losses and gradient norms lie apart; stages by thin lines."""
+def write_picture(result: Mapping[str, Any], path: Path) -> None:
+    """Write both loss curves, and below them how far losses and gradient norms lie apart; thin lines part the stages.
+
+    Raises RunError if the file cannot be written.
+    """
     steps, names = result["steps"], result["backends"]
     x = [step["step"] for step in steps]
     losses = [Line(name=name, x=x, y=[step["loss"][name] for step in steps]) for name in names]

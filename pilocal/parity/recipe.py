@@ -21,7 +21,7 @@ def check_stages(context: Context) -> None:
     run, made = context.run, context.run.state.get("versions", {}).get("pilocal")
     again = "`pilocal stages TASK --run DIR` makes them again"
     if made != version("pilocal"):
-        fix = f"take that version (this is {version('pilocal')}), or run again"
+        fix = f"use that version (this is {version('pilocal')}), or run again"
         raise RunError(run.path, "the run was made by another version of pilocal", got=made, fix=fix)
     if context.run.state.get("base_sha256") != context.base_hash:
         fix = "bring back the base that the run was made with, or run again"
@@ -29,13 +29,13 @@ def check_stages(context: Context) -> None:
     if "stages" not in run.state["steps"]:
         raise RunError(run.path, "the run has no stages yet", fix="`pilocal stages TASK --run DIR` first")
     if not STAGES.is_done(context):
-        raise RunError(run.path, "the stages are not those of the task, which has changed since", fix=again)
+        raise RunError(run.path, "the task has changed since its stages were made", fix=again)
 
 
 def read_replay(context: Context, steps: int) -> Replay:
-    """Return a run of `steps` steps on the stages of a run, in float32; the schedule shares them out as in any run.
+    """Return `steps` optimizer steps on the stages of a run, in float32; the schedule divides them among the stages.
 
-    Raises InputError when the steps do not reach every stage, or with dropout.
+    Raises InputError if the steps do not reach every stage, or if there is dropout.
     """
     task, trained = context.task, context.schedule.trained
     check_lora(task.lora)
@@ -59,10 +59,10 @@ def read_replay(context: Context, steps: int) -> Replay:
 
 
 def logged(context: Context, replay: Replay) -> dict[str, Any] | None:
-    """Compare what a run's own log says of the steps with their rows; None where the run has not trained.
+    """Compare what a run's own log says of the steps with their rows; None if the run has not trained.
 
     The first steps of a stage have the same rows whatever the run's length, so their tokens must be as many as the log
-    says. `first_loss` is what the run lost at its very first step, before anything was learned.
+    says. `first_loss` is the run's loss at its very first step, before anything was learned.
     """
     compared, differing, first_loss = 0, [], None
     for stage in replay.stages:

@@ -1,7 +1,7 @@
-"""A recorded reference: a replay and the trace that a backend left of it, in a folder that can be taken elsewhere.
+"""A recorded reference: a replay and the trace that a backend left, in a folder that can be copied elsewhere.
 
-reference.json holds settings, rows as token ids, learning rates, losses and gradient norms; arrays.safetensors the
-adapter before each stage, the gradients there, and the adapter at the end, under mlx-lm's names.
+reference.json holds settings, rows as token ids, learning rates, losses and gradient norms. arrays.safetensors holds
+the adapter before each stage, the gradients there, and the adapter at the end, under mlx-lm's names.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pilocal.training.torch_backend.adapter import save_arrays
 
 FILE, ARRAYS = "reference.json", "arrays.safetensors"
 FORMAT = 1
-"""Of the folder; another one is refused."""
+"""The folder's; any other is refused."""
 
 
 def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, made_by: Mapping[str, str]) -> None:
     """Write a reference; `model` is the base as a task names it, `made_by` the versions of what made the trace.
 
-    Raises RunError when the disk is full.
+    Raises RunError if the disk is full.
     """
     rows: dict[Row, int] = {}
     stages = []
@@ -65,8 +65,7 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
 def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
     """Return a reference and the content of its reference.json.
 
-    Raises InputError when it is damaged, of another format, or was made for another base or tokenizer than the one
-    that its `model` is now.
+    Raises InputError if it is damaged or of another format, or if its `model` now has another base or tokenizer.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

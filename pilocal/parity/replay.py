@@ -1,4 +1,4 @@
-"""A replay: the first steps of every stage of a training, for any backend, and the trace that one leaves of it."""
+"""A replay: the first steps of every stage of a training, for any backend, and the trace that a backend leaves."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ReplayStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """Everything that decides what a backend computes, but for the adapter that it begins with."""
+    """Everything that decides what a backend computes, except the adapter that it starts from."""
 
     base: Path
     lora: Lora
@@ -56,7 +56,7 @@ class Replay:
 
 
 class Replayer(Protocol):
-    """What takes the steps; names and layouts of weights and gradients are mlx-lm's."""
+    """A backend that takes the steps; names and layouts of weights and gradients are mlx-lm's."""
 
     def gradients(self, rows: Sequence[Row]) -> tuple[float, dict[str, Floats]]:
         """Return the mean loss per completion token, in nats, and its gradient, not clipped."""
@@ -67,7 +67,7 @@ class Replayer(Protocol):
         ...
 
     def logits(self, row: Row) -> Floats:
-        """Return the logits behind every token of a row, (tokens, vocabulary)."""
+        """Return the logits after every token of a row, (tokens, vocabulary)."""
         ...
 
     def adapter(self) -> dict[str, Floats]:
@@ -75,13 +75,13 @@ class Replayer(Protocol):
         ...
 
     def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
-        """Take other weights for the adapter; the optimizer remembers what it did."""
+        """Replace the adapter's weights; the optimizer keeps its state."""
         ...
 
 
 @dataclass(slots=True)
 class Trace:
-    """What one backend made of a replay."""
+    """What one backend computed in a replay."""
 
     losses: list[float] = field(default_factory=list)
     """Each step's mean loss per completion token, in nats."""
@@ -103,10 +103,10 @@ def play(
     *,
     starts: Sequence[Mapping[str, Floats]] | None = None,
 ) -> Trace:
-    """Take every step of a replay; raises TrainingError when a loss is not a number.
+    """Take every step of a replay; raises TrainingError if a loss is not a number.
 
-    With another trace's `starts` the stages' first gradients are those of the weights that the other had: how far the
-    two have drifted apart by then has no part in them.
+    With another trace's `starts`, each stage's first gradients are computed at the other's weights, so that they do not
+    contain how far the two have drifted apart.
     """
     trace = Trace()
     for nth, stage in enumerate(replay.stages):
@@ -122,7 +122,7 @@ def play(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 fix = f"lower learning_rate (now {replay.training.learning_rate})"
                 where = f"{name}: stage {stage.number}, step {len(trace.losses) + 1}"
-                raise TrainingError(where, "the loss is not a number any more", got=loss, fix=fix)
+                raise TrainingError(where, "the loss is no longer a number", got=loss, fix=fix)
             trace.losses.append(loss)
             trace.norms.append(norm)
             progress(name, len(trace.losses), replay.steps)
@@ -131,23 +131,23 @@ def play(
 
 
 def copied(arrays: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return copies, which no later step changes."""
+    """Return copies that no later step changes."""
     return {name: np.array(value, dtype=np.float32) for name, value in arrays.items()}
 
 
 def check_lora(lora: Lora) -> None:
-    """Raise InputError with dropout, whose random numbers no two backends share."""
+    """Raise InputError if there is dropout, since no two backends share its random numbers."""
     if lora.dropout:
         fix = "set it to 0; both backends' dropout is their framework's own"
-        raise InputError("[lora] dropout", "what is dropped at random cannot be replayed", got=lora.dropout, fix=fix)
+        raise InputError("[lora] dropout", "random dropout cannot be replayed", got=lora.dropout, fix=fix)
 
 
 def check_ids(replay: Replay, where: str) -> None:
-    """Raise InputError when a row has a token that the base does not know."""
+    """Raise InputError if a row has a token that the base does not know."""
     known = int(read_config(replay.base)["vocab_size"])
     for stage in replay.stages:
         for step in stage.steps:
             if odd := [token for row in step.rows for token in row.tokens if not 0 <= token < known]:
-                fix = "the rows are of another tokenizer; take the base that they were made for"
+                fix = "the rows come from another tokenizer; use the base that they were made for"
                 what = f"stage {stage.number}: a token beyond the base's vocabulary of {known}"
                 raise InputError(where, what, got=odd[0], fix=fix)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pilocal.base.base import base_hash
 from pilocal.errors import RunError
 from pilocal.flow.steps import EXPORT, TRAIN
-from pilocal.parity.figures import compare, distance, exceeded, mean_relative, relative_numbers
+from pilocal.parity.figures import compare_traces, distance, exceeded, mean_relative, relative_numbers
 from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
+from pilocal.parity.settings import FLOAT32, Settings
 from pilocal.progress import Progress, silent
 from pilocal.run.shipped import Shipped, read_shipped
 from pilocal.training.torch_backend.adapter import read_adapter
@@ -25,15 +26,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
 
-FLOAT32 = "float32"
-"""What both backends compute in unless PyTorch is asked for another precision."""
-
 FORWARD_ROWS = 4
 """Validation rows of the first and of the last stage whose logits are compared."""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all that has a part in the figures; a package that is not there is left out."""
+    """Return the versions of everything that affects the figures; a package that is not installed is left out."""
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         try:
@@ -43,37 +41,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_reference(
-    folder: Path, *, tolerance: float, device: str = "cpu", precision: str = FLOAT32, progress: Progress = silent
-) -> dict[str, Any]:
+def check_reference(folder: Path, settings: Settings, progress: Progress = silent) -> dict[str, Any]:
     """Replay a reference with PyTorch alone and return what parity.json says; MLX need not be installed.
 
-    `precision` is what PyTorch's base computes in: "float32", or "bfloat16", which is held to the loss curve alone.
-    Raises InputError when the reference is damaged or made for another base.
+    Raises InputError if the reference is damaged or was made for another base.
     """
     replay, recorded, content = load_reference(folder)
-    torch = TorchTrainer(
-        replay.base, replay.lora, replay.training, recorded.starts[0], device=device, precision=precision
-    )
+    torch = torch_trainer(replay, recorded, settings)
     trace = play(torch, replay, progress, "parity: torch", starts=recorded.starts)
-    result = traces_report(replay, recorded, trace, ("recorded", "torch"), tolerance, device, precision)
+    result = traces_report(replay, recorded, trace, ("recorded", "torch"), settings)
     return result | {"made_by": content["made_by"]}
 
 
-def check_run(
-    context: Context,
-    *,
-    steps: int,
-    tolerance: float,
-    device: str = "cpu",
-    precision: str = FLOAT32,
-    record: Path | None = None,
-) -> dict[str, Any]:
+def check_run(context: Context, settings: Settings, record: Path | None = None) -> dict[str, Any]:
     """Replay a run with MLX and with PyTorch and return what parity.json says; with `record` keep MLX's trace there.
 
-    `precision` is PyTorch's, as for `check_reference`; MLX's is float32.
-    Raises RunError when the run has no stages or does not fit its task, base and version, InputError with dropout or
-    for too few steps.
+    Raises RunError if the run has no stages or does not fit its task, base and version; InputError if there is dropout
+    or there are too few steps.
     """
     from pilocal.parity.conversion import conversion_figures
     from pilocal.parity.forward import forward_figures, predicted, predicted_by_llamacpp
@@ -83,34 +67,32 @@ def check_run(
     from pilocal.training.mlx.mlx_trainer import MlxTrainer
 
     check_stages(context)
-    replay, progress = read_replay(context, steps), context.progress
+    replay, progress = read_replay(context, settings.steps), context.progress
     trained = context.schedule.trained
     rows = {number: context.rows(number, "valid")[:FORWARD_ROWS] for number in (trained[0], trained[-1])}
     asked = [row for some in rows.values() for row in some]
 
-    settings = (replay.base, replay.lora, replay.training)
-    mlx = MlxTrainer(*settings, own_start(context))
+    mlx = MlxTrainer(replay.base, replay.lora, replay.training, own_start(context))
     reference = play(mlx, replay, progress, "parity: mlx")
     if record:
         save_reference(record, replay, reference, model=context.task.model, made_by=versions())
     final = trained_adapter(context)
-    mlx.set_adapter(final or reference.adapter)
-    logits = {"mlx": predicted(mlx, asked)}
-    config = mlx.config
+    adapter = final or reference.adapter
+    mlx.set_adapter(adapter)
+    logits, config = {"mlx": predicted(mlx, asked)}, mlx.config
     del mlx  # frees the base before it is loaded again
 
-    torch = TorchTrainer(
-        replay.base, replay.lora, replay.training, reference.starts[0], device=device, precision=precision
-    )
+    torch = torch_trainer(replay, reference, settings)
     trace = play(torch, replay, progress, "parity: torch", starts=reference.starts)
-    torch.set_adapter(final or reference.adapter)
+    torch.set_adapter(adapter)
     logits["torch"] = predicted(torch, asked)
     del torch
 
-    shipped = export_of(context) if final else None
+    result = traces_report(replay, reference, trace, ("mlx", "torch"), settings)
+    shipped, tokenizers = export_of(context) if final else None, None
     if shipped:
         logits["llama.cpp"] = predicted_by_llamacpp(shipped, asked)
-    result = traces_report(replay, reference, trace, ("mlx", "torch"), tolerance, device, precision)
+        tokenizers = tokenizer_figures(context, shipped.folder / (shipped.fused or shipped.base))
     result |= {
         "run_log": logged(context, replay),
         "forward": {
@@ -118,33 +100,33 @@ def check_run(
             "exported": shipped is not None,
             "figures": forward_figures(rows, logits),
         },
-        "tokenizers": tokenizer_figures(context, shipped.folder / (shipped.fused or shipped.base)) if shipped else None,
-        "conversion": conversion_figures(replay.base, final or reference.adapter, config),
+        "tokenizers": tokenizers,
+        "conversion": conversion_figures(replay.base, adapter, config),
     }
-    result["exceeded"] += _exceeded_beside(result, tolerance)
+    result["exceeded"] += _exceeded_beside(result, settings)
     return result
 
 
+def torch_trainer(replay: Replay, reference: Trace, settings: Settings) -> TorchTrainer:
+    """Return PyTorch's trainer at the start of the reference's trace."""
+    start, device, precision = reference.starts[0], settings.device, settings.precision
+    return TorchTrainer(replay.base, replay.lora, replay.training, start, device=device, precision=precision)
+
+
 def traces_report(
-    replay: Replay,
-    reference: Trace,
-    other: Trace,
-    names: tuple[str, str],
-    tolerance: float,
-    device: str,
-    precision: str = FLOAT32,
+    replay: Replay, reference: Trace, other: Trace, names: tuple[str, str], settings: Settings
 ) -> dict[str, Any]:
     """Return the part of parity.json that two traces of a replay decide."""
-    stages, steps = compare(replay, reference, other, names)
+    stages, steps = compare_traces(replay, reference, other, names)
     rates = [
         relative_numbers(learning_rate(number, replay.training.steps, replay.training), step["learning_rate"])
         for number, step in enumerate(steps)
     ]
     result: dict[str, Any] = {
         "backends": list(names),
-        "device": device,
-        "precision": precision,
-        "tolerance": tolerance,
+        "device": settings.device,
+        "precision": settings.precision,
+        "tolerance": settings.allowed,
         "versions": versions(),
         "base_sha256": base_hash(replay.base),
         "stages": stages,
@@ -154,23 +136,24 @@ def traces_report(
         "adapter_distance": distance(other.adapter, reference.adapter),
     }
     apart = result["loss_curve"]["mean_relative"]
-    if precision == FLOAT32:
-        result["exceeded"] = exceeded(stages, steps, tolerance)
+    if settings.precision == FLOAT32:
+        result["exceeded"] = exceeded(stages, steps, settings.allowed)
     else:
-        result["exceeded"] = [] if apart <= tolerance else [f"the loss differs by {apart:.2g} in the mean of all steps"]
-    if not max(rates) <= tolerance:
+        within = apart <= settings.allowed
+        result["exceeded"] = [] if within else [f"the loss differs by {apart:.2g} in the mean of all steps"]
+    if not max(rates) <= settings.allowed:
         result["exceeded"].append(f"the learning rate differs by {max(rates):.2g}")
     return result
 
 
 def own_start(context: Context) -> dict[str, Floats] | None:
-    """Return the adapter that a run was told to start from, or None; raises InputError where it does not fit."""
+    """Return the adapter that a run was told to start from, or None; raises InputError if it does not fit."""
     given = context.backend.initial_adapter
     return read_adapter(given, context.task.lora, context.base_hash) if given else None
 
 
 def trained_adapter(context: Context) -> dict[str, Floats] | None:
-    """Return a run's final adapter, or None where it has not trained or its task has changed since."""
+    """Return a run's final adapter, or None if it has not trained or its task has changed since."""
     from safetensors.numpy import load_file
 
     if not TRAIN.is_done(context):
@@ -179,7 +162,7 @@ def trained_adapter(context: Context) -> dict[str, Floats] | None:
 
 
 def export_of(context: Context) -> Shipped | None:
-    """Return what a run ships, or None where nothing of its present adapter was exported."""
+    """Return what a run ships, or None if its present adapter was not exported."""
     if not EXPORT.is_done(context):
         return None
     try:
@@ -188,12 +171,12 @@ def export_of(context: Context) -> Shipped | None:
         return None
 
 
-def _exceeded_beside(result: Mapping[str, Any], tolerance: float) -> list[str]:
-    """Return what is wrong beside the traces; llama.cpp's logits, of rounded activations, are the gate's business."""
+def _exceeded_beside(result: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return what is wrong apart from the traces; llama.cpp rounds activations, so the gate checks its logits."""
     found = []
     for entry in result["forward"]["figures"]:
-        exact = entry["program"] == "torch" and result["precision"] == FLOAT32
-        if exact and not entry["relative"] <= tolerance:
+        exact = entry["program"] == "torch" and settings.precision == FLOAT32
+        if exact and not entry["relative"] <= settings.allowed:
             found.append(f"logits of stage {entry['stage']} differ by {entry['relative']:.2g} of the largest")
     if (log := result["run_log"]) and log["differing"]:
         found.append(f"the rows at {log['first']} are not as many tokens as the run's log says")

@@ -1,4 +1,4 @@
-"""The tokens of a run's own chats: Hugging Face's tokenizer, which training used, beside the exported GGUF's."""
+"""The tokens of a run's own chats: those of Hugging Face's tokenizer, which training used, and of the exported GGUF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pilocal.run.rows import located_records
 def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
     """Return how many of the validation and test chats of all stages, answers included, have other ids in llama.cpp.
 
-    The first that differs is named by file and line. Raises ModelError when llama.cpp refuses the file.
+    The first that differs is named by file and line. Raises ModelError if llama.cpp refuses the file.
     """
     tokenizer, seen, differing = context.tokenizer, set[str](), list[str]()
     stages = range(len(context.schedule.stages))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilocal.errors import PilocalError
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.run.shipped import Shipped
 from pilocal.serve.chat import TokenCounter
 from pilocal.serve.full_prompt import FallbackSampler, FullPrompt
@@ -15,8 +16,8 @@ from pilocal.serve.refusal import Refusal, server_error
 from pilocal.serve.request import CHAT
 from pilocal.serve.weights import BASE
 
-INTERNALIZED, FULL_PROMPT = "internalized", "full-prompt"
-"""The arms of a task; a request to the bare base has the arm `base`."""
+INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
+"""The arms of a task; requests to the bare base are their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

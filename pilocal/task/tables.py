@@ -18,7 +18,10 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "sqlite": ("database", "timeout", "max_rows"),
     "command": ("command", "timeout"),
 }
-"""The metrics that score an answer, each with the keys of `[scoring]` that it reads."""
+"""The metrics that score an answer, each with the keys of `[scoring]` that it reads.
+
+Each is a file of the same name in pilocal/evaluate/scoring.
+"""
 
 METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 """The compressors."""

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.bench.latency import TITLES, Weights, measure
+from pilocal.bench.latency import Weights, measure
 from pilocal.bench.prompts import Prompts
+from pilocal.evaluate.arms import BY_BENCH
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import export_lossless
 from pilocal.export.tensors import Entry, write_tensors
@@ -75,5 +76,7 @@ def lines(template: int, arms: dict[str, Any]) -> list[str]:
     for name, arm in arms.items():
         row = arm["clients"]["1"]
         first, whole, kept = row["ttft_ms"]["median"], row["latency_ms"]["median"], row["kv_bytes"] / 2**20
-        rows.append(f"{TITLES[name]:>34}  {first:>15,.1f}  {row['ttft_ratio']:>6.1f}  {whole:>10,.1f}  {kept:>6.1f}")
+        rows.append(
+            f"{BY_BENCH[name].short:>34}  {first:>15,.1f}  {row['ttft_ratio']:>6.1f}  {whole:>10,.1f}  {kept:>6.1f}"
+        )
     return rows

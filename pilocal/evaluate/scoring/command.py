@@ -1,4 +1,4 @@
-"""A metric of the user's own: a program that reads answers and prints a mark for each."""
+"""A metric of your own: a program that reads answers and prints a mark for each."""
 
 from __future__ import annotations
 
@@ -14,45 +14,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 
 TIMEOUT = 600.0
-"""Seconds for all answers of one arm, where `[scoring] timeout` does not say."""
+"""Seconds for all answers of one arm, unless `[scoring] timeout` says otherwise."""
 
 TAIL = 300
-"""So many of the last characters on stderr stand in the error."""
+"""How many of the last characters on stderr the error quotes."""
 
 
-class Command:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric; raises InputError if there is no such program."""
+    return Command(scoring, folder)
+
+
+class Command(Metric):
     """The mean of the marks that a program prints.
 
-    The program runs in the task folder, once for each arm. It reads one JSON object a line: `id`, `query`, `answer`
-    (the reference), `prediction` (the model's answer) and whatever else the test record holds; it prints a number from
-    0 to 1 a line, in the same order. It runs with the user's own rights.
+    The program runs in the task folder, once per arm, with the user's own rights. It reads one JSON object per line:
+    `id`, `query`, `answer` (the reference), `prediction` (the model's answer) and whatever else the test record holds.
+    It prints one number from 0 to 1 per line, in the same order.
     """
 
     def __init__(self, scoring: Scoring, folder: Path) -> None:
-        """Find the program; raises InputError when it is not there."""
+        """Find the program; raises InputError if it is not there."""
         self._where = f"{folder / 'task.toml'} [scoring] command"
         if not scoring.command:
             raise InputError(self._where, "command needs a program", fix='write command = ["./score.py"]')
         program = scoring.command[0]
         found = folder / program if "/" in program else shutil.which(program)
         if found is None or not os.access(found, os.X_OK):
-            fix = "mend the path (relative to the task), or make the file executable"
+            fix = "correct the path (relative to the task), or make the file executable"
             raise InputError(self._where, "no such program", got=program, fix=fix)
+        self._command = scoring.command
         self._argv = [str(Path(found).resolve()), *scoring.command[1:]]
         self._timeout = scoring.timeout or TIMEOUT
         self._folder = folder
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Only the program knows what it needs."""
-
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
     ) -> NDArray[np.float64]:
-        """Return the marks, (N, 1); raises InputError when the program fails, hangs or prints something else."""
+        """Return the marks, (N, 1); raises InputError if the program fails, hangs or prints something else."""
         lines = [
             json.dumps(
                 {
@@ -78,12 +82,12 @@ class Command:
                 raise self._fault(f"line {number + 1} must be a number from 0 to 1", got=text)
         return marks
 
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
+    def files(self) -> list[Path]:
+        """Return those parts of the command that are files of the task."""
+        return [path for path in (self._folder / part for part in self._command) if path.is_file()]
 
     def _run(self, text: str) -> str:
-        """Return what the program prints; it and what it started end with the time-out."""
+        """Return what the program prints; on a time-out, it and all that it started are killed."""
         process = subprocess.Popen(
             self._argv,
             cwd=self._folder,
@@ -108,5 +112,5 @@ class Command:
         return printed
 
     def _fault(self, problem: str, got: object = None) -> InputError:
-        fix = "mend it and run again; the answers are kept"
+        fix = "fix it and run again; the answers are kept"
         return InputError(self._where, problem, got=got, fix=fix)

@@ -1,4 +1,4 @@
-"""pass@1: each answer is a Python program, and is right when the asserts of its record hold."""
+"""pass@1: each answer is a Python program, and is right if the asserts of its record hold."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.sandbox.run import Limits, run_apart
 from pilocal.task import Example, Scoring
 
 TIMEOUT = 10.0
-"""Seconds for one answer, where `[scoring] timeout` does not say."""
+"""Seconds for one answer, unless `[scoring] timeout` says otherwise."""
 
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
@@ -32,14 +33,19 @@ exec(compile({tests!r}, "tests.py", "exec"), names)
 sys.stdout.flush()
 write(1, {nonce!r})
 """
-"""What runs an answer: its last words are said only after the last assert, and are others each time."""
+"""What runs an answer. It prints the nonce only after the last assert, and each run has its own nonce."""
 
 
-class PythonTests:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric."""
+    return PythonTests(scoring, folder)
+
+
+class PythonTests(Metric):
     """The share of answers whose asserts hold, each in a sandbox.
 
-    A record holds `tests`, a text or a list of texts, and perhaps `setup`, which runs before them. An answer in a
-    Markdown fence is taken out of it.
+    A record holds `tests`, a text or a list of texts, and optionally `setup`, which runs before them. If an answer has
+    a Markdown fence, what stands in the fence is run.
     """
 
     def __init__(self, scoring: Scoring, folder: Path) -> None:
@@ -47,7 +53,7 @@ class PythonTests:
         self._limits = Limits(seconds=scoring.timeout or TIMEOUT, memory_mb=scoring.memory_mb)
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise InputError when records have no tests, and SandboxError when nothing can be run apart here."""
+        """Raise InputError if records have no tests, and SandboxError if this machine has no sandbox."""
         lacking = [example.id for example in examples if not tests_of(example)]
         if lacking:
             what = f"{len(lacking)} of {len(examples)} records have no tests; the first is {lacking[0]}"
@@ -57,7 +63,7 @@ class PythonTests:
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
     ) -> NDArray[np.float64]:
-        """Return 1 for an answer whose asserts hold and 0 for one whose do not, (N, 1)."""
+        """Return 1 for each answer whose asserts hold and 0 for any other, (N, 1)."""
         marks = np.zeros((len(answers), 1))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             passed = pool.map(self._passes, map(code_of, answers), map(tests_of, examples))
@@ -65,10 +71,6 @@ class PythonTests:
                 marks[number] = right
                 progress("tests", number + 1, len(answers))
         return marks
-
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
 
     def _passes(self, answer: str, tests: str) -> bool:
         nonce = secrets.token_hex(16)
@@ -88,7 +90,7 @@ def code_of(answer: str) -> str:
 
 
 def tests_of(example: Example) -> str:
-    """Return what is run after an example's answer; empty when there is nothing."""
+    """Return what is run after an example's answer; empty if there is nothing."""
     tests = example.extra.get("tests", "")
     text = "\n".join(map(str, tests)) if isinstance(tests, list) else str(tests)
     setup = example.extra.get("setup", "")

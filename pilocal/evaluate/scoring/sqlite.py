@@ -1,4 +1,4 @@
-"""Execution accuracy: an answer is right when its query brings the rows of the reference, whatever its wording."""
+"""Execution accuracy: an answer is right if its query returns the rows of the reference, however it is worded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 
@@ -25,10 +26,10 @@ LONGEST = 1 << 20
 """Bytes of the longest text, blob or query."""
 
 TIMEOUT = 10.0
-"""Seconds for one query, where `[scoring] timeout` does not say."""
+"""Seconds for one query, unless `[scoring] timeout` says otherwise."""
 
 INSTRUCTIONS = 10_000
-"""SQLite's instructions between two looks at the clock."""
+"""How many of SQLite's instructions run between two looks at the clock."""
 
 TOLERANCE = 1e-6
 """Relative difference below which two numbers are the same, unless both are whole."""
@@ -39,36 +40,41 @@ Rows = list[tuple[Any, ...]]
 
 
 class Refused(Exception):
-    """A query that runs, but whose rows are not taken."""
+    """A query that runs, but whose rows are not accepted."""
 
 
 WRONG = (sqlite3.Error, UnicodeError, Refused)
-"""What a query may end in that is no fault of ours."""
+"""What a wrong query may end in."""
 
 
-class Sqlite:
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric; raises InputError if there is no database."""
+    return Sqlite(scoring, folder)
+
+
+class Sqlite(Metric):
     """Execution accuracy on a database that is opened read-only.
 
-    Rows are compared as a multiset, in order where the reference has an ORDER BY outside every bracket. An answer that
-    is no query, changes something, takes longer than `timeout` or brings more than `max_rows` rows is wrong.
+    Rows are compared as a multiset, or in order if the reference has an ORDER BY outside all brackets. An answer is
+    wrong if it is not a query, changes something, takes longer than `timeout` or returns more than `max_rows` rows.
     """
 
     def __init__(self, scoring: Scoring, folder: Path) -> None:
-        """Look at the database; raises InputError when `[scoring] database` is missing or is none."""
+        """Open the database once; raises InputError if `[scoring] database` is missing or not a database."""
         if scoring.database is None:
             where = f"{folder / 'task.toml'} [scoring] database"
             raise InputError(where, "sqlite needs a database", fix='write database = "FILE", relative to the task')
         self.path, self.scoring = folder / scoring.database, scoring
         if not self.path.is_file():
-            raise InputError(self.path, "no such database", fix="mend [scoring] database")
+            raise InputError(self.path, "no such database", fix="correct [scoring] database")
         try:
             with self._open() as connection:
                 connection.execute("select count(*) from sqlite_master").fetchone()
         except sqlite3.Error as error:
-            raise InputError(self.path, f"not an SQLite database: {error}", fix="mend [scoring] database") from None
+            raise InputError(self.path, f"not an SQLite database: {error}", fix="correct [scoring] database") from None
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise InputError when reference queries do not run: how many, and the first one's fault."""
+        """Raise InputError if reference queries do not run: how many, and what is wrong with the first."""
         faults: list[tuple[Example, str]] = []
         with self._open() as connection:
             for example in examples:
@@ -79,7 +85,7 @@ class Sqlite:
         if faults:
             first, why = faults[0]
             what = f"{len(faults)} of {len(examples)} reference queries do not run; the first, {first.id}: {why}"
-            raise InputError(self.path, what, got=first.answer, fix="mend or drop these records")
+            raise InputError(self.path, what, got=first.answer, fix="correct or remove these records")
 
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
@@ -96,9 +102,9 @@ class Sqlite:
                 marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
         return marks
 
-    def total(self, marks: NDArray[np.float64]) -> float:
-        """Return the mean."""
-        return float(marks.mean())
+    def files(self) -> list[Path]:
+        """Return the database."""
+        return [self.path]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -125,13 +131,13 @@ class Sqlite:
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    """Tell SQLite whether a query may do something; `second` is a function's name."""
+    """Tell SQLite whether a query may perform an action; `second` is the name of a function."""
     allowed = action in ALLOWED and second != "load_extension"
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
 def is_ordered(query: str) -> bool:
-    """Return whether a query has an ORDER BY outside every bracket and text.
+    """Return whether a query has an ORDER BY outside all brackets and quoted texts.
 
     >>> is_ordered("select a from t order by a"), is_ordered("select a from (select a from t order by a limit 1)")
     (True, False)
@@ -143,7 +149,7 @@ def is_ordered(query: str) -> bool:
 
 
 def same_rows(got: Rows, wanted: Rows, *, ordered: bool) -> bool:
-    """Return whether two results are the same, as lists or as multisets; numbers may differ by rounding.
+    """Return whether two results are equal, as lists or as multisets; numbers may differ by rounding.
 
     >>> same_rows([(1, "a"), (2.0, "b")], [(2, "b"), (1, "a")], ordered=False)
     True
@@ -156,7 +162,7 @@ def same_rows(got: Rows, wanted: Rows, *, ordered: bool) -> bool:
 
 
 def _place(row: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
-    """Order values of any types; numbers by what is left of them after rounding."""
+    """Return a sort key for values of any types; numbers sort by their rounded value."""
     return tuple(
         ("number", float(f"{value:.5g}")) if isinstance(value, int | float) else (type(value).__name__, value or "")
         for value in row

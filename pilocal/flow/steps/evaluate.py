@@ -19,7 +19,7 @@ from pilocal.run.hashes import fingerprint
 from pilocal.run.shipped import read_shipped
 
 if TYPE_CHECKING:
-    from pilocal.evaluate.arms import Answered
+    from pilocal.evaluate.answer import Answered
 
 
 def _answering(context: Context) -> list[Any]:
@@ -35,11 +35,11 @@ def _answering(context: Context) -> list[Any]:
 def _facts(context: Context) -> list[Any]:
     from pilocal.evaluate.scoring.metrics import metric_facts
 
-    return [*_answering(context), metric_facts(context.task), asdict(context.task.generation)]
+    return [*_answering(context), metric_facts(context.task, context.metric), asdict(context.task.generation)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    from pilocal.evaluate.arms import score
+    from pilocal.evaluate.score import score
 
     run, task = context.run, context.task
     answered = _answered(context)
@@ -56,7 +56,8 @@ def _make(context: Context, key: str) -> list[Path]:
 
 def _answered(context: Context) -> Answered:
     """Return every arm's answers: those of an earlier evaluation, if nothing but the scoring has changed."""
-    from pilocal.evaluate.arms import Answered, TestSet, Weights, answer
+    from pilocal.evaluate.answer import Answered, ModelFiles, TestSet, answer
+    from pilocal.evaluate.asking import Asker
 
     run = context.run
     served = read_shipped(run.path)
@@ -69,8 +70,7 @@ def _answered(context: Context) -> Answered:
         pass  # answered again
 
     answered = answer(
-        Weights(
-            context.base,
+        ModelFiles(
             run.adapter,
             run.direct_drop if DIRECT_DROP.wanted(context) else None,
             served.folder / served.base,
@@ -78,10 +78,13 @@ def _answered(context: Context) -> Answered:
             served.folder / served.adapter if served.adapter else None,
         ),
         TestSet(context.test_prompts(0), context.test_prompts(context.last_stage)),
-        generation=context.task.generation,
-        tokenizer=context.tokenizer,
-        ends=end_tokens(context.tokenizer),
-        progress=context.progress,
+        Asker(
+            base=context.base,
+            tokenizer=context.tokenizer,
+            ends=end_tokens(context.tokenizer),
+            generation=context.task.generation,
+            progress=context.progress,
+        ),
     )
     write_json(run.answered, {"key": key} | asdict(answered))
     return answered

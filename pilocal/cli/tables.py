@@ -1,0 +1,254 @@
+"""The tables that commands print: each fits a terminal of 80 columns without a broken cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pilocal.evaluate.arms import BY_BENCH, BY_NAME, SHIPPED
+
+if TYPE_CHECKING:
+    from pilocal.flow.formats import Order
+    from pilocal.flow.plan import Plan
+
+WIDTH = 80
+"""Columns of the narrowest terminal that tables are made for."""
+
+MIB, GIB = 2**20, 2**30
+
+
+def show(*parts: RenderableType) -> None:
+    """Print on stdout; a terminal narrower than WIDTH wraps the lines itself, so that no figure is cut."""
+    console = Console()
+    console.width = max(WIDTH, console.width)
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        console.print(part)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Return the table of what each stage costs in tokens, memory and time."""
+    notes = [
+        "template, prompt (mean) and longest row in tokens; kept: the realised tau;",
+        f"GiB: peak of memory. The model's context is {plan.context:,} tokens.",
+    ]
+    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", "time")
+    rows = [
+        [
+            str(number),
+            f"{stage.tau:.2f}",
+            str(stage.shots),
+            str(stage.steps),
+            f"{stage.template_tokens:,}",
+            f"{stage.ratio:.2f}",
+            _figure(stage.prompt_tokens),
+            f"{stage.longest_row:,}",
+            "" if need is None else f"{need.peak / GIB:.2f}",
+            "" if need is None or need.seconds is None else _clock(need.seconds),
+        ]
+        for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True))
+    ]
+    return _table("Plan", head, rows, notes, left=0)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
+    """Return the arms of metrics.json side by side, with what they add up to below."""
+    title = f"{metrics['metric']} on {metrics['n']} test queries"
+    rows = [
+        [
+            BY_NAME[arm].short,
+            f"{row['score']:.3f}",
+            "-".join(f"{bound:.3f}" for bound in row["interval"]),
+            *(_figure(row.get(name)) for name in ("prompt_tokens", "ttft_ms", "latency_ms")),
+        ]
+        for arm, row in metrics["arms"].items()
+    ]
+    score = "undefined" if metrics["pi_score"] is None else f"{metrics['pi_score']:.3f}"
+    notes = [
+        "prompt: mean tokens; first, answer: ms to the first token, to the whole answer",
+        f"PI score {score}; prompt tokens -{100 * metrics['prompt_token_reduction']:.1f}%; "
+        f"{metrics['speedup']:.1f}x faster (warm prefix: {metrics['speedup_cached']:.1f}x)",
+    ]
+    return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
+
+
+def order_table(order: Order) -> RenderableType:
+    """Return the stages in the order in which another trainer is to train them."""
+    head = ("stage", "tau", "shots", "rows", "tokens", "epochs", "train")
+    rows = [
+        [
+            str(line["stage"]),
+            f"{line['tau']:.2f}",
+            str(line["shots"]),
+            f"{line['rows']:,}",
+            f"{line['tokens']:,}",
+            f"{line['epochs']:g}",
+            line["train"],
+        ]
+        for line in order.stages
+    ]
+    return _table("Order of training", head, rows)
+
+
+def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the tables of the arms, and that of the learning curve if there is one."""
+    from pilocal.compare.columns import SCORES, SLICES, TRAINING, curve_cells, narrow_cells
+    from pilocal.compare.markdown import design_line
+
+    parts = narrow_cells(table)
+    notes = {
+        SCORES: [
+            "PI: share of the full prompt's gain; prompt: mean tokens;",
+            "first, answer: ms to the first token, to the whole answer",
+        ],
+        TRAINING: [
+            "tokens, seconds: of the training; pays after: requests until it has cost less",
+            "time than the full prompt; warm cache: than a warm prefix; in money: by --price",
+        ],
+        SLICES: ["template-only: the answer needs what no training answer shows"],
+    }
+    titles = {SCORES: f"{table['task']}: {table['metric']}", TRAINING: "Training", SLICES: "Slices of the test set"}
+    shown = [_table(titles[part], *grid, notes[part]) for part, grid in parts.items()]
+    if table["curve"]:
+        shown.append(_table("Score over the number of training examples", *curve_cells(table)))
+    return [*shown, Text(design_line(table))]
+
+
+def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """Return what was exported, and how far it lies from the trained adapter."""
+    rows = []
+    for form, entry in artefacts.items():
+        line = [form, f"{entry.get('bytes', sum(entry['files'].values())) / 1e6:,.1f}", "", "", ""]
+        if "kl" in entry:
+            share = entry["kl"] / entry["kl_without"] if entry["kl_without"] else float("inf")
+            line[2] = f"{entry['kl']:.2g}"
+            line[3] = f"{share:.2g}" + ("" if entry["passes"] else " (refused)")
+            line[4] = f"{entry['score']:.3f}" if "score" in entry else ""
+        rows.append(line)
+    return _table("Exported", ("form", "MB", "KL, nats a token", "of no adapter's", "score"), rows)
+
+
+def bench_table(result: Mapping[str, Any]) -> RenderableType:
+    """Return the arms of bench.json at each number of clients."""
+    arms = result["arms"]
+    head = ("arm", "clients", "first", "p90", "x", "answer", "p90", "req/s", "KV MiB")
+    rows = [
+        [
+            BY_BENCH[name].short,
+            count,
+            _figure(row["ttft_ms"]["median"]),
+            _figure(row["ttft_ms"]["p90"]),
+            _figure(row["ttft_ratio"]),
+            _figure(row["latency_ms"]["median"]),
+            _figure(row["latency_ms"]["p90"]),
+            f"{row['requests_per_second']:.2f}",
+            _figure(row["kv_bytes"] / MIB),
+        ]
+        for count in arms[SHIPPED.bench]["clients"]
+        for name, arm in arms.items()
+        for row in (arm["clients"][count],)
+    ]
+    tokens = ", ".join(f"{BY_BENCH[name].short} {arm['prompt_tokens']:,.1f}" for name, arm in arms.items())
+    notes = [
+        "first, answer: ms to the first token, to the whole answer; median, 90th percentile;",
+        "x: the first token's time over the bare query's.",
+        f"{result['requests']} requests, {result['threads']} threads. Prompt tokens: {tokens}.",
+    ]
+    return _table("Latency in llama.cpp", head, rows, notes, gap=0)
+
+
+def parity_table(result: Mapping[str, Any]) -> RenderableType:
+    """Return the stages of parity.json with their worst figures."""
+    first, second = result["backends"]
+    worst = max(result["stages"], key=lambda stage: stage["gradients"]["relative"])
+    rows = []
+    for stage in result["stages"]:
+        last = result["steps"][stage["first_step"] + stage["steps"] - 2]["loss"]
+        rows.append(
+            [
+                str(stage["stage"]),
+                f"{stage['tau']:.2f}",
+                str(stage["shots"]),
+                str(stage["steps"]),
+                f"{last[first]:.3g}",
+                f"{last[second]:.3g}",
+                *(f"{stage[figure]['relative']:.1e}" for figure in ("loss", "gradient_norm", "gradients")),
+            ]
+        )
+    notes = [
+        f"{first}, {second}: the loss at the stage's last step, in nats a token; loss, norm: the",
+        "largest relative difference in the stage; gradient: that of the worst adapter",
+        f"weight at the stage's first step, in stage {worst['stage']} of {worst['gradients']['tensor']}.",
+        f"{second} on {result['device']}, {result['precision']}; tolerance {result['tolerance']:g}; adapters at the "
+        f"end: {result['adapter_distance']:.1e} apart; losses: {result['loss_curve']['mean_relative']:.1e} in the mean",
+    ]
+    head = ("stage", "tau", "shots", "steps", first, second, "loss", "norm", "gradient")
+    return _table(f"{first} and {second}", head, rows, notes, left=0)
+
+
+def parity_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines on what parity compares beside the steps."""
+    if "forward" not in result:
+        return [f"recorded with {', '.join(f'{name} {made}' for name, made in result['made_by'].items())}"]
+    forward, tokens, conversion, log = (result[key] for key in ("forward", "tokenizers", "conversion", "run_log"))
+    lines = [
+        f"logits, stage {entry['stage']}, {entry['program']} against mlx: at most {entry['max_absolute']:.1e} apart, "
+        f"KL {entry['kl']:.1e} nats a token ({entry['tokens']} tokens, {forward['adapter']} adapter)"
+        for entry in forward["figures"]
+    ]
+    if not forward["exported"]:
+        lines.append("llama.cpp and its tokenizer: the run has no export yet")
+    if tokens:
+        lines.append(f"tokenizers: {tokens['differing']} of {tokens['rows']} chats have other ids in llama.cpp")
+    lines.append(
+        f"adapter to PEFT and back: {conversion['differing']} of {conversion['tensors']} weights differ; scale "
+        f"{conversion['scale']['mlx']:g}, alpha / rank {conversion['scale']['peft']:g}"
+    )
+    if log:
+        lines.append(f"the run's own log: {log['differing']} of {log['steps']} steps had rows of another length")
+    return lines
+
+
+def _table(
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str] = (),
+    *,
+    left: int = 1,
+    gap: int = 1,
+) -> RenderableType:
+    """Return a table below its title, the first `left` columns to the left, `gap` + 1 spaces between two columns."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, gap, 0, 0), pad_edge=False)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return Group(Text(title, style="bold"), table, *(Text(note, style="dim") for note in notes))
+
+
+def _figure(value: float | None) -> str:
+    """Return a number in at most seven characters up to 999,999; empty for None.
+
+    >>> _figure(7.94), _figure(999.94), _figure(12345.6), _figure(None)
+    ('7.9', '999.9', '12,346', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds.
+
+    >>> _clock(93784.2)
+    '26:03:04'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,0 +1,56 @@
+"""The GGUF files that a comparison times: the base's, which is kept, and each adapter's, which is deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pilocal.progress import Progress
+from pilocal.task import LOSSLESS
+
+
+@dataclass(kw_only=True)
+class GgufFiles:
+    """Makes the files of one base, all of one type."""
+
+    base_folder: Path
+    """The base model's folder."""
+    base_sha256: str
+    quant: str
+    """The type of every file."""
+    folder: Path
+    """Where the base's file is kept."""
+    task: str
+    """The task's name, which stands in an adapter's metadata."""
+    progress: Progress
+
+    @cached_property
+    def base(self) -> Path:
+        """The base as llama.cpp runs it; raises ExportError if it cannot be written in this type."""
+        from pilocal.export.ship import ship_base
+
+        folder = self.folder / self.base_sha256[:16]
+        known = folder / f"base-{self.quant}.gguf"
+        if self.quant != LOSSLESS and known.is_file():
+            return known
+        return ship_base(self.base_folder, folder, self.quant, self.base_sha256, self.progress)[0]
+
+    @contextmanager
+    def of_adapter(self, adapter: Path, folder: Path) -> Iterator[tuple[Path, Path | None]]:
+        """Yield the GGUF file that answers with an adapter, and the adapter's own if there is one.
+
+        Both are written to `folder` and deleted afterwards. Raises ExportError if the adapter does not fit the base.
+        """
+        from pilocal.export.ship import ship_adapter
+
+        facts = {"name": self.task, "base_sha256": self.base_sha256}
+        lora, fused = ship_adapter(self.base_folder, adapter, folder, self.quant, **facts)
+        try:
+            yield fused or self.base, lora
+        finally:
+            for path in (lora, fused):
+                if path:
+                    path.unlink()

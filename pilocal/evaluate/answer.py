@@ -1,0 +1,90 @@
+"""Asking every arm: the same test queries, answered in MLX or in llama.cpp, and timed in llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from pilocal.evaluate.arms import ARMS, Arm, Program, Prompt, Variant
+from pilocal.evaluate.asking import Asker
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """The test set as prompts, in the same order throughout."""
+
+    full: Sequence[Sequence[int]]
+    """Tokens of template, shots and query."""
+    bare: Sequence[Sequence[int]]
+    """Tokens of the query alone."""
+
+    def prompts(self, arm: Arm) -> Sequence[Sequence[int]]:
+        """Return the prompts that an arm is asked with."""
+        return self.full if arm.prompt is Prompt.FULL else self.bare
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the weights are that answer, apart from the base in MLX."""
+
+    adapter: Path
+    """The internalized adapter's folder."""
+    direct_drop: Path | None
+    """The ablation's adapter, if it was trained."""
+    base_gguf: Path
+    """The base as llama.cpp runs it, of the same type as the shipped file."""
+    shipped_gguf: Path
+    """What llama.cpp serves: the base and the adapter in one, or the base."""
+    shipped_adapter: Path | None
+    """The adapter's GGUF if the base is served with it."""
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that these files can answer, in the order of the table."""
+        return [arm for arm in ARMS if not arm.optional or self.mlx_adapter(arm.variant)]
+
+    def mlx_adapter(self, variant: Variant) -> Path | None:
+        """Return the adapter that MLX puts on the base, or None for the bare base."""
+        return {Variant.ADAPTER: self.adapter, Variant.DIRECT_DROP: self.direct_drop}.get(variant)
+
+    def gguf(self, variant: Variant) -> tuple[Path, Path | None]:
+        """Return the GGUF file of a variant and that of the adapter beside it."""
+        return (self.shipped_gguf, self.shipped_adapter) if variant is Variant.SHIPPED else (self.base_gguf, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What every arm said, before anything is scored."""
+
+    answers: dict[str, list[str]]
+    """By arm, one for each test query."""
+    costs: dict[str, dict[str, float]]
+    """By arm: prompt_tokens (mean), and ttft_ms and latency_ms if the arm was timed."""
+
+
+def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
+    """Answer the whole test set with every arm, each in its own program; `asker` knows the base.
+
+    Times are medians in llama.cpp, in milliseconds. An arm that answers in MLX is timed on the first `timed_requests`
+    queries. Raises ModelError or ExportError if a file cannot be loaded.
+    """
+    answers: dict[str, list[str]] = {}
+    costs: dict[str, dict[str, float]] = {arm.name: {} for arm in files.arms}
+    # This is the order of the answers in answers.jsonl: MLX first, with the ablation last among these.
+    for arm in sorted((arm for arm in files.arms if arm.program is Program.MLX), key=lambda arm: arm.optional):
+        prompts = test.prompts(arm)
+        answers[arm.name] = asker.in_mlx(files.mlx_adapter(arm.variant), prompts, arm.title)
+        costs[arm.name]["prompt_tokens"] = mean(map(len, prompts))
+    for variant in (Variant.BASE, Variant.SHIPPED):
+        gguf, adapter = files.gguf(variant)
+        with asker.engine(gguf, test.full, adapter) as engine:
+            for arm in (arm for arm in files.arms if arm.variant is variant and arm.timed):
+                prompts = test.prompts(arm)
+                if arm.program is Program.MLX:
+                    costs[arm.name] |= asker.times(engine, prompts, arm.title)
+                    continue
+                answers[arm.name], times = asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
+                costs[arm.name] = {"prompt_tokens": mean(map(len, prompts))} | times
+    return Answered(answers, costs)

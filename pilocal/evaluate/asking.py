@@ -1,0 +1,66 @@
+"""Asking one model: a list of prompts answered in MLX, or answered and timed in llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilocal.base.load import load_base
+from pilocal.llamacpp.engine import Engine
+from pilocal.progress import Progress
+from pilocal.task import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Asks a base, and what was made from it, always greedily and within the task's limits."""
+
+    base: Path
+    """The base model's folder."""
+    tokenizer: Any
+    """The base's, from transformers."""
+    ends: frozenset[int]
+    """The ids that end an answer."""
+    generation: Generation
+    progress: Progress
+
+    def in_mlx(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+        """Return the base's answers in MLX, with an adapter if one is given; raises ModelError for damaged weights."""
+        from pilocal.evaluate.generate import generate
+
+        completions = generate(
+            load_base(self.base, adapter),
+            prompts,
+            ends=self.ends,
+            max_tokens=self.generation.max_tokens,
+            batch_size=self.generation.batch_size,
+            progress=self.progress,
+            name=title,
+        )
+        return [self._text(completion) for completion in completions]
+
+    @contextmanager
+    def engine(self, gguf: Path, prompts: Sequence[Sequence[int]], adapter: Path | None = None) -> Iterator[Engine]:
+        """Open a GGUF file in llama.cpp for prompts of these lengths; raises ExportError if llama.cpp refuses it."""
+        with Engine(gguf, max(map(len, prompts)) + self.generation.max_tokens + 1, adapter) as engine:
+            yield engine
+
+    def in_llama(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], title: str, *, warm: bool = False
+    ) -> tuple[list[str], dict[str, float]]:
+        """Return the answers in llama.cpp, and the medians ttft_ms and latency_ms, in milliseconds."""
+        most = self.generation.max_tokens
+        timed = engine.answer(prompts, ends=self.ends, max_tokens=most, warm=warm, progress=self.progress, name=title)
+        times = {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
+        return [self._text(completion) for completion in timed.answers], times
+
+    def times(self, engine: Engine, prompts: Sequence[Sequence[int]], title: str) -> dict[str, float]:
+        """Return those medians for the first `timed_requests` prompts."""
+        return self.in_llama(engine, prompts[: self.generation.timed_requests], f"time: {title}")[1]
+
+    def _text(self, completion: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(completion, skip_special_tokens=True)
+        return text

@@ -1,0 +1,48 @@
+"""Scoring: from what the arms said to what metrics.json says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from pilocal.evaluate.answer import Answered
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY, INTERNALIZED, SHIPPED
+from pilocal.evaluate.scoring.bootstrap import interval
+from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.progress import Progress, silent
+from pilocal.task import Example
+
+
+def score(
+    answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent
+) -> dict[str, Any]:
+    """Return what metrics.json says about the arms.
+
+    `interval` holds the 95% bounds of a score. `same_answers` is the share of the queries to which the shipped files
+    say in llama.cpp exactly what the trained adapter says in MLX. Raises what the metric's `marks` raises.
+    """
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, costs in answered.costs.items():
+        marks = metric.marks(answered.answers[arm], examples, progress)
+        bounds = list(interval(marks[None], metric.total))
+        arms[arm] = {"score": metric.total(marks), "interval": bounds} | costs
+    pairs = zip(answered.answers[SHIPPED.name], answered.answers[INTERNALIZED.name], strict=True)
+    same = {"same_answers": mean(float(shipped == trained) for shipped, trained in pairs)}
+    return {"n": len(examples), "arms": arms} | summary(arms) | same
+
+
+def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Return what the arms add up to; a ratio whose denominator is 0 is None.
+
+    `pi_score` is the share of what the full prompt gives the base that the adapter gives without it.
+    """
+    bare, full, cached = (arms[arm.name] for arm in (BASE_QUERY_ONLY, BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED))
+    trained, shipped = arms[INTERNALIZED.name], arms[SHIPPED.name]
+    gain = full["score"] - bare["score"]
+    return {
+        "pi_score": (trained["score"] - bare["score"]) / gain if gain else None,
+        "prompt_token_reduction": 1 - shipped["prompt_tokens"] / full["prompt_tokens"],
+        "speedup": full["latency_ms"] / shipped["latency_ms"],
+        "speedup_cached": cached["latency_ms"] / shipped["latency_ms"],
+    }

@@ -1,0 +1,29 @@
+"""Exact match: an answer is right if it is its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.progress import Progress, silent
+from pilocal.task import Example, Scoring
+
+
+def make(scoring: Scoring, folder: Path) -> Metric:
+    """Return the metric."""
+    return ExactMatch()
+
+
+class ExactMatch(Metric):
+    """The share of answers that equal their reference but for white space at the ends."""
+
+    def marks(
+        self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
+    ) -> NDArray[np.float64]:
+        """Return 1 for an answer that is right and 0 for one that is not, (N, 1)."""
+        pairs = zip(answers, examples, strict=True)
+        return np.array([[float(answer.strip() == example.answer.strip())] for answer, example in pairs])

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from pilocal.base.base import read_config
 from pilocal.base.load import load_base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
@@ -29,7 +28,7 @@ def test_the_predicted_memory_is_near_the_measured(kind, count):
 def parts(tiny_base, rows, training):
     from pilocal.training.mlx import plan
 
-    config = read_config(tiny_base)
+    config = tiny_base.config
     sizes = plan.read_sizes(config, LORA)
     return sizes, [plan.survey(sizes, rows, training, 0)], plan.base_bytes(config, [], as_float32=True)
 
@@ -47,7 +46,7 @@ def test_the_sizes_are_the_models(fixture, request):
     base = request.getfixturevalue(fixture)
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
         model = load_base(base)
-        config = read_config(base)
+        config = base.config
         total = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
         assert base_bytes(config, [], as_float32=True) == total
         add_lora(model, lora, 0)
@@ -60,7 +59,7 @@ def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_
     from pilocal.training.mlx.plan import read_sizes
 
     with pytest.raises(InputError, match=line):
-        read_sizes(read_config(tiny_base), lora)
+        read_sizes(tiny_base.config, lora)
 
 
 def test_a_probe_sets_the_scale_and_gives_times(tiny_base):

@@ -36,7 +36,7 @@ def fit(
     """
     how: dict[str, Any] = {
         "key": key,
-        "facts": {"model": context.task.model, "base_sha256": context.base_hash},
+        "facts": {"model": context.task.model, "base_sha256": context.base.sha256},
         "progress": context.progress,
         "warn": context.warn,
         "name": name,
@@ -50,7 +50,8 @@ def fit(
 
     task = context.task
     base = load_base(context.base, precision=task.training.precision)
-    return train(base, plans, task.lora, task.training, adaptive=adaptive, **how)
+    share = context.base.shares_prefix
+    return train(base, plans, task.lora, task.training, share=share, adaptive=adaptive, **how)
 
 
 def _fit_in_torch(context: Context, plans: Sequence[StagePlan], name: str, how: dict[str, Any]) -> list[Path]:
@@ -70,7 +71,7 @@ def initial_adapter(context: Context) -> dict[str, Any] | None:
 
     task, given = context.task, context.backend.initial_adapter
     if given:
-        return read_adapter(given, task.lora, context.base_hash)
+        return read_adapter(given, task.lora, context.base.sha256)
     try:
         from pilocal.training.mlx.adapter import initial_adapter as draw_in_mlx
     except ImportError:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import base_hash, find_base
+from pilocal.base.base import Base, find_base
 from pilocal.base.load import load_base
 from pilocal.errors import InputError
 from pilocal.flow.context import Context
@@ -62,7 +62,7 @@ def follow_leader(task_folder: Path, last: Step, backend: Backend | None = None)
 
     task = load_task(task_folder)
     base = find_base(task.model, task.folder)
-    same = same_everywhere({"base_sha256": base_hash(base)}, task.lora, task.training)
+    same = same_everywhere({"base_sha256": base.sha256}, task.lora, task.training)
     follow(Team.join(), lambda: load_base(base, precision=task.training.precision), task.lora, task.training, same)
     return True
 
@@ -83,13 +83,12 @@ def _follow_in_torch(task_folder: Path, trains: bool, backend: Backend) -> bool:
     return True
 
 
-def torch_setup(task: Task, base: Path, backend: Backend) -> Any:
+def torch_setup(task: Task, base: Base, backend: Backend) -> Any:
     """Return what every process of a training in PyTorch has to have itself, a torch_backend.loop.Setup."""
     from pilocal.training.torch_backend.loop import Setup
 
     return Setup(
         base=base,
-        base_sha256=base_hash(base),
         lora=task.lora,
         training=task.training,
         device=backend.device or "cpu",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import context_length, read_config
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
 from pilocal.flow.context import Context
@@ -59,13 +58,11 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
     context.metric.check(context.task.test)
     lora, training = context.task.lora, context.task.training
     stages = render_stages(context)
-    config = read_config(context.base)
+    config, share = context.base.config, context.base.shares_prefix
     sizes = plan.read_sizes(config, lora)
-    share = "sliding_attention" not in config.get("layer_types", ())
     trained = context.schedule.trained
     works = [plan.survey(sizes, stages[number].train, training, number, share=share) for number in trained]
-    weights = sorted(context.base.glob("model*.safetensors"))
-    base = plan.base_bytes(config, weights, as_float32=not keeps_packed())
+    base = plan.base_bytes(config, context.base.weight_files, as_float32=not keeps_packed())
     taken = None
     if probe:
         context.progress("probe", 0, 1)
@@ -75,7 +72,7 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
     steps, memory = context.schedule.steps(training.steps), machine_memory()
     needs = plan.predict(sizes, works, [steps[number] for number in trained], training, base, taken)
     return Plan(
-        context_length(context.base),
+        context.base.context,
         [stage.budget for stage in stages],
         [needs[trained.index(number)] if number in trained else None for number in range(len(steps))],
         memory,

@@ -24,7 +24,6 @@ from pilocal.training.learning_rate import learning_rate
 from pilocal.training.mlx.adapter import adapter_weights, add_lora, save_adapter
 from pilocal.training.mlx.batches import Batch, Batches
 from pilocal.training.mlx.checkpoint import find_best, find_checkpoint, restore, save_checkpoint
-from pilocal.training.mlx.forward import can_share
 from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizer import make_optimizer
 from pilocal.training.mlx.team import Kind, Team
@@ -41,6 +40,7 @@ def train(
     *,
     key: str,
     facts: dict[str, Any],
+    share: bool,
     progress: Progress,
     warn: Callable[[str], None],
     name: str = "train",
@@ -51,11 +51,11 @@ def train(
     """Train one adapter through all stages and return every file that is final.
 
     `model` is a frozen mlx-lm model; `key` is a fingerprint of everything that decides the result, `facts` go into
-    adapter_config.json. A checkpoint with the same key is gone on from; `warn` hears of a damaged one. With `adaptive`
-    a stage may end early, see `pace`. The processes of a `team` that this one leads share the work; `track`, called
-    with the last step that was taken before, opens a tracker that gets every line. The first interrupt (Ctrl-C) lets
-    the step finish, saves, and raises KeyboardInterrupt. Raises TrainingError when the loss stops being a number, or a
-    process of the team is gone; the last good checkpoint stays.
+    adapter_config.json, `share` is `Base.shares_prefix`. A checkpoint with the same key is gone on from; `warn` hears
+    of a damaged one. With `adaptive` a stage may end early, see `pace`. The processes of a `team` that this one leads
+    share the work; `track`, called with the last step that was taken before, opens a tracker that gets every line. The
+    first interrupt (Ctrl-C) lets the step finish, saves, and raises KeyboardInterrupt. Raises TrainingError when the
+    loss stops being a number, or a process of the team is gone; the last good checkpoint stays.
     """
     config = add_lora(model, lora, training.seed) | facts
     optimizer = make_optimizer(model, training)
@@ -64,10 +64,10 @@ def train(
         restore(checkpoint, model, optimizer)
         start, ends = checkpoint.step, list(checkpoint.ends)
     trainer = _gather(team or Team(), model, optimizer, lora, training, facts)
-    if not can_share(model):
+    if not share:
         warn(f"{facts['model']}: its layers keep other caches than plain keys and values; every row is computed whole")
     with Interrupt() as interrupt, tracking(track, start) as show:
-        course = _Course(trainer, plans, key, adaptive, interrupt, show, lambda *said: progress(name, *said))
+        course = _Course(trainer, plans, key, share, adaptive, interrupt, show, lambda *said: progress(name, *said))
         for plan in plans[len(ends) :]:
             step = course.run_stage(plan, start, ends)
             checkpoints = plan.folder / "checkpoint"
@@ -90,6 +90,8 @@ class _Course:
     trainer: Trainer
     plans: Sequence[StagePlan]
     key: str
+    share: bool
+    """Whether what rows begin with is computed once."""
     adaptive: Adaptive | None
     interrupt: Interrupt
     show: Callable[[int, Mapping[str, Any]], None]
@@ -106,11 +108,11 @@ class _Course:
         first, last = ends[-1] if ends else 0, sum(other.steps for other in self.plans[: nth + 1])
         log = Log(plan.folder / "metrics.jsonl")
         log.forget_after(start if start > first else -1)
-        batches, below = _lay_out(plan.train, (training.seed, plan.number), trainer)
-        look = _look(plan, trainer)
+        batches, below = self._lay_out(plan.train, (training.seed, plan.number))
+        look = self._look(plan)
         pace = None
         if self.adaptive and plan is not self.plans[-1]:
-            pace = Pace(self.adaptive, plan, _look(self.plans[nth + 1], trainer))
+            pace = Pace(self.adaptive, plan, self._look(self.plans[nth + 1]))
         step = max(start, first)
         ended = log.is_stale(patience)
         while not ended:
@@ -135,6 +137,16 @@ class _Course:
             if self.interrupt.asked and not ended:
                 raise KeyboardInterrupt
         return step
+
+    def _lay_out(self, rows: Sequence[Row], seed: Sequence[int]) -> tuple[Batches, Below]:
+        """Return the batches of a stage's rows, and what never changes in them."""
+        batches = Batches(rows, self.trainer.training.batch_size, seed, share=self.share)
+        return batches, Below(self.trainer.model, self.trainer.first, batches.prefix_tokens)
+
+    def _look(self, plan: StagePlan) -> Callable[[], float]:
+        """Return a function that looks at the validation loss of a stage's prompt."""
+        valid, below = self._lay_out(plan.valid, (0,))
+        return lambda: validate(self.trainer, valid.in_order(), below)
 
     def _save(self, plan: StagePlan, step: int, ends: Sequence[int], *, best: bool = False) -> None:
         model, optimizer = self.trainer.model, self.trainer.optimizer
@@ -182,18 +194,6 @@ def same_everywhere(facts: Mapping[str, Any], lora: Lora, training: Training) ->
         "the base": facts["base_sha256"],
         "[lora] or [training]": fingerprint(asdict(lora), asdict(training)),
     }
-
-
-def _lay_out(rows: Sequence[Row], seed: Sequence[int], trainer: Trainer) -> tuple[Batches, Below]:
-    """Return the batches of a stage's rows, and what never changes in them."""
-    batches = Batches(rows, trainer.training.batch_size, seed, share=can_share(trainer.model))
-    return batches, Below(trainer.model, trainer.first, batches.prefix_tokens)
-
-
-def _look(plan: StagePlan, trainer: Trainer) -> Callable[[], float]:
-    """Return a function that looks at the validation loss of a stage's prompt."""
-    valid, below = _lay_out(plan.valid, (0,), trainer)
-    return lambda: validate(trainer, valid.in_order(), below)
 
 
 def validate(trainer: Trainer, batches: Sequence[Batch], below: Below) -> float:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.mlx.adapter import adapter_weights, add_lora
 from pilocal.training.mlx.batches import Batch, Floats, make_batch
-from pilocal.training.mlx.forward import can_share
 from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizer import make_optimizer
 from pilocal.training.mlx.team import Team
@@ -26,7 +25,7 @@ from pilocal.training.row_order import common_prefix
 class MlxTrainer:
     """A base with an adapter and a fresh optimizer, alone; names and layouts of weights are mlx-lm's."""
 
-    def __init__(self, base: Path, lora: Lora, training: Training, initial: Mapping[str, Floats] | None = None) -> None:
+    def __init__(self, base: Base, lora: Lora, training: Training, initial: Mapping[str, Floats] | None = None) -> None:
         """Load the base and begin with `initial`, or as a run begins where that is None.
 
         Raises ModelError when `initial` does not fit the base, InputError when `lora` does not.
@@ -34,7 +33,7 @@ class MlxTrainer:
         self._model = load_base(base, precision=training.precision)
         self.config = add_lora(self._model, lora, training.seed)
         """adapter_config.json's content."""
-        self.share = can_share(self._model)
+        self.share = base.shares_prefix
         """Whether rows are computed together, which has a part in their order."""
         if initial is not None:
             self.set_adapter(initial)

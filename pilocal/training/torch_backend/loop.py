@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row
@@ -35,8 +35,7 @@ from pilocal.training.tracker import Tracker, tracking
 class Setup:
     """What every process of a training has to have itself."""
 
-    base: Path
-    base_sha256: str
+    base: Base
     lora: Lora
     training: Training
     device: str
@@ -60,7 +59,7 @@ class Setup:
         made = [version(package) for package in ("pilocal", "torch", "transformers", "peft")]
         return {
             "the version of pilocal, torch, transformers or peft": fingerprint(made),
-            "the base": self.base_sha256,
+            "the base": self.base.sha256,
             "[lora] or [training]": fingerprint(asdict(self.lora), asdict(self.training)),
             "--device": fingerprint(self.device),
         }
@@ -95,7 +94,7 @@ def train(
     does not do, or a process of the team is gone.
     """
     team = team or Team()
-    config, weights = read_config(setup.base), setup.weights or UNPACKED
+    config, weights = setup.base.config, setup.weights or UNPACKED
     if setup.device == "cuda":
         free = torch.cuda.mem_get_info(local_device("cuda"))[0]
         stages = [plan.train for plan in plans]
@@ -116,9 +115,10 @@ def train(
             team.share((trainer.adapter(), state))
         start, ends = (checkpoint.step, list(checkpoint.ends)) if checkpoint else (0, [])
         said = _adapter_config(trainer, setup.lora) | dict(facts)
-        share = "sliding_attention" not in config.get("layer_types", ())
         with Interrupt() as interrupt, tracking(track, start) as show:
-            course = _Course(trainer, plans, key, share, interrupt, show, lambda *args: progress(name, *args))
+            course = _Course(
+                trainer, plans, key, setup.base.shares_prefix, interrupt, show, lambda *args: progress(name, *args)
+            )
             for plan in plans[len(ends) :]:
                 course.run_stage(plan, start, ends)
                 # The adapter comes before the checkpoint, which promises that it is there.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pilocal.base.base import has_window, read_config
+from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
@@ -35,7 +34,7 @@ class TorchTrainer:
 
     def __init__(
         self,
-        base: Path,
+        base: Base,
         lora: Lora,
         training: Training,
         initial: Mapping[str, NDArray[np.float32]] | None,
@@ -54,8 +53,8 @@ class TorchTrainer:
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
         self.training, self.team = training, team or Team()
-        # What is computed again backwards keeps no keys and values; a window would cut them off.
-        self.share = share and not training.recompute and not has_window(read_config(base))
+        # What is computed again backwards keeps no keys and values.
+        self.share = share and base.shares_prefix and not training.recompute
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)
@@ -68,7 +67,7 @@ class TorchTrainer:
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model.train()
         if initial is not None:
-            check_adapter(initial, self.shapes, base)
+            check_adapter(initial, self.shapes, base.folder)
             self.set_adapter(initial)
 
     @property

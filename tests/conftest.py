@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base.base import find_base
+from pilocal.base.base import Base, find_base
 from tests import vocabularies
 from tests.tiny import make_adapter, make_base
 
@@ -27,48 +27,48 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def starter() -> Path:
+def starter() -> Base:
     return find_base("starter", Path())
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Two layers in MLX 4-bit, grouped heads, llama3 rope scaling, its own output matrix."""
-    return make_base(tmp_path_factory.mktemp("bases") / "untied-4bit", starter)
+    return make_base(tmp_path_factory.mktemp("bases") / "untied-4bit", starter.folder)
 
 
 @pytest.fixture(scope="session")
-def tiny_tied_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_tied_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """The same with the embedding as output matrix."""
-    return make_base(tmp_path_factory.mktemp("bases") / "tied-4bit", starter, tie_word_embeddings=True)
+    return make_base(tmp_path_factory.mktemp("bases") / "tied-4bit", starter.folder, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
-def tiny_float_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_float_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Float16, heads that are wider together than the model, no rope scaling."""
     folder = tmp_path_factory.mktemp("bases") / "untied-float"
-    return make_base(folder, starter, quantized=False, head_dim=64, rope_scaling=None)
+    return make_base(folder, starter.folder, quantized=False, head_dim=64, rope_scaling=None)
 
 
 @pytest.fixture(scope="session")
-def tiny_deep_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_deep_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Three layers in MLX 4-bit, of which only the last are adapted."""
     folder = tmp_path_factory.mktemp("bases") / "deep-4bit"
-    return make_base(folder, starter, hidden_size=128, intermediate_size=192, num_hidden_layers=3)
+    return make_base(folder, starter.folder, hidden_size=128, intermediate_size=192, num_hidden_layers=3)
 
 
 @pytest.fixture(scope="session")
-def tiny_biased_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_biased_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """A Llama of which every linear layer has a bias."""
     folder = tmp_path_factory.mktemp("bases") / "biased-4bit"
-    return make_base(folder, starter, attention_bias=True, mlp_bias=True)
+    return make_base(folder, starter.folder, attention_bias=True, mlp_bias=True)
 
 
 @pytest.fixture(scope="session")
-def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Mistral in MLX 4-bit."""
     folder = tmp_path_factory.mktemp("bases") / "mistral-4bit"
-    return make_base(folder, starter, model_type="mistral", rope_scaling=None, rope_theta=1e6)
+    return make_base(folder, starter.folder, model_type="mistral", rope_scaling=None, rope_theta=1e6)
 
 
 @pytest.fixture(scope="session")
@@ -77,14 +77,14 @@ def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
+def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Base:
     """Qwen 2.5 in MLX 4-bit: biases of queries, keys and values, the embedding as output matrix."""
     folder = tmp_path_factory.mktemp("bases") / "qwen2-4bit"
     return make_base(folder, qwen_tokenizer, model_type="qwen2", rope_scaling=None, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Path:
+def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Base:
     """Qwen 3 in MLX 4-bit: norms of queries' and keys' heads, which are wider together than the model; three layers."""
     folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
     sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
@@ -92,13 +92,13 @@ def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Pa
 
 
 @pytest.fixture(scope="session")
-def sliding_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def sliding_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """A Llama of which one layer sees only the last 16 tokens."""
     folder = tmp_path_factory.mktemp("bases") / "sliding"
-    return make_base(folder, starter, layer_types=["sliding_attention", "full_attention"], sliding_window=16)
+    return make_base(folder, starter.folder, layer_types=["sliding_attention", "full_attention"], sliding_window=16)
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Path:
     """Rank 4, scale 2, on every linear layer of tiny_base and tiny_tied_base."""
     return make_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_base)

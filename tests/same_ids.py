@@ -10,6 +10,7 @@ from typing import Any
 
 from gguf import GGUFWriter
 
+from pilocal.base.base import Base
 from pilocal.export.vocabulary import add_vocabulary
 from tests.texts import NEW_LETTERS
 
@@ -26,10 +27,10 @@ class Differences:
     unexplained: list[str] = field(default_factory=list)
 
 
-def write_vocabulary(base: Path, rows: int, out: Path) -> Path:
+def write_vocabulary(folder: Path, rows: int, out: Path) -> Path:
     """Write a GGUF that holds a tokenizer alone."""
     writer = GGUFWriter(str(out), "llama")
-    add_vocabulary(writer, base, rows)
+    add_vocabulary(writer, Base.at(folder), rows)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

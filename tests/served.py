@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import base_hash
+from pilocal.base.base import Base
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
 from pilocal.run.shipped import Shipped
@@ -23,7 +23,7 @@ EXAMPLES = tuple(
 
 def make_run(
     run: Path,
-    base: Path,
+    base: Base,
     adapter: Path,
     *,
     gguf: Path | None = None,
@@ -41,15 +41,14 @@ def make_run(
     if fused:
         export_fused(base, adapter, folder / "fused-f16.gguf", "f16")
     else:
-        facts = {"name": run.name, "base_sha256": base_hash(base)}
-        export_adapter(base, adapter, folder / "adapter.gguf", **facts)
+        export_adapter(base, adapter, folder / "adapter.gguf", name=run.name)
     values: dict[str, Any] = {
         "folder": folder,
         "name": run.name,
         "base": "base-f16.gguf",
         "adapter": None if fused else "adapter.gguf",
         "fused": "fused-f16.gguf" if fused else None,
-        "base_sha256": base_hash(base),
+        "base_sha256": base.sha256,
         "template": TEMPLATE,
         "shots": 2,
     }

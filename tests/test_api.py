@@ -26,7 +26,7 @@ def start(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    task = make_task(tmp_path_factory.mktemp("api") / "task", tiny_base, steps=3)
+    task = make_task(tmp_path_factory.mktemp("api") / "task", tiny_base.folder, steps=3)
     return task, start(task)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.base import SUPPORTED, check_base, context_length, read_config, stock_reads_rope
-from pilocal.base.load import load_tokenizer
+from pilocal.base.base import SUPPORTED, Base
+from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.architecture import ARCHITECTURES, architecture_of, interleave
 from pilocal.export.fused import export_fused
@@ -70,41 +70,41 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Path]) -> Callable[[str], Path]:
+def bases(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Path]) -> Callable[[str], Base]:
     folder = tmp_path_factory.mktemp("bases")
 
-    def base(name: str) -> Path:
+    def base(name: str) -> Base:
         if not (folder / name).exists():
             tokenizer, changes = SHAPES[name]
             make_base(folder / name, tokenizers[tokenizer], **changes)
-        return folder / name
+        return Base.at(folder / name)
 
     return base
 
 
-def vocabulary(base: Path, folder: Path) -> Path:
+def vocabulary(tokenizer: Path, folder: Path) -> Path:
     """Write a GGUF that holds a tokenizer alone, with ROWS rows."""
     folder.mkdir(exist_ok=True)
-    return write_vocabulary(base, ROWS, folder / "vocabulary.gguf")
+    return write_vocabulary(tokenizer, ROWS, folder / "vocabulary.gguf")
 
 
 def test_what_is_supported_can_be_exported():
     assert set(ARCHITECTURES) == set(SUPPORTED)
 
 
-def edited(base: Path, folder: Path, **changes: Any) -> Path:
+def edited(base: Base, folder: Path, **changes: Any) -> Base:
     """Copy a base with other keys in config.json."""
-    shutil.copytree(base, folder)
+    shutil.copytree(base.folder, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    return folder
+    return Base.at(folder)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", None])
 def test_an_unknown_architecture_is_refused_by_name(kind, bases, tmp_path):
     line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, qwen2, qwen3"
     with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
-        check_base(edited(bases("qwen2"), tmp_path / "base", model_type=kind))
+        edited(bases("qwen2"), tmp_path / "base", model_type=kind).check()
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,19 @@ def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(name, scal
 def test_a_sequence_is_never_longer_than_a_window(changes, context, tmp_path):
     config = {"max_position_embeddings": 32768, **changes}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert context_length(tmp_path) == context
+    assert Base.at(tmp_path).context == context
 
 
 def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(bases, tmp_path):
     from mlx_lm.models.qwen3 import ModelArgs
 
     base = edited(bases("qwen3"), tmp_path / "base", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    config = json.loads((base / "config.json").read_text())
+    config = dict(base.file)
     del config["rope_theta"], config["rope_scaling"]
-    (base / "config.json").write_text(json.dumps(config))
-    assert stock_reads_rope(base)
-    assert ModelArgs.from_dict(config).rope_theta == read_config(base)["rope_theta"] == 5e5
+    (base.folder / "config.json").write_text(json.dumps(config))
+    base = Base.at(base.folder)
+    assert base.stock_reads_rope
+    assert ModelArgs.from_dict(config).rope_theta == base.config["rope_theta"] == 5e5
 
 
 def test_an_unknown_tensor_is_refused_by_name():
@@ -161,7 +162,7 @@ def test_an_unknown_tensor_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["llama with biases", "qwen2"])
 def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
-    config = json.loads((bases(name) / "config.json").read_text())
+    config = bases(name).config
     architecture, rng = architecture_of(config), np.random.default_rng(0)
     lora_a, lora_b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 256), (64, 4)))
     for part, heads in (("q_proj", 8), ("k_proj", 2), ("v_proj", None)):
@@ -178,7 +179,7 @@ def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
 @pytest.mark.parametrize("name", SHAPES)
 def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
     base = bases(name)
-    check_base(base)
+    base.check()
     adapter = make_adapter(tmp_path / "adapter", base) if kind == "lora" else None
     expected = mlx_logits(base, adapter)
     got = llama_logits(export_fused(base, adapter, tmp_path / "model.gguf", "f16"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,23 @@ import numpy as np
 import pytest
 from mlx import nn
 
+from pilocal.base.base import Base, find_base
 from pilocal.base.device import keeps_packed
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.export.weights import BaseWeights
-from tests.tiny import make_adapter
+from pilocal.task import Training
+from tests.tiny import make_adapter, make_base
 
 NAME = "model.layers.0.mlp.up_proj"
 
 
-def linear(base: Path) -> Any:
+def linear(base: Base) -> Any:
     return load_base(base).model.layers[0].mlp.up_proj
 
 
 def test_packed_weights_stay_packed_on_a_device_that_trains_with_them(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not keeps_packed()
     monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: False)
@@ -32,7 +35,7 @@ def test_packed_weights_stay_packed_on_a_device_that_trains_with_them(
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_device_without_the_quantized_product_gets_the_same_numbers_in_float32(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch, backwards: bool
 ) -> None:
     plain = mx.quantized_matmul
 
@@ -58,7 +61,65 @@ def test_a_device_without_the_quantized_product_gets_the_same_numbers_in_float32
     assert np.array_equal(np.array(found.weight), BaseWeights(tiny_base).read(f"{NAME}.weight"))
 
 
-def test_an_adapter_of_another_base_is_one_line(tiny_base: Path, starter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_one_line(tiny_base: Base, starter: Base, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", starter, rank=2, scale=2.0)
     with pytest.raises(ModelError, match=r"does not fit the base: .*; train it again, on this base$"):
         load_base(tiny_base, adapter)
+
+
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shares"),
+    [
+        ("llama", {}, True),
+        ("llama", SLIDING, False),
+        ("mistral", {"sliding_window": 16}, True),
+        ("mistral", SLIDING, False),
+        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}, True),
+        ("qwen2", SLIDING, True),
+        ("qwen3", SLIDING, True),
+    ],
+)
+def test_rows_share_a_prefix_where_mlx_lm_keeps_every_key_and_value(
+    kind: str, changes: dict[str, Any], shares: bool, starter: Base, tmp_path: Path
+) -> None:
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    base = make_base(tmp_path / "base", starter.folder, model_type=kind, rope_scaling=None, head_dim=32, **changes)
+    assert all(type(cache) is KVCache for cache in make_prompt_cache(load_base(base))) == base.shares_prefix == shares
+
+
+@pytest.mark.parametrize("window", [8, 30, 400])
+def test_what_is_shared_behind_a_window_has_the_same_gradients(window: int, starter: Base, tmp_path: Path) -> None:
+    from pilocal.training.torch_backend.trainer import TorchTrainer
+    from tests.test_torch import LORA, distance, mlx_start
+    from tests.test_train import random_rows, trainable
+
+    base = make_base(tmp_path / "base", starter.folder, model_type="mistral", rope_scaling=None, sliding_window=window)
+    rows = random_rows(2, 30, 20, 2, 8)
+    start = {name: value + 0.01 for name, value in mlx_start(trainable(base)).items()}
+    whole, shared = (TorchTrainer(base, LORA, Training(), start, share=share) for share in (False, True))
+    assert shared.computed_tokens(rows)[0] < whole.computed_tokens(rows)[0] - 100
+    (loss, found), (expected, gradients) = shared.gradients(rows), whole.gradients(rows)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert all(distance(found[name], value) < 1e-5 for name, value in gradients.items())
+
+
+def test_a_base_knows_how_a_task_named_it(starter: Base, tiny_base: Base, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base.folder, tmp_path / "base")
+    found = find_base("base", tmp_path)
+    assert (found.model, found.local, found.address) == ("base", True, str((tmp_path / "base").resolve()))
+    assert (starter.model, starter.local, starter.address) == ("starter", True, str(starter.folder.resolve()))
+    assert Base(tmp_path, "owner/name", local=False).address == "owner/name"
+
+
+def test_a_base_is_read_once(tiny_base: Base, tmp_path: Path) -> None:
+    base = Base.at(shutil.copytree(tiny_base.folder, tmp_path / "base"))
+    config, sha256, tokenizer = base.config, base.sha256, base.tokenizer
+    (base.folder / "config.json").unlink()
+    assert (base.config, base.sha256, base.tokenizer) == (config, sha256, tokenizer)
+    assert sha256 == tiny_base.sha256
+    with pytest.raises(ModelError, match=r"no config\.json: not a model folder"):
+        Base.at(base.folder).check()

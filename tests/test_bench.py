@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pilocal.base.load import load_tokenizer
+from pilocal.base.base import Base
 from pilocal.bench.latency import Weights, measure
 from pilocal.bench.prompts import Prompts, read_prompts
 from pilocal.errors import ModelError, RunError
@@ -42,13 +42,13 @@ def records() -> tuple[str, list[Example]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, starter: Path, records: tuple[str, list[Example]]) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, starter: Base, records: tuple[str, list[Example]]) -> Path:
     """What is left of a run when only its export was kept."""
     template, examples = records
     folder = tmp_path_factory.mktemp("bench") / "run"
     export_fused(starter, None, folder / "export" / "base.gguf", "f16")
     adapter = make_adapter(folder.parent / "adapter", starter, scale=20.0)
-    export_adapter(starter, adapter, folder / "export" / "adapter.gguf", name="a", base_sha256="")
+    export_adapter(starter, adapter, folder / "export" / "adapter.gguf", name="a")
     shipped = Shipped(
         folder=folder / "export",
         name="smart-home",
@@ -63,23 +63,23 @@ def run(tmp_path_factory: pytest.TempPathFactory, starter: Path, records: tuple[
 
 
 @pytest.fixture(scope="module")
-def prompts(starter: Path, records: tuple[str, list[Example]]) -> Prompts:
-    tokenizer = load_tokenizer(starter)
+def prompts(starter: Base, records: tuple[str, list[Example]]) -> Prompts:
+    tokenizer = starter.tokenizer
     template, examples = records
     full, bare = ([prompt_tokens(render(text, [], each)["messages"][:-1], tokenizer) for each in examples]
                   for text in (template, ""))  # fmt: skip
     return Prompts(full, bare, MOST)
 
 
-def one_by_one(run: Path, prompts: Sequence[Sequence[int]], starter: Path, adapter: Path | None) -> list[list[int]]:
-    ends = end_tokens(load_tokenizer(starter))
+def one_by_one(run: Path, prompts: Sequence[Sequence[int]], starter: Base, adapter: Path | None) -> list[list[int]]:
+    ends = end_tokens(starter.tokenizer)
     with Engine(run / "export" / "base.gguf", 1024, adapter) as engine:
         timed = engine.answer(prompts, ends=ends, max_tokens=MOST, warm=False, progress=silent, name="")
     return timed.answers
 
 
 @pytest.fixture(scope="module")
-def expected(run: Path, prompts: Prompts, starter: Path) -> list[list[int]]:
+def expected(run: Path, prompts: Prompts, starter: Base) -> list[list[int]]:
     return one_by_one(run, prompts.full, starter, None)
 
 
@@ -106,7 +106,7 @@ def test_many_clients_get_the_answers_of_one(
     assert all(0 < each.ttft <= each.total for each in answered)
 
 
-def test_the_adapter_answers(run: Path, prompts: Prompts, starter: Path) -> None:
+def test_the_adapter_answers(run: Path, prompts: Prompts, starter: Base) -> None:
     adapter = run / "export" / "adapter.gguf"
     bare = prompts.bare[:8]
     adapted, plain = (one_by_one(run, bare, starter, given) for given in (adapter, None))
@@ -154,7 +154,7 @@ def test_a_prompt_without_the_prefix_is_refused(run: Path, prompts: Prompts) -> 
 
 
 def test_requests_are_the_runs_test_set(
-    run: Path, starter: Path, records: tuple[str, list[Example]], tmp_path: Path
+    run: Path, starter: Base, records: tuple[str, list[Example]], tmp_path: Path
 ) -> None:
     template, examples = records
     whole = shutil.copytree(run, tmp_path / "run")
@@ -167,7 +167,7 @@ def test_requests_are_the_runs_test_set(
         folder = whole / "stages" / str(number)
         folder.mkdir(parents=True)
         (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     found = read_prompts(whole, read_shipped(whole), 4)
     for got, rows in ((found.full, stages[0]), (found.bare, stages[10])):
         assert got == [prompt_tokens(rows[i % 3]["messages"][:-1], tokenizer) for i in range(4)]
@@ -182,10 +182,10 @@ def test_requests_are_the_runs_test_set(
         read_prompts(whole, read_shipped(whole), 4)
 
 
-def test_an_export_alone_is_enough(run: Path, starter: Path, records: tuple[str, list[Example]]) -> None:
+def test_an_export_alone_is_enough(run: Path, starter: Base, records: tuple[str, list[Example]]) -> None:
     template, examples = records
     found = read_prompts(run, read_shipped(run), 5)
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     assert found.bare == [prompt_tokens(render("", [], each)["messages"][:-1], tokenizer) for each in examples[:5]]
     for prompt, example in zip(found.full, examples, strict=False):
         text = tokenizer.decode(prompt)

@@ -62,7 +62,7 @@ def test_what_init_makes_passes_check(tmp_path):
 
 
 def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"query": "RED", "answer": "MIP"}\n')
     for command in (("check", folder, "--no-probe"), ("stages", folder)):
@@ -79,7 +79,7 @@ def test_init_leaves_a_folder_with_files_alone(tmp_path):
 
 
 def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "task.toml").write_text((folder / "task.toml").read_text() + "[lora2]\n")
     (folder / "valid.jsonl").write_text("")
     done = pilocal("run", folder)
@@ -99,7 +99,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_line(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     arguments = ("train", folder, "--schedule", folder / "schedule.toml")
 
     def cramped() -> None:
@@ -118,7 +118,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base
 
 
 def test_an_interrupted_run_exits_130_and_goes_on(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base, steps=300)
+    folder = make_task(tmp_path / "task", tiny_base.folder, steps=300)
     arguments = ["train", str(folder), "--schedule", str(folder / "schedule.toml")]
     command = [sys.executable, "-c", "import pilocal.cli; pilocal.cli.main()", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)

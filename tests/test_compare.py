@@ -40,7 +40,7 @@ def table_of(task: Path, folder: Path, design=DESIGN, report=lambda result: None
 @pytest.fixture(scope="module")
 def compared(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    task = make_task(folder / "task", tiny_base, steps=6)
+    task = make_task(folder / "task", tiny_base.folder, steps=6)
     done = []
     table = table_of(task, folder / "out", report=done.append)
     return task, folder / "out", table, done

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pilocal.base.base import Base
 from pilocal.cli import cli
 from pilocal.compare.arms import DEFAULT_ARMS, parse_arm
 from pilocal.compress.protect import protected_texts
@@ -21,8 +22,8 @@ from pilocal.task import METHODS
 from tests.test_flow import flow, make_task
 
 
-def house(tmp_path: Path, base: Path, settings: str) -> Path:
-    folder = make_task(tmp_path / "task", base)
+def house(tmp_path: Path, base: Base, settings: str) -> Path:
+    folder = make_task(tmp_path / "task", base.folder)
     with (folder / "task.toml").open("a") as file:
         file.write(f"[compression]\n{settings}\n")
     return folder
@@ -55,7 +56,7 @@ def test_every_compressor_is_an_arm_of_a_comparison() -> None:
     assert all(parse_arm(name).name == name for name in DEFAULT_ARMS)
 
 
-def test_the_run_folder_says_which_compressor_made_what(tmp_path: Path, tiny_base: Path) -> None:
+def test_the_run_folder_says_which_compressor_made_what(tmp_path: Path, tiny_base: Base) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     assert flow(folder, "compress") == {"compress": True}
     facts = json.loads((folder / "run" / "templates" / "tau-0.5000.json").read_text())
@@ -65,7 +66,7 @@ def test_the_run_folder_says_which_compressor_made_what(tmp_path: Path, tiny_bas
     assert 0 < len(text) < len((folder / "template.md").read_text())
 
 
-def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     flow(folder, "compress")
     monkeypatch.setattr("pilocal.flow.context.BaseModel", no_model)
@@ -77,7 +78,7 @@ def test_a_second_run_loads_no_model(tmp_path: Path, tiny_base: Path, monkeypatc
         flow(folder, "compress")
 
 
-def test_the_base_is_freed_before_the_next_step(tmp_path: Path, tiny_base: Path) -> None:
+def test_the_base_is_freed_before_the_next_step(tmp_path: Path, tiny_base: Base) -> None:
     folder = house(tmp_path, tiny_base, 'method = "surprisal"')
     before = loaded_models()
     with open_task(folder, folder / "schedule.toml", folder / "run") as context:
@@ -86,7 +87,7 @@ def test_the_base_is_freed_before_the_next_step(tmp_path: Path, tiny_base: Path)
 
 
 def test_every_setting_that_decides_the_texts_is_in_the_key(
-    tmp_path: Path, tiny_base: Path, tiny_tied_base: Path
+    tmp_path: Path, tiny_base: Base, tiny_tied_base: Base
 ) -> None:
     folder = house(tmp_path, tiny_base, "")
     (folder / "mine").mkdir()
@@ -104,11 +105,12 @@ def test_every_setting_that_decides_the_texts_is_in_the_key(
     assert key(folder, 'method = "llmlingua2"\ndevice = "cpu"') == key(folder, 'method = "llmlingua2"')
     (folder / "mine" / "0.5.md").write_text("Answer with a code.")
     assert key(folder, settings[4]) not in keys
-    (folder / "task.toml").write_text((folder / "task.toml").read_text().replace(str(tiny_base), str(tiny_tied_base)))
+    toml = folder / "task.toml"
+    toml.write_text(toml.read_text().replace(str(tiny_base.folder), str(tiny_tied_base.folder)))
     assert not {key(folder, text) for text in settings} & set(keys)
 
 
-def test_a_gap_in_the_ladder_ends_the_run_before_any_work(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_gap_in_the_ladder_ends_the_run_before_any_work(tmp_path: Path, tiny_base: Base) -> None:
     folder = house(tmp_path, tiny_base, 'method = "ladder"\nladder = "mine"')
     with pytest.raises(InputError, match=r"mine: no such folder; create it"):
         flow(folder, "compress")
@@ -121,9 +123,9 @@ def test_a_gap_in_the_ladder_ends_the_run_before_any_work(tmp_path: Path, tiny_b
 
 
 def test_a_look_prints_the_text_and_keeps_nothing(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     before = sorted(tmp_path.rglob("*"))
     options = ["compress", str(folder), "--compressor", "surprisal", "--tau", "0.6", "--tau", "0.3"]
     look = CliRunner().invoke(cli, options, catch_exceptions=False)
@@ -140,8 +142,8 @@ def test_a_look_prints_the_text_and_keeps_nothing(
     assert [text["tau"] for text in json.loads(other.stdout)["templates"]] == [1.0, 0.5]
 
 
-def test_a_look_has_no_run_folder(tmp_path: Path, tiny_base: Path) -> None:
-    folder = make_task(tmp_path / "task", tiny_base)
+def test_a_look_has_no_run_folder(tmp_path: Path, tiny_base: Base) -> None:
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     with pytest.raises(InputError, match="a look with --compressor or --tau keeps nothing; leave it out"):
         CliRunner().invoke(
             cli, ["compress", str(folder), "--tau", "0.5", "--run", str(tmp_path / "run")], catch_exceptions=False

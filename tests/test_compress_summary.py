@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 from pilocal.base.language_model import BaseModel
-from pilocal.base.load import load_tokenizer
 from pilocal.compress import CompressedTemplate, Span, Tools, compress_template
 from pilocal.compress.summary import request
 from pilocal.errors import InputError, ModelError, PilocalError
@@ -52,7 +52,7 @@ def lessons(count: Callable[[str], int]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def scribe(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scribe(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Base:
     """A Llama in floats, trained until it writes what `lessons` says."""
     load_fast_blas()
     import mlx.core as mx
@@ -62,8 +62,8 @@ def scribe(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mlx_lm.utils import load_model
 
     folder = tmp_path_factory.mktemp("bases") / "scribe"
-    make_base(folder, starter, quantized=False, dtype="float32", rope_scaling=None)
-    tokenizer = load_tokenizer(folder)
+    base = make_base(folder, starter.folder, quantized=False, dtype="float32", rope_scaling=None)
+    tokenizer = base.tokenizer
     rows = []
     for asked, said in lessons(token_counter(tokenizer)).items():
         turns = [Message(role="user", content=asked), Message(role="assistant", content=said or " ")]
@@ -85,21 +85,20 @@ def scribe(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if value.item() < 0.02:
             break
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
-    return folder
+    return base
 
 
 @pytest.fixture
-def tools(scribe: Path) -> Tools:
-    tokenizer = load_tokenizer(scribe)
+def tools(scribe: Base) -> Tools:
 
     def download(name: str) -> Path:
         raise AssertionError(name)
 
     return Tools(
-        count_tokens=token_counter(tokenizer),
+        count_tokens=token_counter(scribe.tokenizer),
         base_id="scribe",
-        folder=scribe,
-        load_model=lambda: BaseModel(scribe, tokenizer),
+        folder=scribe.folder,
+        load_model=lambda: BaseModel(scribe),
         download=download,
     )
 

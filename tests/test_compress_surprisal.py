@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.language_model import BaseModel
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.load import load_base
 from pilocal.compress import CompressedTemplate, Tools, compress_template
 from pilocal.compress.outline import Outline
 from pilocal.compress.surprisal import word_surprisals
@@ -24,21 +25,21 @@ CODED = "Answer in one line.\n\n```sh\nls -l\nwc -l\n```\n\nGreet {user name} wi
 
 
 @pytest.fixture(scope="module")
-def model(starter: Path) -> BaseModel:
-    return BaseModel(starter, load_tokenizer(starter))
+def model(starter: Base) -> BaseModel:
+    return BaseModel(starter)
 
 
 @pytest.fixture
-def tools(model: BaseModel, starter: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
+def tools(model: BaseModel, starter: Base, monkeypatch: pytest.MonkeyPatch) -> Tools:
     monkeypatch.setattr(model, "close", lambda: None)  # the fixture lives on
 
     def download(name: str) -> Path:
         raise AssertionError(name)
 
     return Tools(
-        count_tokens=token_counter(model.tokenizer),
+        count_tokens=token_counter(model.base.tokenizer),
         base_id="starter",
-        folder=starter,
+        folder=starter.folder,
         load_model=lambda: model,
         download=download,
     )
@@ -50,10 +51,10 @@ def shorten(
     return compress_template(template, taus, Compression(method="surprisal", **settings), tools, folder)
 
 
-def test_surprisal_is_what_one_plain_pass_says(model: BaseModel, starter: Path) -> None:
+def test_surprisal_is_what_one_plain_pass_says(model: BaseModel, starter: Base) -> None:
     import mlx.core as mx
 
-    tokenizer = model.tokenizer
+    tokenizer = model.base.tokenizer
     tokens = [tokenizer.bos_token_id, *tokenizer.encode(HOUSE, add_special_tokens=False)]
     logits_TV = np.asarray(load_base(starter)(mx.array(tokens)[None])[0].astype(mx.float32), dtype=np.float64)
     log_sum_T = np.log(np.exp(logits_TV - logits_TV.max(-1, keepdims=True)).sum(-1)) + logits_TV.max(-1)
@@ -69,10 +70,10 @@ def test_a_text_read_in_parts_has_the_same_surprisal(model: BaseModel, monkeypat
     assert [span.surprisal for span in model.surprisal(HOUSE)] == pytest.approx(at_once, abs=2e-3)
 
 
-def test_a_base_without_bos_takes_its_first_token_as_one_of_all(starter: Path, model: BaseModel) -> None:
-    tokenizer = load_tokenizer(starter)
-    tokenizer.bos_token = None
-    bare = BaseModel(starter, tokenizer)
+def test_a_base_without_bos_takes_its_first_token_as_one_of_all(starter: Base, model: BaseModel) -> None:
+    base = Base.at(starter.folder)
+    base.tokenizer.bos_token = None
+    bare = BaseModel(base)
     text = "Never open a parcel."
     spans = bare.surprisal(text)
     assert spans[0].surprisal == pytest.approx(math.log(2048))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.evaluate import answer as evaluation
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.evaluate.asking import Asker
@@ -26,14 +27,14 @@ QUERIES = ("lamp", "please start the fan and then the oven", "oven, lamp", "fan 
 
 
 @pytest.fixture(scope="module", params=["bare", "template"])
-def prompts(request: pytest.FixtureRequest, starter: Path) -> list[list[int]]:
+def prompts(request: pytest.FixtureRequest, starter: Base) -> list[list[int]]:
     """Prompts of different lengths that begin with one token, or with a whole template, in common."""
     system = [{"role": "system", "content": TEMPLATE}] if request.param == "template" else []
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     return [prompt_tokens([*system, {"role": "user", "content": query}], tokenizer) for query in QUERIES]
 
 
-def one_by_one(base: Path, prompts: list[list[int]], ends: frozenset[int], max_tokens: int) -> list[list[int]]:
+def one_by_one(base: Base, prompts: list[list[int]], ends: frozenset[int], max_tokens: int) -> list[list[int]]:
     """Greedy answers without a cache, a batch or a shared prefix."""
     model = load_base(base)
     import mlx.core as mx
@@ -57,11 +58,11 @@ def test_a_batch_says_what_single_requests_say(
 ) -> None:
     from pilocal.evaluate.generate import generate
 
-    folder: Path = request.getfixturevalue(base)
-    ends = end_tokens(load_tokenizer(folder))
+    found: Base = request.getfixturevalue(base)
+    ends = end_tokens(found.tokenizer)
     said: list[tuple[int, int]] = []
     answers = generate(
-        load_base(folder),
+        load_base(found),
         prompts,
         ends=ends,
         max_tokens=12,
@@ -69,11 +70,11 @@ def test_a_batch_says_what_single_requests_say(
         progress=lambda _, done, total, note="": said.append((done, total)),
         name="arm",
     )
-    assert answers == one_by_one(folder, prompts, ends, 12)
+    assert answers == one_by_one(found, prompts, ends, 12)
     assert said == [(done, len(prompts)) for done in range(1, len(prompts) + 1)]
 
 
-def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]]) -> None:
+def test_an_answer_is_cut_at_max_tokens(tiny_base: Base, prompts: list[list[int]]) -> None:
     from pilocal.evaluate.generate import generate
 
     answers = generate(
@@ -88,12 +89,12 @@ def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]
     assert [len(answer) for answer in answers] == [3] * len(prompts)
 
 
-def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+def test_a_warm_cache_says_what_a_cold_one_says(starter: Base, prompts: list[list[int]], tmp_path: Path) -> None:
     from pilocal.export.fused import export_fused
     from pilocal.llamacpp.engine import Engine
 
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
-    ends = end_tokens(load_tokenizer(starter))
+    ends = end_tokens(starter.tokenizer)
     with Engine(gguf, 512) as engine:
         timed = [
             engine.answer(prompts, ends=ends, max_tokens=12, warm=warm, progress=silent, name="arm")
@@ -106,7 +107,7 @@ def test_a_warm_cache_says_what_a_cold_one_says(starter: Path, prompts: list[lis
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("interrupted", [f"time: {BASE_FULL_PROMPT.title}", SHIPPED.title])
-def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, starter: Path, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, starter: Base, tmp_path: Path) -> None:
     from pilocal.export.fused import export_fused
 
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
@@ -116,7 +117,7 @@ def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, sta
             assert str(gguf) in Path("/proc/self/maps").read_text()
             raise KeyboardInterrupt
 
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     prompt = prompt_tokens([{"role": "user", "content": "lamp"}], tokenizer)
     adapter = make_adapter(tmp_path / "adapter", starter)
     with pytest.raises(KeyboardInterrupt) as caught:  # whose traceback keeps every local of the evaluation alive
@@ -125,7 +126,6 @@ def test_an_interrupted_evaluation_leaves_no_engine_behind(interrupted: str, sta
             evaluation.TestSet([prompt], [prompt]),
             Asker(
                 base=starter,
-                tokenizer=tokenizer,
                 ends=end_tokens(tokenizer),
                 generation=Generation(max_tokens=1),
                 progress=progress,

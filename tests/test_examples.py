@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.base import find_base
-from pilocal.base.load import load_tokenizer
 from pilocal.evaluate.scoring import python_tests
 from pilocal.task import load_task
 from pilocal.task.schedule import load_law, load_schedule
@@ -54,7 +53,7 @@ def test_no_query_and_no_answer_of_an_example_stands_twice(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_prompts_of_an_example_fit_the_starter(name):
     task = load_task(EXAMPLES / name)
-    tokenizer = load_tokenizer(find_base(task.model, task.folder))
+    tokenizer = find_base(task.model, task.folder).tokenizer
     assert task.model == "starter"
     most = max(stage.shots for stage in load_schedule(EXAMPLES / name / "schedule.toml").stages)
     parts = [(len(tokenizer.encode(example.query)), len(tokenizer.encode(example.answer))) for example in task.train]
@@ -250,7 +249,7 @@ def test_the_public_files_make_a_task_that_fits_the_starter(name, tmp_path):
     assert {split: len(read(out, split)) for split in SPLITS} == SIZES[name]
     starter, whole = load_task(out / "task.starter.toml"), load_task(out / "task.toml")
     assert len(whole.test) == SIZES[name]["test"]
-    tokenizer = load_tokenizer(find_base("starter", out))
+    tokenizer = find_base("starter", out).tokenizer
     template = len(tokenizer.encode(starter.template))
     most = load_law(schedule_of(name)).shots
     longest = sorted(len(tokenizer.encode(e.query)) + len(tokenizer.encode(e.answer)) for e in starter.train)[-most:]

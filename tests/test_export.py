@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.base import base_hash
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.errors import ExportError, RunError
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.fused import export_fused
@@ -65,7 +65,7 @@ def tokens_T() -> list[int]:
     return [2040, *np.random.default_rng(0).integers(0, 2000, 300).tolist()]
 
 
-def mlx_logits(base: Path, adapter: Path | None) -> np.ndarray:
+def mlx_logits(base: Base, adapter: Path | None) -> np.ndarray:
     """(T, V) float32."""
     model = load_base(base, adapter)
     import mlx.core as mx
@@ -119,11 +119,11 @@ def test_q8_0_stays_close(which: str, tiny_adapter: Path, request: pytest.Fixtur
 
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0"])
-def test_the_starter_says_the_same_in_llama_cpp(starter: Path, tmp_path: Path, quant: str) -> None:
+def test_the_starter_says_the_same_in_llama_cpp(starter: Base, tmp_path: Path, quant: str) -> None:
     gguf = export_fused(starter, None, tmp_path / "model.gguf", quant)
     from mlx_lm.generate import generate_step
 
-    model, tokenizer = load_base(starter), load_tokenizer(starter)
+    model, tokenizer = load_base(starter), starter.tokenizer
     ends = end_tokens(tokenizer)
     import mlx.core as mx
 
@@ -142,9 +142,9 @@ def test_the_starter_says_the_same_in_llama_cpp(starter: Path, tmp_path: Path, q
     assert all(answer.startswith(episode.opening) for answer in answers)
 
 
-def test_both_tokenizers_give_the_same_ids(starter: Path, tmp_path: Path) -> None:
+def test_both_tokenizers_give_the_same_ids(starter: Base, tmp_path: Path) -> None:
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "f16")
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     with llama(gguf, vocab_only=True) as model:
         for text in NASTY:
             special = tokenizer.encode(text, add_special_tokens=False)
@@ -155,11 +155,11 @@ def test_both_tokenizers_give_the_same_ids(starter: Path, tmp_path: Path) -> Non
             assert model.detokenize(plain).decode() == text
 
 
-def test_the_chat_template_in_the_file_renders_the_same(starter: Path, tmp_path: Path) -> None:
+def test_the_chat_template_in_the_file_renders_the_same(starter: Base, tmp_path: Path) -> None:
     gguf = export_fused(starter, None, tmp_path / "model.gguf", "q8_0")
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     render = Jinja2ChatFormatter(
         template=read_field(gguf, "tokenizer.chat_template"),
         bos_token=tokenizer.bos_token,
@@ -172,12 +172,12 @@ def test_the_chat_template_in_the_file_renders_the_same(starter: Path, tmp_path:
         assert render(messages=chat).prompt == expected
 
 
-def test_the_file_says_what_it_was_made_from(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_the_file_says_what_it_was_made_from(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     gguf = export_fused(tiny_base, tiny_adapter, tmp_path / "smart-home.gguf", "q8_0")
     from gguf import GGUFReader, GGUFValueType
 
     assert read_field(gguf, "general.name") == "smart-home"
-    assert read_field(gguf, "pilocal.base.sha256") == base_hash(tiny_base)
+    assert read_field(gguf, "pilocal.base.sha256") == tiny_base.sha256
     assert read_field(gguf, "llama.context_length") == 1024
     assert read_field(gguf, "llama.attention.head_count_kv") == 2
     assert read_field(gguf, "tokenizer.ggml.eot_token_id") == 2046
@@ -187,40 +187,42 @@ def test_the_file_says_what_it_was_made_from(tiny_base: Path, tiny_adapter: Path
     assert types.contents()[2039:2048] == [1] + [3] * 8
 
 
-def test_merges_as_strings_make_the_same_file(starter: Path, tmp_path: Path) -> None:
-    older = shutil.copytree(starter, tmp_path / "older")
+def test_merges_as_strings_make_the_same_file(starter: Base, tmp_path: Path) -> None:
+    older = shutil.copytree(starter.folder, tmp_path / "older")
     tokenizer = json.loads((older / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
     (older / "tokenizer.json").write_text(json.dumps(tokenizer))
-    files = [export_fused(base, None, tmp_path / f"{base.name}.gguf", "f16") for base in (starter, older)]
+    files = [
+        export_fused(base, None, tmp_path / f"{base.folder.name}.gguf", "f16") for base in (starter, Base.at(older))
+    ]
     merges = [read_field(file, "tokenizer.ggml.merges") for file in files]
     assert merges[0] == merges[1] == tokenizer["model"]["merges"]
 
 
-def test_rows_without_a_token_are_unused_tokens(starter: Path, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", starter, vocab_size=2080)
+def test_rows_without_a_token_are_unused_tokens(starter: Base, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter.folder, vocab_size=2080)
     gguf = export_fused(base, None, tmp_path / "model.gguf", "f16")
     assert read_field(gguf, "tokenizer.ggml.token_type")[-32:] == [5] * 32
     with llama(gguf) as model:
         assert model.n_vocab() == 2080
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(starter: Path, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", starter, vocab_size=2016)
+def test_a_tokenizer_larger_than_the_embedding_is_refused(starter: Base, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter.folder, vocab_size=2016)
     with pytest.raises(ExportError, match="has no embedding among 2016"):
         export_fused(base, None, tmp_path / "model.gguf", "f16")
 
 
-def test_another_pre_tokenizer_is_refused(starter: Path, tmp_path: Path) -> None:
-    base = shutil.copytree(starter, tmp_path / "base")
+def test_another_pre_tokenizer_is_refused(starter: Base, tmp_path: Path) -> None:
+    base = shutil.copytree(starter.folder, tmp_path / "base")
     text = (base / "tokenizer.json").read_text()
     assert text.count(r"\\p{N}{1,3}") == 1
     (base / "tokenizer.json").write_text(text.replace(r"\\p{N}{1,3}", r"\\p{N}"))
     with pytest.raises(ExportError, match="cannot cut text as this tokenizer does"):
-        export_fused(base, None, tmp_path / "model.gguf", "f16")
+        export_fused(Base.at(base), None, tmp_path / "model.gguf", "f16")
 
 
-def test_fusing_adds_the_adapter_exactly(tiny_base: Path, tiny_adapter: Path) -> None:
+def test_fusing_adds_the_adapter_exactly(tiny_base: Base, tiny_adapter: Path) -> None:
     plain, fused = FusedWeights(tiny_base, None), FusedWeights(tiny_base, tiny_adapter)
     name = "model.layers.1.mlp.down_proj"
     weight = f"{name}.weight"
@@ -236,12 +238,12 @@ def test_fusing_adds_the_adapter_exactly(tiny_base: Path, tiny_adapter: Path) ->
 
 @pytest.mark.parametrize("which", ["4 bits", "bfloat16, mixed bits"])
 def test_every_tensor_is_what_the_trainer_sees(
-    which: str, tiny_base: Path, starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str, tiny_base: Base, starter: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base
     if which != "4 bits":
         exceptions = {"lm_head": {"bits": 8, "group_size": 64}, "model.layers.0.mlp.up_proj": False}
-        base = make_base(tmp_path / "base", starter, dtype="bfloat16", exceptions=exceptions)
+        base = make_base(tmp_path / "base", starter.folder, dtype="bfloat16", exceptions=exceptions)
     monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: True)  # elsewhere the base would stay in 4 bits
     model = load_base(base)
     from mlx.utils import tree_flatten
@@ -254,20 +256,20 @@ def test_every_tensor_is_what_the_trainer_sees(
 
 
 def test_an_adapter_that_does_not_fit_is_refused_by_name(
-    tiny_base: Path, tiny_adapter: Path, starter: Path, tmp_path: Path
+    tiny_base: Base, tiny_adapter: Path, starter: Base, tmp_path: Path
 ) -> None:
     out = tmp_path / "model.gguf"
     with pytest.raises(ExportError, match=r"model\.layers\.0\.mlp\.down_proj, made as .* \(and 9 more\)") as other:
         export_fused(starter, tiny_adapter, out, "q8_0")
     assert str(tiny_adapter) in str(other.value)
-    shallow = make_base(tmp_path / "shallow", starter, num_hidden_layers=1)
+    shallow = make_base(tmp_path / "shallow", starter.folder, num_hidden_layers=1)
     with pytest.raises(ExportError, match=r"model\.layers\.1\.\S+, which the base lacks \(and 6 more\)"):
         export_fused(shallow, tiny_adapter, out, "q8_0")
     assert not out.exists()
 
 
 @pytest.mark.parametrize("damage", ["no weights", "cut weights", "no scale", "dora"])
-def test_a_broken_adapter_is_refused(tiny_base: Path, tiny_adapter: Path, tmp_path: Path, damage: str) -> None:
+def test_a_broken_adapter_is_refused(tiny_base: Base, tiny_adapter: Path, tmp_path: Path, damage: str) -> None:
     adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
     weights, settings = adapter / "adapters.safetensors", adapter / "adapter_config.json"
     match damage:
@@ -285,7 +287,7 @@ def test_a_broken_adapter_is_refused(tiny_base: Path, tiny_adapter: Path, tmp_pa
     assert "\n" not in str(refusal.value)
 
 
-def test_an_adapter_that_went_astray_is_refused(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_went_astray_is_refused(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
     settings = adapter / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"scale": 2.0', '"scale": 1e9'))
@@ -295,7 +297,7 @@ def test_an_adapter_that_went_astray_is_refused(tiny_base: Path, tiny_adapter: P
 
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0"])
-def test_a_failing_write_leaves_the_old_file(tiny_base: Path, tmp_path: Path, quant: str) -> None:
+def test_a_failing_write_leaves_the_old_file(tiny_base: Base, tmp_path: Path, quant: str) -> None:
     out = tmp_path / "model.gguf"
     out.write_text("the old file")
     with largest_file(1 << 20), pytest.raises(RunError, match=f"{out.stem}.*: cannot write: File too large"):
@@ -304,7 +306,7 @@ def test_a_failing_write_leaves_the_old_file(tiny_base: Path, tmp_path: Path, qu
     assert out.read_text() == "the old file"
 
 
-def test_a_failing_quantizer_leaves_nothing(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_quantizer_leaves_nothing(tiny_base: Base, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from pilocal.llamacpp.quantize import quantize_gguf
 
     whole = export_fused(tiny_base, None, tmp_path / "whole.gguf", "f16")
@@ -318,12 +320,12 @@ def test_a_failing_quantizer_leaves_nothing(tiny_base: Path, tmp_path: Path, cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_quantizer_is_silent(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_quantizer_is_silent(tiny_base: Base, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export_fused(tiny_base, None, tmp_path / "model.gguf", "q8_0")
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_unknown_type_is_refused_with_a_guess(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_unknown_type_is_refused_with_a_guess(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="did you mean q8_0"):
         export_fused(tiny_base, None, tmp_path / "model.gguf", "q8_O")
     assert not list(tmp_path.iterdir())
@@ -342,15 +344,15 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base, tmp_path):
     base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
-    check_exportable(base)
+    shutil.copytree(tiny_base.folder, base)
+    check_exportable(Base.at(base))
     tokenizer = (base / "tokenizer.json").read_text()
     (base / "tokenizer.json").write_text(tokenizer.replace("{1,3}", "{1,2}"))
     with pytest.raises(ExportError, match="cannot cut text as this tokenizer does"):
-        check_exportable(base)
+        check_exportable(Base.at(base))
     (base / "tokenizer.json").write_text(tokenizer)
     config = json.loads((base / "config.json").read_text())
     config["rope_scaling"] = {"rope_type": "yarn", "factor": 2.0}
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="this kind cannot be exported; got 'yarn'"):
-        check_exportable(base)
+        check_exportable(Base.at(base))

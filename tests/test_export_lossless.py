@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from pilocal.base.base import base_hash, read_config
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.architecture import architecture_of, interleave
@@ -30,8 +30,8 @@ def tensors(gguf: Path) -> dict[str, tuple[str, np.ndarray]]:
     }
 
 
-def expected(base: Path) -> dict[str, np.ndarray]:
-    weights, config = BaseWeights(base), read_config(base)
+def expected(base: Base) -> dict[str, np.ndarray]:
+    weights, config = BaseWeights(base), base.config
     architecture = architecture_of(config)
     heads = {name: architecture.permuted(name, config) for name in weights.shapes}
     return {
@@ -44,20 +44,20 @@ OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen
 
 
 @pytest.fixture(scope="module")
-def bfloat_base(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def bfloat_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Bfloat16 scales, groups of 64, one matrix in 8 bits and one in floats."""
     exceptions = {"lm_head": {"bits": 8, "group_size": 64}, "model.layers.0.mlp.up_proj": False}
-    return make_base(tmp_path_factory.mktemp("bases") / "bf", starter, dtype="bfloat16", exceptions=exceptions)
+    return make_base(tmp_path_factory.mktemp("bases") / "bf", starter.folder, dtype="bfloat16", exceptions=exceptions)
 
 
 @pytest.mark.parametrize("which", ["starter", "tiny_base", "tiny_tied_base", "tiny_float_base", "bfloat_base", *OTHERS])
 def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(which)
-    made = export_lossless(base, tmp_path, base_hash(base))
+    made = export_lossless(base, tmp_path)
     found, wanted = tensors(made.path), expected(base)
-    scaled = read_config(base).get("rope_scaling")
+    scaled = base.config.get("rope_scaling")
     assert set(found) == set(wanted) | ({"rope_freqs.weight"} if scaled else set())
-    inexact = {architecture_of(read_config(base)).tensor(name) for name in made.inexact}
+    inexact = {architecture_of(base.config).tensor(name) for name in made.inexact}
     for name, tensor in wanted.items():
         kind, got = found[name]
         assert np.array_equal(got, tensor) == (name not in inexact), name
@@ -68,23 +68,23 @@ def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.Fixt
     assert made.path.name == ("base-f16.gguf" if which == "tiny_float_base" else "base-q4_1.gguf")
 
 
-def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter: Path, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", starter, dtype="bfloat16")
+def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter: Base, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter.folder, dtype="bfloat16")
     import mlx.core as mx
 
-    path, name = base / "model.safetensors", "model.layers.1.mlp.down_proj"
+    path, name = base.folder / "model.safetensors", "model.layers.1.mlp.down_proj"
     stored: Any = dict(mx.load(str(path)))
     scales = stored[f"{name}.scales"]
     scales[0, 0] = mx.array(2.0**-20 * 1.5, dtype=mx.bfloat16)
     stored[f"{name}.scales"] = scales
     mx.save_safetensors(str(path), stored, {"format": "mlx"})
-    assert export_lossless(base, tmp_path / "exact", "").inexact == ()
+    assert export_lossless(base, tmp_path / "exact").inexact == ()
     scales[0, 0] = mx.array(2.0**-24 * 1.5, dtype=mx.bfloat16)
     stored[f"{name}.scales"] = scales
     mx.save_safetensors(str(path), stored, {"format": "mlx"})
-    made = export_lossless(base, tmp_path / "rounded", "")
+    made = export_lossless(base, tmp_path / "rounded")
     assert made.inexact == (f"{name}.weight",)
-    kind, got = tensors(made.path)[architecture_of(read_config(base)).tensor(f"{name}.weight")]
+    kind, got = tensors(made.path)[architecture_of(base.config).tensor(f"{name}.weight")]
     assert kind == "F16"
     assert np.abs(got - BaseWeights(base).read(f"{name}.weight")).max() < 1e-3
 
@@ -112,25 +112,24 @@ def test_a_number_that_changed_on_the_way_is_noticed() -> None:
 
 
 def test_a_base_is_made_once_for_all_runs_and_takes_no_room_in_them(
-    tiny_base: Path, tiny_adapter: Path, tmp_path: Path
+    tiny_base: Base, tiny_adapter: Path, tmp_path: Path
 ) -> None:
-    facts = {"name": "tiny", "base_sha256": base_hash(tiny_base)}
-    first, second = (ship(tiny_base, tiny_adapter, tmp_path / run, "lossless", **facts) for run in ("a", "b"))
-    kept = cached_base(tiny_base, facts["base_sha256"]).path
+    first, second = (ship(tiny_base, tiny_adapter, tmp_path / run, "lossless", name="tiny") for run in ("a", "b"))
+    kept = cached_base(tiny_base).path
     assert first.base.samefile(kept)
     assert second.base.samefile(kept)
     assert first.size == kept.stat().st_size + (tmp_path / "a" / "adapter.gguf").stat().st_size
     kept.unlink()
     assert first.base.is_file()
     kept.write_bytes(first.base.read_bytes()[:5000])
-    assert cached_base(tiny_base, facts["base_sha256"]).path.read_bytes() == first.base.read_bytes()
+    assert cached_base(tiny_base).path.read_bytes() == first.base.read_bytes()
 
 
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter", *OTHERS])
 def test_base_and_adapter_compute_what_mlx_computes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     base = request.getfixturevalue(which)
     adapter = make_adapter(tmp_path / "adapter", base)
-    files = ship(base, adapter, tmp_path / "out", "lossless", name="tiny", base_sha256=base_hash(base))
+    files = ship(base, adapter, tmp_path / "out", "lossless", name="tiny")
     reference, bare = mlx_logits(base, adapter), mlx_logits(base, None)
     with llama(files.base, lora_path=str(files.adapter), logits_all=True) as model:
         model.eval(tokens_T())
@@ -142,30 +141,30 @@ def test_base_and_adapter_compute_what_mlx_computes(which: str, request: pytest.
         assert kl(reference, got).mean() < F16_TOLERANCE
 
 
-def test_the_adapter_s_file_names_its_base(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
-    gguf = export_adapter(tiny_base, tiny_adapter, tmp_path / "adapter.gguf", name="tiny", base_sha256="abc")
-    assert read_field(gguf, "pilocal.base.sha256") == "abc"
+def test_the_adapter_s_file_names_its_base(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
+    gguf = export_adapter(tiny_base, tiny_adapter, tmp_path / "adapter.gguf", name="tiny")
+    assert read_field(gguf, "pilocal.base.sha256") == tiny_base.sha256
     assert read_field(gguf, "general.type") == "adapter"
     assert read_field(gguf, "adapter.lora.alpha") == 2.0 * 4
     assert len(GGUFReader(gguf).tensors) == 2 * len(read_adapter(tiny_adapter).updates)
-    assert gguf.stat().st_size < tiny_base.joinpath("model.safetensors").stat().st_size / 4
+    assert gguf.stat().st_size < (tiny_base.folder / "model.safetensors").stat().st_size / 4
 
 
-def test_an_adapter_that_gguf_cannot_hold_is_refused(starter: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_gguf_cannot_hold_is_refused(starter: Base, tiny_base: Base, tmp_path: Path) -> None:
     out = tmp_path / "adapter.gguf"
     dora = make_adapter(tmp_path / "dora", tiny_base, kind="dora")
     with pytest.raises(ExportError, match=r"no magnitudes; .* kind = .lora."):
-        export_adapter(tiny_base, dora, out, name="tiny", base_sha256="")
+        export_adapter(tiny_base, dora, out, name="tiny")
     plain = make_adapter(tmp_path / "plain", tiny_base)
     with pytest.raises(ExportError, match="does not fit"):
-        export_adapter(starter, plain, out, name="tiny", base_sha256="")
+        export_adapter(starter, plain, out, name="tiny")
     assert not out.exists()
 
 
-def test_weights_that_are_cut_short_are_noticed(tiny_base: Path, tmp_path: Path) -> None:
-    base = shutil.copytree(tiny_base, tmp_path / "base")
+def test_weights_that_are_cut_short_are_noticed(tiny_base: Base, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base.folder, tmp_path / "base")
     path = base / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ExportError, match="cut short"):
-        export_lossless(base, tmp_path / "out", "")
+        export_lossless(Base.at(base), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.gguf"))

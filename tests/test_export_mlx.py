@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.base import check_base, stock_reads_rope
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.errors import ExportError, RunError
 from pilocal.export import mlx_folder
 from pilocal.export.card import Facts
@@ -61,13 +61,13 @@ def test_mlx_lm_computes_what_was_trained(
     assert kl(expected, logits(load_base(base, None))).max() > 10 * TOLERANCES[form]
 
 
-def test_dora_is_fused_as_well(tiny_base: Path, tmp_path: Path) -> None:
+def test_dora_is_fused_as_well(tiny_base: Base, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", tiny_base, kind="dora")
     write_mlx_folder(tiny_base, adapter, tmp_path / "mlx", FACTS)
     assert kl(logits(load_base(tiny_base, adapter)), logits(stock(tmp_path / "mlx")[0])).max() < TOLERANCES["float16"]
 
 
-def test_four_bits_would_lose_the_adapter(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_four_bits_would_lose_the_adapter(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     """The reason why there is no such form: eight bits lose next to nothing of the same numbers."""
     from mlx_lm.utils import quantize_model
 
@@ -78,24 +78,25 @@ def test_four_bits_would_lose_the_adapter(tiny_base: Path, tiny_adapter: Path, t
     assert kl(logits(load_base(tiny_base, tiny_adapter)), logits(rounded)).mean() > 10 * TOLERANCES["8bit"]
 
 
-def test_rope_settings_stand_where_mlx_lm_looks(starter: Path, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", starter)
-    config = json.loads((base / "config.json").read_text())
+def test_rope_settings_stand_where_mlx_lm_looks(starter: Base, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter.folder)
+    config = dict(base.file)
     config["rope_parameters"] = config.pop("rope_scaling") | {"rope_theta": config.pop("rope_theta")}
-    (base / "config.json").write_text(json.dumps(config))
-    assert not stock_reads_rope(base)
+    (base.folder / "config.json").write_text(json.dumps(config))
+    base = Base.at(base.folder)
+    assert not base.stock_reads_rope
     write_mlx_folder(base, None, tmp_path / "mlx", FACTS)
-    assert stock_reads_rope(tmp_path / "mlx")
+    assert Base.at(tmp_path / "mlx").stock_reads_rope
     assert kl(logits(load_base(base, None)), logits(stock(tmp_path / "mlx")[0])).max() < TOLERANCES["float16"]
 
 
-def test_mlx_lm_says_what_the_trained_model_says(starter: Path, tmp_path: Path) -> None:
+def test_mlx_lm_says_what_the_trained_model_says(starter: Base, tmp_path: Path) -> None:
     from mlx_lm import generate
 
     adapter = make_adapter(tmp_path / "adapter", starter, scale=0.05)
     write_mlx_folder(starter, adapter, tmp_path / "mlx", FACTS)
     model, tokenizer = stock(tmp_path / "mlx")
-    prompt = prompt_tokens([{"role": "user", "content": "turn on the kitchen light"}], load_tokenizer(starter))
+    prompt = prompt_tokens([{"role": "user", "content": "turn on the kitchen light"}], starter.tokenizer)
     assert prompt == tokenizer.apply_chat_template(
         [{"role": "user", "content": "turn on the kitchen light"}], add_generation_prompt=True, return_dict=False
     )
@@ -110,17 +111,17 @@ def test_mlx_lm_says_what_the_trained_model_says(starter: Path, tmp_path: Path) 
     assert generate(model, tokenizer, prompt, max_tokens=16) == tokenizer.decode(expected)
 
 
-def test_the_folder_is_a_base_again(tiny_tied_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_the_folder_is_a_base_again(tiny_tied_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     write_mlx_folder(tiny_tied_base, tiny_adapter, tmp_path / "mlx", FACTS, form="8bit")
-    check_base(tmp_path / "mlx")
+    Base.at(tmp_path / "mlx").check()
     assert (
-        kl(logits(load_base(tiny_tied_base, tiny_adapter)), logits(load_base(tmp_path / "mlx"))).max()
+        kl(logits(load_base(tiny_tied_base, tiny_adapter)), logits(load_base(Base.at(tmp_path / "mlx")))).max()
         < TOLERANCES["8bit"]
     )
 
 
 def test_a_large_model_is_written_in_shards(
-    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "mlx"
     whole = write_mlx_folder(tiny_base, tiny_adapter, folder, FACTS)
@@ -135,14 +136,14 @@ def test_a_large_model_is_written_in_shards(
     assert set(index["weight_map"].values()) == set(shards)
     sizes = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
     assert 0 < sizes - index["metadata"]["total_size"] < 10_000  # the headers
-    check_base(folder)
+    Base.at(folder).check()
     monkeypatch.undo()
     write_mlx_folder(tiny_base, tiny_adapter, folder, FACTS)
     assert sorted(folder.iterdir()) == sorted(whole)
 
 
 def test_one_tensor_is_held_at_a_time(
-    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []
     read = mlx_folder.FusedWeights.read
@@ -161,7 +162,7 @@ def test_one_tensor_is_held_at_a_time(
     assert len(made) == len(FusedWeights(tiny_base, None).shapes)
 
 
-def test_a_weight_that_float16_cannot_hold_is_refused(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_a_weight_that_float16_cannot_hold_is_refused(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
     settings = adapter / "adapter_config.json"
     settings.write_text(settings.read_text().replace('"scale": 2.0', '"scale": 1e9'))
@@ -171,13 +172,13 @@ def test_a_weight_that_float16_cannot_hold_is_refused(tiny_base: Path, tiny_adap
     assert not list((tmp_path / "mlx").iterdir())
 
 
-def test_an_unknown_form_is_refused_with_a_guess(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_unknown_form_is_refused_with_a_guess(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="did you mean 8bit"):
         write_mlx_folder(tiny_base, None, tmp_path / "mlx", FACTS, form="8bits")
     assert not (tmp_path / "mlx").exists()
 
 
-def test_a_full_disk_leaves_the_old_files(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_files(tiny_base: Base, tmp_path: Path) -> None:
     write_mlx_folder(tiny_base, None, tmp_path / "mlx", FACTS)
     before = {path: path.read_bytes() for path in (tmp_path / "mlx").iterdir()}
     with largest_file(1 << 20), pytest.raises(RunError, match="cannot write"):

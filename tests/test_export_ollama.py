@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pilocal.base.load import load_tokenizer
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.chat_layout import probes, read_layout
@@ -102,9 +102,9 @@ func main() {
 
 
 @pytest.fixture
-def tokenizer(starter: Path) -> Callable[[str], Any]:
+def tokenizer(starter: Base) -> Callable[[str], Any]:
     def make(chat_template: str) -> Any:
-        loaded = load_tokenizer(starter)
+        loaded = starter.tokenizer
         loaded.chat_template = chat_template
         return loaded
 
@@ -189,7 +189,7 @@ def test_a_chat_template_that_cannot_be_said_is_refused(
     assert "\n" not in str(refusal.value)
 
 
-def ship(folder: Path, starter: Path, *, adapter: str | None, fused: str | None) -> Shipped:
+def ship(folder: Path, starter: Base, *, adapter: str | None, fused: str | None) -> Shipped:
     export_fused(starter, None, folder / "base.gguf", "f16")
     if fused:
         shutil.copyfile(folder / "base.gguf", folder / fused)
@@ -206,9 +206,9 @@ def ship(folder: Path, starter: Path, *, adapter: str | None, fused: str | None)
 
 
 @pytest.mark.parametrize("fused", [None, "shipped.gguf"])
-def test_the_modelfile_names_the_files_and_the_ends(fused: str | None, starter: Path, tmp_path: Path) -> None:
+def test_the_modelfile_names_the_files_and_the_ends(fused: str | None, starter: Base, tmp_path: Path) -> None:
     shipped = ship(tmp_path, starter, adapter=None if fused else "adapter.gguf", fused=fused)
-    own = load_tokenizer(starter)
+    own = starter.tokenizer
     files = write_ollama(shipped, own, Facts(task="Smart home", base="starter"))
     assert files == [tmp_path / "Modelfile", tmp_path / "README.md"]
     text = files[0].read_text()
@@ -223,10 +223,10 @@ def test_the_modelfile_names_the_files_and_the_ends(fused: str | None, starter: 
     assert "ollama create smart-home -f Modelfile" in files[1].read_text()
 
 
-def test_the_template_in_the_modelfile_gives_llama_cpp_the_trained_tokens(starter: Path, tmp_path: Path) -> None:
+def test_the_template_in_the_modelfile_gives_llama_cpp_the_trained_tokens(starter: Base, tmp_path: Path) -> None:
     """Ollama hands the rendered text to llama.cpp, which adds BOS."""
     shipped = ship(tmp_path, starter, adapter="adapter.gguf", fused=None)
-    own = load_tokenizer(starter)
+    own = starter.tokenizer
     modelfile = write_ollama(shipped, own, Facts(task="a", base="starter"))[0].read_text()
     found = re.search(r'^TEMPLATE """(.*?)"""$', modelfile, flags=re.DOTALL | re.MULTILINE)
     assert found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
@@ -30,7 +30,7 @@ def tokens_T() -> list[int]:
     return [2040, *np.random.default_rng(0).integers(0, 2000, 200).tolist()]
 
 
-def mlx_logits(base: Path, adapter: Path | None) -> np.ndarray:
+def mlx_logits(base: Base, adapter: Path | None) -> np.ndarray:
     """(T, V) float32."""
     model = load_base(base, adapter, precision="float32")
     import mlx.core as mx
@@ -38,13 +38,13 @@ def mlx_logits(base: Path, adapter: Path | None) -> np.ndarray:
     return np.array(model(mx.array([tokens_T()]))[0])
 
 
-def float_copy(base: Path, folder: Path) -> Path:
+def float_copy(base: Base, folder: Path) -> Path:
     """The base as transformers reads it: float32 throughout."""
     weights = FusedWeights(base, None)
     layout = {name: Entry("F32", shape) for name, shape in weights.shapes.items()}
     folder.mkdir()
     write_tensors(folder / "model.safetensors", layout, map(weights.read, layout), {"format": "pt"})
-    config = {key: value for key, value in read_config(base).items() if key != "quantization"}
+    config = {key: value for key, value in base.config.items() if key != "quantization"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -82,7 +82,7 @@ def trim(adapter: Path, folder: Path, *kept: str) -> Path:
 
 @pytest.mark.parametrize("layers", ["all layers", "last layer"])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_peft_computes_what_mlx_computes(kind: str, layers: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_peft_computes_what_mlx_computes(kind: str, layers: str, tiny_base: Base, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", tiny_base, kind=kind)
     if layers == "last layer":
         adapter = trim(adapter, tmp_path / "last", "model.layers.1.")
@@ -105,7 +105,7 @@ def test_peft_computes_what_mlx_computes(kind: str, layers: str, tiny_base: Path
     ],
 )
 def test_peft_adapts_exactly_the_modules_that_were_trained(
-    kept: list[str], as_names: bool, tiny_base: Path, tiny_adapter: Path, tmp_path: Path
+    kept: list[str], as_names: bool, tiny_base: Base, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     adapter = trim(tiny_adapter, tmp_path / "adapter", *kept)
     write_peft(tiny_base, adapter, tmp_path / "peft", FACTS)
@@ -119,7 +119,7 @@ def test_peft_adapts_exactly_the_modules_that_were_trained(
     assert isinstance(config["target_modules"], list if as_names else str)
 
 
-def test_the_config_and_the_card_say_what_it_is(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_the_config_and_the_card_say_what_it_is(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
     write_peft(tiny_base, tiny_adapter, tmp_path, FACTS)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_dora"]) == (4, 8.0, False)
@@ -130,8 +130,8 @@ def test_the_config_and_the_card_say_what_it_is(tiny_base: Path, tiny_adapter: P
     assert "smart-home" in card
 
 
-def test_an_adapter_of_another_base_is_refused(tiny_adapter: Path, starter: Path, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", starter, hidden_size=128)
+def test_an_adapter_of_another_base_is_refused(tiny_adapter: Path, starter: Base, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", starter.folder, hidden_size=128)
     with pytest.raises(ExportError, match="the adapter does not fit"):
         write_peft(base, tiny_adapter, tmp_path / "peft", FACTS)
     assert not (tmp_path / "peft").exists()

@@ -50,7 +50,7 @@ accept_loss = true
 """
 
 
-def make_task(folder: Path, base: Path, *, steps: int = 7) -> Path:
+def make_task(folder: Path, base: Path | str, *, steps: int = 7) -> Path:
     folder.mkdir(parents=True)
     (folder / "task.toml").write_text(TASK.format(base=base, steps=steps))
     (folder / "template.md").write_text(
@@ -78,7 +78,7 @@ def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -
 
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory) -> Path:
-    folder = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base)
+    folder = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base.folder)
     assert flow(folder) == dict.fromkeys(NAMES, True)
     return folder
 
@@ -139,7 +139,7 @@ def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, m
 
 
 def test_references_that_cannot_be_scored_are_refused_before_any_work(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     toml = folder / "task.toml"
     toml.write_text(toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "python_tests"'))
     with pytest.raises(InputError, match=r"3 of 3 records have no tests; the first is test-1; add"):
@@ -213,7 +213,7 @@ def test_what_is_served_is_found_and_its_absence_explained(finished, tmp_path):
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
 
     def stop(what, done, total, note=""):
         if what == "train" and done == 5:
@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "template.md").write_text("word " * 1100)
     with pytest.raises(InputError, match=r"stage 0 \(tau 1, 2 shots\): the longest row is \d+ tokens over") as caught:
         flow(folder)
@@ -236,14 +236,14 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base, 
 
 
 def test_a_pool_smaller_than_k_is_refused(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "train.jsonl").write_text('{"query": "red", "answer": "ZOR"}\n{"query": "blue", "answer": "MIP"}\n')
     with pytest.raises(InputError, match=r"train\.jsonl"):
         flow(folder)
 
 
 def test_a_bank_smaller_than_k_is_refused_before_any_work(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "task.toml").open("a") as file:
         file.write("[retrieval]\npool = 0.2\n")
     with pytest.raises(InputError, match=r"^\[retrieval\] pool: pool = 0.2 leaves 2 of 9 training examples"):
@@ -255,7 +255,7 @@ def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(t
     keys = {}
     for pool in (1.0, 0.5):
         for seed in (0, 1):
-            folder = make_task(tmp_path / f"{pool}-{seed}", tiny_base)
+            folder = make_task(tmp_path / f"{pool}-{seed}", tiny_base.folder)
             text = (folder / "task.toml").read_text().replace("[training]\n", f"[training]\nseed = {seed}\n")
             (folder / "task.toml").write_text(text + f"[retrieval]\npool = {pool}\n")
             with open_task(folder, folder / "schedule.toml", None) as context:
@@ -265,7 +265,7 @@ def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(t
 
 
 def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "train.jsonl").open("a") as file:
         for query, answer in (("Red", "MIP"), ("BLUE", "KEL"), ("green ", "KEL")):
             file.write(json.dumps({"query": query, "answer": answer}) + "\n")
@@ -278,7 +278,7 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
 
 def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
     with pytest.raises(InputError, match="3 stages need at least as many steps; got 2"):
-        flow(make_task(tmp_path / "task", tiny_base, steps=2))
+        flow(make_task(tmp_path / "task", tiny_base.folder, steps=2))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
 )
 def test_a_base_that_cannot_be_used_is_refused_in_one_line(tiny_base, tmp_path, damage, message):
     base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
+    shutil.copytree(tiny_base.folder, base)
     damage(base)
     folder = make_task(tmp_path / "task", base)
     with pytest.raises(PilocalError) as caught:
@@ -313,7 +313,7 @@ def _cut(path: Path) -> None:
 def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, monkeypatch):
     pytest.importorskip(kind)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(report_to=kind)) as context:
         run_steps(context, step_named("train"))
     reports = folder / "run" / "reports" / "train"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pilocal.base.base import base_hash
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.gate import Gate, candidates, open_gate, through
@@ -24,23 +24,23 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def slight(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slight(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes the model less than rounding it to four bits does."""
     return make_adapter(tmp_path_factory.mktemp("adapter"), tiny_base, scale=0.4)
 
 
 @pytest.fixture(scope="module")
-def gate(tiny_base: Path, slight: Path):
+def gate(tiny_base: Base, slight: Path):
     with open_gate(tiny_base, slight, rows()) as gate:
         yield gate
 
 
-def shipped(base: Path, adapter: Path, folder: Path, quant: str) -> Files:
-    return ship(base, adapter, folder, quant, name="tiny", base_sha256=base_hash(base))
+def shipped(base: Base, adapter: Path, folder: Path, quant: str) -> Files:
+    return ship(base, adapter, folder, quant, name="tiny")
 
 
 def test_the_distance_is_the_mean_divergence_over_completion_tokens(
-    gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path
+    gate: Gate, tiny_base: Base, slight: Path, tmp_path: Path
 ) -> None:
     import mlx.core as mx
 
@@ -56,7 +56,7 @@ def test_the_distance_is_the_mean_divergence_over_completion_tokens(
 
 
 def test_four_bits_lose_the_adapter_that_the_lossless_form_keeps(
-    gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path
+    gate: Gate, tiny_base: Base, slight: Path, tmp_path: Path
 ) -> None:
     def write(quant: str) -> Files:
         return shipped(tiny_base, slight, tmp_path, quant)
@@ -74,7 +74,7 @@ def test_four_bits_lose_the_adapter_that_the_lossless_form_keeps(
     assert loss.passes
 
 
-def test_auto_tries_the_forms_by_their_size(tiny_base: Path, slight: Path, tmp_path: Path) -> None:
+def test_auto_tries_the_forms_by_their_size(tiny_base: Base, slight: Path, tmp_path: Path) -> None:
     order = candidates(tiny_base, slight)
     assert set(order) == {"q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "lossless"}
     sizes = [shipped(tiny_base, slight, tmp_path / quant, quant).size for quant in order]
@@ -82,7 +82,7 @@ def test_auto_tries_the_forms_by_their_size(tiny_base: Path, slight: Path, tmp_p
 
 
 def test_the_first_form_that_passes_is_kept_and_those_before_it_are_gone(
-    gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path
+    gate: Gate, tiny_base: Base, slight: Path, tmp_path: Path
 ) -> None:
     def write(quant: str) -> Files:
         tried.append(shipped(tiny_base, slight, tmp_path / quant, quant))
@@ -96,7 +96,7 @@ def test_the_first_form_that_passes_is_kept_and_those_before_it_are_gone(
     assert [path for each in tried for path in each.own if path.exists()] == files.own
 
 
-def test_a_loss_says_what_metrics_json_says(gate: Gate, tiny_base: Path, slight: Path, tmp_path: Path) -> None:
+def test_a_loss_says_what_metrics_json_says(gate: Gate, tiny_base: Base, slight: Path, tmp_path: Path) -> None:
     facts = gate.measure(shipped(tiny_base, slight, tmp_path, "lossless")).facts()
     assert json.loads(json.dumps(facts)) == facts
     assert set(facts) == {"kl", "kl_without", "tokens", "passes"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import ModelError
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
@@ -20,17 +21,17 @@ from tests.tiny import make_adapter, make_base
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def gguf(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Path:
     folder = tmp_path_factory.mktemp("llamacpp")
-    return export_fused(make_base(folder / "base", starter), None, folder / "base.gguf", "f16")
+    return export_fused(make_base(folder / "base", starter.folder), None, folder / "base.gguf", "f16")
 
 
 @pytest.fixture(scope="module")
-def foreign_adapter(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def foreign_adapter(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Path:
     """An adapter of a base of another shape."""
     folder = tmp_path_factory.mktemp("foreign")
-    other = make_base(folder / "base", starter, hidden_size=64, intermediate_size=64)
-    export_adapter(other, make_adapter(folder / "adapter", other), folder / "a.gguf", name="a", base_sha256="")
+    other = make_base(folder / "base", starter.folder, hidden_size=64, intermediate_size=64)
+    export_adapter(other, make_adapter(folder / "adapter", other), folder / "a.gguf", name="a")
     return folder / "a.gguf"
 
 

@@ -299,7 +299,7 @@ class Close(Metric):
 def test_a_metric_is_a_file_and_a_line(tiny_base, tmp_path, monkeypatch):
     from pilocal.evaluate import scoring
 
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     toml = folder / "task.toml"
     text = toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "close"')
     toml.write_text(text.replace("[lora]", "[scoring]\ntimeout = 1.0\n[lora]"))
@@ -322,7 +322,7 @@ def test_every_metric_of_the_table_has_its_file(name):
 
 
 def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers, tmp_path, tiny_base):
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     shutil.copy(rivers, folder / "rivers.sqlite")
     toml = folder / "task.toml"
     plain = toml.read_text()

@@ -64,7 +64,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     ],
 )
 def test_a_missing_package_is_one_line_before_any_work(tmp_path, tiny_base, missing, settings, arguments, line):
-    task = make_task(tmp_path / "task", tiny_base)
+    task = make_task(tmp_path / "task", tiny_base.folder)
     with (task / "task.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
     before = sorted(task.iterdir())

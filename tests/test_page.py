@@ -13,6 +13,7 @@ import openai
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from pilocal.base.base import Base
 from tests.served import make_run
 from tests.test_serve import KEY, Server, running
 from tests.tiny import make_adapter
@@ -23,7 +24,7 @@ MARKUP = "<b>red</b><script>document.title='taken'</script>"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Path:
     root = tmp_path_factory.mktemp("page")
     adapter = make_adapter(root / "adapter", starter, rank=4, scale=2.0)
     return make_run(root / "colours", starter, adapter).folder.parent

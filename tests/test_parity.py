@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pilocal.base.base import Base
 from pilocal.cli import main
 from pilocal.errors import ModelError
 from pilocal.parity import parity, report
@@ -42,9 +43,9 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained and exported run of three stages."""
-    folder = make_task(tmp_path_factory.mktemp("parity") / "task", tiny_base, steps=STEPS)
+    folder = make_task(tmp_path_factory.mktemp("parity") / "task", tiny_base.folder, steps=STEPS)
     flow(folder, "export")
     return folder / "run"
 
@@ -142,7 +143,7 @@ def test_the_table_has_a_row_for_each_stage(run: Path, capsys: pytest.CaptureFix
 
 
 class AnotherScale(TorchTrainer):
-    def __init__(self, base: Path, lora: Lora, training: Training, *rest: Any, **named: Any) -> None:
+    def __init__(self, base: Base, lora: Lora, training: Training, *rest: Any, **named: Any) -> None:
         super().__init__(base, replace(lora, scale=2.001), training, *rest, **named)
 
 
@@ -187,7 +188,7 @@ def test_an_error_put_in_on_purpose_is_found(
     assert json.loads(out)["exceeded"][0].startswith(line)
 
 
-def test_a_wrong_gradient_is_named_even_where_the_losses_agree(tiny_base: Path) -> None:
+def test_a_wrong_gradient_is_named_even_where_the_losses_agree(tiny_base: Base) -> None:
     replay, trace, _ = load_reference(FOLDER)
     other = replace_gradient(trace.gradients[1], factor=1.001)
     spoilt = type(trace)(trace.losses, trace.norms, trace.starts, [trace.gradients[0], other, trace.gradients[2]], {})
@@ -348,9 +349,9 @@ def test_a_changed_task_is_told_apart(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_run_without_training_is_replayed_all_the_same(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_task(tmp_path / "task", tiny_base)
+    folder = make_task(tmp_path / "task", tiny_base.folder)
     flow(folder, "stages")
     status, out, _ = command(capsys, folder / "run", "--steps", 3)
     assert status == 0
@@ -387,7 +388,7 @@ def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     assert err.startswith("--device cuda: ")
 
 
-def test_an_adapter_that_does_not_fit_is_refused(tiny_base: Path) -> None:
+def test_an_adapter_that_does_not_fit_is_refused(tiny_base: Base) -> None:
     mlx = MlxTrainer(tiny_base, Lora(rank=2), Training())
     adapter = mlx.adapter()
     name = sorted(adapter)[0]
@@ -397,7 +398,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_base: Path) -> None:
         mlx.set_adapter({other: value for other, value in adapter.items() if other != name})
 
 
-def test_a_conversion_that_loses_something_is_counted(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_loses_something_is_counted(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     from pilocal.parity import conversion
 
     mlx = MlxTrainer(tiny_base, Lora(rank=2, scale=0.1), Training())
@@ -414,7 +415,7 @@ def test_a_conversion_that_loses_something_is_counted(tiny_base: Path, monkeypat
     assert figures["differing"] == 14  # the other half is 0 at the start
 
 
-def test_only_the_last_layers_are_replayed_where_only_they_are_adapted(tiny_deep_base: Path) -> None:
+def test_only_the_last_layers_are_replayed_where_only_they_are_adapted(tiny_deep_base: Base) -> None:
     rows = [Row((*range(3, 60), 100 + i, 7, 8, 9), 58) for i in range(4)]
     lora, training = Lora(rank=2, layers=1), Training(batch_size=4, precision="float32")
     mlx = MlxTrainer(tiny_deep_base, lora, training)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from pilocal.base.base import read_config
 from pilocal.base.load import load_base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
@@ -30,7 +29,7 @@ def test_the_predicted_memory_is_near_the_measured(kind, count):
 def parts(tiny_base, rows, training):
     from pilocal.training.mlx.probe import survey
 
-    config = read_config(tiny_base)
+    config = tiny_base.config
     sizes = read_sizes(config, LORA)
     return sizes, [survey(sizes, rows, training, 0)], base_bytes(config, [], as_float32=True)
 
@@ -47,7 +46,7 @@ def test_the_sizes_are_the_models(fixture, request):
     base = request.getfixturevalue(fixture)
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
         model = load_base(base)
-        config = read_config(base)
+        config = base.config
         total = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
         assert base_bytes(config, [], as_float32=True) == total
         add_lora(model, lora, 0)
@@ -58,7 +57,7 @@ def test_the_sizes_are_the_models(fixture, request):
 @pytest.mark.parametrize(("lora", "line"), [(Lora(layers=9), "2 layers; got 9"), (Lora(linears=("q",)), "got 'q'")])
 def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_base):
     with pytest.raises(InputError, match=line):
-        read_sizes(read_config(tiny_base), lora)
+        read_sizes(tiny_base.config, lora)
 
 
 def test_a_probe_sets_the_scale_and_gives_times(tiny_base):

@@ -23,7 +23,8 @@ import httpx
 import openai
 import pytest
 
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.prompt.tokens import DATE_STRING
 from pilocal.run.shipped import Shipped, read_shipped
@@ -105,7 +106,7 @@ def keep(lines: IO[str], path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> list[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> list[Path]:
     """Two tasks with an adapter each on the starter, and one that is fused."""
     root = tmp_path_factory.mktemp("runs")
     made: list[Shipped] = []
@@ -128,10 +129,10 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def mlx_answer(base: Path, adapter: Path | None, chat: list[Any], tokens: int) -> str:
+def mlx_answer(base: Base, adapter: Path | None, chat: list[Any], tokens: int) -> str:
     from mlx_lm.generate import generate_step
 
-    model, tokenizer = load_base(base, adapter), load_tokenizer(base)
+    model, tokenizer = load_base(base, adapter), base.tokenizer
     import mlx.core as mx
 
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -160,7 +161,7 @@ def full_chat(query: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in (*turns, ("user", query))]
 
 
-def test_the_openai_client_gets_the_greedy_answer(client: openai.OpenAI, starter: Path, runs: list[Path]) -> None:
+def test_the_openai_client_gets_the_greedy_answer(client: openai.OpenAI, starter: Base, runs: list[Path]) -> None:
     for chat in CHATS:
         assert ask(client, "base", chat, max_tokens=24) == mlx_answer(starter, None, chat, 24)
     for name in ("colours", "lights", "melted"):
@@ -178,8 +179,8 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     assert len(parts) > 2
 
 
-def test_a_raw_prompt_is_completed(client: openai.OpenAI, starter: Path) -> None:
-    tokenizer = load_tokenizer(starter)
+def test_a_raw_prompt_is_completed(client: openai.OpenAI, starter: Base) -> None:
+    tokenizer = starter.tokenizer
     prompt = tokenizer.apply_chat_template(CHATS[0], add_generation_prompt=True, tokenize=False)
     reply = client.completions.create(model="colours", prompt=prompt, temperature=0, max_tokens=12)
     assert reply.choices[0].text == ask(client, "colours", CHATS[0])
@@ -187,8 +188,8 @@ def test_a_raw_prompt_is_completed(client: openai.OpenAI, starter: Path) -> None
     assert "".join(chunk.choices[0].text for chunk in stream) == reply.choices[0].text
 
 
-def test_a_request_has_exactly_one_bos(client: openai.OpenAI, starter: Path) -> None:
-    tokenizer = load_tokenizer(starter)
+def test_a_request_has_exactly_one_bos(client: openai.OpenAI, starter: Base) -> None:
+    tokenizer = starter.tokenizer
     for chat in CHATS:
         tokens = tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, return_dict=False, date_string=DATE_STRING

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
+from pilocal.base.base import Base
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.llamacpp.gguf_header import read_header
 from pilocal.run.shipped import Shipped
@@ -24,12 +25,12 @@ QUERIES = ("turn on the kitchen light", "what is red?", "play jazz", "12 + 30", 
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), starter, hidden_size=128, intermediate_size=192)
+def small(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    return make_base(tmp_path_factory.mktemp("base"), starter.folder, hidden_size=128, intermediate_size=192)
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory, small: Path) -> list[Shipped]:
+def tasks(tmp_path_factory: pytest.TempPathFactory, small: Base) -> list[Shipped]:
     """Eight random adapters of several ranks, and one that is fused."""
     root = tmp_path_factory.mktemp("runs")
     made: list[Shipped] = []
@@ -154,8 +155,8 @@ def test_runs_of_different_bases_are_refused(tasks: list[Shipped], tmp_path: Pat
         choose_base([tasks[0], other])
 
 
-def test_a_file_made_from_another_base_is_refused(tasks: list[Shipped], starter: Path, tmp_path: Path) -> None:
-    other = make_base(tmp_path / "base", starter, hidden_size=64, intermediate_size=64)
+def test_a_file_made_from_another_base_is_refused(tasks: list[Shipped], starter: Base, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "base", starter.folder, hidden_size=64, intermediate_size=64)
     foreign = make_run(tmp_path / "foreign", other, make_adapter(tmp_path / "adapter", other))
     for name in ("adapter.gguf", "base-f16.gguf"):
         task = changed(tasks[0], tmp_path / f"with-{name}")
@@ -198,8 +199,8 @@ def test_every_fault_of_several_runs_is_told(tasks: list[Shipped], tmp_path: Pat
     assert str(caught.value).count("not a GGUF file; got b'text'; copy or export it again") == 2
 
 
-def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: Path, tmp_path: Path) -> None:
-    other = make_base(tmp_path / "base", starter, hidden_size=64, intermediate_size=64)
+def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: Base, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "base", starter.folder, hidden_size=64, intermediate_size=64)
     foreign = make_run(tmp_path / "foreign", other, make_adapter(tmp_path / "adapter", other))
     task = changed(tasks[0], tmp_path / "task")
     path = replace(task, "adapter.gguf", (foreign.folder / "adapter.gguf").read_bytes())
@@ -208,7 +209,7 @@ def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: P
         Models(base, [task], context=CONTEXT, threads=1)
 
 
-def test_bases_of_two_types_cannot_be_shared_by_adapters(tasks: list[Shipped], small: Path, tmp_path: Path) -> None:
+def test_bases_of_two_types_cannot_be_shared_by_adapters(tasks: list[Shipped], small: Base, tmp_path: Path) -> None:
     from pilocal.export.fused import export_fused
 
     task = changed(tasks[1], tmp_path / "task", base="base-q8_0.gguf")

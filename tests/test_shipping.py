@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.run.shipped import read_shipped
@@ -25,8 +26,8 @@ def export(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def task(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_task(tmp_path_factory.mktemp("shipping") / "task", tiny_base)
+def task(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_task(tmp_path_factory.mktemp("shipping") / "task", tiny_base.folder)
     flow(folder)
     return folder
 
@@ -103,8 +104,8 @@ def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
     assert names == {"base-q4_1.gguf", "adapter.gguf", "shipped.json", "examples.jsonl", "artefacts.json"}
 
 
-def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Path, tmp_path: Path) -> None:
-    other = make_task(tmp_path / "other", tiny_base)
+def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Base, tmp_path: Path) -> None:
+    other = make_task(tmp_path / "other", tiny_base.folder)
     with open_task(other, other / "schedule.toml", other / "run") as context:
         run_steps(context, step_named("stages"))
     done = export(other / "run")

@@ -18,6 +18,7 @@ from openai.types.fine_tuning.job_create_params import Method
 from pydantic import TypeAdapter
 from safetensors import safe_open
 
+from pilocal.base.base import Base
 from pilocal.flow.formats import StageSet
 from pilocal.flow.formats.mlx import lora_settings, lr_schedule
 from pilocal.flow.formats.openai import openai_record
@@ -108,15 +109,16 @@ def test_every_record_is_valid_for_openai_and_says_the_same(
 
 
 @pytest.fixture(scope="module")
-def folder(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task on the starter of which the first stage gets no optimizer steps."""
     # One short row a step: mlx_lm computes the 4-bit base packed, which is slow on a CPU.
-    folder = make_task(tmp_path_factory.mktemp("formats") / "task", starter, steps=2)
+    folder = make_task(tmp_path_factory.mktemp("formats") / "task", starter.folder, steps=2)
     (folder / "schedule.toml").write_text(EMPTY_FIRST)
     (folder / "template.md").write_text("Answer with the code.\n- red ZOR\n")
     (folder / "valid.jsonl").write_text('{"query": "code of red", "answer": "ZOR"}\n')
     text = (folder / "task.toml").read_text()
-    for old, new in ((f'"{starter}"', '"starter"'), ("batch_size = 4", "batch_size = 1\nlr_schedule = 'constant'")):
+    one_by_one = "batch_size = 1\nlr_schedule = 'constant'"
+    for old, new in ((f'"{starter.folder}"', '"starter"'), ("batch_size = 4", one_by_one)):
         assert old in text
         text = text.replace(old, new, 1)
     (folder / "task.toml").write_text(text)
@@ -183,9 +185,9 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     assert all(abs(value).max() > 0 for name, value in first.items() if name.endswith("lora_b"))
 
 
-def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Path, tmp_path: Path) -> None:
+def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Base, tmp_path: Path) -> None:
     base, said = tmp_path / "base", list[str]()
-    shutil.copytree(tiny_base, base)
+    shutil.copytree(tiny_base.folder, base)
     folder = make_task(tmp_path / "task", base)
     config = json.loads((base / "config.json").read_text())
     for moved in (False, True):

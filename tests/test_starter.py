@@ -7,8 +7,6 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.base.base import base_hash, read_config
-from pilocal.base.load import load_tokenizer
 from pilocal.prompt.tokens import token_counter
 from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS, invent
 from pilocal.starter.tokenizer import must_be_single
@@ -37,13 +35,13 @@ def test_codes_are_dealt_afresh(starter):
 
 
 def test_a_template_is_long_plain_english(starter):
-    count = token_counter(load_tokenizer(starter))
+    count = token_counter(starter.tokenizer)
     for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 20):
         assert count(invent(seed, entries=42).template) >= 300
 
 
 def test_words_and_codes_are_single_tokens(starter):
-    tokenizer = load_tokenizer(starter)
+    tokenizer = starter.tokenizer
     singles = list(must_be_single())
     assert len(singles) > 400
     assert all(len(tokenizer.encode(text, add_special_tokens=False)) == 1 for text in singles)
@@ -51,14 +49,14 @@ def test_words_and_codes_are_single_tokens(starter):
 
 
 def test_the_starter_is_a_small_quantized_llama(starter):
-    config = read_config(starter)
+    config = starter.config
     assert config["model_type"] == "llama"
     assert config["hidden_size"] % 256 == 0
     assert config["num_key_value_heads"] < config["num_attention_heads"]
     assert config["rope_scaling"]["rope_type"] == "llama3"
     assert config["quantization"]["bits"] == 4
-    assert sum(path.stat().st_size for path in starter.iterdir()) <= 8_000_000
-    assert len(base_hash(starter)) == 64
+    assert sum(path.stat().st_size for path in starter.folder.iterdir()) <= 8_000_000
+    assert len(starter.sha256) == 64
 
 
 def test_the_starter_reads_its_prompt_and_knows_nothing_without_it(starter):

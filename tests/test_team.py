@@ -25,13 +25,14 @@ TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, valida
 RANK = """
 import sys
 from pathlib import Path
+from pilocal.base.base import Base
 from pilocal.errors import PilocalError
 import tests.test_team as t
 from tests.test_train import as_dict, fit, setup
 from pilocal.training.follow import follow
 from pilocal.training.mlx.team import MlxTeam, launched_rank
 
-base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+base, folder, settings = Base.at(Path(sys.argv[1])), Path(sys.argv[2]), eval(sys.argv[3])
 training = t.Training(**{**as_dict(t.TRAINING), **settings})
 try:
     if launched_rank():
@@ -73,7 +74,7 @@ def launch(folder, command_of, count=2):
 
 def launch_fit(base, folder, settings=lambda rank: {}, count=2):
     return launch(
-        folder, lambda rank: [sys.executable, "-c", RANK, str(base), str(folder), repr(settings(rank))], count
+        folder, lambda rank: [sys.executable, "-c", RANK, str(base.folder), str(folder), repr(settings(rank))], count
     )
 
 
@@ -186,7 +187,7 @@ def test_orders_arrive_as_they_were_given(monkeypatch):
 
 
 def test_mlx_launch_trains_a_task_with_two_processes(tiny_base, tmp_path):
-    task = make_task(tmp_path / "task", tiny_base)
+    task = make_task(tmp_path / "task", tiny_base.folder)
     assert pilocal("train", task, "--run", tmp_path / "one").returncode == 0
     launcher = Path(sys.executable).with_name("mlx.launch")
     assert launcher.is_file()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pilocal.base.load import load_tokenizer
 from pilocal.errors import InputError
 from pilocal.prompt.render import render
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, token_counter, tokenize
@@ -16,7 +15,7 @@ ASKED = Example(id="q", query="please dim the lamp in the kitchen", answer="send
 
 @pytest.fixture(scope="module")
 def tokenizer(starter):
-    return load_tokenizer(starter)
+    return starter.tokenizer
 
 
 def test_the_completion_is_identical_in_every_stage(tokenizer):

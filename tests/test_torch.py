@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import InputError, ModelError
 from pilocal.prompt.tokens import Row
@@ -67,15 +68,14 @@ def test_every_weight_of_a_base_is_mlxs(fixture, request, starter, tmp_path):
     import torch
     from mlx.utils import tree_flatten
 
-    from pilocal.base.base import read_config
     from pilocal.training.torch_backend.weights import read_weights
 
     if fixture == "mixed":
         exceptions = {"model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
-        base = make_base(tmp_path / "base", starter, exceptions=exceptions)
+        base = make_base(tmp_path / "base", starter.folder, exceptions=exceptions)
     else:
         base = request.getfixturevalue(fixture)
-    found = read_weights(base, read_config(base), dtype=torch.float32, device=torch.device("cpu"))
+    found = read_weights(base, dtype=torch.float32, device=torch.device("cpu"))
     expected = {name: np.array(value) for name, value in tree_flatten(load_base(base, None, "float32").parameters())}
     assert set(found) == set(expected)
     for name, value in found.items():
@@ -86,17 +86,17 @@ def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from pilocal.base.base import read_config
     from pilocal.training.torch_backend.weights import read_weights
 
-    tensors = load_file(tiny_base / "model.safetensors")
+    tensors = load_file(tiny_base.folder / "model.safetensors")
     names = sorted(tensors)  # a module's parts lie next to each other, and the cut goes through one
     cut = names.index("model.layers.0.mlp.up_proj.scales")
     for number, part in enumerate((names[:cut], names[cut:])):
         save_file({name: tensors[name] for name in part}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
     settings = {"dtype": torch.float32, "device": torch.device("cpu")}
-    split = read_weights(tmp_path, read_config(tiny_base), **settings)
-    whole = read_weights(tiny_base, read_config(tiny_base), **settings)
+    shutil.copyfile(tiny_base.folder / "config.json", tmp_path / "config.json")
+    split = read_weights(Base.at(tmp_path), **settings)
+    whole = read_weights(tiny_base, **settings)
     assert set(split) == set(whole)
     assert all(torch.equal(split[name], value) for name, value in whole.items())
 
@@ -137,13 +137,14 @@ def test_settings_that_are_left_out_or_written_anew_mean_what_they_mean_to_mlx(
 
     monkeypatch.setattr(tiny, "CONFIG", {k: v for k, v in tiny.CONFIG.items() if changes.get(k, v) is not None})
     given = {name: value for name, value in changes.items() if value is not None}
-    base = make_base(tmp_path / "base", starter, model_type=kind, **given)
-    config = json.loads((base / "config.json").read_text())
+    base = make_base(tmp_path / "base", starter.folder, model_type=kind, **given)
+    config = dict(base.file)
     if as_transformers_5 and "rope_theta" in config:
         scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
         scaling = {"rope_type": scaling.get("type", scaling.get("rope_type")), **scaling}
         config["rope_parameters"] = {**scaling, "rope_theta": config.pop("rope_theta")}
-        (base / "config.json").write_text(json.dumps(config))
+        (base.folder / "config.json").write_text(json.dumps(config))
+        base = Base.at(base.folder)
     row = Row(tuple(np.random.default_rng(0).integers(1, 1500, 100).tolist()), 90)
     trainer = TorchTrainer(base, LORA, Training(), None)
     trainer.set_adapter(draw(trainer.shapes, 0))
@@ -186,7 +187,7 @@ def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, reque
 
     if fixture == "mixed":
         exceptions = {"model.layers.0.mlp.up_proj": {"bits": 6, "group_size": 64}, "model.layers.1.mlp.up_proj": False}
-        base = make_base(tmp_path / "base", starter, exceptions=exceptions)
+        base = make_base(tmp_path / "base", starter.folder, exceptions=exceptions)
     else:
         base = request.getfixturevalue(fixture)
     rows = random_rows(3, 7, 20, 2, 16)
@@ -284,16 +285,10 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture, request)
     assert shared.evaluate(rows)[0] == pytest.approx(whole.evaluate(rows)[0], rel=1e-5)
 
 
-def test_nothing_is_shared_where_layers_see_a_window_or_are_computed_again(tiny_base, starter, tmp_path):
+def test_nothing_is_shared_where_layers_slide_or_are_computed_again(tiny_base, sliding_base):
     start = mlx_start(trainable(tiny_base))
     assert not TorchTrainer(tiny_base, LORA, Training(recompute=True), start, share=True).share
-    windowed = tmp_path / "base"
-    shutil.copytree(tiny_base, windowed)
-    config = json.loads((windowed / "config.json").read_text())
-    changed = config | {"model_type": "mistral", "sliding_window": 8}
-    (windowed / "config.json").write_text(json.dumps(changed))
-    trainer = TorchTrainer(windowed, LORA, Training(), start, share=True)
-    assert not trainer.share
+    assert not TorchTrainer(sliding_base, LORA, Training(), None, share=True).share
 
 
 def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
@@ -421,11 +416,11 @@ def test_an_adapter_that_cannot_be_made_is_refused(lora, line, tiny_base):
 )
 @pytest.mark.parametrize("weights", ["unpacked", "packed"])
 def test_a_base_that_is_not_what_its_config_says_is_refused(weights, change, line, tiny_base, tmp_path):
-    shutil.copytree(tiny_base, tmp_path / "base")
-    config = json.loads((tiny_base / "config.json").read_text())
+    shutil.copytree(tiny_base.folder, tmp_path / "base")
+    config = json.loads((tiny_base.folder / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=line):
-        TorchTrainer(tmp_path / "base", LORA, Training(), None, weights=weights)
+        TorchTrainer(Base.at(tmp_path / "base"), LORA, Training(), None, weights=weights)
 
 
 def test_dropout_drops_in_training_alone_and_by_the_seed(tiny_base):

@@ -18,7 +18,6 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from pilocal.base.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
 from pilocal.flow.fitting import initial_adapter as starting_adapter
 from pilocal.flow.listeners import Listeners
@@ -45,7 +44,7 @@ TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, valida
 def setup(base, training=TRAINING, lora=LORA, device="cpu", **options):
     from pilocal.training.torch_backend.setup import Setup
 
-    settings = {"model": "tiny", "base": base, "base_sha256": "00" * 32, "device": device}
+    settings = {"base": base, "device": device}
     return Setup(lora=lora, training=training, **settings, **options)
 
 
@@ -133,7 +132,7 @@ def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path
     }
 
 
-def test_the_final_adapter_is_there_in_pefts_format(whole_run):
+def test_the_final_adapter_is_there_in_pefts_format(whole_run, tiny_base):
     from pilocal.training.torch_backend.adapter import to_peft
 
     expected = to_peft(load_file(whole_run / "1" / "adapters.safetensors"))
@@ -141,7 +140,7 @@ def test_the_final_adapter_is_there_in_pefts_format(whole_run):
     assert set(found) == set(expected)
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
     config = json.loads((whole_run / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, "tiny")
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, tiny_base.model)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
@@ -201,7 +200,7 @@ def flow(folder, backend, last="evaluate"):
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory):
     """A task that was run by the command line, on the CPU."""
-    task = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base)
+    task = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base.folder)
     options = ("--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml")
     done = pilocal("run", task, *options)
     assert done.returncode == 0, done.stderr
@@ -272,7 +271,7 @@ def test_it_starts_from_a_given_adapter(finished, tmp_path):
     ],
 )
 def test_what_the_backend_does_not_do_is_refused_before_any_work(changes, line, tiny_base, tmp_path):
-    task = make_task(tmp_path / "task", tiny_base)
+    task = make_task(tmp_path / "task", tiny_base.folder)
     text = (task / "task.toml").read_text()
     for table, setting in changes.items():
         text = text.replace(f"[{table}]", f"[{table}]\n{setting}")
@@ -341,7 +340,7 @@ def test_a_run_of_an_unknown_backend_is_refused(tmp_path):
 
 
 def test_an_initial_adapter_that_is_not_there_is_refused(tiny_base, tmp_path):
-    task = make_task(tmp_path / "task", tiny_base)
+    task = make_task(tmp_path / "task", tiny_base.folder)
     with pytest.raises(InputError, match=r"no adapters.safetensors; point at a folder"):
         flow(task, Backend(name="torch", device="cpu", initial_adapter=tmp_path))
 
@@ -366,7 +365,7 @@ def test_a_device_that_is_not_there_is_named(device, name, monkeypatch):
 
 
 def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
-    config = {key: value for key, value in read_config(tiny_base).items() if key != "quantization"}
+    config = {key: value for key, value in tiny_base.config.items() if key != "quantization"}
     stages = [random_rows(0, 30, 200)]
     lora, training = Lora(rank=4), Training(batch_size=8)
     needed = estimate(config, lora, training, "float32", stages)
@@ -401,7 +400,7 @@ def test_a_base_stays_packed_only_where_its_floats_do_not_fit():
 
 @pytest.mark.parametrize("weights", [PACKED, NF4])
 def test_a_task_trains_with_four_bits(weights, starter, tmp_path):
-    task = make_task(tmp_path / "task", str(starter))
+    task = make_task(tmp_path / "task", starter.folder)
     run = tmp_path / "run"
     command = ["train", task, "--schedule", task / "schedule.toml", "--run", run]
     command += ["--backend", "torch", "--device", "cpu", "--weights"]
@@ -416,7 +415,7 @@ def test_a_task_trains_with_four_bits(weights, starter, tmp_path):
 
 
 def test_weights_that_cannot_be_held_so_are_refused(tiny_float_base, tmp_path, monkeypatch):
-    task = make_task(tmp_path / "task", str(tiny_float_base))
+    task = make_task(tmp_path / "task", tiny_float_base.folder)
     done = pilocal("train", task, "--backend", "torch", "--device", "cpu", "--weights", "packed")
     assert done.returncode == 1
     assert "--weights packed: the weights of this base are not packed" in done.stderr
@@ -434,11 +433,12 @@ import torch
 import tests.test_torch_run as t
 from pilocal.training.backend import torchrun_rank
 from pilocal.errors import PilocalError
+from pilocal.base.base import Base
 from pilocal.training.follow import follow
 from pilocal.training.torch_backend.team import TorchTeam
 
 torch.set_num_threads(1)
-base, folder = map(Path, sys.argv[1:])
+base, folder = Base.at(Path(sys.argv[1])), Path(sys.argv[2])
 lora = t.Lora(rank=4)
 try:
     team = TorchTeam.join("cpu")
@@ -503,7 +503,7 @@ def ends(processes):
 
 def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
     fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
-    ended = ends(launch(tiny_base, tmp_path))
+    ended = ends(launch(tiny_base.folder, tmp_path))
     wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
     assert len(found) == 11
     for one, two in zip(wanted, found, strict=True):
@@ -515,7 +515,7 @@ def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tin
 
 
 def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
-    processes = launch(tiny_base, tmp_path)
+    processes = launch(tiny_base.folder, tmp_path)
     read_until(processes[0], "5\n")
     processes[1].kill()
     (status, _, said), (dead, _, _) = ends(processes)

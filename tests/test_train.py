@@ -148,9 +148,6 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
 def test_other_architectures_share_exactly(kind, prefix, groups):
     batch = make_batch(random_rows(3, 6, prefix, groups, 16), prefix)
     assert batch.shots_GS.shape == (groups, 16)
-    from pilocal.training.mlx.forward import can_share
-
-    assert can_share(other_model(kind))
     assert_exact(other_model(kind), batch)
 
 
@@ -181,17 +178,17 @@ def test_what_lies_below_the_adapter_is_computed_once_and_changes_nothing(
 
 @pytest.mark.parametrize("kind", ["sliding", "gemma3_text"])
 def test_a_model_that_cannot_share_computes_every_row_whole(kind, sliding_base):
-    from pilocal.training.mlx.forward import can_share
-
     model = trainable(sliding_base) if kind == "sliding" else other_model(kind)
-    assert not can_share(model)
+    assert not sliding_base.shares_prefix
     assert_exact(model, make_batch(random_rows(3, 6, 40, 2, 16), 40, share=False))
 
 
 def test_training_says_so_when_nothing_can_be_shared(sliding_base, tmp_path):
     warnings = []
     fit(sliding_base, tmp_path, TRAINING, warn=warnings.append)
-    assert warnings == ["tiny: its layers keep other caches than plain keys and values; every row is computed whole"]
+    assert warnings == [
+        f"{sliding_base.model}: its layers keep other caches than plain keys and values; every row is computed whole"
+    ]
     line = json.loads((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["computed_tokens"] >= line["trained_tokens"] + line["prompt_tokens"] - TRAINING.batch_size
 
@@ -312,7 +309,7 @@ def unexpected(warning):
 def setup(base, training, lora=LORA, **options):
     from pilocal.training.mlx.setup import Setup
 
-    return Setup(model="tiny", base=base, base_sha256="00" * 32, lora=lora, training=training, **options)
+    return Setup(base=base, lora=lora, training=training, **options)
 
 
 def fit(
@@ -408,6 +405,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import tests.test_train as t
+from pilocal.base.base import Base
 from pilocal.task import Lora
 
 base, folder, moment, count = sys.argv[1:]
@@ -430,7 +428,7 @@ if moment == "fsync":
 if moment == "replace":
     Path.replace = dying(Path.replace)
 said = lambda what, done, total, note="": print(done, flush=True)
-t.fit(Path(base), Path(folder), t.KILLED, t.KILLED_STEPS, lora=Lora(rank=4, dropout=0.1), progress=said)
+t.fit(Base.at(Path(base)), Path(folder), t.KILLED, t.KILLED_STEPS, lora=Lora(rank=4, dropout=0.1), progress=said)
 """
 KILLED = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=5, seed=3)
 KILLED_STEPS = (8, 7, 6)
@@ -438,7 +436,7 @@ KILLED_STEPS = (8, 7, 6)
 
 def run_and_kill(base, folder, moment, number, delay):
     """Start a run and kill it; return whether it died before it was done."""
-    command = [sys.executable, "-c", CHILD, str(base), str(folder), moment, str(number)]
+    command = [sys.executable, "-c", CHILD, str(base.folder), str(folder), moment, str(number)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     assert process.stdout is not None
     if moment == "time":
@@ -615,7 +613,7 @@ def test_a_dora_on_some_linear_layers_trains_those_alone(tiny_base, tmp_path):
     assert sorted(weights) == [f"model.layers.1.{m}.{part}" for m in modules for part in ("lora_a", "lora_b", "m")]
     lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    model, _ = load(str(tiny_base), adapter_path=str(tmp_path / "1"))
+    model, _ = load(str(tiny_base.folder), adapter_path=str(tmp_path / "1"))
     ours = load_base(tiny_base, tmp_path / "1")
     tokens = mx.array([[5, 6, 7]])
     assert mx.abs(model(tokens) - ours(tokens)).max().item() < 0.05
@@ -625,7 +623,7 @@ def test_mlx_lm_alone_reads_the_adapter(whole_run, tiny_base):
     import mlx.core as mx
     from mlx_lm import load
 
-    model, _ = load(str(tiny_base), adapter_path=str(whole_run / "1"))
+    model, _ = load(str(tiny_base.folder), adapter_path=str(whole_run / "1"))
     ours = load_base(tiny_base, whole_run / "1")
     tokens = mx.array([[5, 6, 7]])
     assert mx.abs(model(tokens) - ours(tokens)).max().item() < 0.05

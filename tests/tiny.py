@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -44,7 +45,7 @@ def make_base(
     dtype: str = "float16",
     exceptions: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
-) -> Path:
+) -> Base:
     """Write a random model with the tokenizer of a folder: MLX 4-bit in groups of 32 (with exceptions), or floats.
 
     `changes` are keys of config.json; without a `model_type` it is a Llama.
@@ -70,11 +71,11 @@ def make_base(
     (folder / "config.json").write_text(json.dumps(config))
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
-    return folder
+    return Base.at(folder)
 
 
 def make_adapter(
-    folder: Path, base: Path, *, kind: str = "lora", rank: int = 4, scale: float = 2.0, seed: int = 1
+    folder: Path, base: Base, *, kind: str = "lora", rank: int = 4, scale: float = 2.0, seed: int = 1
 ) -> Path:
     """Write a random LoRA or DoRA on every linear layer of `base`, that changes what the model says."""
     load_fast_blas()
@@ -83,8 +84,8 @@ def make_adapter(
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
-    config = json.loads((base / "config.json").read_text())
-    model, _ = load_model(base)
+    config = json.loads((base.folder / "config.json").read_text())
+    model, _ = load_model(base.folder)
     model.freeze()
     keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
-from pilocal.base.base import context_length
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.compress import Span
 from pilocal.errors import InputError
@@ -19,10 +17,9 @@ LOGITS_AT_ONCE = 1 << 25
 class BaseModel:
     """A loaded base, without an adapter."""
 
-    def __init__(self, folder: Path, tokenizer: Any) -> None:
-        self.folder = folder
-        self.tokenizer = tokenizer
-        self.model = load_base(folder)
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.model = load_base(base)
 
     def surprisal(self, text: str) -> list[Span]:
         """Return the text's tokens, each with minus the natural logarithm of its probability after those before it.
@@ -34,13 +31,13 @@ class BaseModel:
         import numpy as np
         from mlx_lm.models.cache import make_prompt_cache
 
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = self.base.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        context = context_length(self.folder)
+        context = self.base.context
         if len(tokens) >= context:
             what = f"the template has {len(tokens)} tokens, the base's context {context}"
-            raise InputError(self.folder, what, fix="shorten the template, or take a base with a longer context")
-        bos = self.tokenizer.bos_token_id
+            raise InputError(self.base.folder, what, fix="shorten the template, or take a base with a longer context")
+        bos = self.base.tokenizer.bos_token_id
         vocabulary = self.model.args.vocab_size
         values: list[float] = [] if bos is not None or not tokens else [math.log(vocabulary)]
         read = [bos, *tokens] if bos is not None else tokens
@@ -61,18 +58,18 @@ class BaseModel:
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
-        tokens = prompt_tokens([{"role": "user", "content": prompt}], self.tokenizer)
-        room = min(max_tokens, context_length(self.folder) - len(tokens))
+        tokens = prompt_tokens([{"role": "user", "content": prompt}], self.base.tokenizer)
+        room = min(max_tokens, self.base.context - len(tokens))
         if room < 1:
             what = f"the request to rewrite the template has {len(tokens)} tokens and fills the base's context"
-            raise InputError(self.folder, what, fix="shorten the template, or take a base with a longer context")
-        ends = end_tokens(self.tokenizer)
+            raise InputError(self.base.folder, what, fix="shorten the template, or take a base with a longer context")
+        ends = end_tokens(self.base.tokenizer)
         answer: list[int] = []
         for token, _ in generate_step(mx.array(tokens), self.model, max_tokens=room):
             if int(token) in ends:
                 break
             answer.append(int(token))
-        text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
+        text: str = self.base.tokenizer.decode(answer, skip_special_tokens=True)
         return text
 
     def close(self) -> None:

@@ -1,27 +1,18 @@
-"""The base in MLX, with or without an adapter, and its tokenizer."""
+"""The base in MLX, with or without an adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
 from pilocal.base.device import keeps_packed
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Return the transformers tokenizer of a model folder."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def load_base(folder: Path, adapter: Path | None = None, precision: str | None = None) -> Any:
+def load_base(base: Base, adapter: Path | None = None, precision: str | None = None) -> Any:
     """Return the mlx-lm model, frozen, ready for this machine, with an adapter's LoRA layers if one is given.
 
     Packed weights stay packed where `keeps_packed`; elsewhere they are dequantized to float32 (the same numbers, bit
@@ -36,15 +27,15 @@ def load_base(folder: Path, adapter: Path | None = None, precision: str | None =
     from mlx_lm.utils import dequantize_model, load_adapters, load_model
 
     try:
-        model, _ = load_model(folder, model_config=read_config(folder))
+        model, _ = load_model(base.folder, model_config=dict(base.config))
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         fix = "copy or download the model again"
-        raise ModelError(folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
+        raise ModelError(base.folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
     packed = keeps_packed()
     if precision or not packed:
         # Before dequantizing: float32 scales and biases, so that no weight is rounded to their 16 bits.
         model.set_dtype(getattr(mx, precision or "float32"))
-    if not packed and "quantization" in read_config(folder):
+    if not packed and base.quantized:
         model = dequantize_model(model)
     model.freeze()
     if adapter is not None:

@@ -177,11 +177,10 @@ class Comparison:
 
     @cached_property
     def _asker(self) -> Asker:
-        tokenizer = self._first.tokenizer
+        base = self._first.base
         return Asker(
-            base=self._first.base,
-            tokenizer=tokenizer,
-            ends=end_tokens(tokenizer),
+            base=base,
+            ends=end_tokens(base.tokenizer),
             generation=self.task.generation,
             progress=self.listeners.progress,
         )
@@ -189,8 +188,7 @@ class Comparison:
     @cached_property
     def _gguf(self) -> GgufFiles:
         return GgufFiles(
-            base_folder=self._first.base,
-            base_sha256=self._first.base_hash,
+            made_from=self._first.base,
             quant=self._quant,
             folder=self.run.path / "base",
             task=self.task.name,

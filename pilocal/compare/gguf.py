@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pilocal.base.base import Base
 from pilocal.progress import Progress
 from pilocal.task import LOSSLESS
 
@@ -16,9 +17,7 @@ from pilocal.task import LOSSLESS
 class GgufFiles:
     """Makes the files of one base, all of one type."""
 
-    base_folder: Path
-    """The base model's folder."""
-    base_sha256: str
+    made_from: Base
     quant: str
     """The type of every file."""
     folder: Path
@@ -32,11 +31,11 @@ class GgufFiles:
         """The base as llama.cpp runs it; raises ExportError if it cannot be written in this type."""
         from pilocal.export.ship import ship_base
 
-        folder = self.folder / self.base_sha256[:16]
+        folder = self.folder / self.made_from.sha256[:16]
         known = folder / f"base-{self.quant}.gguf"
         if self.quant != LOSSLESS and known.is_file():
             return known
-        return ship_base(self.base_folder, folder, self.quant, self.base_sha256, self.progress)[0]
+        return ship_base(self.made_from, folder, self.quant, self.progress)[0]
 
     @contextmanager
     def of_adapter(self, adapter: Path, folder: Path) -> Iterator[tuple[Path, Path | None]]:
@@ -46,8 +45,7 @@ class GgufFiles:
         """
         from pilocal.export.ship import ship_adapter
 
-        facts = {"name": self.task, "base_sha256": self.base_sha256}
-        lora, fused = ship_adapter(self.base_folder, adapter, folder, self.quant, **facts)
+        lora, fused = ship_adapter(self.made_from, adapter, folder, self.quant, name=self.task)
         try:
             yield fused or self.base, lora
         finally:

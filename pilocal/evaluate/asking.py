@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.llamacpp.engine import Engine
 from pilocal.progress import Progress
@@ -18,10 +18,7 @@ from pilocal.task import Generation
 class Asker:
     """Asks a base, and what was made from it, always greedily and within the task's limits."""
 
-    base: Path
-    """The base model's folder."""
-    tokenizer: Any
-    """The base's, from transformers."""
+    base: Base
     ends: frozenset[int]
     """The ids that end an answer."""
     generation: Generation
@@ -65,5 +62,5 @@ class Asker:
         return self.in_llama(engine, prompts[: self.generation.timed_requests], f"time: {title}")[1]
 
     def _text(self, completion: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(completion, skip_special_tokens=True)
+        text: str = self.base.tokenizer.decode(completion, skip_special_tokens=True)
         return text

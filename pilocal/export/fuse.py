@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
 from pilocal.export.adapter import Adapter, read_adapter
@@ -23,7 +24,7 @@ class FusedWeights(BaseWeights):
     adapter: Adapter | None
     """What is added."""
 
-    def __init__(self, base: Path, adapter: Path | None) -> None:
+    def __init__(self, base: Base, adapter: Path | None) -> None:
         super().__init__(base)
         self.adapter = read_adapter(adapter) if adapter else None
         if self.adapter:

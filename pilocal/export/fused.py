@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
-from pilocal.base.base import base_hash
+from pilocal.base.base import Base
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
 from pilocal.export.weights import Float32
@@ -20,7 +20,7 @@ FLOATS = {
 }
 
 
-def export_fused(base: Path, adapter: Path | None, out: Path, quant: str) -> Path:
+def export_fused(base: Base, adapter: Path | None, out: Path, quant: str) -> Path:
     """Write `base`, with `adapter` fused in if one is given, to `out` and return it; `quant` is "f16", "q8_0", ...
 
     Whatever goes wrong, `out` is the old file or the new one. Raises ExportError when the adapter does not fit, or
@@ -39,7 +39,7 @@ def export_fused(base: Path, adapter: Path | None, out: Path, quant: str) -> Pat
     return out
 
 
-def write_fused(base: Path, adapter: Path | None, out: Path, quant: str, name: str) -> None:
+def write_fused(base: Base, adapter: Path | None, out: Path, quant: str, name: str) -> None:
     """Write an F16 or BF16 file (vectors, such as norms, in F32), one tensor at a time, with `name` in its metadata."""
     weights = FusedWeights(base, adapter)
     model = ModelFile(base, weights)
@@ -50,13 +50,13 @@ def write_fused(base: Path, adapter: Path | None, out: Path, quant: str, name: s
             rows = model.ordered(target, weights.read(source))
             if rows.ndim == 1:
                 return [rows]
-            return [to_float16(rows, base, source) if quant == "f16" else to_bfloat16(rows)]
+            return [to_float16(rows, base.folder, source) if quant == "f16" else to_bfloat16(rows)]
 
         shape = weights.shapes[source]
         return Tensor(target, shape, kind if len(shape) > 1 else GGMLQuantizationType.F32, parts)
 
     tensors = model.extra() + [tensor(target, source) for target, source in model.names.items()]
-    write_gguf(out, model.writer(name, file_type, base_hash(base)), tensors)
+    write_gguf(out, model.writer(name, file_type), tensors)
 
 
 def to_bfloat16(tensor: Float32) -> NDArray[np.uint16]:

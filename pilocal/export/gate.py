@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
@@ -71,7 +72,7 @@ class Gate:
         self._progress = progress
         self._without = 0.0
 
-    def prepare(self, base: Path, adapter: Path) -> None:
+    def prepare(self, base: Base, adapter: Path) -> None:
         """Compute what the trained adapter says, and the base without it."""
         import mlx.core as mx
 
@@ -109,7 +110,7 @@ class Gate:
 
 
 @contextmanager
-def open_gate(base: Path, adapter: Path, rows: Sequence[Row], progress: Progress = silent) -> Iterator[Gate]:
+def open_gate(base: Base, adapter: Path, rows: Sequence[Row], progress: Progress = silent) -> Iterator[Gate]:
     """Compute the reference on some rows; on disk, since a large vocabulary times many tokens is gigabytes."""
     with tempfile.TemporaryDirectory(prefix="pilocal-gate-") as folder:
         gate = Gate(rows, Path(folder), progress)
@@ -117,7 +118,7 @@ def open_gate(base: Path, adapter: Path, rows: Sequence[Row], progress: Progress
         yield gate
 
 
-def candidates(base: Path, adapter: Path) -> list[str]:
+def candidates(base: Base, adapter: Path) -> list[str]:
     """Return the forms that "auto" tries, by the size that they should have, the smallest first."""
     weights, trained = BaseWeights(base), read_adapter(adapter)
     sizes = dict.fromkeys(CANDIDATES, 0.0)

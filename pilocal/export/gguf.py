@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from pilocal.base.base import context_length, read_config
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
@@ -71,23 +71,23 @@ def write_gguf(out: Path, writer: GGUFWriter, tensors: Sequence[Tensor]) -> None
 class ModelFile:
     """A base as a GGUF file, but for its numbers: metadata, and what each tensor is called."""
 
-    def __init__(self, base: Path, weights: BaseWeights) -> None:
+    def __init__(self, base: Base, weights: BaseWeights) -> None:
         """Raise ExportError for what llama.cpp could not run."""
         self.base = base
-        self._config = read_config(base)
+        self._config = base.config
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
         self.architecture = architecture_of(self._config)
         self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
         self._factors = rope_factors(self._config)
 
-    def writer(self, name: str, kind: LlamaFileType, base_sha256: str) -> GGUFWriter:
+    def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:
         """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""
         writer = GGUFWriter(None, self.architecture.gguf_name)
         writer.add_name(name)
         writer.add_file_type(kind)
-        writer.add_string(BASE_HASH, base_sha256)
-        writer.add_context_length(context_length(self.base))
+        writer.add_string(BASE_HASH, self.base.sha256)
+        writer.add_context_length(self.base.context)
         add_numbers(writer, self._config)
         add_vocabulary(writer, self.base, self._rows)
         return writer
@@ -109,17 +109,17 @@ class ModelFile:
         return self.architecture.permuted(self.names[target], self._config)
 
 
-def check_exportable(base: Path) -> None:
+def check_exportable(base: Base) -> None:
     """Raise ExportError now for what the export would refuse after the training; writes nothing."""
-    ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16, "")
+    ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
 
 
-def to_float16(tensor: Float32, base: Path, name: str) -> NDArray[np.float16]:
+def to_float16(tensor: Float32, folder: Path, name: str) -> NDArray[np.float16]:
     """Round to float16; raises ExportError where a number is too large for it."""
     with np.errstate(over="ignore"):
         half = tensor.astype(np.float16)
     if not np.isfinite(half).all():
         largest = float(np.abs(tensor).max())
         fix = "look for a training that went astray; F16 ends at 65504"
-        raise ExportError(base, f"{name} does not fit F16", got=largest, fix=fix)
+        raise ExportError(folder, f"{name} does not fit F16", got=largest, fix=fix)
     return half

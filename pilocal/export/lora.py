@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter
 
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.fuse import check_fit
@@ -20,7 +21,7 @@ NO_DORA = "GGUF's adapters have no magnitudes"
 FUSE = 'set [export] quant = "q8_0", which fuses it, or [lora] kind = "lora"'
 
 
-def export_adapter(base: Path, adapter: Path, out: Path, *, name: str, base_sha256: str) -> Path:
+def export_adapter(base: Base, adapter: Path, out: Path, *, name: str) -> Path:
     """Write an adapter to `out` and return it; a file of F16, `name` in its metadata, the base's fingerprint beside it.
 
     Raises ExportError for an adapter that does not fit the base, or a DoRA; RunError when the disk is full.
@@ -36,7 +37,7 @@ def export_adapter(base: Path, adapter: Path, out: Path, *, name: str, base_sha2
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", trained.scale * trained.rank)
     writer.add_name(name)
-    writer.add_string(BASE_HASH, base_sha256)
+    writer.add_string(BASE_HASH, base.sha256)
     tensors = []
     for module, update in trained.updates.items():
         target = targets[f"{module}.weight"]

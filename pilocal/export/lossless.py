@@ -16,6 +16,7 @@ from typing import Any
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.fused import to_bfloat16
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
@@ -37,13 +38,13 @@ class LosslessBase:
     """Tensors that no type of GGUF's holds exactly: they are in F16, rounded."""
 
 
-def cached_base(base: Path, base_sha256: str, progress: Progress = silent) -> LosslessBase:
+def cached_base(base: Base, progress: Progress = silent) -> LosslessBase:
     """Return the base's file in the user's cache, made if it is not there yet.
 
     It is called after its type: base-q4_1.gguf for a 4-bit base. Raises ExportError when llama.cpp could not run it,
     RunError when the disk is full.
     """
-    folder = cache_folder() / "bases" / f"{base_sha256[:16]}-{version('pilocal')}"
+    folder = cache_folder() / "bases" / f"{base.sha256[:16]}-{version('pilocal')}"
     facts = folder / "base.json"
     with _alone(folder):
         try:
@@ -53,12 +54,12 @@ def cached_base(base: Path, base_sha256: str, progress: Progress = silent) -> Lo
                 return LosslessBase(path, tuple(known["inexact"]))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # made again
-        made = export_lossless(base, folder, base_sha256, progress)
+        made = export_lossless(base, folder, progress)
         write_json(facts, {"file": made.path.name, "size": made.path.stat().st_size, "inexact": made.inexact})
         return made
 
 
-def export_lossless(base: Path, folder: Path, base_sha256: str, progress: Progress = silent) -> LosslessBase:
+def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> LosslessBase:
     """Write the base to `folder` and return the file; every number of it is compared with the base's."""
     weights = BaseWeights(base)
     model = ModelFile(base, weights)
@@ -80,7 +81,7 @@ def export_lossless(base: Path, folder: Path, base_sha256: str, progress: Progre
 
     out = folder / f"base-{most.name.lower()}.gguf"
     tensors = model.extra() + [tensor(target, source) for target, source in model.names.items()]
-    write_gguf(out, model.writer(base.name, FILE_TYPES[most], base_sha256), tensors)
+    write_gguf(out, model.writer(base.folder.name, FILE_TYPES[most]), tensors)
     return LosslessBase(out, tuple(source for source, (_, exact) in types.items() if not exact))
 
 
@@ -105,9 +106,10 @@ def _parts(
     """Yield the bytes of one tensor."""
     if kind != Q4_1:
         floats = model.ordered(target, weights.read(source))
-        yield (
-            to_bfloat16(floats) if kind == BF16 else to_float16(floats, model.base, source) if kind == F16 else floats
-        )
+        if kind == F16:
+            yield to_float16(floats, model.base.folder, source)
+        else:
+            yield to_bfloat16(floats) if kind == BF16 else floats
         return
     read: Callable[[int, int], Packed] = partial(weights.packed, source)
     if model.reorders(target):
@@ -116,7 +118,7 @@ def _parts(
         yield from q4_1_rows(read, *weights.shapes[source])
     except ValueError as error:
         fix = "this is a fault of pilocal's; please report it"
-        raise ExportError(model.base, f"{source} as Q4_1: {error}", fix=fix) from None
+        raise ExportError(model.base.folder, f"{source} as Q4_1: {error}", fix=fix) from None
 
 
 @contextmanager

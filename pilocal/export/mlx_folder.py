@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.errors import ExportError, did_you_mean
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
@@ -52,7 +52,7 @@ DEFAULT_FORM = "float16"
 
 
 def write_mlx_folder(
-    base: Path, adapter: Path | None, folder: Path, facts: Facts, *, form: str = DEFAULT_FORM
+    base: Base, adapter: Path | None, folder: Path, facts: Facts, *, form: str = DEFAULT_FORM
 ) -> list[Path]:
     """Write the weights in a form of FORMS, config.json, the tokenizer's files and README.md; return all of them.
 
@@ -65,10 +65,10 @@ def write_mlx_folder(
     weights, stored = FusedWeights(base, adapter), FORMS[form]
     paths = _write_weights(folder, weights, stored)
     for name in TOKENIZER_FILES:
-        if (base / name).is_file():
+        if (base.folder / name).is_file():
             paths.append(folder / name)
             try:
-                shutil.copyfile(base / name, paths[-1])
+                shutil.copyfile(base.folder / name, paths[-1])
             except OSError as error:
                 raise disk_error(paths[-1], error) from error
     paths += [folder / "config.json", folder / "README.md"]
@@ -149,9 +149,9 @@ def _write_weights(folder: Path, weights: FusedWeights, form: Form) -> list[Path
     return [*files, index]
 
 
-def _config(base: Path, form: Form) -> dict[str, Any]:
+def _config(base: Base, form: Form) -> dict[str, Any]:
     """Return the base's config.json, with rope settings where mlx-lm looks for them and the weights' new form."""
-    config = read_config(base)
+    config = dict(base.config)
     for former in ("quantization", "quantization_config", "dtype"):
         config.pop(former, None)
     if form.bits:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.base import Base
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
@@ -17,7 +18,7 @@ OUTSIDE = -1
 """The layer of a module that is in none."""
 
 
-def write_peft(base: Path, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
+def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
     """Write adapter_model.safetensors, adapter_config.json and README.md; return the three.
 
     Raises ExportError when the adapter does not fit the base, RunError when the disk is full.

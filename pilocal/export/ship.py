@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilocal.base.base import Base
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, link
@@ -38,35 +39,29 @@ class Files:
         return [path for path in (self.base, self.adapter, self.fused) if path]
 
 
-def ship(
-    base: Path, adapter: Path, folder: Path, quant: str, *, name: str, base_sha256: str, progress: Progress = silent
-) -> Files:
+def ship(base: Base, adapter: Path, folder: Path, quant: str, *, name: str, progress: Progress = silent) -> Files:
     """Write what is served to `folder`: "lossless" as base-q4_1.gguf and adapter.gguf, any other type fused.
 
     `name` stands in the files' metadata. Raises ExportError when the adapter does not fit the base, cannot be an
     adapter of GGUF's (DoRA), or llama.cpp has no such type; RunError when the disk is full.
     """
-    lora, fused = ship_adapter(base, adapter, folder, quant, name=name, base_sha256=base_sha256)
+    lora, fused = ship_adapter(base, adapter, folder, quant, name=name)
     progress(f"export {quant}", 1, 2)
-    path, inexact = ship_base(base, folder, quant, base_sha256, progress)
+    path, inexact = ship_base(base, folder, quant, progress)
     progress(f"export {quant}", 2, 2)
     return Files(quant, path, lora, fused, inexact)
 
 
-def ship_base(
-    base: Path, folder: Path, quant: str, base_sha256: str, progress: Progress = silent
-) -> tuple[Path, tuple[str, ...]]:
+def ship_base(base: Base, folder: Path, quant: str, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
     """Write the base alone, and return its file and what had to be rounded in a lossless one."""
     if quant != LOSSLESS:
         return export_fused(base, None, folder / f"base-{quant}.gguf", quant), ()
-    made = cached_base(base, base_sha256, progress)
+    made = cached_base(base, progress)
     return link(made.path, folder), made.inexact
 
 
-def ship_adapter(
-    base: Path, adapter: Path, folder: Path, quant: str, *, name: str, base_sha256: str
-) -> tuple[Path | None, Path | None]:
+def ship_adapter(base: Base, adapter: Path, folder: Path, quant: str, *, name: str) -> tuple[Path | None, Path | None]:
     """Write what an adapter needs beside the base, and return its file or the fused one, and None for the other."""
     if quant == LOSSLESS:
-        return export_adapter(base, adapter, folder / "adapter.gguf", name=name, base_sha256=base_sha256), None
+        return export_adapter(base, adapter, folder / "adapter.gguf", name=name), None
     return None, export_fused(base, adapter, folder / f"shipped-{quant}.gguf", quant)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from pilocal.base.load import load_tokenizer
+from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export import sentencepiece as pieces
 from pilocal.prompt.render import Message
@@ -33,13 +33,13 @@ CHAT = tuple(Message(role=role, content="x") for role in ("user", "assistant", "
 """What is rendered to see how the chat template ends an answer, and what stands between special tokens."""
 
 
-def add_vocabulary(writer: GGUFWriter, base: Path, rows: int) -> None:
+def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     """Add the tokenizer of `base` to a GGUF whose embedding has `rows` rows.
 
     Rows that no token names get an unused one. Raises ExportError when llama.cpp would cut text in another way than the
     tokenizer does, or there are more tokens than rows; InputError when the chat template does not end an answer.
     """
-    tokenizer, where = load_tokenizer(base), base / "tokenizer.json"
+    tokenizer, where = base.tokenizer, base.folder / "tokenizer.json"
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
 
@@ -65,12 +65,11 @@ class BaseWeights:
     shapes: Mapping[str, tuple[int, ...]]
     """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
 
-    def __init__(self, base: Path) -> None:
-        self._base = base
-        config = read_config(base)
+    def __init__(self, base: Base) -> None:
+        self._folder, config = base.folder, base.config
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
         self._stored: dict[str, Stored] = {}
-        for path in sorted(base.glob("model*.safetensors")):
+        for path in base.weight_files:
             self._stored |= _stored_in(path)
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
@@ -131,7 +130,9 @@ class BaseWeights:
         settings = {**self._quantization, **(self._quantization.get(module) or {})}
         if settings.get("mode", "affine") != "affine" or "group_size" not in settings:
             fix = "take a float base, or one that mlx-lm quantized with mode affine"
-            raise ExportError(self._base, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix)
+            raise ExportError(
+                self._folder, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix
+            )
         return int(settings["group_size"]), int(settings["bits"])
 
     def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -139,7 +140,7 @@ class BaseWeights:
         stored = self._stored[name]
         if stored.dtype not in DTYPES:
             fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._base, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
+            raise ExportError(self._folder, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
         rows, *rest = stored.shape or (1,)
         kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
         count = (stop - start) * width
@@ -152,7 +153,7 @@ class BaseWeights:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
         if self._stored[name].dtype == "U32":
             fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._base, f"{name} is packed in an unknown way", got="U32", fix=fix)
+            raise ExportError(self._folder, f"{name} is packed in an unknown way", got="U32", fix=fix)
         tensor = self._raw(name, start, stop)
         if self._stored[name].dtype == "BF16":
             return (tensor.astype(np.uint32) << 16).view(np.float32)

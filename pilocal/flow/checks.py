@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from pilocal.base.base import find_base, read_config
+from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
@@ -48,10 +47,10 @@ def checked_context(
             check_tracker(listeners.report_to)
     with _collecting(faults):
         metric = make_metric(task.metric, task.scoring, task.folder)
-    base: Path | None = None
+    base: Base | None = None
     with _collecting(faults):
         base = find_base(task.model, task.folder)
-        read_sizes(read_config(base), task.lora)
+        read_sizes(base.config, task.lora)
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
@@ -96,7 +95,7 @@ def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
     return faults
 
 
-def _checked_backend(task: Task, base: Path, backend: Backend, *, find: bool) -> Backend:
+def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) -> Backend:
     """Return the PyTorch backend with its device; with `find`, look whether a device that is named is there, too.
 
     Raises InputError, or Faults, for what it cannot do.
@@ -107,7 +106,7 @@ def _checked_backend(task: Task, base: Path, backend: Backend, *, find: bool) ->
         backend = replace(backend, device=find_device(backend.device))
     if backend.weights == NF4:
         check_bitsandbytes()
-    if backend.weights == PACKED and not read_config(base).get("quantization"):
+    if backend.weights == PACKED and not base.quantized:
         what, fix = "the weights of this base are not packed", "leave --weights out, or take a 4-bit base"
         raise InputError("--weights packed", what, got=task.model, fix=fix)
     backend.facts(task.training.precision or "float32")  # the initial adapter has to be there

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.base.base import base_hash, download
+from pilocal.base.base import Base, download
 from pilocal.base.language_model import BaseModel
-from pilocal.base.load import load_tokenizer
 from pilocal.compress import CompressedTemplate, Tools, compress_template
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.progress import Progress
@@ -18,7 +16,7 @@ from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
 from pilocal.run.folder import RunDir
 from pilocal.run.rows import read_records, read_rows
-from pilocal.task import STARTER, Compression, Task
+from pilocal.task import Compression, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend
 
@@ -35,7 +33,7 @@ class Context:
     task: Task
     schedule: Schedule
     run: RunDir
-    base: Path
+    base: Base
     metric: Metric
     backend: Backend
     """What trains."""
@@ -52,22 +50,6 @@ class Context:
     def warn(self) -> Callable[[str], None]:
         """What hears of warnings."""
         return self.listeners.warn
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base's tokenizer."""
-        return load_tokenizer(self.base)
-
-    @cached_property
-    def base_hash(self) -> str:
-        """The base's fingerprint."""
-        return base_hash(self.base)
-
-    @property
-    def model_name(self) -> str:
-        """What other programs call the base: its folder if it is local, else its Hub id."""
-        local = self.task.model == STARTER or (self.task.folder / self.task.model).is_dir()
-        return str(self.base.resolve()) if local else self.task.model
 
     @property
     def taus(self) -> list[float]:
@@ -98,14 +80,14 @@ class Context:
         """What compressors need of the base."""
         return Tools(
             count_tokens=self._count_tokens,
-            base_id=self.base_hash,
+            base_id=self.base.sha256,
             folder=self.task.folder,
-            load_model=lambda: BaseModel(self.base, self.tokenizer),
+            load_model=lambda: BaseModel(self.base),
             download=download,
         )
 
     def _count_tokens(self, text: str) -> int:
-        return token_counter(self.tokenizer)(text)
+        return token_counter(self.base.tokenizer)(text)
 
     @cached_property
     def picker(self) -> ShotPicker:
@@ -127,8 +109,8 @@ class Context:
 
     def rows(self, stage: int, split: str) -> list[Row]:
         """Return the records of a stage as token rows; raises RunError for a damaged file."""
-        return read_rows(self.run.stage(stage), split, self.tokenizer)
+        return read_rows(self.run.stage(stage), split, self.base.tokenizer)
 
     def test_prompts(self, stage: int) -> list[list[int]]:
         """Return the tokens of the test set's prompts as a stage has them."""
-        return [prompt_tokens(record["messages"][:-1], self.tokenizer) for record in self.records(stage, "test")]
+        return [prompt_tokens(record["messages"][:-1], self.base.tokenizer) for record in self.records(stage, "test")]

@@ -62,7 +62,7 @@ def initial_adapter(context: Context) -> dict[str, Any] | None:
 
     task, given = context.task, context.backend.initial_adapter
     if given:
-        return read_adapter(given, task.lora, context.base_hash)
+        return read_adapter(given, task.lora, context.base.sha256)
     try:
         from pilocal.training.mlx.adapter import initial_adapter as draw_in_mlx
     except ImportError:

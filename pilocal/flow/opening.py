@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pilocal.base.base import base_hash, find_base
+from pilocal.base.base import Base, find_base
 from pilocal.errors import RunError
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
@@ -72,7 +72,7 @@ def task_file_of(run_folder: Path) -> Path:
         raise _nothing_begun(run_folder) from None
 
 
-def base_of(run_folder: Path) -> Path:
+def base_of(run_folder: Path) -> Base:
     """Return the base that a run was made with; raises RunError or ModelError when it is not to be had."""
     state = RunDir(run_folder).state
     try:
@@ -80,9 +80,9 @@ def base_of(run_folder: Path) -> Path:
     except (KeyError, TypeError):
         raise _nothing_begun(run_folder) from None
     base = find_base(model, folder)
-    if base_hash(base) != known:
+    if base.sha256 != known:
         fix = "bring back the base that the run was made with, or run again"
-        raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base), fix=fix)
+        raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base.folder), fix=fix)
     return base
 
 

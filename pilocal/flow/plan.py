@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilocal.base.base import context_length
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
@@ -62,7 +61,7 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))
     return Plan(
-        context_length(context.base),
+        context.base.context,
         [stage.budget for stage in stages],
         [needs.get(number) for number in range(len(stages))],
         forecast.memory,

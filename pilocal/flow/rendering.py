@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import mean
 
-from pilocal.base.base import context_length
 from pilocal.compress import CompressedTemplate
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
@@ -49,7 +48,7 @@ def render_stages(context: Context) -> list[RenderedStage]:
 
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
-    limit, faults = context_length(context.base), list[PilocalError]()
+    limit, faults = context.base.context, list[PilocalError]()
     shots = _choose_shots(context)
     rendered = []
     for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
@@ -90,7 +89,7 @@ def _render_stage(
             nearest = chosen[len(chosen) - stage.shots :]
             record = render(template.text, [task.train[i] for i in nearest], example)
             records[split].append(record)
-            rows[split].append(tokenize(record, context.tokenizer, f"stage {number}, {split} {example.id}"))
+            rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
     return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
 

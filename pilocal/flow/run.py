@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.load import load_base
 from pilocal.errors import InputError, RunError
 from pilocal.flow.exporting import export_forms
 from pilocal.flow.followers import follow_leader
@@ -105,7 +105,7 @@ class Run:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(base_of(self.folder))
+        return base_of(self.folder).tokenizer
 
     @property
     def _max_tokens(self) -> int:
@@ -195,4 +195,4 @@ def load(run: str | Path) -> tuple[Any, Any]:
 
     opened = Run(run)
     base = base_of(opened.folder)
-    return load_base(base, opened.adapter), load_wrapped(base)
+    return load_base(base, opened.adapter), load_wrapped(base.folder)

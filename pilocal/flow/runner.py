@@ -70,7 +70,7 @@ def describe(context: Context) -> None:
         versions=versions() | {"python": platform.python_version()},
         seed=task.training.seed,
         model=task.model,
-        base_sha256=context.base_hash,
+        base_sha256=context.base.sha256,
         inputs=hashes(task.files),
         schedule=[asdict(stage) for stage in schedule.stages],
         adaptive=asdict(schedule.adaptive) if schedule.adaptive else None,

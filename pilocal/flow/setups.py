@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import base_hash
+from pilocal.base.base import Base
 from pilocal.task import Task
 from pilocal.training.backend import TORCH, Backend
 
 
-def training_setup(task: Task, base: Path, backend: Backend, **options: Any) -> Any:
+def training_setup(task: Task, base: Base, backend: Backend, **options: Any) -> Any:
     """Return a training.protocol.Setup: the backend's own, which takes `options`, such as the `team`."""
-    settings: dict[str, Any] = {"model": task.model, "base": base, "base_sha256": base_hash(base)}
-    settings |= {"lora": task.lora, "training": task.training, **options}
+    settings: dict[str, Any] = {"base": base, "lora": task.lora, "training": task.training, **options}
     if backend.name == TORCH:
         from pilocal.training.torch_backend.setup import Setup as TorchSetup
 

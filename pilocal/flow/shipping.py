@@ -42,8 +42,8 @@ def ship(context: Context, gate: Gate, quant: str, *, accept_loss: bool) -> tupl
     run = context.run
 
     def write(form: str) -> Files:
-        facts = {"name": context.task.name, "base_sha256": context.base_hash}
-        files = write_form(context.base, run.adapter, run.export, form, progress=context.progress, **facts)
+        name = context.task.name
+        files = write_form(context.base, run.adapter, run.export, form, name=name, progress=context.progress)
         if files.inexact:
             what = f"{len(files.inexact)} of the base's tensors had to be rounded to F16"
             context.warn(f"{files.base}: {what}, such as {files.inexact[0]}")
@@ -64,7 +64,7 @@ def serve(context: Context, files: Files) -> list[Path]:
         base=files.base.name,
         adapter=files.adapter.name if files.adapter else None,
         fused=files.fused.name if files.fused else None,
-        base_sha256=context.base_hash,
+        base_sha256=context.base.sha256,
         template=context.task.template,
         shots=context.max_shots,
         retrieval=context.task.retrieval,
@@ -83,7 +83,7 @@ def make_form(context: Context, form: str) -> None:
     if form == "ollama":
         from pilocal.export.ollama import write_ollama
 
-        files = write_ollama(read_shipped(run.path), context.tokenizer, facts)
+        files = write_ollama(read_shipped(run.path), context.base.tokenizer, facts)
     elif form == "peft":
         from pilocal.export.peft import write_peft
 
@@ -100,7 +100,7 @@ def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> d
     from pilocal.evaluate.scoring.bootstrap import interval
     from pilocal.llamacpp.engine import Engine
 
-    tokenizer, metric, max_tokens = context.tokenizer, context.metric, context.task.generation.max_tokens
+    tokenizer, metric, max_tokens = context.base.tokenizer, context.metric, context.task.generation.max_tokens
     limits: dict[str, Any] = {"ends": end_tokens(tokenizer), "max_tokens": max_tokens, "progress": context.progress}
     with Engine(files.fused or files.base, max(map(len, prompts)) + max_tokens + 1, files.adapter) as engine:
         answered = engine.answer(prompts, warm=False, name=f"score {files.quant}", **limits)
@@ -127,7 +127,7 @@ def _card_facts(context: Context) -> Facts:
         metrics = None
     return Facts(
         task=context.task.name,
-        base=context.model_name,
+        base=context.base.address,
         metrics=metrics,
         gate=(head, rows) if rows else None,
         versions=context.run.state.get("versions", {}),

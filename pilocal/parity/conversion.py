@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.base import Base
 from pilocal.export.card import Facts
 from pilocal.export.peft import write_peft
 from pilocal.parity.replay import Floats
@@ -18,7 +19,7 @@ ROUNDING = 1e-12
 """Both alpha = scale * rank and alpha / rank are rounded once."""
 
 
-def conversion_figures(base: Path, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Any]:
+def conversion_figures(base: Base, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Any]:
     """Write an adapter as `pilocal export --format peft` does, read it as PyTorch's backend does, and compare.
 
     `config` is the content of mlx-lm's adapter_config.json. Raises ExportError if the adapter does not fit the base.
@@ -31,7 +32,7 @@ def conversion_figures(base: Path, adapter: Mapping[str, Floats], config: Mappin
         mlx.mkdir()
         save_arrays(mlx / "adapters.safetensors", adapter, {"format": "mlx"})
         write_json(mlx / "adapter_config.json", dict(config))
-        write_peft(base, mlx, peft, Facts(task="parity", base=str(base)))
+        write_peft(base, mlx, peft, Facts(task="parity", base=base.address))
         back = from_peft(load_file(peft / "adapter_model.safetensors"))
         settings: dict[str, Any] = json.loads((peft / "adapter_config.json").read_text(encoding="utf-8"))
     names = {*back, *adapter}

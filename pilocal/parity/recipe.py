@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from pilocal.base.base import read_config
 from pilocal.errors import InputError, RunError
 from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
@@ -23,9 +22,11 @@ def check_stages(context: Context) -> None:
     if made != version("pilocal"):
         fix = f"use that version (this is {version('pilocal')}), or run again"
         raise RunError(run.path, "the run was made by another version of pilocal", got=made, fix=fix)
-    if context.run.state.get("base_sha256") != context.base_hash:
+    if context.run.state.get("base_sha256") != context.base.sha256:
         fix = "bring back the base that the run was made with, or run again"
-        raise RunError(run.path, "the base is not the one that the run was made with", got=str(context.base), fix=fix)
+        raise RunError(
+            run.path, "the base is not the one that the run was made with", got=str(context.base.folder), fix=fix
+        )
     if "stages" not in run.state["steps"]:
         raise RunError(run.path, "the run has no stages yet", fix="`pilocal stages TASK --run DIR` first")
     if not STAGES.is_done(context):
@@ -43,7 +44,7 @@ def read_replay(context: Context, steps: int) -> Replay:
         fix = f"give {len(trained)} or more"
         raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)
     training = replace(task.training, steps=steps, precision="float32")
-    share = "sliding_attention" not in read_config(context.base).get("layer_types", ())
+    share = context.base.shares_prefix
     stages, taken = [], 0
     for number in trained:
         stage, count = context.schedule.stages[number], context.schedule.steps(steps)[number]

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import base_hash, find_base
+from pilocal.base.base import find_base
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
 from pilocal.prompt.tokens import Row
@@ -41,8 +41,8 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
     content = {
         "format": FORMAT,
         "model": model,
-        "base_sha256": base_hash(replay.base),
-        "tokenizer_sha256": sha256_file(replay.base / "tokenizer.json"),
+        "base_sha256": replay.base.sha256,
+        "tokenizer_sha256": sha256_file(replay.base.folder / "tokenizer.json"),
         "made_by": dict(made_by),
         "lora": asdict(replay.lora),
         "training": asdict(replay.training),
@@ -101,12 +101,14 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
     replay = Replay(base=find_base(model, folder), lora=lora, training=training, stages=stages)
     check_lora(lora)
     check_ids(replay, str(folder / FILE))
-    if sha256_file(replay.base / "tokenizer.json") != made[1]:
+    if sha256_file(replay.base.folder / "tokenizer.json") != made[1]:
         fix = "take the base that the reference was made with, or record it again"
-        raise InputError(folder / FILE, "the rows were made with another tokenizer", got=str(replay.base), fix=fix)
-    if base_hash(replay.base) != made[0]:
+        raise InputError(
+            folder / FILE, "the rows were made with another tokenizer", got=str(replay.base.folder), fix=fix
+        )
+    if replay.base.sha256 != made[0]:
         fix = "take the base that the reference was made with, or record it again"
-        raise InputError(folder / FILE, "the base is not the reference's", got=str(replay.base), fix=fix)
+        raise InputError(folder / FILE, "the base is not the reference's", got=str(replay.base.folder), fix=fix)
     if {replay.steps} != {len(trace.losses), len(trace.norms)} or not all((trace.adapter, *trace.starts)):
         raise InputError(folder, "not a whole reference: steps or weights are missing", fix=fix)
     return replay, trace, content

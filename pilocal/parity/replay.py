@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.errors import InputError, TrainingError
 from pilocal.progress import Progress, silent
 from pilocal.prompt.tokens import Row
@@ -44,7 +43,7 @@ class ReplayStage:
 class Replay:
     """Everything that decides what a backend computes, except the adapter that it starts from."""
 
-    base: Path
+    base: Base
     lora: Lora
     training: Training
     stages: tuple[ReplayStage, ...]
@@ -144,7 +143,7 @@ def check_lora(lora: Lora) -> None:
 
 def check_ids(replay: Replay, where: str) -> None:
     """Raise InputError if a row has a token that the base does not know."""
-    known = int(read_config(replay.base)["vocab_size"])
+    known = int(replay.base.config["vocab_size"])
     for stage in replay.stages:
         for step in stage.steps:
             if odd := [token for row in step.rows for token in row.tokens if not 0 <= token < known]:

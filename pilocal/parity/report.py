@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.base.base import base_hash
 from pilocal.errors import RunError
 from pilocal.flow.steps import EXPORT, TRAIN
 from pilocal.parity.figures import compare_traces, distance, exceeded, mean_relative, relative_numbers
@@ -128,7 +127,7 @@ def traces_report(
         "precision": settings.precision,
         "tolerance": settings.allowed,
         "versions": versions(),
-        "base_sha256": base_hash(replay.base),
+        "base_sha256": replay.base.sha256,
         "stages": stages,
         "steps": steps,
         "learning_rates": {"relative": max(rates)},
@@ -149,7 +148,7 @@ def traces_report(
 def own_start(context: Context) -> dict[str, Floats] | None:
     """Return the adapter that a run was told to start from, or None; raises InputError if it does not fit."""
     given = context.backend.initial_adapter
-    return read_adapter(given, context.task.lora, context.base_hash) if given else None
+    return read_adapter(given, context.task.lora, context.base.sha256) if given else None
 
 
 def trained_adapter(context: Context) -> dict[str, Floats] | None:

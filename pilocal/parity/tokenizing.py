@@ -16,7 +16,7 @@ def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
 
     The first that differs is named by file and line. Raises ModelError if llama.cpp refuses the file.
     """
-    tokenizer, seen, differing = context.tokenizer, set[str](), list[str]()
+    tokenizer, seen, differing = context.base.tokenizer, set[str](), list[str]()
     stages = range(len(context.schedule.stages))
     with Model(gguf, vocabulary_only=True) as served:
         for number in stages:

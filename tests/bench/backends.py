@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pilocal.base.base import Base
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.backend import PACKED, UNPACKED
@@ -72,7 +73,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def measure(arm: str, base: Path, device: str, shape: str, repeats: int) -> dict[str, Any]:
+def measure(arm: str, base: Base, device: str, shape: str, repeats: int) -> dict[str, Any]:
     """Take some steps with one arm; the first, in which everything is set up, does not count."""
     vocabulary = int({**COMMON, **SHAPES[shape]}["vocab_size"])
     rows = make_rows(Lengths(), BATCH * (repeats + 1), vocabulary)
@@ -89,7 +90,7 @@ def measure(arm: str, base: Path, device: str, shape: str, repeats: int) -> dict
 
 
 def _torch_step(
-    base: Path, rows: Sequence[Row], device: str, *, share: bool, weights: str = UNPACKED
+    base: Base, rows: Sequence[Row], device: str, *, share: bool, weights: str = UNPACKED
 ) -> tuple[Step, Callable[[], int]]:
     import torch
 
@@ -108,7 +109,7 @@ def _torch_step(
     return step, lambda: peak_memory(trainer.device) if device == "cuda" else _resident()
 
 
-def _mlx_step(base: Path, rows: Sequence[Row], device: str, *, share: bool) -> tuple[Step, Callable[[], int]]:
+def _mlx_step(base: Base, rows: Sequence[Row], device: str, *, share: bool) -> tuple[Step, Callable[[], int]]:
     from pilocal.base.blas import load_fast_blas
 
     load_fast_blas()  # before MLX is imported
@@ -147,4 +148,4 @@ def _resident() -> int:
 
 if __name__ == "__main__":
     arm, base, device, shape, repeats = sys.argv[1:]
-    print(json.dumps(measure(arm, Path(base), device, shape, int(repeats))))
+    print(json.dumps(measure(arm, Base.at(Path(base)), device, shape, int(repeats))))

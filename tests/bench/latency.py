@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pilocal.base.base import Base
 from pilocal.bench.latency import Weights, measure
 from pilocal.bench.prompts import Prompts
 from pilocal.evaluate.arms import BY_BENCH
@@ -37,10 +38,10 @@ def latency(llama3: Path, shape: str, templates: Sequence[int], requests: int) -
     found, requests = {}, max(2, requests)  # one prompt alone would be its own prefix
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        base = write_checkpoint(folder / "base", shape, llama3)
-        adapter = export_adapter(base, write_adapter(folder, base), folder / "adapter.gguf", name=shape, base_sha256="")
-        gguf = export_lossless(base, folder, "").path
-        (base / "model.safetensors").unlink()
+        base = Base.at(write_checkpoint(folder / "base", shape, llama3))
+        adapter = export_adapter(base, write_adapter(folder, base), folder / "adapter.gguf", name=shape)
+        gguf = export_lossless(base, folder).path
+        (base.folder / "model.safetensors").unlink()
         for length in templates:
             result = measure(Weights(gguf, gguf, adapter), random_prompts(length, requests), [1], threads=THREADS)
             found[str(length)] = result["arms"]
@@ -56,7 +57,7 @@ def random_prompts(template: int, requests: int) -> Prompts:
     return Prompts([first + query for query in queries], queries, ANSWER)
 
 
-def write_adapter(folder: Path, base: Path) -> Path:
+def write_adapter(folder: Path, base: Base) -> Path:
     """Write random LoRA weights for every linear layer of a base."""
     rng, layout = np.random.default_rng(0), {}
     for name, shape in BaseWeights(base).shapes.items():

@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pilocal.base.base import find_base
-from pilocal.base.load import load_base, load_tokenizer
+from pilocal.base.base import Base, find_base
+from pilocal.base.load import load_base
 from pilocal.evaluate.generate import generate
 from pilocal.progress import silent
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
@@ -53,9 +53,9 @@ def measure(answer: Answer, *, tasks: int = 20, queries: int = 40, shots: int = 
     return report
 
 
-def mlx_answers(folder: Path) -> Answer:
-    """Return a function that answers greedily with the model of a folder."""
-    model, tokenizer = load_base(folder), load_tokenizer(folder)
+def mlx_answers(base: Base) -> Answer:
+    """Return a function that answers greedily with a model."""
+    model, tokenizer = load_base(base), base.tokenizer
 
     def answer(chats: list[list[dict[str, str]]]) -> list[str]:
         prompts = [prompt_tokens(chat, tokenizer) for chat in chats]  # type: ignore[arg-type]
@@ -71,11 +71,11 @@ def mlx_answers(folder: Path) -> Answer:
 def main() -> None:
     """Measure and print the report as JSON; exit 1 below the gate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=find_base("starter", Path()))
+    parser.add_argument("folder", type=Path, nargs="?", default=find_base("starter", Path()).folder)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--queries", type=int, default=40)
     arguments = parser.parse_args()
-    report = measure(mlx_answers(arguments.folder), tasks=arguments.tasks, queries=arguments.queries)
+    report = measure(mlx_answers(Base.at(arguments.folder)), tasks=arguments.tasks, queries=arguments.queries)
     print(json.dumps(report))
     full, bare = report["full_prompt"], report["query_only"]
     raise SystemExit(0 if full["mean"] >= 0.95 and full["worst"] >= 0.9 and bare["best"] <= 0.05 else 1)

@@ -19,7 +19,7 @@ from typing import Any
 from gguf import GGUFReader, TokenType
 
 from pilocal.base.base import find_base
-from pilocal.base.load import load_tokenizer
+from pilocal.base.tokenizer import load_tokenizer
 from tests import vocabularies
 from tests.bench import export, retrieval
 from tests.same_ids import differences
@@ -74,10 +74,10 @@ def tokenizers(folders: Mapping[str, Path], count: int = 10_000) -> dict[str, An
     }
 
 
-def _compare(base: Path, gguf: Path, texts: Mapping[str, list[str]]) -> dict[str, Any]:
+def _compare(folder: Path, gguf: Path, texts: Mapping[str, list[str]]) -> dict[str, Any]:
     from llama_cpp import Llama
 
-    tokenizer, model = load_tokenizer(base), Llama(str(gguf), vocab_only=True, verbose=False)
+    tokenizer, model = load_tokenizer(folder), Llama(str(gguf), vocab_only=True, verbose=False)
     found = {name: differences(tokenizer, model, some) for name, some in texts.items()}
     model.close()
     counts = {
@@ -105,7 +105,7 @@ def _texts(folders: Mapping[str, Path], count: int) -> Iterator[tuple[str, list[
 
 def _bases(folders: Mapping[str, Path], made: Path) -> dict[str, tuple[Path, int]]:
     """Return the folder of every tokenizer and its number of rows."""
-    bases = {"starter": (find_base("starter", Path()), 2048)}
+    bases = {"starter": (find_base("starter", Path()).folder, 2048)}
     if folder := folders.get(LLAMA3):
         bases["llama 3"] = vocabularies.llama3(made / "llama3", folder), 128_256
     if folder := folders.get(VOCABULARIES):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pilocal.base.base import stock_reads_rope
 from pilocal.flow.context import Context
 from pilocal.flow.formats.mlx import write_mlx
 from pilocal.flow.formats.openai import write_openai
@@ -43,10 +42,10 @@ def write_format(context: Context, form: str) -> Order:
     sets = _stage_sets(context, form)
     if form == "openai":
         return write_openai(sets, folder, task.training, context.warn)
-    if not stock_reads_rope(context.base):
+    if not context.base.stock_reads_rope:
         fix = "write them as rope_theta and rope_scaling, too"
-        context.warn(f"{context.base / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
-    return write_mlx(sets, folder, context.model_name, task.lora, task.training)
+        context.warn(f"{context.base.folder / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
+    return write_mlx(sets, folder, context.base.address, task.lora, task.training)
 
 
 def _stage_sets(context: Context, form: str) -> list[StageSet]:

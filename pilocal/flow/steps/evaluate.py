@@ -80,8 +80,7 @@ def _answered(context: Context) -> Answered:
         TestSet(context.test_prompts(0), context.test_prompts(context.last_stage)),
         Asker(
             base=context.base,
-            tokenizer=context.tokenizer,
-            ends=end_tokens(context.tokenizer),
+            ends=end_tokens(context.base.tokenizer),
             generation=context.task.generation,
             progress=context.progress,
         ),

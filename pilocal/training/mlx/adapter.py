@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.run.files import replacing, write_json
 from pilocal.task import Lora
 from pilocal.training.memory import check_lora
@@ -38,12 +38,12 @@ def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
     return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
 
 
-def initial_adapter(base: Path, lora: Lora, seed: int) -> dict[str, Any]:
+def initial_adapter(base: Base, lora: Lora, seed: int) -> dict[str, Any]:
     """Return the start that `add_lora` gives a base, as NumPy arrays by name; reads none of the base's weights.
 
     Raises what `add_lora` raises.
     """
-    model, _ = load_model(base, lazy=True, model_config=read_config(base))
+    model, _ = load_model(base.folder, lazy=True, model_config=dict(base.config))
     model.freeze()
     add_lora(model, lora, seed)
     return {name: np.array(value) for name, value in adapter_weights(model).items()}

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.qwen2 import Qwen2Model
 from mlx_lm.models.qwen3 import Qwen3Model
@@ -53,14 +52,6 @@ class PrefixCache:
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> str:
         """Ask for a causal mask, which MLX aligns to the end of the keys."""
         return "causal"
-
-
-def can_share(model: Any) -> bool:
-    """Tell whether every layer keeps plain keys and values, so that what rows have in common can be computed once.
-
-    Sliding windows, recurrent states and compressed caches need every row whole.
-    """
-    return all(type(cache) is KVCache for cache in make_prompt_cache(model))
 
 
 def completion_states(

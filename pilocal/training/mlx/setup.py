@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
 from pilocal.progress import Progress
@@ -28,10 +28,7 @@ from pilocal.training.team import Kind, Order
 class Setup:
     """The base, the task's settings and the team."""
 
-    model: str
-    """The base as the task names it."""
-    base: Path
-    base_sha256: str
+    base: Base
     lora: Lora
     training: Training
     team: MlxTeam = field(default_factory=MlxTeam)
@@ -44,15 +41,15 @@ class Setup:
     @property
     def facts(self) -> dict[str, Any]:
         """What adapter_config.json says of the base."""
-        return {"model": self.model, "base_sha256": self.base_sha256}
+        return {"model": self.base.model, "base_sha256": self.base.sha256}
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""
-        config, training = read_config(self.base), self.training
+        config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
-        share = "sliding_attention" not in config.get("layer_types", ())
+        share = self.base.shares_prefix
         works = [survey(sizes, plan.train, training, plan.number, share=share) for plan in plans]
-        base = base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=not keeps_packed())
+        base = base_bytes(config, self.base.weight_files, as_float32=not keeps_packed())
         machine = Machine(memory=machine_memory(), base=base)
         if probe:
             progress("probe", 0, 1)
@@ -75,7 +72,7 @@ class Setup:
             trainer.meet()
         if not trainer.shares_prefix:
             what = "its layers keep other caches than plain keys and values; every row is computed whole"
-            warn(f"{self.model}: {what}")
+            warn(f"{self.base.model}: {what}")
         return trainer
 
     def join(self) -> MlxTrainer:
@@ -94,7 +91,7 @@ class Setup:
         made = [version(package) for package in ("pilocal", "mlx", "mlx-lm")]
         return {
             "the version of pilocal, mlx or mlx-lm": fingerprint(made),
-            "the base": self.base_sha256,
+            "the base": self.base.sha256,
             "[lora] or [training]": fingerprint(asdict(self.lora), asdict(self.training)),
         }
 

@@ -11,13 +11,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.mlx.adapter import adapter_weights, add_lora, save_adapter
 from pilocal.training.mlx.batches import Batch, Floats, make_batch
-from pilocal.training.mlx.forward import can_share
 from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizers import make_optimizer
 from pilocal.training.mlx.step import BatchTrainer
@@ -30,7 +30,7 @@ class MlxTrainer:
 
     def __init__(
         self,
-        base: Path,
+        base: Base,
         lora: Lora,
         training: Training,
         initial: Mapping[str, Floats] | None = None,
@@ -45,7 +45,7 @@ class MlxTrainer:
         self._model = load_base(base, precision=training.precision)
         self.config = add_lora(self._model, lora, training.seed)
         """adapter_config.json's content."""
-        self.shares_prefix = can_share(self._model)
+        self.shares_prefix = base.shares_prefix
         """Whether rows are computed together, which has a part in their order."""
         self._optimizer = make_optimizer(self._model, training)
         if initial is not None:

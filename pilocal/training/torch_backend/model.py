@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.errors import InputError, ModelError
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
@@ -21,7 +20,7 @@ THETA = {"qwen2": 1_000_000.0}
 """The base of the rope where config.json names none; 10,000 otherwise."""
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
+def load_model(base: Base, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
     """Return the frozen base, computing in `dtype`, with its weights as `pilocal.training.backend.WEIGHTS` has them.
 
     Raises ModelError when its weights are not those that config.json describes.
@@ -30,28 +29,26 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, weight
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()
-    settings = read_config(folder)
-    config = AutoConfig.for_model(**transformers_config(settings))
+    config = AutoConfig.for_model(**transformers_config(base.config))
     at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
-    state = read_weights(folder, settings, dtype=dtype, device=at, unpack=weights != PACKED)
+    state = read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED)
     if config.tie_word_embeddings:
         state = {name: value for name, value in state.items() if not name.startswith("lm_head.")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     if weights == PACKED:
         modules = [name.removesuffix(".scales") for name in state if name.endswith(".scales")]
-        how = settings.get("quantization") or {}
-        keep_packed(model, {module: grouping(folder, module, how) for module in modules}, dtype)
+        keep_packed(model, {module: grouping(base, module) for module in modules}, dtype)
     try:
         missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
-        raise ModelError(folder, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
+        raise ModelError(base.folder, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
     missing = [name for name in missing if not (config.tie_word_embeddings and name.startswith("lm_head."))]
     unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
     if missing or unknown:
         what = f"weights that are {'missing' if missing else 'unknown'}"
-        raise ModelError(folder, what, got=(missing or unknown)[0], fix="copy or download the model again")
+        raise ModelError(base.folder, what, got=(missing or unknown)[0], fix="copy or download the model again")
     if config.tie_word_embeddings and isinstance(model.model.embed_tokens, PackedEmbedding):
         model.lm_head = tie(model.model.embed_tokens, model.lm_head)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pilocal.base.base import read_config
+from pilocal.base.base import Base
 from pilocal.progress import Progress
 from pilocal.run.hashes import fingerprint
 from pilocal.task import Lora, Training
@@ -30,10 +30,7 @@ from pilocal.training.torch_backend.trainer import TorchTrainer
 class Setup:
     """The base, the task's settings, the device and the team."""
 
-    model: str
-    """The base as the task names it."""
-    base: Path
-    base_sha256: str
+    base: Base
     lora: Lora
     training: Training
     device: str
@@ -54,7 +51,7 @@ class Setup:
     @property
     def facts(self) -> dict[str, Any]:
         """What adapter_config.json says of the base."""
-        return {"model": self.model, "base_sha256": self.base_sha256}
+        return {"model": self.base.model, "base_sha256": self.base.sha256}
 
     @property
     def precision(self) -> str:
@@ -64,7 +61,7 @@ class Setup:
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need, an estimate without times; nothing is probed."""
         memory, stages = free_memory(self.device), [plan.train for plan in plans]
-        settings = (read_config(self.base), self.lora, self.training, self.precision)
+        settings = (self.base.config, self.lora, self.training, self.precision)
         peaks, advice = plan_stages(memory, self.weights, *settings, stages)
         return Forecast(tuple(Need(peak=peak, seconds=None) for peak in peaks), memory, advice)
 
@@ -99,14 +96,14 @@ class Setup:
 
     def finish(self, trainer: TorchTrainer) -> list[Path]:
         """Write the final adapter in PEFT's format where that is asked for; return its files."""
-        return save_peft(self.peft, trainer.adapter(), trainer.settings, self.model) if self.peft else []
+        return save_peft(self.peft, trainer.adapter(), trainer.settings, self.base.model) if self.peft else []
 
     def same(self) -> dict[str, str]:
         """Return what the processes of a team must agree on before they train, as SHA-256."""
         made = [version(package) for package in ("pilocal", "torch", "transformers", "peft")]
         return {
             "the version of pilocal, torch, transformers or peft": fingerprint(made),
-            "the base": self.base_sha256,
+            "the base": self.base.sha256,
             "[lora] or [training]": fingerprint(asdict(self.lora), asdict(self.training)),
             "--device": fingerprint(self.device),
         }
@@ -123,7 +120,7 @@ class Setup:
         if self.device != "cuda":
             return asked
         free = torch.cuda.mem_get_info(local_device("cuda"))[0]
-        stages, config = [plan.train for plan in plans], read_config(self.base)
+        stages, config = [plan.train for plan in plans], self.base.config
         weights = choose_weights(free, self.weights, config, self.lora, self.training, self.precision, stages)
         if weights != asked:
             warn("the base stays packed: as floats it would not fit the GPU (--weights chooses)")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pilocal.base.base import has_window, read_config
+from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
@@ -34,7 +34,7 @@ class TorchTrainer:
 
     def __init__(
         self,
-        base: Path,
+        base: Base,
         lora: Lora,
         training: Training,
         initial: Mapping[str, NDArray[np.float32]] | None,
@@ -53,11 +53,10 @@ class TorchTrainer:
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
         self.training, self.team = training, team or TorchTeam()
-        # What is computed again backwards keeps no keys and values; a window would cut them off.
-        config = read_config(base)
-        self.share = share and not training.recompute and not has_window(config)
-        self.shares_prefix = share and "sliding_attention" not in config.get("layer_types", ())
+        self.shares_prefix = share and base.shares_prefix
         """Whether what rows begin with together counts for their order, see `row_order.RowOrder`."""
+        # What is computed again backwards keeps no keys and values.
+        self.share = self.shares_prefix and not training.recompute
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)
@@ -71,7 +70,7 @@ class TorchTrainer:
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model.train()
         if initial is not None:
-            check_adapter(initial, self.shapes, base)
+            check_adapter(initial, self.shapes, base.folder)
             self.set_adapter(initial)
 
     @property

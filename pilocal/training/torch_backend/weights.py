@@ -6,14 +6,14 @@ of `bits` bits, packed without gaps into uint32 words, the first in the lowest b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from pilocal.base.base import Base
 from pilocal.errors import ModelError
 
 WORD = 32
@@ -24,19 +24,18 @@ AT_ONCE = 1 << 24
 
 
 def read_weights(
-    folder: Path, config: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device, unpack: bool = True
+    base: Base, *, dtype: torch.dtype, device: torch.device, unpack: bool = True
 ) -> dict[str, torch.Tensor]:
     """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
 
-    `config` is config.json. Without `unpack` what is packed comes as it is stored, in three parts, the words as int32.
+    Without `unpack` what is packed comes as it is stored, in three parts, the words as int32.
     Raises ModelError where weights are packed in another way than MLX's affine one, or a module's parts do not fit
     together.
     """
-    settings = config.get("quantization") or {}
     weights: dict[str, torch.Tensor] = {}
     with ExitStack() as files:
         stored: dict[str, Any] = {}
-        for path in sorted(folder.glob("model*.safetensors")):
+        for path in base.weight_files:
             file = files.enter_context(safe_open(path, framework="pt"))
             stored |= dict.fromkeys(file.keys(), file)
         for name, file in stored.items():
@@ -45,7 +44,7 @@ def read_weights(
             if packed and part == "weight":
                 names = (name, f"{module}.scales", f"{module}.biases")
                 parts = [stored[of].get_tensor(of).to(device) for of in names]
-                bits = _checked_bits(folder, module, settings, parts)
+                bits = _checked_bits(base, module, parts)
                 if unpack:
                     weights[name] = dequantize(*parts, bits=bits, dtype=dtype)
                 else:
@@ -55,16 +54,16 @@ def read_weights(
     return weights
 
 
-def _checked_bits(folder: Path, module: str, settings: Mapping[str, Any], parts: Sequence[torch.Tensor]) -> int:
+def _checked_bits(base: Base, module: str, parts: Sequence[torch.Tensor]) -> int:
     """Return the bits of a packed module; raises ModelError when its parts do not fit together."""
-    bits, size = grouping(folder, module, settings)
+    bits, size = grouping(base, module)
     packed, scales, biases = parts
     if scales.shape != biases.shape or scales.shape[-1] * size * bits != packed.shape[-1] * WORD:
         what, fix = (
             f"{module} does not hold groups of {size} weights of {bits} bits",
             "copy or download the model again",
         )
-        raise ModelError(folder, what, got=list(packed.shape), fix=fix)
+        raise ModelError(base.folder, what, got=list(packed.shape), fix=fix)
     return bits
 
 
@@ -104,15 +103,16 @@ def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return (joined >> shift & (1 << bits) - 1).flatten(1)
 
 
-def grouping(folder: Path, module: str, settings: Mapping[str, Any]) -> tuple[int, int]:
+def grouping(base: Base, module: str) -> tuple[int, int]:
     """Return bits and group size of a packed module; exceptions stand under its name."""
+    settings = base.config.get("quantization") or {}
     own = settings.get(module)
     chosen = {**settings, **own} if isinstance(own, dict) else settings
     mode = chosen.get("mode", "affine")
     if mode != "affine":
         fix = 'take a base that mlx_lm.convert made with --q-mode "affine", or one in floats'
-        raise ModelError(folder, "the PyTorch backend reads MLX's affine quantization alone", got=mode, fix=fix)
+        raise ModelError(base.folder, "the PyTorch backend reads MLX's affine quantization alone", got=mode, fix=fix)
     if "bits" not in chosen or "group_size" not in chosen:
         fix = "copy or download the model again"
-        raise ModelError(folder, f"{module} is packed, and config.json does not say how", fix=fix)
+        raise ModelError(base.folder, f"{module} is packed, and config.json does not say how", fix=fix)
     return int(chosen["bits"]), int(chosen["group_size"])

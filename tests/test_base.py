@@ -14,6 +14,7 @@ from pilocal.base.device import keeps_packed
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.export.weights import BaseWeights
+from pilocal.task import Training
 from tests.tiny import make_adapter, make_base
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -88,6 +89,22 @@ def test_rows_share_a_prefix_where_mlx_lm_keeps_every_key_and_value(
 
     base = make_base(tmp_path / "base", starter.folder, model_type=kind, rope_scaling=None, head_dim=32, **changes)
     assert all(type(cache) is KVCache for cache in make_prompt_cache(load_base(base))) == base.shares_prefix == shares
+
+
+@pytest.mark.parametrize("window", [8, 30, 400])
+def test_what_is_shared_behind_a_window_has_the_same_gradients(window: int, starter: Base, tmp_path: Path) -> None:
+    from pilocal.training.torch_backend.trainer import TorchTrainer
+    from tests.test_torch import LORA, distance, mlx_start
+    from tests.test_train import random_rows, trainable
+
+    base = make_base(tmp_path / "base", starter.folder, model_type="mistral", rope_scaling=None, sliding_window=window)
+    rows = random_rows(2, 30, 20, 2, 8)
+    start = {name: value + 0.01 for name, value in mlx_start(trainable(base)).items()}
+    whole, shared = (TorchTrainer(base, LORA, Training(), start, share=share) for share in (False, True))
+    assert shared.computed_tokens(rows)[0] < whole.computed_tokens(rows)[0] - 100
+    (loss, found), (expected, gradients) = shared.gradients(rows), whole.gradients(rows)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert all(distance(found[name], value) < 1e-5 for name, value in gradients.items())
 
 
 def test_a_base_knows_how_a_task_named_it(starter: Base, tiny_base: Base, tmp_path: Path) -> None:

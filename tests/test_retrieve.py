@@ -18,7 +18,6 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.retrieve import ShotPicker, check_bank, contradictions, model_hash
 from pilocal.retrieve.bank import choose_bank
@@ -315,8 +314,8 @@ def test_an_embedding_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> No
         ShotPicker(pool(), config, tmp_path, k=1)
 
 
-def test_a_missing_embedding_model_offline_is_one_line(starter: Base, tmp_path: Path) -> None:
-    folder = make_task(tmp_path / "task", starter.folder)
+def test_a_missing_embedding_model_offline_is_one_line(tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", "starter")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nembedding_model = "nobody/no-such-model"\n')
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -360,8 +359,8 @@ def test_embeddings_compare_what_stands_outside_the_bank_with_it(embedding_model
     assert all(set(shots.for_training(i, 17)) <= bank - {i} for i in range(36))
 
 
-def test_the_index_command_takes_a_model_beside_the_task(starter: Base, embedding_model: Path, tmp_path: Path) -> None:
-    folder = make_task(tmp_path / "task", starter.folder)
+def test_the_index_command_takes_a_model_beside_the_task(embedding_model: Path, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", "starter")
     shutil.copytree(embedding_model, folder / "embedder")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nover = "query"\nembedding_model = "embedder"\n')

@@ -291,18 +291,6 @@ def test_nothing_is_shared_where_layers_slide_or_are_computed_again(tiny_base, s
     assert not TorchTrainer(sliding_base, LORA, Training(), None, share=True).share
 
 
-@pytest.mark.parametrize("window", [8, 30, 400])
-def test_what_is_shared_behind_a_window_has_the_same_gradients(window, starter, tmp_path):
-    base = make_base(tmp_path / "base", starter.folder, model_type="mistral", rope_scaling=None, sliding_window=window)
-    rows = random_rows(2, 30, 20, 2, 8)
-    start = {name: value + 0.01 for name, value in mlx_start(trainable(base)).items()}
-    whole, shared = (TorchTrainer(base, LORA, Training(), start, share=share) for share in (False, True))
-    assert shared.computed_tokens(rows)[0] < whole.computed_tokens(rows)[0] - 100
-    (loss, found), (expected, gradients) = shared.gradients(rows), whole.gradients(rows)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert all(distance(found[name], value) < 1e-5 for name, value in gradients.items())
-
-
 def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
     lora = Lora(rank=2, layers=1, linears=("self_attn.v_proj", "mlp.up_proj"))
     start = mlx_start(trainable(tiny_deep_base, lora))

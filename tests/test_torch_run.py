@@ -44,7 +44,8 @@ TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, valida
 def setup(base, training=TRAINING, lora=LORA, device="cpu", **options):
     from pilocal.training.torch_backend.setup import Setup
 
-    return Setup(base=base, lora=lora, training=training, device=device, **options)
+    settings = {"base": base, "device": device}
+    return Setup(lora=lora, training=training, **settings, **options)
 
 
 def fit(base, folder, training=TRAINING, lora=LORA, steps=(6, 5), **options):
@@ -131,7 +132,7 @@ def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path
     }
 
 
-def test_the_final_adapter_is_there_in_pefts_format(whole_run):
+def test_the_final_adapter_is_there_in_pefts_format(whole_run, tiny_base):
     from pilocal.training.torch_backend.adapter import to_peft
 
     expected = to_peft(load_file(whole_run / "1" / "adapters.safetensors"))
@@ -139,7 +140,7 @@ def test_the_final_adapter_is_there_in_pefts_format(whole_run):
     assert set(found) == set(expected)
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
     config = json.loads((whole_run / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, "tiny")
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, tiny_base.model)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])

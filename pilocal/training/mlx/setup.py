@@ -45,8 +45,9 @@ class Setup:
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""
-        config, training, share = self.base.config, self.training, self.base.shares_prefix
+        config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
+        share = self.base.shares_prefix
         works = [survey(sizes, plan.train, training, plan.number, share=share) for plan in plans]
         base = base_bytes(config, self.base.weight_files, as_float32=not keeps_packed())
         machine = Machine(memory=machine_memory(), base=base)

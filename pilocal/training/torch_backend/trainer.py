@@ -53,10 +53,10 @@ class TorchTrainer:
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
         self.training, self.team = training, team or TorchTeam()
-        # What is computed again backwards keeps no keys and values.
-        self.share = share and base.shares_prefix and not training.recompute
         self.shares_prefix = share and base.shares_prefix
         """Whether what rows begin with together counts for their order, see `row_order.RowOrder`."""
+        # What is computed again backwards keeps no keys and values.
+        self.share = self.shares_prefix and not training.recompute
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)

@@ -127,6 +127,27 @@ def test_a_module_imports_only_from_lower_floors():
     assert not wrong
 
 
+def test_the_training_loop_knows_no_backend_and_the_backends_not_each_other():
+    """Parity rests on it: each unpacks weights, computes and takes its optimizer's steps by itself."""
+    frameworks = ("mlx", "mlx_lm", "torch", "transformers", "peft")
+    room = PACKAGE / "training"
+    checked = 0
+    for path in sorted(room.rglob("*.py")):
+        backend = path.relative_to(room).parts[0]
+        foreign = {
+            "mlx": ("pilocal.training.torch_backend", "torch", "transformers", "peft"),
+            "torch_backend": ("pilocal.training.mlx", "mlx", "mlx_lm"),
+        }.get(backend, ("pilocal.training.mlx", "pilocal.training.torch_backend", *frameworks))
+        if path.name == "tracker.py":
+            foreign = tuple(name for name in foreign if name != "torch")  # TensorBoard's writer is in it
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            assert not [n for n in names for f in foreign if n == f or n.startswith(f"{f}.")], path
+            checked += len(names)
+    assert checked > 100
+
+
 def test_only_the_command_line_prints_exits_or_imports_click():
     checked = 0
     for path in PACKAGE.rglob("*.py"):

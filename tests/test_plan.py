@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,30 @@ def test_check_plans_every_stage(probe, tmp_path, capsys):
     assert peaks == sorted(peaks, reverse=True)
     assert 5e6 < peaks[-1] < peaks[0] < plan["memory"]
     assert all((stage["seconds"] is not None) == probe for stage in plan["stages"])
+
+
+WITHOUT_MLX = """
+import sys
+from pathlib import Path
+
+sys.modules |= dict.fromkeys(("mlx", "mlx.core", "mlx_lm"))  # None: they cannot be imported
+from pilocal.progress import silent
+from pilocal.prompt.tokens import Row
+from pilocal.task import Lora, Training
+from pilocal.training.row_order import StagePlan
+from pilocal.training.torch_backend.setup import Setup
+
+training = Training(batch_size=4)
+setup = Setup(model="tiny", base=Path(sys.argv[1]), base_sha256="", lora=Lora(), training=training, device="cpu")
+rows = [[Row(tuple(range(1, length)), 5) for length in (9, longest)] for longest in (200, 20)]
+forecast = setup.plan([StagePlan(n, rows[n], (), 5, Path()) for n in (0, 1)], probe=True, progress=silent)
+print(forecast.memory > 1 << 30, forecast.advice, *(need.peak for need in forecast.needs))
+"""
+
+
+def test_pytorch_is_planned_without_mlx(tiny_base):
+    command = [sys.executable, "-c", WITHOUT_MLX, str(tiny_base)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    much, advice, *peaks = done.stdout.split()
+    assert (much, advice) == ("True", "None")
+    assert 4e6 < int(peaks[1]) < int(peaks[0])

@@ -10,6 +10,7 @@ import torch
 
 from pilocal.base.base import read_config
 from pilocal.errors import InputError, ModelError
+from pilocal.packages import quiet_bitsandbytes
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
@@ -91,6 +92,7 @@ def lora_config(model: Any, lora: Lora) -> Any:
 
     Raises InputError when the model has fewer layers, a linear layer is not in them, or the kind is not "lora".
     """
+    quiet_bitsandbytes()
     from peft import LoraConfig
 
     if lora.kind != "lora":
@@ -127,6 +129,7 @@ def adapter_config(model: Any, lora: Lora) -> dict[str, Any]:
 
 def add_lora(model: Any, settings: Any) -> None:
     """Put peft's LoRA layers into the model, in place, with float32 weights that alone are trainable."""
+    quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(settings, model)

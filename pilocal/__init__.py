@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib import import_module
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from pilocal.flow.run import Run, load, run
     from pilocal.task import Task, load_task
     from pilocal.task.schedule import Schedule, load_schedule
-
-# peft and sentence-transformers import it where it is installed, and it recommends packages.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # Read by the OpenMP library when PyTorch, llama.cpp or a BLAS loads it. By default its threads spin while they wait for
 # each other: beside other work on every core a product of 1 ms then takes 100 ms.

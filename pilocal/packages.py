@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 
 from pilocal.errors import InputError
@@ -62,6 +63,14 @@ def not_installed(where: object, name: str) -> InputError:
     return InputError(
         where, f"{name} is not installed", fix=f"{fix}, or {OTHERWISE[name]}" if name in OTHERWISE else fix
     )
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes' warnings off stderr; call it before importing that, peft or sentence_transformers.
+
+    These two import bitsandbytes where it is installed, and it recommends more packages as it is imported.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def missing_package(error: ModuleNotFoundError) -> InputError | None:

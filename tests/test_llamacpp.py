@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,3 +86,14 @@ def test_llama_cpp_says_nothing_on_stderr_and_its_errors_go_to_whoever_asks(
     assert "nowhere" in outer[0]
     assert outer == inner
     assert capfd.readouterr() == ("", "")
+
+
+def test_threads_that_wait_for_each_other_sleep() -> None:
+    """Spinning, a decode step of two threads beside two busy loops per core takes hundreds of times as long."""
+    code = "import pilocal; from pilocal.llamacpp.library import load_llama_cpp; load_llama_cpp()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    if "OMP_WAIT_POLICY" not in done.stderr:
+        pytest.skip("llama.cpp was built without OpenMP")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +93,48 @@ def test_the_command_that_is_named_brings_the_package():
             assert DISTRIBUTIONS.get(name, name) in names[extra[1]], name
         else:
             assert command.strip("'").split("[")[0].split()[0] == DISTRIBUTIONS.get(name, name), name
+
+
+def test_importing_pilocal_changes_no_log_level_and_bitsandbytes_is_quiet_once_it_is_imported(tmp_path: Path) -> None:
+    code = f"""
+import logging, sys
+from pathlib import Path
+
+class Warning:
+    "Stands before bitsandbytes, which warns on some processors as it is imported."
+    def find_spec(self, name, *_):
+        if name == "bitsandbytes":
+            print("imported")
+            logging.getLogger("bitsandbytes").warning("pip install more")
+
+sys.meta_path.insert(0, Warning())
+import pilocal, pilocal.cli
+from pilocal.errors import InputError
+from pilocal.retrieve.embeddings import EmbeddingVectors
+assert logging.getLogger("bitsandbytes").level == logging.NOTSET
+try:
+    EmbeddingVectors("empty", Path({str(tmp_path)!r}))
+except InputError as error:
+    print(error.where)
+"""
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["imported", "[retrieval] embedding_model"]
+    assert "pip install more" not in done.stderr
+
+
+def test_what_imports_bitsandbytes_is_asked_to_be_quiet_first() -> None:
+    checked = 0
+    for path in (ROOT / "pilocal").rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            quiet = False
+            for statement in function.body:
+                quiet |= ast.unparse(statement) == "quiet_bitsandbytes()"
+                if isinstance(statement, ast.ImportFrom):
+                    package = (statement.module or "").split(".")[0]
+                    if package in ("peft", "sentence_transformers", "bitsandbytes"):
+                        checked += 1
+                        assert quiet, f"{path}:{statement.lineno}"
+    assert checked > 3

@@ -10,6 +10,7 @@ from pilocal.bench.latency import Weights, measure
 from pilocal.bench.picture import draw_bench
 from pilocal.bench.prompts import read_prompts
 from pilocal.errors import InputError
+from pilocal.packages import require_packages
 from pilocal.progress import Progress, silent
 from pilocal.run.files import write_json
 from pilocal.run.shipped import read_shipped
@@ -25,10 +26,11 @@ def bench(
 ) -> dict[str, Any]:
     """Time a run's exported files in llama.cpp, write RUN/bench.json and RUN/bench.svg, and return the former.
 
-    `clients` are the numbers of clients that ask at once, `requests` how many requests each of them shares; llama.cpp
-    takes a thread for each core when `threads` is None. Raises InputError for fewer requests than clients, RunError
-    when the run has exported nothing or its rows are damaged, and what `measure` raises.
+    `clients` are the numbers of clients that ask at once, `requests` the requests that each number of them shares;
+    llama.cpp takes a thread for each core when `threads` is None. Raises InputError for fewer requests than clients or
+    a missing package, RunError when the run has exported nothing or its rows are damaged, and what `measure` raises.
     """
+    require_packages("bench.svg", "matplotlib")
     if not clients or min(clients) < 1 or max(clients) > requests:
         what = f"numbers from 1 to {requests}, the number of requests, are needed"
         raise InputError("clients", what, got=list(clients), fix="ask for fewer clients or more requests")

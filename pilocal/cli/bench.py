@@ -25,11 +25,9 @@ def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | Non
     from pilocal.bench import bench as measure
     from pilocal.cli.display import progress_bars
     from pilocal.cli.tables import bench_table, show
-    from pilocal.packages import require_packages
 
     if not clients or min(clients) < 1 or max(clients) > requests:
         raise click.UsageError(f"--clients are numbers from 1 to --requests, which is {requests}")
-    require_packages("bench.svg", "matplotlib")
     with progress_bars() as (progress, _):
         result = measure(run, clients=clients, requests=requests, threads=threads, progress=progress)
     if as_json:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.packages import require_packages
+from pilocal.packages import quiet_bitsandbytes, require_packages
 from pilocal.run.hashes import fingerprint, sha256_file
 
 
@@ -19,6 +19,7 @@ class EmbeddingVectors:
     def __init__(self, model: str, relative_to: Path) -> None:
         """Load the model; a directory may be given relative to `relative_to`. Raises InputError when it cannot."""
         require_packages("[retrieval] similarity", "sentence_transformers", "hnswlib")
+        quiet_bitsandbytes()
         from sentence_transformers import SentenceTransformer
 
         folder = relative_to / model

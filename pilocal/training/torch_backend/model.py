@@ -9,6 +9,7 @@ import torch
 
 from pilocal.base.base import Base
 from pilocal.errors import InputError, ModelError
+from pilocal.packages import quiet_bitsandbytes
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
@@ -88,6 +89,7 @@ def lora_config(model: Any, lora: Lora) -> Any:
 
     Raises InputError when the model has fewer layers, a linear layer is not in them, or the kind is not "lora".
     """
+    quiet_bitsandbytes()
     from peft import LoraConfig
 
     if lora.kind != "lora":
@@ -124,6 +126,7 @@ def adapter_config(model: Any, lora: Lora) -> dict[str, Any]:
 
 def add_lora(model: Any, settings: Any) -> None:
     """Put peft's LoRA layers into the model, in place, with float32 weights that alone are trainable."""
+    quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(settings, model)

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from pilocal.packages import quiet_bitsandbytes
+
 
 def round_to_nf4(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Replace every linear layer of the model's blocks by bitsandbytes', in place, and bring it to `device`.
 
     Embeddings and the output layer keep their floats, as in QLoRA (https://arxiv.org/abs/2305.14314).
     """
+    quiet_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for block in model.model.layers:

@@ -59,8 +59,6 @@ MOVING = {
     "pilocal/comparison": "pilocal/compare",
     "pilocal/server": "pilocal/serve",
     "pilocal/base/architecture.py": "pilocal/export/architecture.py",
-    "pilocal/task/optimizers.py": "pilocal/task/tables.py",
-    "tests/test_arms.py": "tests/test_evaluate.py",
 }
 """Places by the names that documents give them, and the names that they have until they are moved."""
 

@@ -15,6 +15,9 @@ torch := if UV_FIND_LINKS == "" { "--torch-backend=auto" } else { "" }
 export CMAKE_ARGS := env("CMAKE_ARGS", "") + " -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=" + quote(justfile_directory() / ".ci/llama_cpp.cmake")
 export SKBUILD_BUILD_TARGETS := "llama;ggml"
 
+# The tests that take seconds.
+quick_tests := "tests/test_architecture.py tests/test_guards.py tests/test_documents.py tests/test_task.py tests/test_schedule.py tests/test_compress.py tests/test_hashes.py tests/test_rundir.py tests/test_tokens.py pilocal/task pilocal/errors.py"
+
 [private]
 default:
     @just --list --unsorted
@@ -32,6 +35,10 @@ lint: setup
     {{ bin }}/ruff check .
     {{ bin }}/ruff format --check .
     {{ bin }}/mypy
+
+# Lint, types and the tests that take seconds: while you work
+quick: lint
+    {{ bin }}/pytest -x {{ quick_tests }}
 
 # Lint, types and tests: what CI runs
 check: lint test

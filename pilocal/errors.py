@@ -1,14 +1,14 @@
-"""What pilocal raises. Every message is one line: where, what is wrong, what was got, what to do.
+"""The errors that pilocal raises. Every message is one line: where, what is wrong, what was got, what to do.
 
 PilocalError
-├── InputError      a file or setting of the user's is missing, broken or contradictory
-│   └── Faults      several of them, found in one reading
+├── InputError      a file or setting that the user wrote is missing, broken or contradictory
+│   └── Faults      several of these, found in one pass
 ├── ModelError      a model folder that cannot be used
 ├── RunError        a run folder that is locked, foreign, incomplete or on a full disk
-├── TrainingError   training cannot go on (a loss that is not a number, say)
-├── ExportError     an artefact cannot be written or does not say what it should
+├── TrainingError   training cannot continue, for example because the loss is not a number
+├── ExportError     a file for another program cannot be written, or loses too much
 ├── ParityError     two programs that should compute the same do not
-└── SandboxError    this machine cannot keep a program apart
+└── SandboxError    this machine cannot isolate a program
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 
 class PilocalError(Exception):
-    """Something the user can mend; `str()` is one line for stderr."""
+    """Something that the user can fix; `str()` is one line for stderr."""
 
     def __init__(self, where: object, problem: str, *, got: object = None, fix: str | None = None) -> None:
         self.where = str(where)
@@ -34,11 +34,11 @@ class PilocalError(Exception):
 
 
 class InputError(PilocalError):
-    """A file or setting of the user's is missing, broken or contradictory."""
+    """A file or setting that the user wrote is missing, broken or contradictory."""
 
 
 class Faults(InputError):
-    """Several faults found in one reading; `str()` is one line for each."""
+    """Several faults found in one pass; `str()` has one line per fault, `faults` holds them."""
 
     def __init__(self, faults: Sequence[PilocalError]) -> None:
         self.faults = tuple(faults)
@@ -54,11 +54,11 @@ class RunError(PilocalError):
 
 
 class TrainingError(PilocalError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class ExportError(PilocalError):
-    """An artefact cannot be written or does not say what it should."""
+    """A file for another program cannot be written, or loses too much."""
 
 
 class ParityError(PilocalError):
@@ -66,11 +66,11 @@ class ParityError(PilocalError):
 
 
 class SandboxError(PilocalError):
-    """This machine cannot keep a program apart."""
+    """This machine cannot isolate a program."""
 
 
 def raise_all(faults: Sequence[PilocalError]) -> None:
-    """Raise nothing, the only fault, or all of them as one `Faults`."""
+    """Raise a single fault as it is and several as one `Faults`; do nothing if there are none."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -78,7 +78,7 @@ def raise_all(faults: Sequence[PilocalError]) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return advice on an unknown word: the nearest known one, or all of them.
+    """Return advice on an unknown word: the nearest known word, or all of them.
 
     >>> did_you_mean("tamplate", ["name", "template"])
     'did you mean template?'

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,20 +121,25 @@ def code(names: Any) -> str:
 def api_page() -> str:
     """Return every public name with its signature and docstring."""
     public = {name: pilocal.__getattr__(name) for name in pilocal.__all__}
-    functions = {name: thing for name, thing in public.items() if inspect.isfunction(thing)}
-    raised = {name: thing for name, thing in public.items() if isinstance(thing, type) and issubclass(thing, Exception)}
-    classes = {name: thing for name, thing in public.items() if name not in functions and name not in raised}
-    parts = [API, "## Functions\n"]
-    parts += [described(f"pilocal.{name}", thing, 3) for name, thing in functions.items()]
-    for name, cls in classes.items():
-        parts.append(f"## {name}\n\n{prose(cls)}\n")
-        parts.append(fields_of(cls) if dataclasses.is_dataclass(cls) else "")
-        parts += [described(f"{name}.{each}", member, 3) for each, member in members(cls).items()]
+    functions = [described(f"pilocal.{name}", thing) for name, thing in public.items() if inspect.isfunction(thing)]
+    classes = {name: thing for name, thing in public.items() if isinstance(thing, type)}
+    raised = [name for name, cls in classes.items() if issubclass(cls, Exception)]
+    others = [class_section(name, cls) for name, cls in classes.items() if name not in raised]
+    return "\n".join([API, "## Functions\n", *functions, *others, errors_section(raised)])
+
+
+def class_section(name: str, cls: type[Any]) -> str:
+    """Return a class with its fields, if it is a dataclass, and its public methods and properties."""
+    parts = [f"## {name}\n\n{prose(cls)}\n", *([fields_of(cls)] if dataclasses.is_dataclass(cls) else [])]
+    return "\n".join(parts + [described(f"{name}.{each}", member) for each, member in members(cls).items()])
+
+
+def errors_section(names: Sequence[str]) -> str:
+    """Return the tree of errors, which has all of `names`."""
     tree = (inspect.getdoc(errors) or "").split("\n\n", 1)[1]
-    parts.append(f"## Errors\n\n```text\n{tree}\n```\n")
-    assert all(name in tree for name in raised)
-    parts.append("All of them are in `pilocal`. Each has `where`, `problem`, `got` and `fix`.\n")
-    return "\n".join(part for part in parts if part)
+    assert all(name in tree for name in names)
+    said = "All of them are in `pilocal`. Each has `where`, `problem`, `got` and `fix`."
+    return f"## Errors\n\n```text\n{tree}\n```\n\n{said}\n"
 
 
 def members(cls: type[Any]) -> Mapping[str, Any]:
@@ -151,14 +156,14 @@ def fields_of(cls: type[Any]) -> str:
     return "\n".join(["| field | type | |", "| --- | --- | --- |", *rows]).replace(" | None`", " or None`") + "\n"
 
 
-def described(name: str, thing: Any, level: int) -> str:
+def described(name: str, thing: Any) -> str:
     """Return a heading, a signature and the docstring of a function or property."""
     if isinstance(thing, property):
         assert thing.fget is not None
         shown = f"{name}: {inspect.get_annotations(thing.fget)['return']}"
     else:
         shown = f"{name}{signature(thing)}"
-    return f"{'#' * level} {name}\n\n```python\n{shown}\n```\n\n{prose(thing)}\n"
+    return f"### {name}\n\n```python\n{shown}\n```\n\n{prose(thing)}\n"
 
 
 def signature(function: Callable[..., Any]) -> str:

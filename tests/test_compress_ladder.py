@@ -61,7 +61,7 @@ def test_a_gap_says_what_is_there(tmp_path: Path) -> None:
 def test_a_file_must_not_grow(tmp_path: Path) -> None:
     rungs = {"0.67.md": "Sort mail.", "0.33.md": "Sort all the mail."}
     assert fault(tmp_path, rungs) == (
-        "mine/0.33.md: grows: 4 tokens, but 0.67.md has 2; shorten it, or name it by a larger tau"
+        "mine/0.33.md: grows: 4 tokens, but 0.67.md has 2; shorten it, or name it after a larger tau"
     )
 
 
@@ -72,7 +72,7 @@ def test_no_file_is_longer_than_the_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["short.md", "1.5.md", "0.md", "0.0.md", "-0.5.md", "0.5.txt", "1e-1.md", "README.md"])
 def test_a_name_must_be_a_number_between_0_and_1(tmp_path: Path, name: str) -> None:
     line = fault(tmp_path, RUNGS | {name: "Sort."})
-    assert line.startswith(f"mine/{name}: its name is not a number between 0 and 1 with .md; name it by its tau")
+    assert line.startswith(f"mine/{name}: its name is not a number between 0 and 1 with .md; name it after its tau")
     assert len(line.splitlines()) == 1
 
 
@@ -87,7 +87,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_and_a_missing_setting_are_one_line_each(tmp_path: Path) -> None:
     tools = Tools(count_tokens=len, base_id="x", folder=tmp_path, load_model=NotImplemented, download=NotImplemented)
     for ladder, line in (
-        ("none", f"{tmp_path}/none: no such folder; create it, with one file for each tau of the schedule"),
+        ("none", f"{tmp_path}/none: no such folder; create it, with one file per tau of the schedule"),
         (None, '[compression] ladder: method = "ladder" needs it; set ladder = "FOLDER"'),
     ):
         with pytest.raises(InputError) as caught:
@@ -99,8 +99,7 @@ def test_a_missing_folder_and_a_missing_setting_are_one_line_each(tmp_path: Path
 def test_a_file_that_lost_what_is_to_be_kept_is_refused(tmp_path: Path) -> None:
     assert climb(tmp_path, RUNGS, keep=("{",))[2].text == RUNGS["0.33.md"]
     assert fault(tmp_path, RUNGS | {"0.33.md": "Sort mail."}, keep=("{",)) == (
-        "mine/0.33.md: a text that is to be kept is not in it; got '{name}'; "
-        "put it back, or take it out of [compression] keep"
+        "mine/0.33.md: a protected text is missing; got '{name}'; put it back, or take it out of [compression] keep"
     )
 
 

@@ -317,4 +317,4 @@ def test_a_device_that_is_not_there_is_one_line(checkpoint: Path) -> None:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = next(name for name, holds in there.items() if not holds)
     line = refusal(checkpoint.parent, checkpoint.name, device=device)
-    assert line.startswith(f"[compression] device: torch has no such device here; got '{device}'; there is ")
+    assert line.startswith(f"[compression] device: torch has no such device here; got '{device}'; available: ")

@@ -148,7 +148,7 @@ def test_it_refuses_to_lengthen(tools: Tools, tmp_path: Path) -> None:
 
 
 def test_next_to_nothing_is_no_rewriting(tools: Tools, tmp_path: Path) -> None:
-    assert "the base wrote 0 tokens for a budget of" in refusal(ModelError, MUTE, tools, tmp_path)
+    assert "the base wrote only 0 tokens for a budget of" in refusal(ModelError, MUTE, tools, tmp_path)
 
 
 class Fickle:
@@ -184,7 +184,7 @@ def test_what_is_to_be_dropped_first_is_not_shown_to_the_base(tools: Tools, tmp_
 
 def test_what_is_to_be_kept_must_fit(tools: Tools, tmp_path: Path) -> None:
     said = refusal(InputError, MAIL, tools, tmp_path, (0.1,), keep=("Please be kind to the sender, {name}.",))
-    assert said.startswith("[compression] keep: what is to be kept has ")
+    assert said.startswith("[compression] keep: the texts to keep do not fit tau ")
 
 
 def test_a_template_that_fills_the_context_is_refused(tools: Tools, tmp_path: Path) -> None:

@@ -128,5 +128,5 @@ def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path, text, m
 def test_a_comparison_needs_a_law(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text("[[stage]]\ntau = 0\nshots = 0\nshare = 1\n")
-    with pytest.raises(InputError, match=r"s.toml:1: a law is needed here, not"):
+    with pytest.raises(InputError, match=r"s.toml:1: this must name a decay, not"):
         load_law(path)

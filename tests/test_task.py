@@ -60,7 +60,7 @@ def test_a_field_that_every_record_lacks_is_one_line(folder):
     (folder / "train.jsonl").write_text('{"query": "a"}\n{"query": "b"}\n{"answer": "c"}\n{"query": "d"}\n')
     lines = refusal(folder).splitlines()
     assert len(lines) == 2
-    assert "train.jsonl:1: the record has no answer, nor have 2 after it" in lines[0]
+    assert "train.jsonl:1: the record has no answer, and neither do 2 after it" in lines[0]
     assert "train.jsonl:3: the record has no query; " in lines[1]
 
 
@@ -123,7 +123,7 @@ def test_toml_that_does_not_parse_is_named_with_its_line(folder):
 
 def test_a_query_may_not_stand_in_two_splits(folder):
     (folder / "test.jsonl").write_text('{"query": "train 1", "answer": "x"}\n')
-    assert "test.jsonl: 1 queries also stand in an earlier split" in refusal(folder)
+    assert "test.jsonl: queries that also appear in an earlier split: 1, the last being" in refusal(folder)
 
 
 def test_a_multi_turn_record_keeps_its_history(folder):

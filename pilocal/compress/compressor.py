@@ -1,4 +1,4 @@
-"""What a compressor is, and what it may ask of the floors above: a token counter, a base that speaks, a download."""
+"""What a compressor is, and the tools that it is given: a token counter, the base, a download."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 
 class Span(NamedTuple):
-    """A token of a text and how little it was to be expected."""
+    """A token of a text and how unexpected it was."""
 
     start: int
     """Index of its first character in the text."""
     end: int
     """Index after its last one."""
     surprisal: float
-    """Minus the natural logarithm of its probability after everything before it."""
+    """Minus the natural logarithm of its probability given everything before it."""
 
 
 class LanguageModel(Protocol):
-    """The base model, as far as a compressor needs it."""
+    """The part of the base model that compressors use."""
 
     def surprisal(self, text: str) -> Sequence[Span]:
         """Return the text's tokens, in order, each with its surprisal."""
@@ -34,14 +34,14 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What a compressor may use besides its settings; nothing of it is loaded before it is called."""
+    """What a compressor may use besides its settings; nothing is loaded before it is called."""
 
     count_tokens: Callable[[str], int]
-    """Counts as the base does."""
+    """Counts tokens as the base does."""
     base_id: str
-    """Changes whenever the base's counts or answers may."""
+    """Identifies the base; changes whenever its token counts or answers may change."""
     folder: Path
-    """Where relative paths in the settings begin."""
+    """The folder that relative paths in the settings start from."""
     load_model: Callable[[], LanguageModel]
     """Loads the base."""
     download: Callable[[str], Path]
@@ -55,14 +55,17 @@ class Compressor(Protocol):
     """The value of `method` in `[compression]`."""
 
     def inputs(self, taus: Sequence[float]) -> Any:
-        """Return what decides the texts besides template, settings, base and tau, as JSON; raises PilocalError."""
+        """Return whatever else determines the texts, besides template, settings, base and tau, as JSON.
+
+        Raises PilocalError.
+        """
         return None
 
     def check(self, template: str, taus: Sequence[float]) -> None:
-        """Raise PilocalError for what will not do at any of the taus, as far as that shows before the work."""
+        """Raise PilocalError for whatever would fail at any of the taus, as far as this shows before any work."""
 
     def compress(self, template: str, tau: float) -> str:
-        """Return the template at `tau` (0 to 1, both excluded) of its tokens."""
+        """Return the template shortened to the share `tau` (between 0 and 1, both excluded) of its tokens."""
 
     def close(self) -> None:
         """Free what was loaded."""

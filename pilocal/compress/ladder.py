@@ -1,8 +1,8 @@
-"""The compressor `ladder`: the user's own shortened templates, one file for each tau of the schedule.
+"""The compressor `ladder`: the user's own shortened templates, one file per tau of the schedule.
 
-A rung is named by its tau, `0.67.md`, to as many digits as the user cares for: it serves the tau that rounds to it, so
-that `0.67.md` serves 2/3. What the user wrote is taken as it is; its realised ratio may lie above its tau, but a text
-never grows on the way down.
+A rung is named after its tau, `0.67.md`, to as many digits as the user likes. It serves the tau that rounds to it, so
+`0.67.md` serves 2/3. The user's text is taken as it is: its realised ratio may be above its tau, but a text of a
+smaller tau never has more tokens.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Rung:
     path: Path
     tau: float
     digits: int
-    """Digits after the point in its name."""
+    """Digits after the decimal point in its name."""
     text: str
 
     def serves(self, tau: float) -> bool:
-        """Tell whether a tau rounds to the one in the name."""
+        """Tell whether a tau rounds to the one in the file name."""
         return abs(tau - self.tau) <= 0.5 * 0.1**self.digits + 1e-9
 
 
 class Ladder(Compressor):
-    """Takes the user's own file for every tau."""
+    """Reads the user's own file for every tau."""
 
     name: ClassVar[str] = "ladder"
 
@@ -51,20 +51,20 @@ class Ladder(Compressor):
 
     @functools.cached_property
     def rungs(self) -> tuple[Rung, ...]:
-        """Every file, the largest tau first; raises InputError, or Faults with all that is wrong with the folder."""
+        """Every file, largest tau first; raises InputError, or Faults with everything that is wrong in the folder."""
         if self.config.ladder is None:
             fix = 'set ladder = "FOLDER" to the folder of your own shortened templates'
             raise InputError("[compression] ladder", 'method = "ladder" needs it', fix=fix)
         folder = self.tools.folder / self.config.ladder
         if not folder.is_dir():
-            fix = "create it, with one file for each tau of the schedule, such as 0.67.md"
+            fix = "create it, with one file per tau of the schedule, such as 0.67.md"
             raise InputError(folder, "no such folder", fix=fix)
         faults: list[PilocalError] = []
         rungs: list[Rung] = []
         for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
             match = NAME.fullmatch(path.stem)
             if path.suffix != ".md" or match is None or not float(path.stem):
-                fix = "name it by its tau, such as 0.67.md, or move it out of the ladder"
+                fix = "name it after its tau, such as 0.67.md, or move it out of the ladder"
                 faults.append(InputError(path, "its name is not a number between 0 and 1 with .md", fix=fix))
                 continue
             try:
@@ -83,7 +83,7 @@ class Ladder(Compressor):
         return [(rung.path.name, hashlib.sha256(rung.text.encode()).hexdigest()) for rung in self.rungs]
 
     def check(self, template: str, taus: Sequence[float]) -> None:
-        """Raise InputError or Faults for a tau without a file, a file that grows, or one that lost what is protected.
+        """Raise InputError or Faults for a tau without a file, a file that grows, or one that lacks a protected text.
 
         A file grows when it has more tokens than that of a larger tau, or than the template.
         """
@@ -99,13 +99,13 @@ class Ladder(Compressor):
             tokens = self.tools.count_tokens(rung.text)
             if tokens > largest:
                 what = f"grows: {tokens} tokens, but {name} has {largest}"
-                faults.append(InputError(rung.path, what, fix="shorten it, or name it by a larger tau"))
+                faults.append(InputError(rung.path, what, fix="shorten it, or name it after a larger tau"))
             else:
                 largest, name = tokens, rung.path.name
             for text in protected_texts(template, self.config.keep):
                 if text not in rung.text:
                     fix = "put it back, or take it out of [compression] keep"
-                    faults.append(InputError(rung.path, "a text that is to be kept is not in it", got=text, fix=fix))
+                    faults.append(InputError(rung.path, "a protected text is missing", got=text, fix=fix))
         raise_all(faults)
 
     def compress(self, template: str, tau: float) -> str:
@@ -117,6 +117,6 @@ class Ladder(Compressor):
         return rung.text
 
     def _rung(self, tau: float) -> Rung | None:
-        """Return the nearest of the files that serve a tau."""
+        """Return the file whose tau is nearest, of those that serve a tau."""
         serving = [rung for rung in self.rungs if rung.serves(tau)]
         return min(serving, key=lambda rung: abs(rung.tau - tau), default=None)

@@ -1,9 +1,9 @@
-"""The compressor `llmlingua2`: drops the words that an LLMLingua-2 checkpoint (arXiv 2403.12968) holds for dispensable.
+"""The compressor `llmlingua2`: drops the words that an LLMLingua-2 checkpoint (arXiv 2403.12968) marks as dispensable.
 
-The llmlingua package chunks the template, runs the checkpoint over it and says which words it keeps, at each of the
-hundred rates that it tells apart; a word is worth as much as the number of rates that keep it. That one order serves
-every tau, and the words are taken out of the template itself: the package's own output has neither line ends nor code
-nor spaces as they were. What the checkpoint has no token for goes last.
+The llmlingua package splits the template, runs the checkpoint over it and reports which words it keeps, at each of the
+hundred rates that it distinguishes. A word's score is the number of rates that keep it, so one order serves every tau.
+The words are removed from the template itself, because the package's own output loses line ends, code and spaces.
+Words for which the checkpoint has no token go last.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RATES = tuple(percent / 100 for percent in range(99, 0, -1))
 """The package rounds rates to whole percents."""
 
 REACH = 200
-"""A word of the package is looked for in the template within so many characters; it leaves out what it cannot read."""
+"""A word of the package is searched for within this many characters; the package omits what it cannot read."""
 
 ADVICE = "set [compression] checkpoint to an LLMLingua-2 checkpoint: its Hub id or a local directory"
 
 
 class LLMLingua2(WordRemoval):
-    """Drops whole words, those first that the checkpoint holds for the most dispensable."""
+    """Drops whole words, starting with those that the checkpoint marks as most dispensable."""
 
     name: ClassVar[str] = "llmlingua2"
 
@@ -62,7 +62,7 @@ class LLMLingua2(WordRemoval):
         return word_levels(outline, self.judge(outline.template))
 
     def judge(self, template: str) -> list[tuple[str, int]]:
-        """Return the words that the package sees in a text, in order, each with how many of RATES keep it."""
+        """Return the words that the package finds in a text, in order, each with the number of RATES that keep it."""
         words: list[str] = []
         levels: dict[int, int] = {}
         with _undisturbed():
@@ -76,12 +76,12 @@ class LLMLingua2(WordRemoval):
                     words = [word for word, _ in pairs]
                     for number, (_, label) in enumerate(pairs):
                         levels[number] = levels.get(number, 0) + int(label)
-            except (IndexError, ValueError) as error:  # a part of 510 tokens without a single known one
+            except (IndexError, ValueError) as error:  # a part of 510 tokens without a single known token
                 raise ModelError(self.config.checkpoint, f"cannot read this template: {error}", fix=ADVICE) from None
         return [(word, levels[number]) for number, word in enumerate(words)]
 
     def close(self) -> None:
-        """Delete the checkpoint and empty the caches of its device."""
+        """Delete the checkpoint and empty its device's caches."""
         if self._package is None:
             return
         import torch
@@ -94,7 +94,7 @@ class LLMLingua2(WordRemoval):
             torch.mps.empty_cache()
 
     def _find(self) -> Path:
-        """Return the checkpoint's folder, of the right kind."""
+        """Return the folder of the checkpoint, checked to be of the right kind."""
         checkpoint = self.config.checkpoint
         folder = self.tools.folder / checkpoint
         if not folder.is_dir():
@@ -123,9 +123,9 @@ class LLMLingua2(WordRemoval):
 
 
 def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[float]:
-    """Return the level of each word of a template: the highest of the package's words in it, marks left aside.
+    """Return the level of each word of a template: the highest level of the package's words in it, except punctuation.
 
-    The package's words stand in the same order, but leave out what the checkpoint has no token for; a word of which
+    The package's words come in the same order, without those for which the checkpoint has no token. A word about which
     nothing is known gets the highest level.
     """
     text = "".join(char.lower() if len(char.lower()) == 1 else char for char in outline.template)
@@ -148,7 +148,7 @@ def _is_word(text: str) -> bool:
 
 
 def pick_device(device: str) -> str:
-    """Return a torch device: the one asked for, or the first of cuda, mps and cpu; raises ModelError if not there."""
+    """Return a torch device: the given one, or the first available; raises ModelError if it is not available."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -156,17 +156,17 @@ def pick_device(device: str) -> str:
         return next(name for name, holds in there.items() if holds)
     if not there[device]:
         known = ", ".join(name for name, holds in there.items() if holds)
-        raise ModelError("[compression] device", "torch has no such device here", got=device, fix=f"there is {known}")
+        raise ModelError("[compression] device", "torch has no such device here", got=device, fix=f"available: {known}")
     return device
 
 
 def _load(folder: Path, device: str, count_tokens: Callable[[str], int]) -> Any:
-    """Return llmlingua's PromptCompressor with a local checkpoint, whose forward pass is computed once per input."""
+    """Return llmlingua's PromptCompressor with a local checkpoint; its forward pass runs once per input."""
     from llmlingua import PromptCompressor
     from transformers.utils import logging
 
     class Tokens:
-        """Counts as the base does, so that rates are shares of the tokens that are served."""
+        """Counts tokens as the base does, so that rates are shares of the tokens that are served."""
 
         def encode(self, text: str) -> range:
             return range(count_tokens(text))
@@ -189,7 +189,7 @@ def _load(folder: Path, device: str, count_tokens: Callable[[str], int]) -> Any:
 
 
 class _Remembering:
-    """A model that computes the same input once: the package runs it anew for every rate."""
+    """A model that remembers its outputs, because the package runs it again for every rate."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -204,7 +204,7 @@ class _Remembering:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Put back what the package changes for the whole process: every random state, and how cuDNN works."""
+    """Restore what the package changes for the whole process: random states and cuDNN's settings."""
     import numpy as np
     import torch
 
@@ -214,7 +214,7 @@ def _undisturbed() -> Iterator[None]:
     hash_seed = os.environ.get("PYTHONHASHSEED")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package calls transformers by names that grow old
+            warnings.simplefilter("ignore")  # the package uses deprecated names of transformers
             yield
     finally:
         random.setstate(states[0])

@@ -1,4 +1,4 @@
-"""What a template is made of: headings, sentences, list items, code fences and dialogue turns, down to words."""
+"""The parts of a template: headings, sentences, list items, code fences and dialogue turns, down to words."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ RULE = re.compile(
     r"|should|have to|at (?:most|least)|format)\b|n't\b",
     re.I,
 )
-"""Marks of a sentence that states a rule."""
+"""What marks a sentence that states a rule."""
 
 SPECIFIC = re.compile(r"[\d`{}<>\[\]\"“”$#_=|\\]|'[^'\s][^']*'(?!\w)|\w\(|\b[A-Z]{2,}\b")
-"""Marks of a sentence that names something specific: digits, code, placeholders, quotations, capitals."""
+"""What marks a sentence that names something specific: digits, code, placeholders, quotations, capitals."""
 
 ASIDE = re.compile(
     r"\b(please|kindly|thanks?|thank you|notes?|for example|for instance|e\.g\.|in other words|feel free|of course"
     r"|remember|keep in mind|as you know|we appreciate|good luck|great|happy to|don't worry|welcome|hope|helpful)\b",
     re.I,
 )
-"""Marks of a courtesy or an aside."""
+"""What marks a courtesy or an aside."""
 
 LONGEST_OPENING = 40
-"""A first sentence of more words than this is not a statement of the task."""
-
+"""A first sentence with more words than this does not count as a statement of the task."""
 
 LONGEST_LABEL = 8
-"""A line that ends in a colon is a heading up to this many words."""
+"""A line that ends in a colon is a heading if it has at most this many words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """What goes in one piece unless it is long; `words` are numbers into `Outline.words`."""
+    """A part that is removed as a whole unless it is long; `words` are indices into `Outline.words`."""
 
     number: int
     """Place in the template."""
     words: tuple[int, ...]
     owner: int | None
-    """The unit that stands over this one as its heading."""
+    """The heading that this unit belongs to."""
     is_heading: bool
     """A heading, a speaker's name or a short label such as "Rules:"."""
     is_core: bool
@@ -67,7 +66,7 @@ class Unit:
 
 @dataclass(slots=True)
 class _Draft:
-    """A unit while the template is still being read."""
+    """A unit while the template is being read."""
 
     words: list[int]
     owner: int | None
@@ -78,23 +77,23 @@ class _Draft:
     is_label: bool = False
     is_turn: bool = False
     loose: bool = False
-    """A list item after a blank line: the lines right below it belong to it even when they are not indented."""
+    """A list item after a blank line: the lines directly below belong to it, even if they are not indented."""
     content: str = ""
-    """What stands under it so far: "", "items" or "prose"."""
+    """What it contains so far: "", "items" or "prose"."""
     closed: bool = False
     """A blank line came after its content."""
 
 
 @dataclass(slots=True)
 class Outline:
-    """A template taken apart; with no word gone, `text` is the template but for blank lines and trailing spaces."""
+    """A template in parts; if no word is removed, `text` differs from it only in blank lines and trailing spaces."""
 
     template: str
     words: list[str] = field(default_factory=list)
     units: tuple[Unit, ...] = ()
     _starts: list[int] = field(default_factory=list)
     _lines: list[tuple[str, list[int]]] = field(default_factory=list)
-    """Per line: its indent and list mark, and its words; no words is a blank line."""
+    """Per line: its indent and list mark, and its words; a blank line has none."""
 
     def __post_init__(self) -> None:
         drafts: list[_Draft] = []
@@ -103,7 +102,7 @@ class Outline:
         lines = list(self._read_lines())
         speakers = [number for number, (text, _) in enumerate(lines) if SPEAKER.match(text)]
         if len(speakers) < 3 or len({lines[number][0].strip() for number in speakers}) == len(speakers):
-            speakers = []  # a dialogue comes back to its first speaker
+            speakers = []  # a dialogue returns to its first speaker
         for number, (text, start) in enumerate(lines):
             if not text.strip():
                 self._lines.append(("", []))
@@ -135,7 +134,7 @@ class Outline:
         is_speaker: bool,
         is_turn: bool,
     ) -> None:
-        """Add the units of a line that is not blank and find their heading."""
+        """Add the units of a line that is not blank, and find their heading."""
         draft = _Draft([], None, indent=len(text) - len(text.lstrip()), is_turn=is_turn)
         item = None if FENCE.match(text) else ITEM.match(text)
         heading = HEADING.match(text)
@@ -233,7 +232,7 @@ class Outline:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Where each word stands in the template, without the spaces around it."""
+        """The position of each word in the template, without the spaces around it."""
         return [
             (end - len(word.strip()), end)
             for start, word in zip(self._starts, self.words, strict=True)
@@ -253,7 +252,7 @@ class Outline:
         return found
 
     def text(self, gone: Set[int]) -> str:
-        """Return the template without the words that are `gone`, their empty lines and doubled blank lines."""
+        """Return the template without the words in `gone`, the lines that they leave empty, and doubled blank lines."""
         lines: list[str] = []
         blank = False
         for prefix, words in self._lines:
@@ -275,7 +274,7 @@ def _sentences(text: str, body: int) -> Iterator[tuple[str, int]]:
 
 
 def _accepts(above: _Draft, below: _Draft) -> bool:
-    """Tell whether a line may stand under an open heading, label or list item."""
+    """Tell whether a line may belong to an open heading, label or list item."""
     if below.level >= 0:
         return 0 <= above.level < below.level
     if above.level >= 0:

@@ -1,8 +1,8 @@
-"""What a task protects: the texts of `keep`, with the code or placeholder that they are a part of.
+"""What a task protects: the texts of `keep`, with the code or placeholder that they are part of.
 
-Every compressor protects the same. Code fences, `inline code` and {placeholders} are single words to all of them: they
-stay whole or go whole, and one that holds a text of `keep` counts as a whole, so that `keep = ["{"]` protects every
-placeholder and a text of three backticks every fence.
+Every compressor protects the same texts. Code fences, `inline code` and {placeholders} are single words for all of
+them, kept or removed as a whole. One that contains a text of `keep` is protected as a whole, so `keep = ["{"]` protects
+every placeholder, and a text of three backticks every fence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATOM = re.compile(r"`[^`\n]*`|\{+[^{}\n]*\}+")
 
 
 def check_texts(template: str, config: Compression) -> None:
-    """Raise InputError for every text of `keep` and `drop_first` that the template does not hold."""
+    """Raise InputError for every text of `keep` and `drop_first` that is not in the template."""
     raise_all(
         [
             InputError(f"[compression] {key}", "this text is not in the template", got=text, fix="correct it")
@@ -31,7 +31,7 @@ def check_texts(template: str, config: Compression) -> None:
 
 
 def protected_texts(template: str, keep: Sequence[str]) -> tuple[str, ...]:
-    r"""Return what must be found again in a shortened template, each text once, in the template's order.
+    r"""Return the texts that a shortened template must contain, each once, in the template's order.
 
     >>> protected_texts("Greet {user name}.\nRun `ls -l` for {user name}, then stop.", ("{", "ls", "stop"))
     ('{user name}', '`ls -l`', 'stop')

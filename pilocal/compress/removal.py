@@ -1,8 +1,8 @@
-"""Shortening by removal: the words of a template go in one fixed order until what is left fits.
+"""Shortening by removal: words are removed in one fixed order until the rest fits.
 
-The order never depends on tau: every tau takes the shortest prefix of it that fits the budget. So the texts are nested,
-and a smaller tau never has more tokens, whatever the tokenizer does: had the earlier text fitted the smaller budget,
-the smaller tau would have stopped there too.
+The order never depends on tau: every tau removes the shortest prefix of it that fits the budget. So the texts are
+nested, and a smaller tau never has more tokens, whatever the tokenizer does: if the longer text had fitted the smaller
+budget, the smaller tau would have stopped there too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pilocal.compress.outline import Outline
 from pilocal.task import Compression
 
 STEPS = 400
-"""Words go one at a time, in longer templates at most this fraction of all at once: counting takes time."""
+"""Words are removed one at a time; in longer templates, several at once, so that about this many steps suffice."""
 
 
 def remove(outline: Outline, steps: Iterable[Set[int]], tau: float, count_tokens: Callable[[str], int]) -> str:
-    """Return the longest text on the way from the whole template to nothing that fits `tau` of its tokens.
+    """Return the longest text that fits `tau` of the template's tokens, removing `steps` one by one.
 
-    `steps` are sets of word numbers in the order in which they go.
+    `steps` are sets of word numbers in the order of removal.
 
     >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
     'two three'
@@ -42,9 +42,9 @@ def remove(outline: Outline, steps: Iterable[Set[int]], tau: float, count_tokens
 
 
 def lowest_first(outline: Outline, scores: Sequence[float], config: Compression) -> list[set[int]]:
-    """Return the removals of single words: the lowest score first, of equal ones the last in the text.
+    """Return the removals of single words: the lowest score first, and among equals the last in the text.
 
-    Words that hold a text of `drop_first` go before all others, those that hold a text of `keep` after them.
+    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` go last.
     """
     kept, dropped = outline.overlapping(config.keep), outline.overlapping(config.drop_first)
     order = sorted(range(len(scores)), key=lambda word: (word not in dropped, scores[word], -word))
@@ -66,10 +66,10 @@ class WordRemoval(Compressor):
 
     @abstractmethod
     def scores(self, outline: Outline) -> Sequence[float]:
-        """Return what each word is worth; raises PilocalError."""
+        """Return each word's score; raises PilocalError."""
 
     def compress(self, template: str, tau: float) -> str:
-        """Return the template without the words that are worth least; raises what `scores` raises."""
+        """Return the template without its lowest-scoring words; raises what `scores` raises."""
         outline, steps = self._order(template)
         return remove(outline, steps, tau, self._count_tokens)
 

@@ -1,21 +1,21 @@
 """The compressor `rules`: drops whole rules, sentences and words of a template in one fixed order; needs no model.
 
-What goes, in this order:
+The order of removal:
 
-1. units that hold a text of `drop_first`
+1. units that contain a text of `drop_first`
 2. decoration (lines without a letter or digit)
 3. courtesies and asides ("please", "note that", "for example") that state no rule and name nothing specific
-4. the turns of a worked dialogue after the first, from the end; the opening of the real one stays
+4. the turns of a worked dialogue after the first, from the end; the opening of the real dialogue stays
 5. sentences that state no rule and name nothing specific, from the end
 6. the entries of bulleted lists from the end, all lists at the same pace
 7. sentences, numbered items and code that name something specific, from the end
-8. those that state a rule, from the end
+8. sentences that state a rule, from the end
 9. the first sentence and the lead-in to the query, word by word, stop words first
-10. units that hold a text of `keep`, word by word, the text itself at the very end
+10. units that contain a text of `keep`, word by word, the text itself at the very end
 
-A unit is a sentence, a list item, a code fence or a dialogue turn. A heading goes with the last thing under it, and a
-list item never before what stands under it. A blank line goes when nothing is left to separate: most tokenizers give
-it no token of its own.
+A unit is a sentence, a list item, a code fence or a dialogue turn. A heading goes together with the last unit under it,
+and a list item never goes before its contents. A blank line goes when it separates nothing any more; most tokenizers
+give it no token of its own.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ STOP_WORD = re.compile(
     r"|simply|please)[.,;:!?]?\s*",
     re.IGNORECASE,
 )
-"""Words that go before others when a sentence is taken apart."""
+"""Words that go first when a sentence is removed word by word."""
 
 Key = tuple[float, ...]
-"""Sorts the removals; a key that begins with another one comes right after it."""
+"""Sorts the removals; a key that begins with another key comes right after it."""
 
 DROPPED_FIRST, CORE, KEPT = 1, 9, 10
-"""Tiers of the order above; `_rank` gives the ones in between."""
+"""Tiers of the order above; `_rank` gives those in between."""
 
 PIECES = 20
-"""A step takes at most this fraction of the template's words, so that tau is met to within a few percent ..."""
+"""A step removes at most one in this many of the template's words, so that tau is met within a few percent ..."""
 
 SMALLEST_PIECE = 16
-"""... but a unit of this many words or fewer goes whole."""
+"""... but a unit with at most this many words is removed whole."""
 
 
 class Rules(Compressor):
@@ -61,19 +61,19 @@ class Rules(Compressor):
         self.count_tokens = functools.cache(tools.count_tokens)
 
     def compress(self, template: str, tau: float) -> str:
-        """Return the longest text on the fixed way from the whole template to nothing that fits `tau`."""
+        """Return the longest text that fits `tau`, removing words in the fixed order."""
         outline = Outline(template)
         return remove(outline, removals(outline, self.config), tau, self.count_tokens)
 
 
 def removals(outline: Outline, config: Compression) -> list[set[int]]:
-    """Return sets of word numbers in the order in which they go; together they are every word of the template."""
+    """Return sets of word numbers in the order of removal; together they are every word of the template."""
     kept = outline.overlapping(config.keep)
     dropped = outline.overlapping(config.drop_first)
     largest = max(SMALLEST_PIECE, len(outline.words) // PIECES)
     below: dict[int, Key] = {}
     keyed: list[tuple[Key, bool, set[int]]] = []
-    for unit in reversed(outline.units):  # what stands under a unit comes after it, so it is seen before it
+    for unit in reversed(outline.units):  # a unit's contents come after it, so in reverse they are seen first
         joins = False
         if kept.intersection(unit.words):
             steps = _word_by_word(KEPT, unit, outline, kept)
@@ -104,13 +104,13 @@ def _in_pieces(key: Key, unit: Unit, largest: int) -> list[tuple[Key, set[int]]]
 
 
 def _word_by_word(tier: int, unit: Unit, outline: Outline, kept: set[int]) -> list[tuple[Key, set[int]]]:
-    """Return the removals of single words: what holds a text to keep last, stop words first, each from the end."""
+    """Return the removals of single words: stop words first, words with a text to keep last, each from the end."""
     stops = {word for word in unit.words if STOP_WORD.fullmatch(outline.words[word])}
     return [((tier, word in kept, word not in stops, -word), {word}) for word in unit.words]
 
 
 def _rank(unit: Unit) -> Key:
-    """Return where a unit stands in the order of removals: its tier (see the module), then its place in it."""
+    """Return a unit's position in the order of removal: its tier (see the module), then its place in the tier."""
     if unit.is_bullet:
         return 6, -unit.place_in_list, -unit.number
     tiers = (

@@ -1,8 +1,8 @@
 """The compressor `summary`: the base itself rewrites the template to a token budget, greedily.
 
-Needs a base that follows instructions. Every tau is rewritten from the whole template; a rewriting that came out too
-long is given back to be shortened, as long as it gets shorter. What is protected and got lost is added at the end,
-where the budget allows it.
+Needs a base that follows instructions. Every tau is rewritten from the whole template. A result that is too long is
+given back to be shortened, as long as it gets shorter. Protected texts that got lost are added at the end if the budget
+allows it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pilocal.errors import InputError, ModelError
 from pilocal.task import Compression
 
 TRIES = 3
-"""How often the base is asked for one tau."""
+"""How often the base is asked per tau."""
 
 WORDS_A_TOKEN = 0.7
-"""Models count words better than tokens; a little below the usual three quarters, for they tend to write too much."""
+"""Models count words better than tokens. A little below the usual three quarters: they tend to write too much."""
 
 PROMPT = """\
 Rewrite the instructions below in at most {words} words. Keep every rule, name, code, number and format; leave out \
@@ -33,19 +33,19 @@ Instructions:
 COPY = " Copy each of these exactly as it stands: {texts}"
 
 LEAST = 0.1
-"""A text of less than this share of its budget is no rewriting: the base did not do what it was asked."""
+"""A text below this share of its budget is not a rewriting: the base did not follow the instruction."""
 
 ADVICE = "take another compressor, such as rules or surprisal, or a base that follows instructions better"
 
 
 def request(text: str, budget: int, protected: Sequence[str]) -> str:
-    """Return what the base is asked to make of a text in a budget of tokens."""
+    """Return the instruction to rewrite a text within a budget of tokens."""
     copy = COPY.format(texts=", ".join(protected)) if protected else ""
     return PROMPT.format(words=max(1, int(WORDS_A_TOKEN * budget)), copy=copy, text=text)
 
 
 class Summary(Compressor):
-    """Lets the base rewrite the template."""
+    """Has the base rewrite the template."""
 
     name: ClassVar[str] = "summary"
 
@@ -57,24 +57,25 @@ class Summary(Compressor):
         self._rewritten = functools.cache(self._rewrite)
 
     def inputs(self, taus: Sequence[float]) -> Any:
-        """Return all taus, since a text is at least as long as those of smaller ones."""
+        """Return all taus, because a text is at least as long as the texts of smaller taus."""
         return sorted(set(taus))
 
     def check(self, template: str, taus: Sequence[float]) -> None:
-        """Raise InputError when what is protected does not fit the smallest tau; note the taus."""
+        """Raise InputError when the protected texts do not fit the smallest tau; note the taus."""
         self._taus = tuple(sorted({tau for tau in taus if 0 < tau < 1}))
         if not self._taus:
             return
         kept = "\n".join(protected_texts(template, self.config.keep))
         budget = int(self._taus[0] * self.tools.count_tokens(template))
         if self.tools.count_tokens(kept) > budget:
-            what = f"what is to be kept has {self.tools.count_tokens(kept)} tokens, tau {self._taus[0]:.4g} allows"
-            raise InputError("[compression] keep", what, got=budget, fix="keep less, or raise the smallest tau")
+            what = f"the texts to keep do not fit tau {self._taus[0]:.4g}, which allows {budget} tokens"
+            got = f"{self.tools.count_tokens(kept)} tokens"
+            raise InputError("[compression] keep", what, got=got, fix="keep less, or raise the smallest tau")
 
     def compress(self, template: str, tau: float) -> str:
         """Return the base's rewriting, which has at most `tau` of the template's tokens.
 
-        When that of a smaller tau has more tokens, it is taken instead: no text grows on the way down. Raises
+        If the text of a smaller tau has more tokens, it is taken instead, so that texts never grow as tau falls. Raises
         ModelError when the base writes too much, or next to nothing.
         """
         text = self._rewritten(template, tau)
@@ -102,7 +103,7 @@ class Summary(Compressor):
             text = "\n".join([written, *lost])
             tokens, own = self.tools.count_tokens(text), self.tools.count_tokens(written)
             if own < LEAST * budget:
-                what = f"the base wrote {own} tokens for a budget of {budget}: no rewriting"
+                what = f"the base wrote only {own} tokens for a budget of {budget}"
                 raise ModelError(where, what, got=written, fix=ADVICE)
             if tokens <= budget:
                 return text
@@ -115,7 +116,7 @@ class Summary(Compressor):
         raise ModelError(where, f"the base wrote {got}", fix=ADVICE)
 
     def _without_dropped(self, template: str) -> str:
-        """Return the template without the sentences, entries and code that hold a text of `drop_first`."""
+        """Return the template without the sentences, entries and code that contain a text of `drop_first`."""
         if not self.config.drop_first:
             return template
         outline = Outline(template)

@@ -1,8 +1,8 @@
-"""The compressor `surprisal`: drops the words that the base could have guessed from what stands before them.
+"""The compressor `surprisal`: drops the words that the base could have guessed from the text before them.
 
-A word's surprisal is the sum over its tokens, minus the logarithm of the probability that the base gives to the word as
-a whole; it is computed once, in one pass over the template, and orders the words for every tau. The idea of pruning by
-self-information is that of Selective Context (Li et al., EMNLP 2023); here the model that prunes is the one that reads.
+A word's surprisal is the sum over its tokens: minus the logarithm of the probability that the base gives to the whole
+word. It is computed once, in one pass over the template, and orders the words for every tau. Pruning by
+self-information comes from Selective Context (Li et al., EMNLP 2023); here the model that prunes is the one that reads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Surprisal(WordRemoval):
 
 
 def word_surprisals(outline: Outline, spans: Sequence[Span]) -> list[float]:
-    """Return each word's surprisal: the sum over the tokens that begin in it, spaces before a token left aside."""
+    """Return each word's surprisal: the sum over the tokens that begin in it, ignoring spaces before a token."""
     starts = [start for start, _ in outline.spans]
     sums = [0.0] * len(starts)
     for start, end, surprisal in spans:

@@ -1,4 +1,4 @@
-"""The template at every tau of a schedule, cached on disk by what decided it."""
+"""The template at every tau of a schedule, cached on disk under a hash of everything that determined it."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class CompressedTemplate:
     """A template at one tau."""
 
     tau: float
-    """The share of tokens that was asked for."""
+    """The requested share of tokens."""
     compressor: str
-    """Name of what made it."""
+    """Name of the compressor that made it."""
     text: str
     tokens: int
     """Tokens of `text`."""
     ratio: float
-    """The realised share: `tokens` over the whole template's; never above tau, but for a ladder's."""
+    """The realised share: `tokens` over the whole template's; never above tau, except for a ladder."""
 
 
 def compression_facts(taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:
-    """Return all that decides the texts besides the template and a text's own tau, as JSON.
+    """Return everything that determines the texts, besides the template and a text's own tau, as JSON.
 
-    Raises PilocalError when a file that the settings name cannot be read.
+    Raises PilocalError when a file named in the settings cannot be read.
     """
     return _facts(COMPRESSORS[config.method](config, tools), taus, config, tools)
 
@@ -63,11 +63,11 @@ def _facts(compressor: Compressor, taus: Sequence[float], config: Compression, t
 def compress_template(
     template: str, taus: Sequence[float], config: Compression, tools: Tools, folder: Path
 ) -> tuple[CompressedTemplate, ...]:
-    """Return the template at each tau, in the order given; each is read from `folder` if it lies there intact.
+    """Return the template at each tau, in the given order; each is read from `folder` if it is there intact.
 
-    A folder entry is the text (`tau-0.6667.md`) and a sidecar (`tau-0.6667.json`) with the hash of everything that
-    decided it: template, compressor and settings, the base, what else the compressor reads, and tau. A damaged or stale
-    entry is made again. What a compressor loaded is freed on return. Raises InputError when the settings do not fit
+    An entry is the text (`tau-0.6667.md`) and a sidecar (`tau-0.6667.json`) with the hash of everything that determined
+    it: template, compressor and settings, the base, other inputs of the compressor, and tau. A damaged or stale entry
+    is made again. Models that a compressor loaded are freed on return. Raises InputError when the settings do not fit
     the template or the taus, ModelError when a model cannot be used, and RunError when the folder cannot be written.
     """
     check_texts(template, config)
@@ -105,7 +105,7 @@ def _write(path: Path, key: str, result: CompressedTemplate) -> None:
 
 
 def _read(path: Path, key: str) -> CompressedTemplate | None:
-    """Return the entry at `path`, or None when it is missing, damaged or was made from something else."""
+    """Return the entry at `path`, or None if it is missing, damaged or made from other inputs."""
     try:
         data = path.read_bytes()
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

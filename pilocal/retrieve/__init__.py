@@ -1,4 +1,4 @@
-"""Choosing shots: the bank of examples, how alike two of them are, and the ranking of the best for each."""
+"""Choosing shots: the bank of examples, how similar two of them are, and the ranking of the best for each."""
 
 from pilocal.retrieve.bank import check_bank, contradictions
 from pilocal.retrieve.embeddings import model_hash

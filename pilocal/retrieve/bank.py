@@ -1,4 +1,4 @@
-"""Which training examples may be shots, what makes two of them the same question, and what is wrong with them."""
+"""Which training examples may be shots, when two of them ask the same question, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pilocal.errors import InputError
 from pilocal.task import Example, Retrieval
 
 Question = tuple[tuple[tuple[str, str], ...], str]
-"""What makes two records the same question: the earlier turns, and the query but for spaces and capitals."""
+"""Two records with the same value ask the same: the earlier turns, and the query except for spaces and capitals."""
 
 
 def question(query: str, history: Sequence[tuple[str, str]] = ()) -> Question:
-    """Return what two records must share to be the same question."""
+    """Return what two records have in common if they ask the same question."""
     return tuple(history), " ".join(query.split()).casefold()
 
 
 def choose_bank(count: int, share: float, seed: int) -> tuple[int, ...]:
-    """Return the numbers, rising, of the examples that may be shots: a share of `count`, drawn by the seed.
+    """Return the numbers of the examples that may be shots, in order: a share of `count`, drawn by the seed.
 
-    A smaller share of the same examples is always part of a larger one, so that sizes of bank can be compared.
+    A smaller share of the same examples is always part of a larger one, so that bank sizes can be compared.
 
     >>> choose_bank(4, 1.0, 0)
     (0, 1, 2, 3)
@@ -35,9 +35,9 @@ def choose_bank(count: int, share: float, seed: int) -> tuple[int, ...]:
 
 
 def check_bank(examples: Sequence[Example], config: Retrieval, k: int, seed: int, where: object) -> None:
-    """Raise InputError unless the bank of these training examples leaves k shots for each of its own examples.
+    """Raise InputError unless the bank of these training examples has k shots for each of its own examples.
 
-    `where` names the training file; the examples count by their different questions.
+    `where` names the training file; examples that ask the same question count once.
     """
     bank = [examples[number] for number in choose_bank(len(examples), config.pool, seed)]
     found = len({question(example.query, example.history) for example in bank})
@@ -52,7 +52,7 @@ def check_bank(examples: Sequence[Example], config: Retrieval, k: int, seed: int
 
 
 def contradictions(examples: Sequence[Example]) -> tuple[int, str]:
-    """Return how many questions have different answers, and the query of the first of them ("" for none)."""
+    """Return how many questions have different answers, and the query of the first such question ("" for none)."""
     answers: defaultdict[Question, set[str]] = defaultdict(set)
     first: dict[Question, str] = {}
     for example in examples:

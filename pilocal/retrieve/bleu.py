@@ -1,4 +1,4 @@
-"""Sentence BLEU of every text of a bank against a reference at once: exact, by the n-grams that they share."""
+"""Sentence BLEU of every text of a bank against one reference at once: exact, from the n-grams that they share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BLEU_ORDER = 4
 """Longest n-gram, in words."""
 
 DECIMALS = 9
-"""Scores (0 to 100) are rounded to these, so that equal ones are equal whatever the order of the arithmetic."""
+"""Decimals that scores (0 to 100) are rounded to, so that ties are ties whatever the order of the arithmetic."""
 
 
 class BleuBank:
     """Scores texts as `sacrebleu.sentence_bleu(text, [reference])` does.
 
-    Each text is tokenized and counted once, and every n-gram remembers which texts hold it. A reference meets only
-    those texts, all of an n-gram's in one step of numpy, instead of every text one by one.
+    Each text is tokenized and counted once, and every n-gram remembers which texts contain it. A reference is compared
+    only with those, all texts of an n-gram in one NumPy operation instead of one by one.
 
     >>> BleuBank(["ls -l /tmp", "pwd"]).scores("ls -a /tmp").round(1)
     array([35.4,  0. ])
@@ -40,7 +40,7 @@ class BleuBank:
                 counts.append(count)
         order = np.argsort(_ints(numbers), kind="stable")
         self._holders, self._counts = _ints(holders)[order], _ints(counts)[order]
-        # The n-gram of number n is held by the texts at n to n + 1.
+        # The texts that contain n-gram n are at starts[n] to starts[n + 1].
         self._starts = np.searchsorted(_ints(numbers)[order], np.arange(len(self._number) + 1)).tolist()
         self._lengths = _ints(lengths)
         totals = np.maximum(self._lengths - np.arange(BLEU_ORDER)[:, None], 0)
@@ -51,7 +51,7 @@ class BleuBank:
     def scores(self, reference: str) -> NDArray[np.float64]:
         """Return the BLEU, 0 to 100, of every text of the bank against the reference: (N,) float64.
 
-        Missing n-grams are smoothed exponentially and a text's order is what its length allows, as sacrebleu does it.
+        As in sacrebleu, missing n-grams are smoothed exponentially, and a short text has a lower order.
         """
         ngrams, length = self._ngrams(reference)
         matches = np.zeros((BLEU_ORDER, len(self._lengths)), dtype=np.int64)

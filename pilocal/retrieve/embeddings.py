@@ -1,4 +1,4 @@
-"""Vectors of texts from a sentence-transformers model, which is imported and loaded only when asked for."""
+"""Vectors of texts from a sentence-transformers model, which is imported and loaded only when needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EmbeddingVectors:
     """Sentence embeddings of length 1 from a Hub id or a local directory."""
 
     def __init__(self, model: str, relative_to: Path) -> None:
-        """Load the model; a directory may be given relative to `relative_to`. Raises InputError when it cannot."""
+        """Load the model; a directory may be relative to `relative_to`. Raises InputError when it cannot be loaded."""
         require_packages("[retrieval] similarity", "sentence_transformers", "hnswlib")
         quiet_bitsandbytes()
         from sentence_transformers import SentenceTransformer

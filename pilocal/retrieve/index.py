@@ -1,4 +1,4 @@
-"""A nearest-neighbour index on disk (hnswlib) with a sidecar that says what the file does not."""
+"""A nearest-neighbour index on disk (hnswlib), with a sidecar that records what the file does not."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SPACE = "cosine"
 LINKS = 16
 """hnswlib's M: links per vector."""
 EF_CONSTRUCTION = 200
-"""Candidates looked at while the index is built."""
+"""Candidates considered while the index is built."""
 EF = 200
-"""Candidates looked at in a search; at least as many as neighbours are wanted."""
+"""Candidates considered in a search; at least the number of neighbours that are wanted."""
 SEED = 0
 RECALL_SAMPLE = 200
-"""How many vectors are searched for exactly, too, to measure the recall."""
+"""How many vectors are also searched exactly, to measure the recall."""
 
 BLOCK = 512
-"""Queries compared at once in an exact search, which bounds the memory."""
+"""Queries per block of an exact search, which bounds the memory."""
 
 
 class NeighbourIndex:
     """Approximate nearest neighbours among vectors of length 1, by cosine; make it with `open_index`.
 
-    Built and searched in one thread: hnswlib's threads make neither deterministic.
+    It is built and searched in one thread, because with threads hnswlib is not deterministic.
     """
 
     def __init__(self, index: Any, count: int) -> None:
         self._index = index
         self.count = count
         self.recall = 1.0
-        """Share of the true neighbours that the index found, on the sample noted in the sidecar."""
+        """Share of the true neighbours that the index finds, on the sample noted in the sidecar."""
 
     def neighbours(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Return the numbers of the k nearest to each of (N, D) `vectors`, nearest first: (N, min(k, count))."""
@@ -53,9 +53,9 @@ class NeighbourIndex:
 def open_index(vectors: NDArray[np.float32], path: Path, recall_k: int) -> NeighbourIndex:
     """Return the index of (N, D) `vectors` at `path`, built now unless the one there is exactly it.
 
-    hnswlib stores neither the space nor ef, and loads a file of another dimension without a word. So the sidecar
-    (`path` with .json) holds space, dim, count, M, ef, seed and the SHA-256 of the vectors and of the file, and any
-    difference makes the index anew. It also holds recall@`recall_k` against exact search. Raises InputError for vectors
+    hnswlib stores neither the space nor ef, and silently loads a file of another dimension. So the sidecar (`path` with
+    .json) holds space, dim, count, M, ef, seed and the SHA-256 of the vectors and of the file; any difference rebuilds
+    the index. It also holds recall@`recall_k` against exact search. Raises InputError for vectors
     that are not finite, and RunError when the file cannot be written.
     """
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -120,7 +120,7 @@ def _hash_or_none(path: Path) -> str | None:
 def exact_neighbours(vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Return the numbers of the k vectors of (N, D) nearest to each of (Q, D) queries, nearest first: (Q, min(k, N)).
 
-    Both hold rows of length 1. Ties (to six decimals) go by number.
+    All rows have length 1. Ties (to six decimals) are ordered by number.
     """
     k = min(k, len(vectors))
     found = np.empty((len(queries), k), dtype=np.int64)
@@ -133,7 +133,7 @@ def exact_neighbours(vectors: NDArray[np.float32], queries: NDArray[np.float32],
 def recall(index: NeighbourIndex, vectors: NDArray[np.float32], k: int) -> float:
     """Return the share of the k nearest neighbours that the index finds, on an even sample of its own vectors.
 
-    A neighbour as near as the k-th exact one counts as found, so ties cost nothing.
+    A neighbour that is as near as the k-th exact one counts as found, so ties do not lower the recall.
     """
     sample = vectors[np.linspace(0, len(vectors) - 1, min(RECALL_SAMPLE, len(vectors))).astype(int)]
     exact, found = exact_neighbours(vectors, sample, k), index.neighbours(sample, k)

@@ -1,4 +1,4 @@
-"""Vectors of texts from their character n-grams: no model, the same numbers in every process."""
+"""Vectors of texts from their character n-grams: no model, and the same numbers in every process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NgramVectors:
 
 
 def _ngrams(text: str) -> list[str]:
-    """Return the n-grams of a text between two spaces; words keep their boundaries, runs of spaces count as one."""
+    """Return the n-grams of a text with a space at both ends; runs of spaces count as one."""
     text = f" {' '.join(text.split())} "
     return [text[start : start + order] for order in ORDERS for start in range(len(text) - order + 1)]
 

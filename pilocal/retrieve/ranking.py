@@ -1,4 +1,4 @@
-"""The order of scores from the highest down, worked out no further than it is read."""
+"""The order of scores from the highest down, computed only as far as it is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIRST = 64
-"""How many are sorted at first; four times as many each time more are wanted."""
+"""How many are sorted at first; four times as many whenever more are needed."""
 
 
 def falling(scores: NDArray[np.floating[Any]]) -> Iterator[int]:
-    """Yield the numbers of (N,) scores from the highest down; ties go by number.
+    """Yield the numbers of (N,) scores from the highest down; ties are ordered by number.
 
     >>> list(falling(np.array([1.0, 3.0, 2.0, 3.0])))
     [1, 3, 2, 0]

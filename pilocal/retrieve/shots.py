@@ -1,4 +1,4 @@
-"""The shots of every example: by its own text in training, by the query alone where the answer is unknown.
+"""The shots of every example: chosen by its own text in training, by the query alone if the answer is unknown.
 
 The choice by BLEU is PromptIntern's (EMNLP Findings 2024): the k examples whose labels are most similar.
 """
@@ -31,10 +31,10 @@ PROGRESS_EVERY = 100
 class ShotPicker:
     """Chooses shots for every example of a task from its training examples; all choices are deterministic.
 
-    A shot never asks the same query as the example it is placed before (but for spaces and capitals), for it would give
-    the answer away, and no two shots of one example ask the same; the same answer to another query is a fine shot.
-    Shots come least similar first, so that the most similar one stands next to the query: the last of k + 1 shots are
-    the k shots. Only examples of the bank, `config.pool` of the training examples, are shots.
+    A shot never asks the same query as its example (except for spaces and capitals), because it would give the answer
+    away. No two shots of one example ask the same; the same answer to another query is a good shot. Shots come least
+    similar first, so that the most similar one is next to the query: the last k of k + 1 shots are the k shots. Only
+    examples of the bank, `config.pool` of the training examples, are shots.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class ShotPicker:
     ) -> None:
         """Rank the `k` best shots of every training example, or read the ranking from `folder` (RUN/index).
 
-        Without a folder nothing is ranked, and only the shots of queries can be asked for.
-        `seed` draws the bank; `where` names the training file in errors; an embedding model's directory is relative to
-        `models`; `progress` is told ("shots", examples done, of how many). Raises InputError when an example would find
-        fewer than `k` shots, or when the embedding model cannot be loaded.
+        Without a folder nothing is ranked, and only shots for queries are available. `seed` draws the bank; `where`
+        names the training file in errors; an embedding model's directory is relative to `models`; `progress` is called
+        with ("shots", examples done, their number). Raises InputError when an example would find fewer than `k` shots,
+        or when the embedding model cannot be loaded.
         """
         check_bank(examples, config, k, seed, where)
         self._examples = tuple(examples)
@@ -68,7 +68,7 @@ class ShotPicker:
     def for_training(self, i: int, k: int) -> tuple[int, ...]:
         """Return the k training examples most similar to example i by `config.similarity`, least similar first.
 
-        With BLEU the answer of i is the reference, the other the hypothesis; ties go by number.
+        With BLEU, the answer of i is the reference and the other is the hypothesis; ties are ordered by number.
         """
         self._check(k)
         return tuple(reversed(self._ranking[i][:k])) if k else ()
@@ -83,8 +83,8 @@ class ShotPicker:
     def for_queries(self, asked: Sequence[tuple[str, Sequence[tuple[str, str]]]], k: int) -> list[tuple[int, ...]]:
         """Return for each (query, earlier turns) the k training examples with the most similar queries.
 
-        For validation and test, where the answer must not be looked at. Queries are compared exactly, by the cosine of
-        embeddings or else of character n-grams; least similar first, ties go by number.
+        For validation and test, where the answer must not be used. Queries are compared exactly, by the cosine of
+        embeddings or of character n-grams; least similar first, ties ordered by number.
         """
         self._check(k)
         if not k or not asked:
@@ -97,7 +97,7 @@ class ShotPicker:
         return found
 
     def _first(self, k: int, places: Iterable[int], own: Question) -> list[int]:
-        """Return the first k examples, by their place in the bank, that ask neither `own` nor the same as another."""
+        """Return the first k examples, by their place in the bank, that ask neither `own` nor an earlier question."""
         found: list[int] = []
         seen = {own}
         for place in places:

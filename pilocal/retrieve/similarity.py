@@ -1,4 +1,4 @@
-"""How alike texts are: by BLEU, exactly, or by the cosine of embeddings, through an index."""
+"""How similar texts are: by BLEU, exactly, or by the cosine of embeddings, through an index."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pilocal.retrieve.index import NeighbourIndex, open_index
 from pilocal.retrieve.ranking import falling
 
 COSINE_DECIMALS = 6
-"""Cosines are rounded to these, so that equal texts are equally near."""
+"""Decimals that cosines are rounded to, so that equal texts are equally near."""
 
 BLOCK = 100
 """Texts looked up in the index at once."""
 
 NEIGHBOURS = 50
-"""At least as many neighbours are asked of the index: shots must ask different questions, so k may not be enough."""
+"""The least number of neighbours to search: shots must ask different questions, so k may not be enough."""
 
 
 class Vectors(Protocol):
@@ -33,12 +33,12 @@ class Vectors(Protocol):
 
 
 class Similarity(Protocol):
-    """Ranks the texts of a bank by their likeness to others."""
+    """Ranks the texts of a bank by their similarity to others."""
 
     def rankings(self, texts: Sequence[str]) -> Iterator[Iterable[int]]:
-        """Yield for each text the bank's numbers, most similar first; numbers may come again, ties go by number.
+        """Yield for each text the bank's numbers, most similar first; numbers may repeat, ties are ordered by number.
 
-        Each ranking can be gone through more than once, and only what is read of it is computed.
+        Each ranking can be read more than once, and is computed only as far as it is read.
         """
 
 
@@ -51,7 +51,7 @@ class _Falling:
 
 
 class _Distinct:
-    """Texts without repetition, and for each text of a bank the number of its like."""
+    """Distinct texts, and for each text of a bank the number of its equal."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         numbers: dict[str, int] = {}
@@ -60,7 +60,7 @@ class _Distinct:
 
 
 class ByBleu:
-    """Every text of the bank is the hypothesis, the text in question the reference; nothing is approximated."""
+    """The texts of the bank are hypotheses, the given text is the reference; nothing is approximated."""
 
     def __init__(self, bank: Sequence[str]) -> None:
         self._distinct = _Distinct(bank)
@@ -73,10 +73,10 @@ class ByBleu:
 
 
 class ByEmbedding:
-    """Neighbours in an hnswlib index, ordered by their true cosine; behind them, should they not do, all exactly."""
+    """Neighbours in an hnswlib index, ordered by their true cosine; if they do not suffice, all texts, exactly."""
 
     def __init__(self, bank: Sequence[str], make: Vectors, path: Path, k: int) -> None:
-        """Open the index at `path`, or build it; `k` shots will be wanted."""
+        """Open the index at `path`, or build it; `k` shots will be needed."""
         # Each text once: hnswlib's graph falls apart when many vectors are equal.
         self._distinct = _Distinct(bank)
         self._make = make

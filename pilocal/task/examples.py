@@ -13,7 +13,7 @@ from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.toml import read_text
 
 LACKING = "the record has no"
-"""How the fault of a record without a field begins."""
+"""The beginning of the message for a record that lacks a field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,11 @@ class Example:
     query: str
     """The last user turn."""
     answer: str
-    """What the model should say to it."""
+    """What the model should answer."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier (role, content) turns of a multi-turn record, oldest first."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else the record holds, for the metric."""
+    """All other fields of the record, for the metric."""
 
 
 def load_examples(path: Path, split: str = "train") -> tuple[Example, ...]:
@@ -56,7 +56,7 @@ def read_split(path: Path, split: str, faults: list[PilocalError]) -> tuple[Exam
         try:
             example = _example(json.loads(line), f"{split}-{number}", f"{path}:{number}")
         except json.JSONDecodeError as error:
-            fix = "one JSON object a line"
+            fix = "write one JSON object per line"
             faults.append(InputError(f"{path}:{number}", f"broken JSON: {error.msg}", got=line, fix=fix))
             continue
         except PilocalError as fault:
@@ -76,13 +76,13 @@ def read_split(path: Path, split: str, faults: list[PilocalError]) -> tuple[Exam
 
 
 def _together(faults: Sequence[PilocalError]) -> list[PilocalError]:
-    """Return the faults with every field that several records lack as one, at the first of them."""
+    """Return the faults with those of records that lack the same field merged into one, at the first of them."""
     lacking = Counter(fault.problem for fault in faults if fault.problem.startswith(LACKING))
     told: list[PilocalError] = []
     for fault in faults:
         count = lacking.get(fault.problem, 1)
         if count > 1:
-            what = f"{fault.problem}, nor have {count - 1} after it"
+            what = f"{fault.problem}, and neither do {count - 1} after it"
             told.append(InputError(fault.where, what, got=fault.got, fix=fault.fix))
             lacking[fault.problem] = 0
         elif count:
@@ -128,7 +128,7 @@ def _turns(messages: Any, where: str) -> list[tuple[str, str]]:
 
 
 def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path], faults: list[PilocalError]) -> None:
-    """Add a fault for each split that holds queries of another one."""
+    """Add a fault for each split that shares queries with an earlier one."""
     owner: dict[tuple[Any, ...], str] = {}
     for split in ("train", "valid", "test"):
         leaked = 0
@@ -138,7 +138,7 @@ def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path
                 leaked += 1
                 first = f"{owner[key]}'s query {example.query!r}"
         if leaked:
-            what = f"{leaked} queries also stand in an earlier split, the last being {first}"
+            what = f"queries that also appear in an earlier split: {leaked}, the last being {first}"
             faults.append(
-                InputError(files[split], what, fix="split by content, so that nothing is tested on what it saw")
+                InputError(files[split], what, fix="split by content, so that no query is both trained and tested")
             )

@@ -107,12 +107,12 @@ DECAYS: Mapping[str, tuple[str, frozenset[str]]] = {
         frozenset({"stages", "final", "margin", "least"}),
     ),
 }
-"""Every law: what it does, and which keys it reads beside `shots`."""
+"""Every decay: what it does, and which keys it reads besides `shots`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """A schedule given by a law instead of stage by stage; PromptIntern's are the first three (EMNLP Findings 2024)."""
+    """A schedule given by its decay, not stage by stage; the first three are PromptIntern's (EMNLP Findings 2024)."""
 
     decay: str
     """What falls, and how; see the table of decays."""
@@ -183,11 +183,13 @@ DEFAULT = Law(decay="linear").schedule()
 
 
 def load_law(path: Path) -> Law:
-    """Read a schedule file that is a law; raises InputError or Faults, also for [[stage]] tables."""
+    """Read a schedule file that names a decay; raises InputError or Faults, also for [[stage]] tables."""
     values, text = read_toml(path)
     if "stage" in values:
-        fix = f'write a law, such as decay = "linear" (one of {", ".join(DECAYS)})'
-        raise InputError(f"{path}:{line_of(text, 'stage')}", "a law is needed here, not [[stage]] tables", fix=fix)
+        fix = f'name a decay, such as decay = "linear" (one of {", ".join(DECAYS)})'
+        raise InputError(
+            f"{path}:{line_of(text, 'stage')}", "this must name a decay, not list [[stage]] tables", fix=fix
+        )
     return _law(values, text, path)
 
 
@@ -205,9 +207,10 @@ def _law(values: dict[str, Any], text: str, path: Path) -> Law:
 
 
 def load_schedule(path: str | Path) -> Schedule:
-    """Read a schedule file: a law (`decay = ...`) or `[[stage]]` tables.
+    """Read a schedule file: `decay = ...` or `[[stage]]` tables.
 
-    Raises InputError or Faults, with lines, when it is malformed or breaks a law of schedules.
+    Raises InputError or Faults, with lines, when it is malformed, when a prompt grows back, or when the last stage is
+    not the bare query.
     """
     path = Path(path)
     values, text = read_toml(path)
@@ -218,7 +221,7 @@ def load_schedule(path: str | Path) -> Schedule:
     if values:
         key = next(iter(values))
         where = f"{path}:{line_of(text, key)}"
-        raise InputError(where, f"{key} beside [[stage]] tables", fix="write either a law or the stages")
+        raise InputError(where, f"{key} beside [[stage]] tables", fix="write either a decay or the stages")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise InputError(
             f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"

@@ -1,4 +1,4 @@
-"""Strict reading of TOML tables into frozen dataclasses: every fault with its file and line, all in one go."""
+"""Strict reading of TOML tables into frozen dataclasses; every fault is reported at once, with its file and line."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         where = f"{path}:{line[1]}" if line else str(path)
-        raise InputError(where, f"not valid TOML: {error}", fix="mend this line") from None
+        raise InputError(where, f"not valid TOML: {error}", fix="fix this line") from None
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file that is there, is UTF-8 and is not blank; raises InputError otherwise."""
+    """Return the text of a file; raises InputError unless it exists, is UTF-8 and is not blank."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(path, "no such file", fix="create it or correct the path") from None
     except (IsADirectoryError, NotADirectoryError):
-        raise InputError(path, "a file is needed here, not a directory", fix="correct the path") from None
+        raise InputError(path, "this must be a file, not a directory", fix="correct the path") from None
     except UnicodeDecodeError as error:
         raise InputError(path, "not UTF-8 text", got=f"byte {error.start}", fix="save it as UTF-8") from None
     if not text.strip():
@@ -88,9 +88,9 @@ def build(
     table: str = "",
     nth: int = 0,
 ) -> T | None:
-    """Make `cls` from a TOML table, or append what is wrong with it to `faults` and return None.
+    """Make `cls` from a TOML table, or append its faults to `faults` and return None.
 
-    Unknown keys, wrong types, missing keys and what `__post_init__` objects to are all reported with their lines.
+    Unknown keys, wrong types, missing keys and the objections of `__post_init__` are all reported with their lines.
     """
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from pilocal.flow.formats import Order
 from pilocal.flow.plan import Plan
 from pilocal.flow.rendering import StageBudget
 from pilocal.task.schedule import DECAYS
-from pilocal.training.mlx.plan import Need
+from pilocal.training.memory import Need
 
 
 def printed(table: object) -> str:

@@ -12,6 +12,7 @@ from pilocal.compare.markdown import markdown
 from pilocal.compare.picture import CURVE, write_curve
 from pilocal.compare.table import Prices, make_table
 from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.packages import require_packages
 from pilocal.run.files import replacing, write_json
 
 
@@ -27,9 +28,11 @@ def compare(
     """Run every arm of a design on a task and return what compare.json says; called again, it resumes.
 
     All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
-    the name and the score of every new result. Raises InputError or Faults for the task or the design, RunError if
-    another process has the folder, and what the steps of a run raise.
+    the name and the score of every new result. Raises InputError or Faults for the task or the design, InputError if
+    matplotlib is missing for the curve, RunError if another process has the folder, and what the steps of a run raise.
     """
+    if design.curve:
+        require_packages(CURVE, "matplotlib")
     folder = Path(run) if run else default_folder(Path(task))
     with open_comparison(Path(task), folder, design, listeners) as comparison:
         total = comparison.metric.total

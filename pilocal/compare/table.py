@@ -32,43 +32,52 @@ class Prices:
 
 def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices | None) -> dict[str, Any]:
     """Return the content of compare.json; every score has its bootstrap 95% interval over queries and seeds."""
-    design, total = comparison.design, comparison.metric.total
-    cut = slices(comparison.task)
+    design, task, total = comparison.design, comparison.task, comparison.metric.total
+    cut = slices(task)
     rows = []
     for arm in design.arms:
         own = [result for result in results if result.arm == arm.name and result.examples is None]
-        if not own:
-            continue
-        row: dict[str, Any] = {"arm": arm.name, "title": arm.title} | _score(own, total)
-        row["prompt_tokens"] = mean(result.prompt_tokens for result in own)
-        row |= own[0].times
-        if arm.trained:
-            row["training"] = {
-                name: mean(result.training[name] for result in own) for name in ("tokens", "computed_tokens", "seconds")
-            } | {"ends": [result.training["ends"] for result in own]}
-        if cut[TEMPLATE_ONLY]:
-            row["slices"] = {name: _score(own, total, numbers) for name, numbers in cut.items() if numbers}
-        rows.append(row)
+        if own:
+            rows.append({"arm": arm.name, "title": arm.title} | _row(own, cut, total))
     _add_ratios(rows, prices)
-    curve = [
-        {"arm": arm, "examples": count} | _score(some, total)
-        for count in design.curve
-        for arm in dict.fromkeys(result.arm for result in results)
-        if (some := [result for result in results if (result.arm, result.examples) == (arm, count)])
-    ]
     return {
-        "task": comparison.task.name,
-        "model": comparison.task.model,
-        "metric": comparison.task.metric,
-        "n": len(comparison.task.test),
+        "task": task.name,
+        "model": task.model,
+        "metric": task.metric,
+        "n": len(task.test),
         "seeds": list(design.seeds),
         "law": {name: value for name, value in asdict(design.law).items() if name != "decay"},
-        "steps": comparison.task.training.steps,
+        "steps": task.training.steps,
         "prices": asdict(prices) if prices else None,
         "slices": {name: len(numbers) for name, numbers in cut.items()},
         "arms": rows,
-        "curve": curve,
+        "curve": _curve(results, design.curve, total),
     }
+
+
+def _row(own: Sequence[Result], cut: Mapping[str, Sequence[int]], total: Total) -> dict[str, Any]:
+    """Return an arm's entry from its results, one per seed; `cut` holds the queries of each slice."""
+    row = _score(own, total)
+    row["prompt_tokens"] = mean(result.prompt_tokens for result in own)
+    row |= own[0].times
+    if own[0].training:
+        figures = ("tokens", "computed_tokens", "seconds")
+        row["training"] = {name: mean(result.training[name] for result in own) for name in figures}
+        row["training"]["ends"] = [result.training["ends"] for result in own]
+    if cut[TEMPLATE_ONLY]:
+        row["slices"] = {name: _score(own, total, numbers) for name, numbers in cut.items() if numbers}
+    return row
+
+
+def _curve(results: Sequence[Result], counts: Sequence[int], total: Total) -> list[dict[str, Any]]:
+    """Return the learning curve's points, by number of examples and arm."""
+    points = []
+    for count in counts:
+        for arm in dict.fromkeys(result.arm for result in results):
+            some = [result for result in results if (result.arm, result.examples) == (arm, count)]
+            if some:
+                points.append({"arm": arm, "examples": count} | _score(some, total))
+    return points
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.packages import require_packages
 from pilocal.parity.settings import Settings
 
 DEFAULTS = Settings()
@@ -25,6 +26,7 @@ def parity(
     `replay_reference`. Raises InputError if the device is not there, the run has dropout or the steps do not reach
     every stage; RunError if the run has no stages, or does not fit its task, its base and this version.
     """
+    require_packages("parity.svg", "matplotlib")
     settings = _found(settings)
     from pilocal.flow.opening import open_run
     from pilocal.parity.picture import write_picture

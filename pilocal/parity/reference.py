@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import find_base
+from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
 from pilocal.prompt.tokens import Row
@@ -68,50 +68,61 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
     Raises InputError if it is damaged or of another format, or if its `model` now has another base or tokenizer.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     fix = "point at a folder that `pilocal parity RUN --record FOLDER` wrote"
     try:
         content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise InputError(
-                folder / FILE, f"only format {FORMAT} is known", got=content["format"], fix="record it again"
-            )
-        rows = [Row(tuple(row["tokens"]), row["offset"]) for row in content["rows"]]
-        stages = tuple(
-            ReplayStage(
-                stage["number"],
-                stage["tau"],
-                stage["shots"],
-                tuple(ReplayStep(step["rate"], tuple(rows[i] for i in step["rows"])) for step in stage["steps"]),
-            )
-            for stage in content["stages"]
-        )
+            got = content["format"]
+            raise InputError(folder / FILE, f"only format {FORMAT} is known", got=got, fix="record it again")
+        stages = _stages(content)
         lora = Lora(**content["lora"] | {"linears": tuple(content["lora"]["linears"])})
         training, model = Training(**content["training"]), str(content["model"])
-        arrays = load_file(folder / ARRAYS)
-        trace = Trace(content["losses"], content["gradient_norms"])
-        trace.starts = [_part(arrays, f"start.{nth}.") for nth in range(len(stages))]
-        trace.gradients = [_part(arrays, f"gradient.{nth}.") for nth in range(len(stages))]
-        trace.adapter = _part(arrays, "end.")
-        made = (content["base_sha256"], content["tokenizer_sha256"])
+        trace = _trace(content, folder, len(stages))
+        hashes = {"base": content["base_sha256"], "tokenizer": content["tokenizer_sha256"]}
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise InputError(folder, f"not a whole reference: {what}", fix=fix) from None
     replay = Replay(base=find_base(model, folder), lora=lora, training=training, stages=stages)
     check_lora(lora)
     check_ids(replay, str(folder / FILE))
-    if sha256_file(replay.base.folder / "tokenizer.json") != made[1]:
-        fix = "take the base that the reference was made with, or record it again"
-        raise InputError(
-            folder / FILE, "the rows were made with another tokenizer", got=str(replay.base.folder), fix=fix
-        )
-    if replay.base.sha256 != made[0]:
-        fix = "take the base that the reference was made with, or record it again"
-        raise InputError(folder / FILE, "the base is not the reference's", got=str(replay.base.folder), fix=fix)
+    _check_base(replay.base, hashes, folder / FILE)
     if {replay.steps} != {len(trace.losses), len(trace.norms)} or not all((trace.adapter, *trace.starts)):
         raise InputError(folder, "not a whole reference: steps or weights are missing", fix=fix)
     return replay, trace, content
+
+
+def _stages(content: Mapping[str, Any]) -> tuple[ReplayStage, ...]:
+    """Return the stages of a reference.json, each step with its rows."""
+    rows = [Row(tuple(row["tokens"]), row["offset"]) for row in content["rows"]]
+
+    def steps(stage: Mapping[str, Any]) -> tuple[ReplayStep, ...]:
+        return tuple(ReplayStep(step["rate"], tuple(rows[i] for i in step["rows"])) for step in stage["steps"])
+
+    return tuple(
+        ReplayStage(stage["number"], stage["tau"], stage["shots"], steps(stage)) for stage in content["stages"]
+    )
+
+
+def _trace(content: Mapping[str, Any], folder: Path, stages: int) -> Trace:
+    """Return the trace of a reference of so many stages."""
+    from safetensors.numpy import load_file
+
+    arrays = load_file(folder / ARRAYS)
+    trace = Trace(content["losses"], content["gradient_norms"])
+    trace.starts = [_part(arrays, f"start.{nth}.") for nth in range(stages)]
+    trace.gradients = [_part(arrays, f"gradient.{nth}.") for nth in range(stages)]
+    trace.adapter = _part(arrays, "end.")
+    return trace
+
+
+def _check_base(base: Base, hashes: Mapping[str, str], where: Path) -> None:
+    """Raise InputError if a base or its tokenizer is not the one that a reference was made with."""
+    fix = "use the base that the reference was made with, or record it again"
+    if sha256_file(base.folder / "tokenizer.json") != hashes["tokenizer"]:
+        raise InputError(where, "the rows were made with another tokenizer", got=str(base.folder), fix=fix)
+    if base.sha256 != hashes["base"]:
+        raise InputError(where, "the base is not the reference's", got=str(base.folder), fix=fix)
 
 
 def _part(arrays: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pilocal.compare.arms import DEFAULT_ARMS, parse_arms
 from pilocal.compare.comparison import open_comparison
 from pilocal.compare.design import Design
 from pilocal.compare.markdown import markdown
@@ -15,10 +16,13 @@ from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.packages import require_packages
 from pilocal.run.files import replacing, write_json
 
+DEFAULT_DESIGN = Design(arms=parse_arms(DEFAULT_ARMS))
+"""Every arm that needs nothing but the task and the base, three seeds."""
+
 
 def compare(
     task: str | Path,
-    design: Design,
+    design: Design = DEFAULT_DESIGN,
     *,
     run: str | Path | None = None,
     prices: Prices | None = None,

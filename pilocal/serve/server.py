@@ -16,7 +16,7 @@ from pilocal.serve.request_log import RequestLogEntry
 
 
 def serve(
-    runs: Sequence[Path],
+    runs: str | Path | Sequence[str | Path],
     options: ServeOptions | None = None,
     *,
     log: Callable[[RequestLogEntry], object] = lambda entry: None,
@@ -35,7 +35,8 @@ def serve(
 
     options = options or ServeOptions()
     key = read_api_key(options.api_key_file) if options.api_key_file else None
-    tasks = [read_shipped(run) for run in runs]
+    paths = [runs] if isinstance(runs, str | Path) else runs
+    tasks = [read_shipped(Path(path)) for path in paths]
     with listen(options.host, options.port, loopback_only=key is None) as listener:
         app = make_app(tasks, options, key, log)
         ready([task.name for task in tasks], listener.getsockname()[1])

@@ -53,7 +53,7 @@ def test_cuda_trains_in_bfloat16_and_tells_its_peak(recorded: tuple[Replay, Trac
     replay, _ = recorded
     training = replace(replay.training, precision="bfloat16", recompute=True, accumulate=2, validate_every=2)
     lora = replace(replay.lora, dropout=0.0)
-    facts = {"model": "starter", "base_sha256": "00" * 32, "base": replay.base}
+    facts = {"base": replay.base}
     rows = [row for step in replay.stages[0].steps for row in step.rows]
     plans = [StagePlan(0, rows, rows[:2], 3, tmp_path / "stage")]
     train(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.reference import MlxReference
 from pilocal.evaluate.arms import ARMS
 from pilocal.progress import silent
@@ -37,8 +38,8 @@ def pilocal(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def task(tmp_path: Path, tiny_base: Path) -> Path:
-    return make_task(tmp_path / "task", tiny_base, steps=4)
+def task(tmp_path: Path, tiny_base: Base) -> Path:
+    return make_task(tmp_path / "task", tiny_base.folder, steps=4)
 
 
 def test_check_plans(task: Path) -> None:
@@ -56,7 +57,7 @@ def test_run_trains_exports_and_evaluates(task: Path) -> None:
     assert (task / "run" / "export" / "adapter.gguf").is_file()
 
 
-def test_training_starts_from_a_given_adapter(task: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_training_starts_from_a_given_adapter(task: Path, tiny_base: Base, tmp_path: Path) -> None:
     from tests.tiny import make_adapter
 
     adapter = make_adapter(tmp_path / "adapter", tiny_base, rank=2)
@@ -72,10 +73,10 @@ def test_parity_replays_a_reference() -> None:
     assert result["exceeded"] == []
 
 
-def test_pytorch_says_what_mlx_says(tiny_base: Path, tiny_adapter: Path) -> None:
+def test_pytorch_says_what_mlx_says(tiny_base: Base, tiny_adapter: Path) -> None:
     rng = np.random.default_rng(0)
     prompts = [(2040, *rng.integers(0, 2000, length).tolist()) for length in (5, 17, 9)]
-    setup = Setup(model="tiny", base=tiny_base, base_sha256="00", lora=Lora(rank=4), training=Training(), device="cpu")
+    setup = Setup(base=tiny_base, lora=Lora(rank=4), training=Training(), device="cpu")
     for adapter in (None, tiny_adapter):
         ours, theirs = TorchReference(setup, adapter), MlxReference(tiny_base, adapter)
         row = Row(prompts[1], 6)

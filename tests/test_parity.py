@@ -25,7 +25,7 @@ from pilocal.parity.replay import play
 from pilocal.parity.settings import Settings
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.training.mlx.mlx_trainer import MlxTrainer
+from pilocal.training.mlx.trainer import MlxTrainer
 from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.parity.record import FOLDER, make_replay
 from tests.test_chart import texts

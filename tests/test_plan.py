@@ -12,6 +12,7 @@ from pilocal.base.load import load_base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
+from pilocal.training.memory import Machine, advise, base_bytes, predict, read_sizes
 from tests.test_train import random_rows
 
 TRAINING = Training(batch_size=8)
@@ -27,11 +28,11 @@ def test_the_predicted_memory_is_near_the_measured(kind, count):
 
 
 def parts(tiny_base, rows, training):
-    from pilocal.training.mlx import plan
+    from pilocal.training.mlx.probe import survey
 
     config = read_config(tiny_base)
-    sizes = plan.read_sizes(config, LORA)
-    return sizes, [plan.survey(sizes, rows, training, 0)], plan.base_bytes(config, [], as_float32=True)
+    sizes = read_sizes(config, LORA)
+    return sizes, [survey(sizes, rows, training, 0)], base_bytes(config, [], as_float32=True)
 
 
 BASES = ["tiny_base", "tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
@@ -42,7 +43,6 @@ def test_the_sizes_are_the_models(fixture, request):
     from mlx.utils import tree_flatten
 
     from pilocal.training.mlx.adapter import add_lora
-    from pilocal.training.mlx.plan import base_bytes, read_sizes
 
     base = request.getfixturevalue(fixture)
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
@@ -57,27 +57,24 @@ def test_the_sizes_are_the_models(fixture, request):
 
 @pytest.mark.parametrize(("lora", "line"), [(Lora(layers=9), "2 layers; got 9"), (Lora(linears=("q",)), "got 'q'")])
 def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_base):
-    from pilocal.training.mlx.plan import read_sizes
-
     with pytest.raises(InputError, match=line):
         read_sizes(read_config(tiny_base), lora)
 
 
 def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
-    from pilocal.training.mlx.plan import predict, take_probe
+    from pilocal.training.mlx.probe import take_probe
 
     sizes, works, base = parts(tiny_base, random_rows(1, 20, 200), TRAINING)
-    blind = predict(sizes, works, [10], TRAINING, base, None)[0]
+    machine = Machine(memory=1 << 34, base=base)
+    blind = predict(machine, sizes, works, [10], TRAINING)[0]
     assert blind.seconds is None
     probe = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
-    seen = predict(sizes, works, [10], TRAINING, base, probe)[0]
+    seen = predict(replace(machine, probe=probe), sizes, works, [10], TRAINING)[0]
     assert seen.peak == pytest.approx(base + 3 * 4 * sizes.adapter + probe.bytes, rel=1e-6)
     assert 1 * probe.seconds < seen.seconds <= 10.01 * probe.seconds
 
 
 def test_advice_is_what_makes_it_fit(tiny_base):
-    from pilocal.training.mlx.plan import advise, predict
-
     rows = [
         Row((*row.tokens[:1], *[7] * 300, *row.tokens[1:], 1 + number), row.offset + 300)
         for number, row in enumerate(random_rows(1, 24, 0))
@@ -89,16 +86,19 @@ def test_advice_is_what_makes_it_fit(tiny_base):
 
     def peak(**changes):
         training = replace(TRAINING, **changes)
-        return predict(sizes, works, [1], training, base, None)[0].peak
+        return predict(Machine(memory=0, base=base), sizes, works, [1], training)[0].peak
 
-    assert advise(sizes, works, TRAINING, base, None, peak()) is None
-    assert advise(sizes, works, TRAINING, base, None, peak() - 1).startswith("set [training] accumulate = 2: ")
-    assert advise(sizes, works, TRAINING, base, None, peak(accumulate=4)).startswith("set [training] accumulate = 4: ")
+    def advice(memory, **options):
+        return advise(Machine(memory=memory, base=base), sizes, works, TRAINING, **options)
+
+    assert advice(peak()) is None
+    assert advice(peak() - 1).startswith("set [training] accumulate = 2: ")
+    assert advice(peak(accumulate=4)).startswith("set [training] accumulate = 4: ")
     smallest = peak(accumulate=8, recompute=True)
     assert smallest < peak(accumulate=8)
-    assert "recompute = true" in advise(sizes, works, TRAINING, base, None, smallest)
-    assert "smaller base" in advise(sizes, works, TRAINING, base, None, smallest, may_recompute=False)
-    assert "smaller base" in advise(sizes, works, TRAINING, base, None, smallest - 1)
+    assert "recompute = true" in advice(smallest)
+    assert "smaller base" in advice(smallest, may_recompute=False)
+    assert "smaller base" in advice(smallest - 1)
 
 
 @pytest.mark.parametrize("probe", [True, False])

@@ -25,22 +25,19 @@ TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, valida
 RANK = """
 import sys
 from pathlib import Path
-from pilocal.base.load import load_base
 from pilocal.errors import PilocalError
 import tests.test_team as t
-from tests.test_train import LORA, as_dict, fit
-from pilocal.training.mlx.follow import follow
-from pilocal.training.mlx.loop import same_everywhere
-from pilocal.training.mlx.team import Team, launched_rank
+from tests.test_train import as_dict, fit, setup
+from pilocal.training.follow import follow
+from pilocal.training.mlx.team import MlxTeam, launched_rank
 
 base, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 training = t.Training(**{**as_dict(t.TRAINING), **settings})
 try:
     if launched_rank():
-        same = same_everywhere({"base_sha256": "00" * 32}, LORA, training)
-        follow(Team.join(), lambda: load_base(base), LORA, training, same)
+        follow(setup(base, training, team=MlxTeam.join()))
     else:
-        team = Team.join()
+        team = MlxTeam.join()
         try:
             said = lambda what, done, total, note="": print(done, flush=True)
             fit(base, folder, training, progress=said, team=team)
@@ -86,6 +83,14 @@ def ends(processes):
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
+def read_until(process, line):
+    """Wait for a line of a process; fails when it ends without."""
+    for said in process.stdout:
+        if said == line:
+            return
+    pytest.fail(process.stderr.read())
+
+
 def losses(folder):
     lines = [json.loads(line) for i in "01" for line in (folder / i / "metrics.jsonl").read_text().splitlines()]
     return [line["step"] for line in lines], [line[n] for line in lines for n in ("loss", "valid_loss") if n in line]
@@ -107,8 +112,7 @@ def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, 
 def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(victim, tiny_base, tmp_path):
     fit(tiny_base, tmp_path / "one", TRAINING)
     processes = launch_fit(tiny_base, tmp_path / "two")
-    while processes[0].stdout.readline() != "5\n":
-        pass
+    read_until(processes[0], "5\n")
     processes[victim].kill()
     ended = ends(processes)
     assert ended[victim][0] == -signal.SIGKILL
@@ -127,8 +131,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(vic
 
 def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
     processes = launch_fit(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
-    while processes[0].stdout.readline() != "3\n":
-        pass
+    read_until(processes[0], "3\n")
     for process in processes:
         process.send_signal(signal.SIGINT)
     (first, out, _), (second, _, said) = ends(processes)
@@ -159,31 +162,27 @@ def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
 
 
 def test_a_team_that_does_not_meet_is_a_line(tmp_path, monkeypatch):
-    from pilocal.training.mlx.team import Team
+    from pilocal.training.mlx.team import MlxTeam
 
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "nowhere.json"))
     with pytest.raises(TrainingError, match=r"the other processes were not met; got .*mlx.launch"):
-        Team.join()
+        MlxTeam.join()
 
 
 def test_orders_arrive_as_they_were_given(monkeypatch):
-    """What one process sends as numbers, another reads as the same batch."""
-    import mlx.core as mx
-
-    from pilocal.training.mlx.batches import make_batch
-    from pilocal.training.mlx.team import Kind, Order, Team
+    """What one process sends as numbers, another reads as the same rows."""
+    from pilocal.training.mlx.team import MlxTeam
+    from pilocal.training.team import Kind, Order
 
     sent = []
-    team = Team()
-    monkeypatch.setattr(team, "_sum", lambda array: sent.append(array) or array)
-    batch = make_batch(random_rows(1, 6, 12, 2, 16), 12)
-    team._exchange(Order(Kind.STEP, 7, 0.125, batch))
-    monkeypatch.setattr(team, "_sum", lambda array: sent.pop(0))
-    order = team._exchange(None)
-    assert (order.kind, order.step, order.rate) == (Kind.STEP, 7, 0.125)
-    assert order.batch.rows == batch.rows
-    assert all(mx.array_equal(a, b) for a, b in zip(order.batch.arrays(), batch.arrays(), strict=True))
+    team = MlxTeam()
+    order = Order(Kind.STEP, 7, 0.125, tuple(random_rows(1, 6, 12, 2, 16)), 12)
+    for given in (order, Order(Kind.FIT)):
+        monkeypatch.setattr(team, "_sum", lambda array: sent.append(array) or array)
+        team.exchange(given)
+        monkeypatch.setattr(team, "_sum", lambda array: sent.pop(0))
+        assert team.exchange(None) == given
 
 
 def test_mlx_launch_trains_a_task_with_two_processes(tiny_base, tmp_path):

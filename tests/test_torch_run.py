@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from pilocal.base.base import read_config
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
@@ -24,13 +26,15 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
 from pilocal.progress import silent
-from pilocal.task import Lora, Training
+from pilocal.task import OPTIMIZERS, Lora, Training
+from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
 from pilocal.training.torch_backend.device import check_bitsandbytes, find_device
 from pilocal.training.torch_backend.memory import choose_weights, estimate
+from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.test_cli import ROOT, pilocal
 from tests.test_flow import make_task
-from tests.test_team import free_ports
+from tests.test_team import free_ports, read_until
 from tests.test_train import adapter_bytes, plans, random_rows, unexpected
 from tests.test_train import fit as mlx_fit
 
@@ -38,26 +42,21 @@ LORA = Lora(rank=4, dropout=0.1)
 TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
 
 
-def setup(base, training=TRAINING, lora=LORA, device="cpu"):
-    from pilocal.training.torch_backend.loop import Setup
+def setup(base, training=TRAINING, lora=LORA, device="cpu", **options):
+    from pilocal.training.torch_backend.setup import Setup
 
-    return Setup(base=base, base_sha256="00" * 32, lora=lora, training=training, device=device)
+    settings = {"model": "tiny", "base": base, "base_sha256": "00" * 32, "device": device}
+    return Setup(lora=lora, training=training, **settings, **options)
 
 
-def fit(base, folder, training=TRAINING, lora=LORA, key="key", progress=silent, warn=unexpected, **options):
+def fit(base, folder, training=TRAINING, lora=LORA, steps=(6, 5), **options):
+    from pilocal.training.loop import train
     from pilocal.training.mlx.adapter import initial_adapter
-    from pilocal.training.torch_backend.loop import train
 
-    return train(
-        setup(base, training, lora),
-        plans(folder),
-        lambda: initial_adapter(base, lora, training.seed),
-        key=key,
-        facts={"model": "tiny", "base_sha256": "00" * 32},
-        progress=progress,
-        warn=warn,
-        **options,
-    )
+    options = {"key": "key", "progress": silent, "warn": unexpected} | options
+    of_setup = {name: options.pop(name) for name in ("team", "peft") if name in options}
+    initial = partial(initial_adapter, base, lora, training.seed)
+    return train(setup(base, training, lora, initial=initial, **of_setup), plans(folder, steps), **options)
 
 
 def lines(folder):
@@ -88,7 +87,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 12))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adafactor"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_resumes(optimizer, tiny_base, tmp_path):
     training = replace(TRAINING, optimizer=optimizer)
     fit(tiny_base, tmp_path / "whole", training)
@@ -159,11 +158,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, whole_run, tin
     assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
 
 
-def test_a_checkpoint_of_another_layout_is_refused(tiny_base, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_format_is_refused(tiny_base, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_base, tmp_path, progress=stop_after(3))
-    monkeypatch.setattr("pilocal.training.torch_backend.checkpoint.FORMAT", "torch-2")
-    with pytest.raises(RunError, match="a checkpoint of another version of pilocal; got 'torch-1'"):
+    (path,) = (tmp_path / "0" / "checkpoint").glob("step-*.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        said = file.metadata()
+    save_file(load_file(path), path, said | {"format": "torch-2"})
+    with pytest.raises(RunError, match="a checkpoint of another version of pilocal; got 'torch-2'"):
         fit(tiny_base, tmp_path)
 
 
@@ -175,12 +177,10 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_ba
 
 
 def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_path):
-    from pilocal.training.torch_backend.loop import train
+    from pilocal.training.loop import train
 
     warnings = []
-    facts = {"model": "tiny", "base_sha256": "00" * 32}
-    options = {"key": "key", "facts": facts, "progress": silent, "warn": warnings.append}
-    train(setup(tiny_base), plans(tmp_path), lambda: None, **options)
+    train(setup(tiny_base), plans(tmp_path), key="key", progress=silent, warn=warnings.append)
     assert warnings == [
         "MLX cannot be imported, so the adapter's start is drawn by NumPy: not the one that MLX trains from"
     ]
@@ -268,7 +268,6 @@ def test_it_starts_from_a_given_adapter(finished, tmp_path):
     ("changes", "line"),
     [
         ({"lora": 'kind = "dora"', "export": 'quant = "f16"'}, r"does not train magnitudes \(DoRA\); got 'dora'"),
-        ({"training": "patience = 3"}, r"\[training\] patience: the PyTorch backend ends no stage early; got 3"),
         ({"training": "compile = true"}, "the PyTorch backend does not compile"),
     ],
 )
@@ -283,11 +282,40 @@ def test_what_the_backend_does_not_do_is_refused_before_any_work(changes, line, 
     assert not (task / "run" / "stages").exists()
 
 
-def test_an_adaptive_schedule_is_refused(tiny_base, tmp_path):
-    task = make_task(tmp_path / "task", tiny_base)
-    (task / "schedule.toml").write_text('decay = "adaptive"\nstages = 3\nshots = 1\n')
-    with pytest.raises(PilocalError, match=r"as an adaptive schedule does; take decay = "):
-        flow(task, Backend(name="torch", device="cpu"))
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_an_adaptive_run_makes_mlxs_decisions_interrupted_or_not(stop_at, tiny_base, tmp_path):
+    lora, adaptive = replace(LORA, dropout=0.0), Adaptive(margin=1e9, least=0.5)
+    training = replace(TRAINING, validate_every=4)
+    fit(tiny_base, tmp_path / "torch", training, lora, adaptive=adaptive)
+    mlx_fit(tiny_base, tmp_path / "mlx", training, lora=lora, adaptive=adaptive)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_base, tmp_path / "cut", training, lora, adaptive=adaptive, progress=stop_after(stop_at))
+    fit(tiny_base, tmp_path / "cut", training, lora, adaptive=adaptive)
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "torch")
+    ours, theirs, cut = (lines(tmp_path / name) for name in ("torch", "mlx", "cut"))
+    decided = [line["decision"] for line in ours if "decision" in line]
+    assert decided == [line["decision"] for line in cut if "decision" in line]
+    assert [made["moves_on"] for made in decided] == [True]
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["step"] == other["step"]
+        assert line.get("decision", {}).keys() == other.get("decision", {}).keys()
+    expected = [line["decision"]["next_valid_loss"] for line in theirs if "decision" in line]
+    assert [made["next_valid_loss"] for made in decided] == pytest.approx(expected, rel=1e-3)
+
+
+def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_path):
+    lora = Lora(rank=4)
+    training = replace(TRAINING, learning_rate=5e-2, lr_schedule="constant", validate_every=1, patience=3)
+    fit(tiny_base, tmp_path, training, lora, steps=(4, 60))
+    losses = [json.loads(line)["valid_loss"] for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) < 60
+    assert len(losses) - 1 - losses.index(min(losses)) == 3
+    kept = TorchTrainer(tiny_base, lora, training, load_file(tmp_path / "1" / "adapters.safetensors"))
+    loss, tokens = kept.evaluate(random_rows(9, 4))
+    assert loss / tokens == pytest.approx(min(losses), rel=1e-5)
+    before = adapter_bytes(tmp_path)
+    fit(tiny_base, tmp_path, training, lora, steps=(4, 60), progress=lambda *said: pytest.fail("nothing is left to do"))
+    assert adapter_bytes(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -406,16 +434,16 @@ import torch
 import tests.test_torch_run as t
 from pilocal.training.backend import torchrun_rank
 from pilocal.errors import PilocalError
-from pilocal.training.torch_backend.loop import follow
-from pilocal.training.torch_backend.team import Team
+from pilocal.training.follow import follow
+from pilocal.training.torch_backend.team import TorchTeam
 
 torch.set_num_threads(1)
 base, folder = map(Path, sys.argv[1:])
 lora = t.Lora(rank=4)
 try:
-    team = Team.join("cpu")
+    team = TorchTeam.join("cpu")
     if torchrun_rank():
-        follow(team, t.setup(base, t.SHARED, lora))
+        follow(t.setup(base, t.SHARED, lora, team=team))
     else:
         try:
             said = lambda what, done, total, note="": print(done, flush=True)
@@ -432,11 +460,11 @@ SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
 
 LEAVE = """
 import os
-from pilocal.training.torch_backend.team import Team
+from pilocal.training.torch_backend.team import TorchTeam
 
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
-team = Team.join("cpu")
+team = TorchTeam.join("cpu")
 within = threads()
 import peft, transformers
 team.share(1)
@@ -488,8 +516,7 @@ def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tin
 
 def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
     processes = launch(tiny_base, tmp_path)
-    while processes[0].stdout.readline() != "5\n":
-        pass
+    read_until(processes[0], "5\n")
     processes[1].kill()
     (status, _, said), (dead, _, _) = ends(processes)
     assert (status, dead) == (1, -signal.SIGKILL)
@@ -586,7 +613,6 @@ on_cuda = pytest.mark.skipif(not cuda(), reason="needs an NVIDIA GPU with CUDA")
 @pytest.mark.parametrize("weights", [UNPACKED, PACKED])
 def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
     from pilocal.training.mlx.adapter import initial_adapter
-    from pilocal.training.torch_backend.trainer import TorchTrainer
 
     lora, rows = Lora(rank=4), random_rows(3, 6, 20, 2, 16)
     start = initial_adapter(tiny_base, lora, 0)
@@ -603,11 +629,10 @@ def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
 
 @on_cuda
 def test_cuda_trains_in_bfloat16_and_tells_its_peak(tiny_base, tmp_path):
-    from pilocal.training.torch_backend.loop import train
+    from pilocal.training.loop import train
 
     training = replace(TRAINING, precision="bfloat16", recompute=True, accumulate=2)
-    facts = {"model": "tiny", "base_sha256": "00" * 32}
-    options = {"key": "key", "facts": facts, "progress": silent, "warn": lambda text: None}
-    train(setup(tiny_base, training, Lora(rank=4), "cuda"), plans(tmp_path), lambda: None, **options)
+    made = setup(tiny_base, training, Lora(rank=4), "cuda")
+    train(made, plans(tmp_path), key="key", progress=silent, warn=lambda text: None)
     assert all(0 < line["peak_memory"] < 2**32 for line in lines(tmp_path))
     assert asdict(training)["precision"] == "bfloat16"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, RunError
+from pilocal.run.log import StepLine
 from pilocal.training.tracker import TRACKERS, check_tracker, open_tracker, scalars
 
 ROOT = Path(__file__).parent.parent
@@ -50,18 +51,19 @@ def report(tracker, steps, seconds=0.5):
 
 def line(step, seconds=0.5):
     """The line of a step, as the loop writes it; a validation loss at every third."""
-    shown = {
-        "step": step,
-        "loss": 4 / step,
-        "gradient_norm": 0.25 * step,
-        "learning_rate": 1e-3,
-        "trained_tokens": 100,
-        "prompt_tokens": 900,
-        "padding": 0.125,
-        "seconds": seconds,
-        "peak_memory": 3 << 29,
-    }
-    return shown | ({"valid_loss": 5 / step} if step % 3 == 0 else {})
+    return StepLine(
+        step=step,
+        loss=4 / step,
+        gradient_norm=0.25 * step,
+        learning_rate=1e-3,
+        trained_tokens=100,
+        prompt_tokens=900,
+        computed_tokens=400,
+        padding=0.125,
+        seconds=seconds,
+        peak_memory=3 << 29,
+        valid_loss=5 / step if step % 3 == 0 else None,
+    )
 
 
 def session(kind, folder, code, **environment):

@@ -18,7 +18,7 @@ from pilocal.base.load import load_base
 from pilocal.errors import InputError, TrainingError
 from pilocal.progress import silent
 from pilocal.prompt.tokens import Row
-from pilocal.task import Lora, Training
+from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.mlx.batches import Batches, make_batch
 from pilocal.training.row_order import common_prefix
 
@@ -309,6 +309,12 @@ def unexpected(warning):
     raise AssertionError(warning)
 
 
+def setup(base, training, lora=LORA, **options):
+    from pilocal.training.mlx.setup import Setup
+
+    return Setup(model="tiny", base=base, base_sha256="00" * 32, lora=lora, training=training, **options)
+
+
 def fit(
     base,
     folder,
@@ -321,20 +327,10 @@ def fit(
     team=None,
     adaptive=None,
 ):
-    from pilocal.training.mlx.loop import train
+    from pilocal.training.loop import train
 
-    return train(
-        load_base(base, precision=training.precision),
-        plans(folder, steps),
-        lora,
-        training,
-        key=key,
-        facts={"model": "tiny", "base_sha256": "00" * 32},
-        progress=progress,
-        warn=warn,
-        team=team,
-        adaptive=adaptive,
-    )
+    made = setup(base, training, lora, **({"team": team} if team else {}))
+    return train(made, plans(folder, steps), key=key, progress=progress, warn=warn, adaptive=adaptive)
 
 
 TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
@@ -352,7 +348,7 @@ def whole_run(tiny_base, tmp_path_factory):
 
 
 def test_a_compiled_step_is_the_same_and_is_compiled_once_a_shape(tiny_base, tmp_path, monkeypatch):
-    from pilocal.training.mlx import trainer
+    from pilocal.training.mlx import step
 
     traced = []
 
@@ -361,8 +357,8 @@ def test_a_compiled_step_is_the_same_and_is_compiled_once_a_shape(tiny_base, tmp
             traced.append(args)
         return plain(*args, **kwargs)
 
-    plain = trainer.completion_loss
-    monkeypatch.setattr(trainer, "completion_loss", counted)
+    plain = step.completion_loss
+    monkeypatch.setattr(step, "completion_loss", counted)
     logs = {}
     for compiled in (False, True):
         traced.clear()
@@ -463,7 +459,9 @@ def test_runs_that_are_killed_at_any_moment_end_with_the_same_adapter(tiny_base,
         for path in sorted((tmp_path / "whole").rglob("adapters.safetensors"))
     }
     assert len(wanted) == 3
-    rng = np.random.default_rng(int.from_bytes(os.urandom(8)))
+    seed = int.from_bytes(os.urandom(8))
+    sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
+    rng = np.random.default_rng(seed)
     kills = dict.fromkeys(("time", "fsync", "replace"), 0)
     folder = tmp_path / "killed-0"
     while sum(kills.values()) < 20 or min(kills.values()) < 4:
@@ -541,22 +539,21 @@ def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_
     assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 4
     assert len(lines) < 60
     assert len(losses) - 1 - losses.index(min(losses)) == 3
+
     from pilocal.training.mlx.frozen_layers import Below
-    from pilocal.training.mlx.loop import validate
-    from pilocal.training.mlx.team import Team
-    from pilocal.training.mlx.trainer import Trainer
+    from pilocal.training.mlx.step import BatchTrainer
+    from pilocal.training.mlx.team import MlxTeam
 
     kept = load_base(tiny_base, tmp_path / "1")
-    batches = Batches(random_rows(9, 4), 4, (0,)).in_order()
-    assert validate(Trainer(kept, None, TRAINING, Team()), batches, Below(kept, 0, ())) == pytest.approx(
-        min(losses), rel=1e-5
-    )
+    (batch,) = Batches(random_rows(9, 4), 4, (0,)).in_order()
+    loss, tokens = BatchTrainer(kept, None, TRAINING, MlxTeam()).evaluate(batch, Below(kept, 0, ()))
+    assert loss / tokens == pytest.approx(min(losses), rel=1e-5)
     before = adapter_bytes(tmp_path)
     fit(tiny_base, tmp_path, training, steps=(4, 60), progress=lambda *args: pytest.fail("nothing is left to do"))
     assert adapter_bytes(tmp_path) == before
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "adafactor"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("lr_schedule", ["cosine", "linear", "constant"])
 def test_every_optimizer_and_schedule_learns_and_resumes(optimizer, lr_schedule, tiny_base, tmp_path):
     training = Training(batch_size=4, learning_rate=1e-2, optimizer=optimizer, lr_schedule=lr_schedule)

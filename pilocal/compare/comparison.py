@@ -29,7 +29,7 @@ from pilocal.progress import Progress, silent
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run.folder import RunDir
 from pilocal.run.hashes import fingerprint
-from pilocal.run.log import Log
+from pilocal.run.log import FILE, StepLine, read_log
 from pilocal.task import AUTO, LOSSLESS, Task, load_task
 from pilocal.task.schedule import Schedule, Stage
 
@@ -123,7 +123,7 @@ class Comparison:
                 key=key,
                 answers=self._asker.in_mlx(context.run.adapter, prompts, title),
                 prompt_tokens=mean(map(len, prompts)),
-                training=_training([Log(context.run.stage(n) / "metrics.jsonl").lines for n in schedule.trained]),
+                training=_training([read_log(context.run.stage(n) / FILE) for n in schedule.trained]),
             )
             if seed == self.design.seeds[0] and examples is None:
                 with (
@@ -201,14 +201,14 @@ class Comparison:
         )
 
 
-def _training(logs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def _training(logs: list[list[StepLine]]) -> dict[str, Any]:
     """Return what a training took, from the lines of each stage's metrics.jsonl."""
     lines = [line for log in logs for line in log]
     return {
-        "tokens": sum(line["prompt_tokens"] + line["trained_tokens"] for line in lines),
-        "computed_tokens": sum(line["computed_tokens"] for line in lines),
-        "seconds": round(sum(line["seconds"] for line in lines), 2),
-        "ends": [log[-1]["step"] for log in logs],
+        "tokens": sum(line.tokens for line in lines),
+        "computed_tokens": sum(line.computed_tokens for line in lines),
+        "seconds": round(sum(line.seconds for line in lines), 2),
+        "ends": [log[-1].step for log in logs],
     }
 
 

@@ -28,7 +28,7 @@ def checked_context(
     with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
-    from pilocal.training.mlx.plan import read_sizes
+    from pilocal.training.memory import read_sizes
     from pilocal.training.tracker import check_tracker
 
     chosen = backend or backend_of(run.state, run.file)
@@ -56,7 +56,7 @@ def checked_context(
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
-            chosen = _checked_backend(task, schedule, base, chosen, find=backend is not None)
+            chosen = _checked_backend(task, base, chosen, find=backend is not None)
     raise_all(faults)
     assert base is not None
     _warn_of_contradictions(task, listeners.warn)
@@ -96,7 +96,7 @@ def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
     return faults
 
 
-def _checked_backend(task: Task, schedule: Schedule, base: Path, backend: Backend, *, find: bool) -> Backend:
+def _checked_backend(task: Task, base: Path, backend: Backend, *, find: bool) -> Backend:
     """Return the PyTorch backend with its device; with `find`, look whether a device that is named is there, too.
 
     Raises InputError, or Faults, for what it cannot do.
@@ -111,7 +111,7 @@ def _checked_backend(task: Task, schedule: Schedule, base: Path, backend: Backen
         what, fix = "the weights of this base are not packed", "leave --weights out, or take a 4-bit base"
         raise InputError("--weights packed", what, got=task.model, fix=fix)
     backend.facts(task.training.precision or "float32")  # the initial adapter has to be there
-    raise_all(refusals(task.lora, task.training, adaptive=schedule.adaptive is not None))
+    raise_all(refusals(task.lora, task.training))
     return backend
 
 

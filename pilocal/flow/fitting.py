@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pilocal.flow.context import Context
+from pilocal.flow.setups import training_setup
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import TORCH
+from pilocal.training.loop import train
 from pilocal.training.row_order import StagePlan
 from pilocal.training.tracker import Tracker, open_tracker
 
@@ -34,34 +37,23 @@ def fit(
 
     Raises TrainingError when the training cannot go on.
     """
-    how: dict[str, Any] = {
-        "key": key,
-        "facts": {"model": context.task.model, "base_sha256": context.base_hash},
-        "progress": context.progress,
-        "warn": context.warn,
-        "name": name,
-        "team": context.team,
-        "track": (lambda first: _open_tracker(context, name, key, first)) if context.listeners.report_to else None,
-    }
+    options: dict[str, Any] = {"team": context.team}
     if context.backend.name == TORCH:
-        return _fit_in_torch(context, plans, name, how)
-    from pilocal.base.load import load_base
-    from pilocal.training.mlx.loop import train
+        from pilocal.training.torch_backend.device import find_device
 
-    task = context.task
-    base = load_base(context.base, precision=task.training.precision)
-    return train(base, plans, task.lora, task.training, adaptive=adaptive, **how)
-
-
-def _fit_in_torch(context: Context, plans: Sequence[StagePlan], name: str, how: dict[str, Any]) -> list[Path]:
-    from pilocal.flow.followers import torch_setup
-    from pilocal.training.torch_backend.device import find_device
-    from pilocal.training.torch_backend.loop import train
-
-    find_device(context.backend.device)
-    setup = torch_setup(context.task, context.base, context.backend)
-    peft = context.run.path / "adapter_peft" if name == "train" else None
-    return train(setup, plans, lambda: initial_adapter(context), peft=peft, **how)
+        find_device(context.backend.device)
+        options["initial"] = partial(initial_adapter, context)
+        options["peft"] = context.run.path / "adapter_peft" if name == "train" else None
+    return train(
+        training_setup(context.task, context.base, context.backend, **options),
+        plans,
+        key=key,
+        progress=context.progress,
+        warn=context.warn,
+        name=name,
+        adaptive=adaptive,
+        track=partial(_open_tracker, context, name, key) if context.listeners.report_to else None,
+    )
 
 
 def initial_adapter(context: Context) -> dict[str, Any] | None:

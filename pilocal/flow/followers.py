@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pilocal.base.base import base_hash, find_base
-from pilocal.base.load import load_base
+from pilocal.base.base import find_base
 from pilocal.errors import InputError
 from pilocal.flow.context import Context
+from pilocal.flow.setups import training_setup
 from pilocal.flow.step import Step
 from pilocal.flow.steps import STEPS
-from pilocal.task import Task, load_task
+from pilocal.task import load_task
 from pilocal.training.backend import TORCH, Backend, torchrun_rank
+from pilocal.training.follow import follow
+from pilocal.training.team import Team
 
 
 @contextmanager
@@ -25,13 +27,13 @@ def leading(context: Context) -> Iterator[None]:
     Raises TrainingError when they do not come.
     """
     if context.backend.name == TORCH:
-        from pilocal.training.torch_backend.team import Team as TorchTeam
+        from pilocal.training.torch_backend.team import TorchTeam
 
         context.team = TorchTeam.join(context.backend.device or "cpu")
     else:
-        from pilocal.training.mlx.team import Team, launched_rank
+        from pilocal.training.mlx.team import MlxTeam, launched_rank
 
-        context.team = Team() if launched_rank() is None else Team.join()
+        context.team = MlxTeam() if launched_rank() is None else MlxTeam.join()
     try:
         yield
     finally:
@@ -51,19 +53,12 @@ def follow_leader(task_folder: Path, last: Step, backend: Backend | None = None)
     if torchrun_rank() is not None:
         fix = "say --backend torch, or start the processes with mlx.launch"
         raise InputError("torchrun", "these processes train together in PyTorch alone", fix=fix)
-    from pilocal.training.mlx.team import Team, launched_rank
+    from pilocal.training.mlx.team import MlxTeam, launched_rank
 
     if not launched_rank():
         return False
-    if not trains:
-        return True
-    from pilocal.training.mlx.follow import follow
-    from pilocal.training.mlx.loop import same_everywhere
-
-    task = load_task(task_folder)
-    base = find_base(task.model, task.folder)
-    same = same_everywhere({"base_sha256": base_hash(base)}, task.lora, task.training)
-    follow(Team.join(), lambda: load_base(base, precision=task.training.precision), task.lora, task.training, same)
+    if trains:
+        _follow(task_folder, Backend(), MlxTeam.join)
     return True
 
 
@@ -74,24 +69,13 @@ def _follow_in_torch(task_folder: Path, trains: bool, backend: Backend) -> bool:
         from pilocal.training.torch_backend.device import find_device
 
         device = find_device(backend.device)
-        from pilocal.training.torch_backend.loop import follow
-        from pilocal.training.torch_backend.team import Team
+        from pilocal.training.torch_backend.team import TorchTeam
 
-        task = load_task(task_folder)
-        setup = torch_setup(task, find_base(task.model, task.folder), replace(backend, device=device))
-        follow(Team.join(device), setup)
+        _follow(task_folder, replace(backend, device=device), partial(TorchTeam.join, device))
     return True
 
 
-def torch_setup(task: Task, base: Path, backend: Backend) -> Any:
-    """Return what every process of a training in PyTorch has to have itself, a torch_backend.loop.Setup."""
-    from pilocal.training.torch_backend.loop import Setup
-
-    return Setup(
-        base=base,
-        base_sha256=base_hash(base),
-        lora=task.lora,
-        training=task.training,
-        device=backend.device or "cpu",
-        weights=backend.weights,
-    )
+def _follow(task_folder: Path, backend: Backend, join: Callable[[], Team]) -> None:
+    task = load_task(task_folder)
+    base = find_base(task.model, task.folder)
+    follow(training_setup(task, base, backend, team=join()))

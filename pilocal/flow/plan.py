@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pilocal.base.base import context_length, read_config
-from pilocal.base.device import keeps_packed, machine_memory
-from pilocal.base.load import load_base
+from pilocal.base.base import context_length
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
+from pilocal.flow.setups import training_setup
+from pilocal.training.memory import Need
+from pilocal.training.row_order import StagePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Plan:
     context: int
     """The longest sequence that the base takes, in tokens."""
     stages: list[StageBudget]
-    needs: list[Any]
-    """A training Need for each stage; None where nothing is trained."""
+    needs: list[Need | None]
+    """For each stage; None where nothing is trained."""
     memory: int
     """Bytes that the training may use here."""
     advice: str | None
@@ -54,30 +54,17 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
 
     Raises InputError when a row is longer than the context, or answers to the test set could not be scored.
     """
-    from pilocal.training.mlx import plan
-
     context.metric.check(context.task.test)
-    lora, training = context.task.lora, context.task.training
-    stages = render_stages(context)
-    config = read_config(context.base)
-    sizes = plan.read_sizes(config, lora)
-    share = "sliding_attention" not in config.get("layer_types", ())
-    trained = context.schedule.trained
-    works = [plan.survey(sizes, stages[number].train, training, number, share=share) for number in trained]
-    weights = sorted(context.base.glob("model*.safetensors"))
-    base = plan.base_bytes(config, weights, as_float32=not keeps_packed())
-    taken = None
-    if probe:
-        context.progress("probe", 0, 1)
-        model = load_base(context.base, precision=training.precision)
-        taken = plan.take_probe(model, works[0].heaviest, lora, training)
-        context.progress("probe", 1, 1)
-    steps, memory = context.schedule.steps(training.steps), machine_memory()
-    needs = plan.predict(sizes, works, [steps[number] for number in trained], training, base, taken)
+    stages, trained = render_stages(context), context.schedule.trained
+    steps = context.schedule.steps(context.task.training.steps)
+    plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n)) for n in trained]
+    setup = training_setup(context.task, context.base, context.backend)
+    forecast = setup.plan(plans, probe=probe, progress=context.progress)
+    needs = dict(zip(trained, forecast.needs, strict=True))
     return Plan(
         context_length(context.base),
         [stage.budget for stage in stages],
-        [needs[trained.index(number)] if number in trained else None for number in range(len(steps))],
-        memory,
-        plan.advise(sizes, works, training, base, taken, memory, may_recompute=not lora.dropout),
+        [needs.get(number) for number in range(len(stages))],
+        forecast.memory,
+        forecast.advice,
     )

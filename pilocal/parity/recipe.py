@@ -11,7 +11,7 @@ from pilocal.errors import InputError, RunError
 from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
-from pilocal.run.log import Log
+from pilocal.run.log import FILE, read_log
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
 
@@ -67,15 +67,15 @@ def logged(context: Context, replay: Replay) -> dict[str, Any] | None:
     compared, differing, first_loss = 0, [], None
     for stage in replay.stages:
         try:
-            lines = Log(context.run.stage(stage.number) / "metrics.jsonl").lines
-        except (OSError, ValueError):
+            lines = read_log(context.run.stage(stage.number) / FILE)
+        except RunError:
             continue
         if first_loss is None and stage is replay.stages[0] and lines:
-            first_loss = lines[0]["loss"]
+            first_loss = lines[0].loss
         for nth, (step, line) in enumerate(zip(stage.steps, lines, strict=False), 1):
             counts = sum(len(row.tokens) for row in step.rows), sum(len(row.completion) for row in step.rows)
             compared += 1
-            if counts != (line["prompt_tokens"] + line["trained_tokens"], line["trained_tokens"]):
+            if counts != (line.tokens, line.trained_tokens):
                 differing.append(f"stage {stage.number}, its step {nth}")
     if not compared:
         return None

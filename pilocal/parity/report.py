@@ -12,13 +12,13 @@ from pilocal.base.base import base_hash
 from pilocal.errors import RunError
 from pilocal.flow.steps import EXPORT, TRAIN
 from pilocal.parity.figures import compare_traces, distance, exceeded, mean_relative, relative_numbers
+from pilocal.parity.rates import learning_rate
 from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
 from pilocal.parity.settings import FLOAT32, Settings
 from pilocal.progress import Progress, silent
 from pilocal.run.shipped import Shipped, read_shipped
 from pilocal.training.torch_backend.adapter import read_adapter
-from pilocal.training.torch_backend.optimizer import learning_rate
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check_run(context: Context, settings: Settings, record: Path | None = None) 
     from pilocal.parity.recipe import check_stages, logged, read_replay
     from pilocal.parity.reference import save_reference
     from pilocal.parity.tokenizing import tokenizer_figures
-    from pilocal.training.mlx.mlx_trainer import MlxTrainer
+    from pilocal.training.mlx.trainer import MlxTrainer
 
     check_stages(context)
     replay, progress = read_replay(context, settings.steps), context.progress

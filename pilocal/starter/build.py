@@ -355,7 +355,7 @@ def train(out: Path, recipe: Recipe) -> None:
     step, tokens, spent = 0, 0, 0.0
     checkpoint = out / "build.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
+        saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         rng.setstate(saved["rng"])

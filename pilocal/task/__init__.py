@@ -2,6 +2,7 @@
 
 from pilocal.task.examples import LACKING, Example, load_examples
 from pilocal.task.load import Task, load_task
+from pilocal.task.optimizers import OPTIMIZERS, Optimizer
 from pilocal.task.tables import (
     AUTO,
     DEVICES,
@@ -9,7 +10,6 @@ from pilocal.task.tables import (
     LR_SCHEDULES,
     METHODS,
     METRICS,
-    OPTIMIZERS,
     PRECISIONS,
     STARTER,
     TABLES,
@@ -39,6 +39,7 @@ __all__ = [
     "Export",
     "Generation",
     "Lora",
+    "Optimizer",
     "Retrieval",
     "Scoring",
     "Task",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pilocal.task.optimizers import OPTIMIZERS
 from pilocal.task.toml import require
 
 STARTER = "starter"
@@ -33,8 +34,6 @@ LOSSLESS = "lossless"
 
 AUTO = "auto"
 """The smallest type that passes the gate."""
-
-OPTIMIZERS = ("adamw", "adam", "adafactor")
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -175,7 +174,7 @@ class Training:
             (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),
             (self.accumulate >= 1, "accumulate", "must be at least 1"),
             (self.accumulate <= self.batch_size, "accumulate", "must not be above batch_size"),
-            (self.optimizer != "adam" or not self.weight_decay, "weight_decay", 'must be 0 for "adam"; take "adamw"'),
+            (self._may_decay, "weight_decay", f'must be 0 for "{self.optimizer}"; take "adamw"'),
             (self.patience is None or self.patience >= 1, "patience", "must be at least 1; leave it out for never"),
             (0 <= self.warmup < 1, "warmup", "must be at least 0 and below 1"),
             (self.weight_decay >= 0, "weight_decay", "must not be negative"),
@@ -189,6 +188,11 @@ class Training:
                 "must be at least 1, and needs direct_drop = true",
             ),
         )
+
+    @property
+    def _may_decay(self) -> bool:
+        optimizer = OPTIMIZERS.get(self.optimizer)
+        return optimizer is None or optimizer.decays or not self.weight_decay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

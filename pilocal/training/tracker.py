@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from pilocal.errors import InputError, TrainingError, did_you_mean
 from pilocal.packages import require_packages
 from pilocal.run.files import disk_error
+from pilocal.run.log import StepLine
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -35,7 +36,7 @@ FINISH_SECONDS = 60.0
 class Tracker(Protocol):
     """Where the lines go."""
 
-    def log(self, stage: int, line: Mapping[str, Any]) -> None:
+    def log(self, stage: int, line: StepLine) -> None:
         """Show the line of a step."""
 
     def close(self) -> None:
@@ -43,7 +44,7 @@ class Tracker(Protocol):
 
 
 @contextlib.contextmanager
-def tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def tracking(track: Callable[[int], Tracker] | None, start: int) -> Iterator[Callable[[int, StepLine], None]]:
     """Yield what shows a line of a stage, in a tracker that is closed however the training ends, or nowhere."""
     tracker = track(start) if track else None
     try:
@@ -89,20 +90,19 @@ def open_tracker(
         raise disk_error(folder / kind, error) from error
 
 
-def scalars(stage: int, line: Mapping[str, Any]) -> dict[str, float]:
+def scalars(stage: int, line: StepLine) -> dict[str, float]:
     """Return what is shown of a line, by its name in the tracker."""
-    tokens = line["trained_tokens"] + line["prompt_tokens"]
     shown = {
-        "train/loss": line["loss"],
-        "train/gradient_norm": line["gradient_norm"],
-        "train/learning_rate": line["learning_rate"],
-        "train/tokens_per_second": tokens / max(line["seconds"], 1e-4),
-        "train/peak_memory_gib": line["peak_memory"] / 2**30,
-        "train/padding": line["padding"],
+        "train/loss": line.loss,
+        "train/gradient_norm": line.gradient_norm,
+        "train/learning_rate": line.learning_rate,
+        "train/tokens_per_second": line.tokens / max(line.seconds, 1e-4),
+        "train/peak_memory_gib": line.peak_memory / 2**30,
+        "train/padding": line.padding,
         "train/stage": stage,
     }
-    if "valid_loss" in line:
-        shown["valid/loss"] = line["valid_loss"]
+    if line.valid_loss is not None:
+        shown["valid/loss"] = line.valid_loss
     return shown
 
 
@@ -114,12 +114,12 @@ class _Guarded:
         self._tracker: _TensorBoard | _Wandb | None = tracker
         self._warn = warn
 
-    def log(self, stage: int, line: Mapping[str, Any]) -> None:
+    def log(self, stage: int, line: StepLine) -> None:
         if self._tracker is not None:
             try:
                 self._tracker.log(stage, line)
             except Exception as error:
-                self._give_up(f"no reports from step {line.get('step')} on; the training goes on", error)
+                self._give_up(f"no reports from step {line.step} on; the training goes on", error)
 
     def close(self) -> None:
         if self._tracker is not None:
@@ -153,9 +153,9 @@ class _TensorBoard:
         self._writer.add_text("settings", indented, first + 1)
         self._writer.flush()
 
-    def log(self, stage: int, line: Mapping[str, Any]) -> None:
+    def log(self, stage: int, line: StepLine) -> None:
         for name, value in scalars(stage, line).items():
-            self._writer.add_scalar(name, value, line["step"])
+            self._writer.add_scalar(name, value, line.step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -202,9 +202,9 @@ class _Wandb:
         self._first = max(first + 1, self._run.starting_step)
         self.hint = f", and `wandb sync {self._run.settings.sync_dir}` uploads what was reported"
 
-    def log(self, stage: int, line: Mapping[str, Any]) -> None:
-        if line["step"] >= self._first:
-            self._run.log(scalars(stage, line), step=line["step"], commit=True)
+    def log(self, stage: int, line: StepLine) -> None:
+        if line.step >= self._first:
+            self._run.log(scalars(stage, line), step=line.step, commit=True)
 
     def close(self) -> None:
         # In a `finally`, the exception that ends the training is in flight; its run is not shown as finished.

@@ -93,7 +93,7 @@ def _torch_step(
 ) -> tuple[Step, Callable[[], int]]:
     import torch
 
-    from pilocal.training.torch_backend.loop import peak_memory
+    from pilocal.training.torch_backend.memory import peak_memory
     from pilocal.training.torch_backend.trainer import TorchTrainer
 
     precision = "bfloat16" if device == "cuda" else "float32"
@@ -117,14 +117,14 @@ def _mlx_step(base: Path, rows: Sequence[Row], device: str, *, share: bool) -> t
     from pilocal.training.mlx.adapter import add_lora
     from pilocal.training.mlx.batches import Batches, make_batch
     from pilocal.training.mlx.frozen_layers import Below
-    from pilocal.training.mlx.optimizer import make_optimizer
-    from pilocal.training.mlx.team import Team
-    from pilocal.training.mlx.trainer import Trainer
+    from pilocal.training.mlx.optimizers import make_optimizer
+    from pilocal.training.mlx.step import BatchTrainer
+    from pilocal.training.mlx.team import MlxTeam
 
     mx: Any = import_module("mlx.core")
     model = load_base(base)
     add_lora(model, Lora(), seed=0)
-    trainer = Trainer(model, make_optimizer(model, TRAINING), TRAINING, Team())
+    trainer = BatchTrainer(model, make_optimizer(model, TRAINING), TRAINING, MlxTeam())
     batches = Batches(rows, BATCH, (0,), share=share)
     below = Below(model, trainer.first, batches.prefix_tokens)
     mx.reset_peak_memory()

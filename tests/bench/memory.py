@@ -18,8 +18,9 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
+from pilocal.training.memory import Machine, base_bytes, predict, read_sizes
 from pilocal.training.mlx.batches import make_batch
-from pilocal.training.mlx.plan import base_bytes, predict, read_sizes, survey, take_probe
+from pilocal.training.mlx.probe import survey, take_probe
 
 STEPS = 3
 """The highest of so many steps counts: MLX does not free everything at the same moment each time."""
@@ -57,7 +58,7 @@ def memory(count: int = 24, seed: int = 1000, kind: str = "llama") -> dict[str, 
         sizes = read_sizes(config, lora)
         work = survey(sizes, rows, training, 0)
         base = base_bytes(config, [], as_float32=True)
-        need = predict(sizes, [work], [1], training, base, None)[0]
+        need = predict(Machine(memory=1 << 34, base=base), sizes, [work], [1], training)[0]
         peak = max(step_peak(config, rows, template, lora, training, base) for _ in range(STEPS))
         measured = peak + base + 3 * 4 * sizes.adapter
         errors.append(need.peak / measured - 1)

@@ -34,9 +34,9 @@ from pilocal.training.mlx import forward
 from pilocal.training.mlx.adapter import add_lora
 from pilocal.training.mlx.batches import Batches
 from pilocal.training.mlx.frozen_layers import Below
-from pilocal.training.mlx.optimizer import make_optimizer
-from pilocal.training.mlx.team import Team
-from pilocal.training.mlx.trainer import Trainer
+from pilocal.training.mlx.optimizers import make_optimizer
+from pilocal.training.mlx.step import BatchTrainer
+from pilocal.training.mlx.team import MlxTeam
 from tests.bench.rows import Lengths, make_rows
 
 Step = Callable[[], None]
@@ -106,7 +106,7 @@ def pilocal_step(
     """
     training = Training(learning_rate=1e-4, recompute=recompute, compile=compiled)
     model = make_model(size, layers)
-    trainer = Trainer(model, make_optimizer(model, training), training, Team())
+    trainer = BatchTrainer(model, make_optimizer(model, training), training, MlxTeam())
     batches = Batches(rows, batch_size, (0,), share=shared)
     below = Below(model, trainer.first, batches.prefix_tokens)
     numbers = iter(range(1 << 30))

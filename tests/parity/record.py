@@ -15,7 +15,7 @@ from pilocal.parity.recipe import read_replay
 from pilocal.parity.reference import save_reference
 from pilocal.parity.replay import Replay, play
 from pilocal.parity.report import versions
-from pilocal.training.mlx.mlx_trainer import MlxTrainer
+from pilocal.training.mlx.trainer import MlxTrainer
 
 FOLDER = Path(__file__).parent / "starter"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smart-home"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
 from pilocal.run.files import replacing
-from pilocal.task import Lora, Training
+from pilocal.task import OPTIMIZERS, Lora, Training
 
 ROUND_UP = 32
 """mlx_lm pads rows to multiples of this."""
@@ -65,7 +65,7 @@ def lora_settings(stage: StageSet, model: str, adapter: str | None, lora: Lora, 
         "grad_accumulation_steps": parts,
         "grad_checkpoint": training.recompute,
         "optimizer": training.optimizer,
-        "optimizer_config": {training.optimizer: _optimizer(training)},
+        "optimizer_config": {training.optimizer: OPTIMIZERS[training.optimizer].mlx_arguments(training.weight_decay)},
         "learning_rate": max(stage.rates),  # what mlx_lm prints; it follows lr_schedule
         "lr_schedule": lr_schedule(stage.rates),
         "seed": training.seed + stage.number,
@@ -91,14 +91,6 @@ def lr_schedule(rates: Sequence[float]) -> dict[str, Any]:
     falling = len(rates) - 1 - peak - (peak > 0)
     schedule = {"name": "linear_schedule", "arguments": [highest, last, max(1, falling)]}
     return schedule | ({"warmup": peak, "warmup_init": first} if peak else {})
-
-
-def _optimizer(training: Training) -> dict[str, Any]:
-    if training.optimizer == "adafactor":
-        return {"scale_parameter": False, "relative_step": False, "weight_decay": training.weight_decay}
-    if training.optimizer == "adam":
-        return {"bias_correction": True}
-    return {"bias_correction": True, "weight_decay": training.weight_decay}
 
 
 def _how(folder: Path, lines: Sequence[dict[str, Any]]) -> list[str]:

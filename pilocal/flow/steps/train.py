@@ -11,7 +11,7 @@ from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import STAGES
 from pilocal.run.files import replacing
-from pilocal.run.log import Log
+from pilocal.run.log import FILE, read_log
 
 
 def _facts(context: Context) -> list[Any]:
@@ -39,8 +39,8 @@ def _note(context: Context) -> str:
     """Return where the stages of an adaptive schedule ended."""
     if context.schedule.adaptive is None:
         return ""
-    logs = [Log(context.run.stage(number) / "metrics.jsonl") for number in context.schedule.trained]
-    ends = [str(log.lines[-1]["step"]) for log in logs]
+    logs = [read_log(context.run.stage(number) / FILE) for number in context.schedule.trained]
+    ends = [str(lines[-1].step) for lines in logs]
     return f"the stages ended after {', '.join(ends)} steps"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,9 +14,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from pilocal.base.base import read_config
-from pilocal.errors import InputError, did_you_mean
 from pilocal.run.files import replacing, write_json
 from pilocal.task import Lora
+from pilocal.training.memory import check_lora
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
@@ -48,16 +47,6 @@ def initial_adapter(base: Path, lora: Lora, seed: int) -> dict[str, Any]:
     model.freeze()
     add_lora(model, lora, seed)
     return {name: np.array(value) for name, value in adapter_weights(model).items()}
-
-
-def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
-    """Raise InputError when the model has fewer layers, or none of the `known` linear layers has a name in `lora`."""
-    if lora.layers is not None and lora.layers > layers:
-        fix = "lower it or leave it out"
-        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
-    for name in lora.linears:
-        if name not in known:
-            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
 
 
 def adapter_weights(model: Any) -> dict[str, mx.array]:

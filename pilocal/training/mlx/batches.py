@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.prompt.tokens import Row
+from pilocal.training.memory import Load
 from pilocal.training.row_order import NARROWEST, RowOrder
 
 Ints = NDArray[np.int32]
@@ -54,21 +55,16 @@ class Batch:
         return sum(len(row.completion) for row in self.rows)
 
     @property
-    def rendered_tokens(self) -> int:
-        """Number of tokens of all rows, each counted whole, as a trainer without sharing would compute them."""
-        return sum(len(row.tokens) for row in self.rows)
-
-    @property
     def computed_tokens(self) -> int:
         """Number of tokens that run through the model, padding included."""
         return self.prefix_P.size + self.shots_GS.size + self.tokens_BT.size
 
     @property
-    def padding(self) -> float:
-        """Share of the computed tokens that stands for nothing."""
+    def padding(self) -> int:
+        """Number of the computed tokens that stand for nothing."""
         shared = self.prefix_P.size + self.shots_GS.shape[1]
         own = sum(len(row.tokens) - 1 - shared for row in self.rows)
-        return float(self.tokens_BT.size - own) / self.computed_tokens
+        return int(self.tokens_BT.size - own)
 
     def arrays(self) -> tuple[mx.array, ...]:
         """Return everything but the rows for MLX, in the order in which `loss.completion_loss` takes it."""
@@ -82,6 +78,18 @@ class Batch:
         dealt = np.array_split(np.arange(len(self.rows)), count)
         shared = self.prefix_P.size
         return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]
+
+    def loads(self, count: int) -> list[Load]:
+        """Return what so many parts compute."""
+        return [load(part) for part in self.parts(count)]
+
+
+def load(batch: Batch) -> Load:
+    """Return what a batch computes."""
+    rows, own = batch.tokens_BT.shape
+    groups, shots = batch.shots_GS.shape
+    completion = batch.targets_BC.shape[1]
+    return Load(prefix=batch.prefix_P.size, groups=groups, shots=shots, rows=rows, own=own, completion=completion)
 
 
 def group_prefix(rows: Sequence[Row], prefix: int) -> int:

@@ -14,11 +14,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from pilocal.base.device import machine_memory
+from pilocal.training.memory import SHARE_OF_MEMORY
 from pilocal.training.mlx.batches import Batch
 from pilocal.training.mlx.forward import KeysValues, PrefixCache, runs_layers
-
-SHARE_OF_MEMORY = 0.25
-"""How much of the machine's memory the rows' hidden states may take; what does not fit is computed again."""
 
 
 def first_adapted(model: Any) -> int:

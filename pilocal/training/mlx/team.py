@@ -1,20 +1,16 @@
-"""Data-parallel training: processes on one machine or several that compute shares of the same batches.
+"""Data-parallel training in MLX: processes on one machine or several that `mlx.launch` started together.
 
-`mlx.launch` starts the same command on every host; rank 0 leads. It alone reads the rows, decides what comes next and
-writes; the others follow its orders with the base and the task's settings that they have themselves. What a batch is
-does not depend on how many compute it. Orders and rows travel as sums to which the others add nothing, which every
-backend of mx.distributed (ring, MPI, NCCL, JACCL) can do.
+Orders and rows travel as sums to which the others add nothing, which every backend of mx.distributed (ring, MPI, NCCL,
+JACCL) can do.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,31 +18,11 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
-from pilocal.training.mlx.batches import Batch, make_batch
+from pilocal.training.mlx.batches import Batch
+from pilocal.training.team import Kind, Order, Team
 
 RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """What mlx.launch and MPI tell a process about itself."""
-
-
-class Kind(IntEnum):
-    """What the leader can order."""
-
-    END = 0
-    FIT = 1
-    STEP = 2
-    VALIDATE = 3
-
-
-class Order(NamedTuple):
-    """What the leader wants done next."""
-
-    kind: Kind
-    step: int = 0
-    """The step's number in the whole run, from 0."""
-    rate: float = 0.0
-    """The step's learning rate."""
-    batch: Batch | None = None
-    """The whole batch, of which each rank takes its part."""
 
 
 def launched_rank() -> int | None:
@@ -57,18 +33,17 @@ def launched_rank() -> int | None:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), None)
 
 
-class Team:
-    """The processes of a training; `Team()` is one process alone, for which nothing is ever sent."""
+class MlxTeam(Team):
+    """The processes of a training; `MlxTeam()` is one process alone."""
 
     def __init__(self, group: Any = None) -> None:
+        super().__init__()
         self.group = group
-        self.rank: int = group.rank() if group else 0
-        self.size: int = group.size() if group else 1
-        self.busy = False
-        """Whether an order is being carried out, so that no other may be given."""
+        if group:
+            self.rank, self.size = group.rank(), group.size()
 
     @classmethod
-    def join(cls) -> Team:
+    def join(cls) -> MlxTeam:
         """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
         try:
             return cls(mx.distributed.init(strict=True))
@@ -78,24 +53,8 @@ class Team:
                 "mlx.distributed", "the other processes were not met", got=str(error), fix=fix
             ) from None
 
-    @contextmanager
-    def order(self, kind: Kind, **details: Any) -> Iterator[None]:
-        """Tell every other process what the leader does next, in the block; `details` are those of an Order."""
-        self.busy = True
-        if self.size > 1:
-            self._exchange(Order(kind, **details))
-        yield
-        self.busy = False
-
-    def orders(self) -> Iterator[Order]:
-        """Yield the leader's orders until it ends the training."""
-        while (order := self._exchange(None)).kind != Kind.END:
-            yield order
-
-    def end(self) -> None:
-        """Send the others home, unless they are in the middle of something, where they will notice by themselves."""
-        if self.size > 1 and not self.busy:
-            self._exchange(Order(Kind.END))
+    def leave(self) -> None:
+        """Do nothing: MLX's group goes with the process."""
 
     def part(self, batch: Batch) -> Batch | None:
         """Return this process's share of a batch, or None when there are fewer rows than processes."""
@@ -136,22 +95,20 @@ class Team:
                     "mlx.distributed", f"{name} differs between hosts", got=f"{others} of them", fix=fix
                 )
 
-    def _exchange(self, order: Order | None) -> Order:
+    def exchange(self, order: Order | None) -> Order:
         """Give an order (the leader) or get it."""
-        rows = list(order.batch.rows) if order and order.batch else []
-        head = np.zeros(6, dtype=np.int32)
+        head = np.zeros(5, dtype=np.int32)
+        rows = order.rows if order else ()
         body = np.array([n for row in rows for n in (len(row.tokens), row.offset, *row.tokens)], dtype=np.int32)
         if order:
-            head[:3] = order.kind, order.step, body.size
-            head[3:4] = np.array([order.rate], dtype=np.float32).view(np.int32)
-            if order.batch:
-                head[4:] = order.batch.prefix_P.size, order.batch.share
+            head[:4] = order.kind, order.step, body.size, order.prefix
+            head[4:] = np.array([order.rate], dtype=np.float32).view(np.int32)
         head = np.array(self._sum(mx.array(head)))
-        kind, step, size, _, prefix, share = head.tolist()
+        kind, step, size, prefix, _ = head.tolist()
         if size:
             body = np.array(self._sum(mx.array(body if order else np.zeros(size, dtype=np.int32))))
-        batch = make_batch(_unpack(body.tolist()), prefix, share=bool(share)) if size else None
-        return Order(Kind(kind), step, float(head[3:4].view(np.float32)[0]), batch)
+        rows = _unpack(body.tolist()) if size else ()
+        return Order(Kind(kind), step, float(head[4:].view(np.float32)[0]), rows, prefix)
 
     def _sum(self, array: mx.array) -> mx.array:
         try:
@@ -164,10 +121,10 @@ class Team:
         return summed
 
 
-def _unpack(numbers: Sequence[int]) -> list[Row]:
-    rows, at = [], 0
+def _unpack(numbers: Sequence[int]) -> tuple[Row, ...]:
+    rows, at = list[Row](), 0
     while at < len(numbers):
         length, offset = numbers[at : at + 2]
         at += 2 + length
         rows.append(Row(tuple(numbers[at - length : at]), offset))
-    return rows
+    return tuple(rows)

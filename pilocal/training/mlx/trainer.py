@@ -1,91 +1,164 @@
-"""One training step and one look at the validation loss, alone or as one process of a team."""
+"""MLX's side of a training: rows go in, numbers come out; names and layouts of weights are mlx-lm's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
-from mlx import nn
-from mlx.utils import tree_map
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from numpy.typing import NDArray
 
-from pilocal.base.device import on_cpu
-from pilocal.task import Training
-from pilocal.training.mlx.batches import Batch
-from pilocal.training.mlx.frozen_layers import Below, first_adapted
-from pilocal.training.mlx.loss import completion_loss
-from pilocal.training.mlx.team import Team
+from pilocal.base.load import load_base
+from pilocal.errors import ModelError
+from pilocal.prompt.tokens import Row
+from pilocal.task import Lora, Training
+from pilocal.training.mlx.adapter import adapter_weights, add_lora, save_adapter
+from pilocal.training.mlx.batches import Batch, Floats, make_batch
+from pilocal.training.mlx.forward import can_share
+from pilocal.training.mlx.frozen_layers import Below
+from pilocal.training.mlx.optimizers import make_optimizer
+from pilocal.training.mlx.step import BatchTrainer
+from pilocal.training.mlx.team import MlxTeam
+from pilocal.training.row_order import common_prefix
 
 
-class Trainer:
-    """A model with its adapter, the optimizer, and the team that computes gradients together.
+class MlxTrainer:
+    """A base with an adapter and its optimizer, alone or as one process of a team."""
 
-    Every process of a team calls the same methods with the same batches; each computes its part, the gradients are
-    added up, and each takes the same step.
-    """
+    def __init__(
+        self,
+        base: Path,
+        lora: Lora,
+        training: Training,
+        initial: Mapping[str, Floats] | None = None,
+        *,
+        team: MlxTeam | None = None,
+    ) -> None:
+        """Load the base and begin with `initial`, or as a run begins where that is None.
 
-    def __init__(self, model: Any, optimizer: Any, training: Training, team: Team) -> None:
-        """Compile the step where that is asked for, once for each shape that batches have."""
-        self.model, self.optimizer, self.training, self.team = model, optimizer, training, team
-        self.first = first = first_adapted(model)
-
-        def loss_of(model: Any, *arrays: mx.array) -> tuple[mx.array, mx.array]:
-            return completion_loss(model, *arrays, first=first, recompute=training.recompute)
-
-        value_and_grad = nn.value_and_grad(model, loss_of)
-
-        def gradient(share: mx.array, *arrays: mx.array) -> tuple[mx.array, Any]:
-            (loss, _), gradients = value_and_grad(model, *arrays)
-            return share * loss, tree_map(lambda g: share * g, gradients)
-
-        def update(gradients: Any) -> mx.array:
-            norm: mx.array
-            gradients, norm = optim.clip_grad_norm(gradients, training.clip)
-            optimizer.update(model, gradients)
-            return norm
-
-        if not on_cpu() if training.compile is None else training.compile:
-            computing, learning = [model.state, mx.random.state], [model.state, optimizer.state]
-            gradient = mx.compile(gradient, inputs=computing, outputs=computing)
-            update = mx.compile(update, inputs=learning, outputs=learning)
-        self._gradient, self._update = gradient, update
-        model.train()
-
-    def step(self, number: int, rate: float, batch: Batch, below: Below) -> tuple[mx.array, mx.array]:
-        """Take step `number` (from 0) of the whole run at a learning rate; return loss and gradient norm."""
-        self.optimizer.learning_rate = rate
-        mx.random.seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
-        loss, gradients = self.gradients(batch, below)
-        norm = self._update(gradients)
-        mx.eval(loss, norm, self.model.trainable_parameters(), self.optimizer.state)
-        return loss, norm
-
-    def gradients(self, batch: Batch, below: Below) -> tuple[mx.array, Any]:
-        """Return the mean loss of a batch's completion tokens and its gradient, not yet clipped.
-
-        With `accumulate` this process's part is computed in that many parts, each weighted by its tokens: the loss and
-        the gradient are those of the whole batch.
+        Raises ModelError when `initial` does not fit the base, InputError when `lora` does not.
         """
-        loss, gradients = mx.array(0.0), None
-        mine = self.team.part(batch)
-        for part in mine.parts(self.training.accumulate) if mine else ():
-            share = mx.array(part.trained_tokens / batch.trained_tokens)
-            part_loss, part_gradients = self._gradient(share, *below.arrays(part))
-            loss = loss + part_loss
-            gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
-            mx.eval(loss, gradients)  # frees this part's activations before the next
-        if gradients is None:
-            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        loss, gradients = self.team.sum([loss, gradients])
-        return loss, gradients
+        self.training, self.team = training, team or MlxTeam()
+        self._model = load_base(base, precision=training.precision)
+        self.config = add_lora(self._model, lora, training.seed)
+        """adapter_config.json's content."""
+        self.shares_prefix = can_share(self._model)
+        """Whether rows are computed together, which has a part in their order."""
+        self._optimizer = make_optimizer(self._model, training)
+        if initial is not None:
+            self.set_adapter(initial)
+        self._begin()
 
-    def evaluate(self, batch: Batch, below: Below) -> tuple[float, float]:
-        """Return the summed loss of a batch's completion tokens and their number."""
-        self.model.eval()
-        total, tokens = mx.array(0.0), mx.array(0.0)
-        if mine := self.team.part(batch):
-            mean, tokens = completion_loss(self.model, *below.arrays(mine), first=below.first)
-            total = mean * tokens
-        self.model.train()
-        total, tokens = self.team.sum([total, tokens])
-        return float(total), float(tokens)
+    def _begin(self) -> None:
+        """Make what takes the steps; a compiled step knows the optimizer's state by its place, so after each change."""
+        self.batches = BatchTrainer(self._model, self._optimizer, self.training, self.team)
+        self._stage: MlxStage | None = None
+
+    def stage(self, prefix: Sequence[int]) -> MlxStage:
+        """Return what trains on rows that all begin with `prefix`."""
+        return MlxStage(self, tuple(prefix))
+
+    def below(self, prefix: Sequence[int]) -> Below:
+        """Return what lies below the adapter, for rows that begin with `prefix`."""
+        return Below(self._model, self.batches.first, prefix)
+
+    def adapter(self) -> dict[str, Floats]:
+        """Return the adapter's weights."""
+        return {name: np.asarray(value) for name, value in adapter_weights(self._model).items()}
+
+    def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
+        """Take other weights for the adapter; raises ModelError when they do not fit."""
+        shapes = {name: value.shape for name, value in adapter_weights(self._model).items()}
+        odd = [name for name in sorted({*shapes, *adapter}) if name not in adapter or name not in shapes]
+        odd += [name for name, value in adapter.items() if name in shapes and value.shape != shapes[name]]
+        if odd:
+            raise ModelError("adapter", "its weights do not fit [lora] and the base", got=odd[0], fix="make it again")
+        self._model.load_weights([(name, mx.array(value)) for name, value in adapter.items()], strict=False)
+        mx.eval(self._model.parameters())
+
+    def optimizer_state(self) -> dict[str, NDArray[Any]]:
+        """Return what the optimizer remembers."""
+        return {name: np.asarray(value) for name, value in tree_flatten(self._optimizer.state)}
+
+    def restore(self, adapter: Mapping[str, Floats], optimizer: Mapping[str, NDArray[Any]]) -> None:
+        """Take other weights for the adapter, and what the optimizer remembered with them."""
+        self.set_adapter(adapter)
+        self._optimizer.state = tree_unflatten([(name, mx.array(value)) for name, value in optimizer.items()])
+        mx.eval(self._optimizer.state)
+        self._begin()
+
+    def meet(self) -> None:
+        """Take the leader's weights and what its optimizer remembers; every process of the team calls it."""
+        weights, state = self.team.copy(self._model.trainable_parameters()), self.team.copy(self._optimizer.state)
+        if self.team.rank:
+            self._model.update(weights)
+            self._optimizer.state = state
+            self._begin()
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write adapters.safetensors and adapter_config.json, which holds the `facts`, too."""
+        save_adapter(folder, adapter_weights(self._model), self.config | dict(facts))
+
+    def reset_peak_memory(self) -> None:
+        """Begin to measure anew."""
+        mx.reset_peak_memory()
+
+    def peak_memory(self) -> int:
+        """Return the bytes at the peak since `reset_peak_memory`."""
+        return int(mx.get_peak_memory())
+
+    def gradients(self, rows: Sequence[Row]) -> tuple[float, dict[str, Floats]]:
+        """Return the mean loss per completion token, in nats, and its gradient, not clipped."""
+        stage = self._stage_of(rows)
+        loss, gradients = self.batches.gradients(stage.batch(rows), stage.below)
+        return float(loss), {name: np.array(value) for name, value in tree_flatten(gradients)}
+
+    def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
+        """Take step `number` (from 0) of the whole run; return the loss and the gradient norm, both before it."""
+        return self._stage_of(rows).step(number, rate, rows)
+
+    def logits(self, row: Row) -> Floats:
+        """Return the logits behind every token of a row, (tokens, vocabulary)."""
+        self._model.eval()
+        logits_TV = self._model(mx.array([row.tokens]))[0].astype(mx.float32)
+        self._model.train()
+        return np.array(logits_TV)
+
+    def _stage_of(self, rows: Sequence[Row]) -> MlxStage:
+        """Return what trains on rows that begin as these do, with all that they share."""
+        prefix = rows[0].tokens[: common_prefix(rows) if self.shares_prefix else 0]
+        if self._stage is None or self._stage.prefix != prefix:
+            self._stage = self.stage(prefix)
+        return self._stage
+
+
+class MlxStage:
+    """Trains on rows that all begin with the same tokens; what lies below the adapter is computed once for them."""
+
+    def __init__(self, trainer: MlxTrainer, prefix: tuple[int, ...]) -> None:
+        self.trainer, self.prefix = trainer, prefix
+        self.below = trainer.below(prefix)
+        self._last: tuple[Sequence[Row], Batch] | None = None
+
+    def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
+        """Take step `number` (from 0) of the whole run at a learning rate; return the loss and the gradient norm."""
+        loss, norm = self.trainer.batches.step(number, rate, self.batch(rows), self.below)
+        return float(loss), float(norm)
+
+    def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Return the summed loss of the rows' completion tokens and their number."""
+        return self.trainer.batches.evaluate(self.batch(rows), self.below)
+
+    def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Return how many tokens a step runs through the model and how many of them are padding."""
+        batch = self.batch(rows)
+        return batch.computed_tokens, batch.padding
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Lay the rows out; the last ones stay laid out."""
+        if self._last is None or self._last[0] is not rows:
+            self._last = rows, make_batch(rows, len(self.prefix), share=self.trainer.shares_prefix)
+        return self._last[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pilocal.errors import InputError, PilocalError
 from pilocal.packages import require_packages
 from pilocal.task import Lora, Training
@@ -39,20 +41,23 @@ def find_device(asked: str | None) -> str:
     return asked
 
 
-def refusals(lora: Lora, training: Training, *, adaptive: bool) -> list[PilocalError]:
+def free_memory(device: str) -> int:
+    """Return how many bytes a training may use: what a GPU has free, or all that the machine has."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refusals(lora: Lora, training: Training) -> list[PilocalError]:
     """Return what a task asks for and this backend does not do."""
     fix = "or take --backend mlx"
     faults: list[PilocalError] = []
     if lora.kind != "lora":
         what = "the PyTorch backend does not train magnitudes (DoRA)"
         faults.append(InputError("[lora] kind", what, got=lora.kind, fix=f'set it to "lora", {fix}'))
-    if training.patience is not None:
-        what = "the PyTorch backend ends no stage early"
-        faults.append(InputError("[training] patience", what, got=training.patience, fix=f"leave it out, {fix}"))
     if training.compile:
         what = "the PyTorch backend does not compile"
         faults.append(InputError("[training] compile", what, fix=f"leave it out, {fix}"))
-    if adaptive:
-        what = "the PyTorch backend ends no stage early, as an adaptive schedule does"
-        faults.append(InputError("--schedule", what, fix=f'take decay = "linear", {fix}'))
     return faults

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from pilocal.base.base import read_config
-from pilocal.errors import InputError, ModelError, did_you_mean
+from pilocal.errors import InputError, ModelError
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
+from pilocal.training.memory import check_lora
 from pilocal.training.torch_backend.nf4 import round_to_nf4
 from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
 from pilocal.training.torch_backend.weights import grouping, read_weights
@@ -95,14 +96,8 @@ def lora_config(model: Any, lora: Lora) -> Any:
     if lora.kind != "lora":
         fix = 'take kind = "lora", or --backend mlx'
         raise InputError("[lora] kind", "the PyTorch backend does not train magnitudes (DoRA)", got=lora.kind, fix=fix)
-    layers = len(model.model.layers)
-    if lora.layers is not None and lora.layers > layers:
-        fix = "lower it or leave it out"
-        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
-    known = linears(model)
-    for name in lora.linears:
-        if name not in known:
-            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
+    layers, known = len(model.model.layers), linears(model)
+    check_lora(lora, layers, known)
     adapted = range(layers - (lora.layers or layers), layers)
     return LoraConfig(
         r=lora.rank,
@@ -117,6 +112,17 @@ def lora_config(model: Any, lora: Lora) -> Any:
 def linears(model: Any) -> list[str]:
     """Return the names of a block's linear layers, sorted."""
     return sorted(name for name, module in model.model.layers[0].named_modules() if isinstance(module, torch.nn.Linear))
+
+
+def adapter_config(model: Any, lora: Lora) -> dict[str, Any]:
+    """Return what adapter_config.json says for mlx-lm."""
+    names = sorted(lora.linears) or linears(model)
+    settings = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": names}
+    return {
+        "fine_tune_type": lora.kind,
+        "num_layers": lora.layers or len(model.model.layers),
+        "lora_parameters": settings,
+    }
 
 
 def add_lora(model: Any, settings: Any) -> None:

@@ -1,7 +1,6 @@
 """Data-parallel training in PyTorch: processes that `torchrun` or `accelerate launch` started together.
 
-Rank 0 leads: it alone reads the rows, decides what comes next and writes. The others follow its orders with the base
-and the task's settings that they have themselves. Orders travel over gloo, gradients over NCCL on CUDA.
+Orders travel over gloo, gradients over NCCL on CUDA.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import torch.distributed.nn
 
 from pilocal.errors import TrainingError
 from pilocal.training.backend import torchrun_rank
+from pilocal.training.team import Order, Team
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the leader, which renders and compresses alone; a dead one is noticed at once."""
-
-Order = tuple[str, dict[str, Any]]
-"""What the leader wants done next, and what it takes."""
 
 
 def local_device(device: str) -> str:
@@ -34,17 +31,11 @@ def local_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and torchrun_rank() is not None else device
 
 
-class Team:
-    """The processes of a training; `Team()` is one process alone, for which nothing is ever sent."""
-
-    rank, size = 0, 1
-
-    def __init__(self) -> None:
-        self.busy = False
-        """Whether an order is being carried out, so that no other may be given."""
+class TorchTeam(Team):
+    """The processes of a training; `TorchTeam()` is one process alone."""
 
     @classmethod
-    def join(cls, device: str) -> Team:
+    def join(cls, device: str) -> TorchTeam:
         """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
         team = cls()
         if torchrun_rank() is None:
@@ -59,25 +50,6 @@ class Team:
             raise TrainingError(where, what, got=str(error).splitlines()[0], fix=fix) from None
         team.rank, team.size = dist.get_rank(), dist.get_world_size()
         return team
-
-    @contextmanager
-    def order(self, kind: str, **details: Any) -> Iterator[None]:
-        """Tell every other process what the leader does next, in the block."""
-        self.busy = True
-        self._exchange((kind, details))
-        yield
-        self.busy = False
-
-    def orders(self) -> Iterator[Order]:
-        """Yield the leader's orders until it ends the training."""
-        while (order := self._exchange(None))[0] != "end":
-            yield order
-
-    def end(self) -> None:
-        """Send the others home, unless they are in the middle of something, where they will notice by themselves."""
-        if self.size > 1 and not self.busy:
-            self._exchange(("end", {}))
-        self.leave()
 
     def leave(self) -> None:
         """Be alone again; call it however the training ended, or gloo's threads end the process with an abort."""
@@ -98,7 +70,12 @@ class Team:
 
     def share(self, value: Any) -> Any:
         """Return the leader's value in every process."""
-        return self._exchange(("share", {"value": value}) if self.rank == 0 else None)[1]["value"]
+        if self.size == 1:
+            return value
+        box = [value if self.rank == 0 else None]
+        with self._together():
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
 
     def check_same(self, mine: Mapping[str, str], leaders: Mapping[str, str]) -> None:
         """Raise TrainingError, in every process, unless all name the same things."""
@@ -113,16 +90,10 @@ class Team:
             others = sum(map(bool, everyones))
             raise TrainingError(where, what, got=f"{others} of them", fix=f"make {names[0]} the same everywhere")
 
-    def _exchange(self, order: Order | None) -> Order:
+    def exchange(self, order: Order | None) -> Order:
         """Give an order (the leader) or get it."""
-        if self.size == 1:
-            assert order
-            return order
-        box = [order]
-        with self._together():
-            dist.broadcast_object_list(box, device=torch.device("cpu"))
-        assert box[0]
-        return box[0]
+        given: Order = self.share(order)
+        return given
 
     @contextmanager
     def _together(self) -> Iterator[None]:

@@ -18,12 +18,11 @@ from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
 from pilocal.training.row_order import common_prefix
-from pilocal.training.torch_backend.adapter import check_adapter, parameters
-from pilocal.training.torch_backend.model import add_lora, linears, load_model, lora_config
-from pilocal.training.torch_backend.optimizer import clip, get_state, make_optimizer, set_state
-from pilocal.training.torch_backend.team import Team
-
-Floats = NDArray[np.float32]
+from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters, save_adapter
+from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
+from pilocal.training.torch_backend.model import adapter_config, add_lora, load_model, lora_config
+from pilocal.training.torch_backend.optimizers import clip, get_state, make_optimizer, set_state
+from pilocal.training.torch_backend.team import TorchTeam
 
 
 class TorchTrainer:
@@ -44,7 +43,7 @@ class TorchTrainer:
         precision: str = "float32",
         weights: str = UNPACKED,
         share: bool = False,
-        team: Team | None = None,
+        team: TorchTeam | None = None,
     ) -> None:
         """Load the base and give it an adapter; `initial` has mlx-lm's names and layouts.
 
@@ -53,13 +52,17 @@ class TorchTrainer:
         rows begin with runs through the model once, and its keys and values serve every row; loss and gradients stay
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
-        self.training, self.team = training, team or Team()
+        self.training, self.team = training, team or TorchTeam()
         # What is computed again backwards keeps no keys and values; a window would cut them off.
-        self.share = share and not training.recompute and not has_window(read_config(base))
+        config = read_config(base)
+        self.share = share and not training.recompute and not has_window(config)
+        self.shares_prefix = share and "sliding_attention" not in config.get("layer_types", ())
+        """Whether what rows begin with together counts for their order, see `row_order.RowOrder`."""
         self.device = torch.device(device)
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)
-        self.linears = sorted(lora.linears) or linears(self.model)
+        self.config = adapter_config(self.model, lora)
+        """What adapter_config.json says for mlx-lm."""
         add_lora(self.model, self.settings)
         self.parameters = parameters(self.model)
         self.optimizer = make_optimizer(list(self.parameters.values()), training)
@@ -83,25 +86,33 @@ class TorchTrainer:
         self.optimizer.zero_grad()
         return float(loss), found
 
+    def stage(self, prefix: Sequence[int]) -> TorchTrainer:
+        """Return what trains on rows that all begin with `prefix`: each step finds out by itself what they share."""
+        return self
+
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
         """Take step `number` (from 0) of the whole run at a learning rate; return loss and gradient norm.
 
         The norm is that before clipping. With `accumulate` this process's part is computed in that many parts: the loss
-        and the gradient are those of all rows together.
+        and the gradient are those of all rows together. Raises TrainingError when the memory does not do.
         """
-        torch.manual_seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
-        loss = self._backward(rows)
-        norm = clip(list(self.parameters.values()), self.training.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(loss), float(norm)
+        with told_of_memory(self.training):
+            torch.manual_seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
+            loss = self._backward(rows)
+            norm = clip(list(self.parameters.values()), self.training.clip)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            return float(loss), float(norm)
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[float, int]:
-        """Return the summed loss of the rows' completion tokens and their number."""
+        """Return the summed loss of the rows' completion tokens and their number.
+
+        Raises TrainingError when the memory does not do.
+        """
         total = torch.zeros((), device=self.device)
-        with self._answering():
+        with told_of_memory(self.training), self._answering():
             for part in self._parts(rows):
                 total += self._summed_loss(part)
         self.team.sum([total])
@@ -135,13 +146,27 @@ class TorchTrainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(adapter[name].T)))
 
-    def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
+    def optimizer_state(self) -> dict[str, NDArray[Any]]:
         """Return what the optimizer remembers."""
         return get_state(self.optimizer, list(self.parameters))
 
-    def set_optimizer_state(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """Give a fresh optimizer what it remembered."""
-        set_state(self.optimizer, list(self.parameters), state)
+    def restore(self, adapter: Mapping[str, Floats], optimizer: Mapping[str, NDArray[Any]]) -> None:
+        """Take other weights for the adapter, and what the optimizer remembered with them."""
+        self.set_adapter(adapter)
+        set_state(self.optimizer, list(self.parameters), optimizer)
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write adapters.safetensors and adapter_config.json, which holds the `facts`, too."""
+        save_adapter(folder, self.adapter(), self.config | dict(facts))
+
+    def reset_peak_memory(self) -> None:
+        """Begin to measure anew, on CUDA."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Return the bytes at the peak: since `reset_peak_memory` on CUDA, of the whole process elsewhere."""
+        return peak_memory(self.device)
 
     def _backward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Leave the gradients of the mean loss in the parameters, and return the loss."""

@@ -1,30 +1,24 @@
 """What a training step will need, before it is taken: memory and time, from the model's sizes and the rows' lengths.
 
 The memory formula counts what the gradient keeps, layer by layer, and the largest piece of work on top of it. Its
-factors were fitted to the measured peaks of 104 random configurations (float32 on a CPU); `just bench memory` compares
-it with configurations that it has not seen. A probe, one real step, corrects it for the machine at hand.
+factors were fitted to the measured peaks of 104 random configurations of MLX's step (float32 on a CPU); `just bench
+memory` compares it with configurations that it has not seen. A probe, one real step, corrects it for the machine at
+hand. `torch_backend.memory` has the same for PyTorch.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-import mlx.core as mx
+from pilocal.errors import InputError, did_you_mean
+from pilocal.task import OPTIMIZERS, Lora, Training
 
-from pilocal.base.device import machine_memory
-from pilocal.prompt.tokens import Row
-from pilocal.task import Lora, Training
-from pilocal.training.mlx.adapter import add_lora, check_lora
-from pilocal.training.mlx.batches import Batch, Batches
-from pilocal.training.mlx.frozen_layers import SHARE_OF_MEMORY, Below
-from pilocal.training.mlx.optimizer import make_optimizer
-from pilocal.training.mlx.team import Team
-from pilocal.training.mlx.trainer import Trainer
+SHARE_OF_MEMORY = 0.25
+"""How much of the machine's memory the rows' hidden states below the adapter may take; the rest is computed again."""
 
 KEPT = {"width": 5.92, "intermediate": 4.61, "scores": 1.10, "keys_values": 0.88}
 """Numbers that the gradient keeps, for each token and layer, in multiples of what the name says."""
@@ -35,9 +29,6 @@ AT_ONCE = {"logits": 3.7, "widths": 6.35, "scores": 2.31}
 KEPT_RECOMPUTED = {"width": 1.0, "keys_values": 1.0}
 AT_ONCE_RECOMPUTED = {"logits": 4.0, "width": 20.0, "intermediate": 10.79, "scores": 2.88, "keys_values": 2.85}
 """The same with `recompute`: a whole layer's activations live while its gradient is computed."""
-
-STATES = {"adamw": 2, "adam": 2, "adafactor": 0}
-"""Numbers that each optimizer remembers for an adapter weight."""
 
 ADAPTER = {False: 1.01, True: 0.66}
 """Numbers for each adapter weight beside the weight and the optimizer's state: the gradient and the update."""
@@ -104,6 +95,18 @@ class Need:
     """For the whole stage, without what is computed once below the adapter; None without a probe."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a training will need."""
+
+    needs: tuple[Need, ...]
+    """Each stage's."""
+    memory: int
+    """Bytes that the training may use."""
+    advice: str | None
+    """What to change when it does not fit; None when it does."""
+
+
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
     """Return the sizes that config.json and `[lora]` say; raises InputError when the two do not fit."""
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -122,6 +125,16 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
     chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
     weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
     return replace(sizes, adapter=sizes.adapted * weights)
+
+
+def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
+    """Raise InputError when the model has fewer layers, or none of the `known` linear layers has a name in `lora`."""
+    if lora.layers is not None and lora.layers > layers:
+        fix = "lower it or leave it out"
+        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
+    for name in lora.linears:
+        if name not in known:
+            raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
 
 
 def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
@@ -176,14 +189,24 @@ def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     return 2.0 * passes * (matrices + 1.5 * attention)
 
 
+class Step(Protocol):
+    """The rows of a step, as a backend lays them out."""
+
+    def loads(self, count: int) -> list[Load]:
+        """Return what they compute when they are dealt into at most `count` parts, the largest first."""
+
+
+S = TypeVar("S", bound=Step)
+
+
 @dataclass(frozen=True, slots=True)
-class Work:
+class Work(Generic[S]):
     """What a stage computes."""
 
     steps: tuple[tuple[Load, ...], ...]
     """The parts of every step of its first epoch."""
-    heaviest: Batch
-    """The batch that takes the most memory."""
+    heaviest: S
+    """The step that takes the most memory."""
     own: int
     """Number of tokens that the training rows have behind what all begin with."""
 
@@ -197,65 +220,51 @@ class Probe:
     """The peak, without what was there before."""
 
 
-def survey(sizes: Sizes, rows: Sequence[Row], training: Training, number: int, *, share: bool = True) -> Work:
-    """Look at every batch of a stage's first epoch; `number` is the stage's, `share` as for `batches.Batches`."""
-    batches = Batches(rows, training.batch_size, (training.seed, number), share=share)
-    all_batches = [batches.at(step) for step in range(batches.per_epoch)]
-    steps = [tuple(map(load, batch.parts(training.accumulate))) for batch in all_batches]
-    sizes_of = [activations(sizes, parts[0], recompute=training.recompute) for parts in steps]
-    own = sum(len(row.tokens) - 1 - batches.prefix for row in rows)
-    return Work(tuple(steps), all_batches[sizes_of.index(max(sizes_of))], own)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a prediction knows of the machine."""
+
+    memory: int
+    """Bytes that the training may use."""
+    base: int
+    """Bytes of the base's weights."""
+    probe: Probe | None = None
+    """A step on the heaviest rows of the first stage, with the task's settings."""
 
 
-def load(batch: Batch) -> Load:
-    """Return what a batch computes."""
-    rows, own = batch.tokens_BT.shape
-    groups, shots = batch.shots_GS.shape
-    completion = batch.targets_BC.shape[1]
-    return Load(prefix=batch.prefix_P.size, groups=groups, shots=shots, rows=rows, own=own, completion=completion)
-
-
-def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
-    """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter."""
-    add_lora(model, lora, training.seed)
-    trainer = Trainer(model, make_optimizer(model, training), training, Team())
-    below = Below(model, trainer.first, batch.prefix_P.tolist())
-    trainer.step(0, training.learning_rate, batch, below)
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before, began = mx.get_active_memory(), time.perf_counter()
-    trainer.step(1, training.learning_rate, batch, below)
-    return Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
+def weigh(sizes: Sizes, steps: Sequence[S], training: Training, own: int) -> Work[S]:
+    """Return a stage's work from all its steps, with the heaviest found; `own` is as in `Work`."""
+    loads = tuple(tuple(step.loads(training.accumulate)) for step in steps)
+    floats = [activations(sizes, parts[0], recompute=training.recompute) for parts in loads]
+    return Work(loads, steps[floats.index(max(floats))], own)
 
 
 def predict(
-    sizes: Sizes, works: Sequence[Work], steps: Sequence[int], training: Training, base: int, probe: Probe | None
+    machine: Machine, sizes: Sizes, works: Sequence[Work[S]], steps: Sequence[int], training: Training
 ) -> list[Need]:
-    """Return what each stage needs; `base` is the bytes of the base's weights, `steps` each stage's optimizer steps.
+    """Return what each stage needs; `steps` are each stage's optimizer steps."""
+    probe = machine.probe
 
-    The `probe` is a step on the heaviest batch of the first stage.
-    """
-
-    def floats(batch: Batch) -> float:
-        return activations(sizes, load(batch.parts(training.accumulate)[0]), recompute=training.recompute)
+    def floats(step: Step) -> float:
+        return activations(sizes, step.loads(training.accumulate)[0], recompute=training.recompute)
 
     def computed(parts: Iterable[Load]) -> float:
         return sum(operations(sizes, part, recompute=training.recompute) for part in parts)
 
-    def kept(work: Work) -> int:
+    def kept(work: Work[S]) -> int:
         """Bytes of what is kept from below the adapter."""
         if sizes.adapted == sizes.layers:
             return 0
         prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.kv_heads * sizes.head_dim
-        rows = min(4 * work.own * sizes.width, int(SHARE_OF_MEMORY * machine_memory()))
-        return 4 * work.heaviest.prefix_P.size * prefix + rows
+        rows = min(4 * work.own * sizes.width, int(SHARE_OF_MEMORY * machine.memory))
+        return 4 * work.steps[0][0].prefix * prefix + rows
 
-    fixed = base + 4 * sizes.adapter * (1 + STATES[training.optimizer])
+    fixed = machine.base + 4 * sizes.adapter * (1 + OPTIMIZERS[training.optimizer].remembered)
     per_float, per_operation = 4.0, None
     if probe:
         first = works[0].heaviest
         per_float = probe.bytes / floats(first)
-        per_operation = probe.seconds / computed(map(load, first.parts(training.accumulate)))
+        per_operation = probe.seconds / computed(first.loads(training.accumulate))
     return [
         Need(
             peak=round(fixed + kept(work) + per_float * floats(work.heaviest)),
@@ -266,31 +275,25 @@ def predict(
 
 
 def advise(
-    sizes: Sizes,
-    works: Sequence[Work],
-    asked: Training,
-    base: int,
-    probe: Probe | None,
-    limit: int,
-    *,
-    may_recompute: bool = True,
+    machine: Machine, sizes: Sizes, works: Sequence[Work[S]], asked: Training, *, may_recompute: bool = True
 ) -> str | None:
-    """Return which setting makes the training fit into `limit` bytes, or None when it fits as it is.
+    """Return which setting makes the training fit into the machine's memory, or None when it fits as it is.
 
     With dropout nothing may be recomputed.
     """
+    blind = replace(machine, probe=None)
 
-    def peak(training: Training, probe: Probe | None = None) -> int:
-        return max(need.peak for need in predict(sizes, works, [1] * len(works), training, base, probe))
+    def peak(machine: Machine, training: Training) -> int:
+        return max(need.peak for need in predict(machine, sizes, works, [1] * len(works), training))
 
-    missed = peak(asked, probe) / peak(asked)  # does not depend on the settings
-    if missed * peak(asked) <= limit:
+    missed = peak(machine, asked) / peak(blind, asked)  # does not depend on the settings
+    if missed * peak(blind, asked) <= machine.memory:
         return None
     for recompute in (False, True) if may_recompute else (False,):
         accumulate = 1
         while accumulate <= asked.batch_size:
             changed = replace(asked, accumulate=accumulate, recompute=recompute or asked.recompute)
-            if (needed := missed * peak(changed)) <= limit:
+            if (needed := missed * peak(blind, changed)) <= machine.memory:
                 settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
                 return f"set [training] {' and '.join(settings)}: {needed / 2**30:.1f} GiB, the same gradient"
             accumulate *= 2

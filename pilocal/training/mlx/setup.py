@@ -1,0 +1,102 @@
+"""What every process of a training in MLX has to have itself, and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pilocal.base.base import read_config
+from pilocal.base.device import keeps_packed, machine_memory
+from pilocal.base.load import load_base
+from pilocal.progress import Progress
+from pilocal.run.hashes import fingerprint
+from pilocal.task import Lora, Training
+from pilocal.training.backend import MLX
+from pilocal.training.checkpoint import Checkpoint
+from pilocal.training.memory import Forecast, Machine, advise, base_bytes, predict, read_sizes
+from pilocal.training.mlx.probe import survey, take_probe
+from pilocal.training.mlx.team import MlxTeam
+from pilocal.training.mlx.trainer import MlxTrainer
+from pilocal.training.row_order import StagePlan
+from pilocal.training.team import Kind, Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The base, the task's settings and the team."""
+
+    model: str
+    """The base as the task names it."""
+    base: Path
+    base_sha256: str
+    lora: Lora
+    training: Training
+    team: MlxTeam = field(default_factory=MlxTeam)
+
+    @property
+    def name(self) -> str:
+        """The backend's."""
+        return MLX
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What adapter_config.json says of the base."""
+        return {"model": self.model, "base_sha256": self.base_sha256}
+
+    def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
+        """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""
+        config, training = read_config(self.base), self.training
+        sizes = read_sizes(config, self.lora)
+        share = "sliding_attention" not in config.get("layer_types", ())
+        works = [survey(sizes, plan.train, training, plan.number, share=share) for plan in plans]
+        base = base_bytes(config, sorted(self.base.glob("model*.safetensors")), as_float32=not keeps_packed())
+        machine = Machine(memory=machine_memory(), base=base)
+        if probe:
+            progress("probe", 0, 1)
+            model = load_base(self.base, precision=training.precision)
+            machine = replace(machine, probe=take_probe(model, works[0].heaviest, self.lora, training))
+            progress("probe", 1, 1)
+        needs = predict(machine, sizes, works, [plan.steps for plan in plans], training)
+        advice = advise(machine, sizes, works, training, may_recompute=not self.lora.dropout)
+        return Forecast(tuple(needs), machine.memory, advice)
+
+    def lead(
+        self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]
+    ) -> MlxTrainer:
+        """Return a trainer in the state of `checkpoint`, or a fresh one, and give its state to the team."""
+        trainer = self._trainer()
+        if checkpoint:
+            trainer.restore(checkpoint.adapter, checkpoint.optimizer)
+        with self.team.order(Order(Kind.FIT)):
+            self.team.check_same(self.same())
+            trainer.meet()
+        if not trainer.shares_prefix:
+            what = "its layers keep other caches than plain keys and values; every row is computed whole"
+            warn(f"{self.model}: {what}")
+        return trainer
+
+    def join(self) -> MlxTrainer:
+        """Return a trainer in the leader's state."""
+        self.team.check_same(self.same())
+        trainer = self._trainer()
+        trainer.meet()
+        return trainer
+
+    def finish(self, trainer: MlxTrainer) -> list[Path]:
+        """Write nothing: the stages' files are all there is."""
+        return []
+
+    def same(self) -> dict[str, str]:
+        """Return what the processes of a team must agree on before they train, as SHA-256."""
+        made = [version(package) for package in ("pilocal", "mlx", "mlx-lm")]
+        return {
+            "the version of pilocal, mlx or mlx-lm": fingerprint(made),
+            "the base": self.base_sha256,
+            "[lora] or [training]": fingerprint(asdict(self.lora), asdict(self.training)),
+        }
+
+    def _trainer(self) -> MlxTrainer:
+        return MlxTrainer(self.base, self.lora, self.training, team=self.team)

@@ -47,14 +47,14 @@ bench *names: setup
     {{ bin }}/python -m tests.bench {{ names }}
 
 # Check everything that needs an NVIDIA GPU: tests, parity, the 8B shape's table
-cuda: setup
-    @just bin={{ quote(bin) }} gpu
+cuda: setup (gpu bin)
 
-# The same in an environment that is there already, on any device: `just bin=/venv/bin gpu cpu`
-gpu device="cuda":
-    {{ bin }}/python -m pytest -rs -k {{ device }} tests/test_torch.py tests/test_torch_run.py tests/test_parity.py tests/test_base.py
-    {{ bin }}/python -m pilocal parity --reference tests/parity/starter --device {{ device }}
-    {{ bin }}/python -m tests.bench backends --device {{ device }}
+# The same with an environment that is there already, such as /venv/bin, on any device: torch, transformers, peft, numpy,
+# safetensors, click, rich, gguf and pytest do
+gpu environment device="cuda":
+    {{ environment }}/python -m pytest -rs tests/test_cuda.py
+    {{ environment }}/python -m pilocal parity --reference tests/parity/starter --device {{ device }}
+    {{ environment }}/python -m tests.bench backends
 
 # Create the environment and install everything into it
 setup:

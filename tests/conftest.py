@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.base import find_base
+from pilocal.packages import is_installed
 from tests import vocabularies
 from tests.tiny import make_adapter, make_base
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let pyproject.toml's timeout stand where the plugin that reads it is not installed."""
+    if not is_installed("pytest_timeout"):
+        parser.addini("timeout", "seconds that a test may take")
 
 
 @pytest.fixture(scope="session", autouse=True)

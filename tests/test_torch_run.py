@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -595,44 +595,3 @@ def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"say --backend torch, or start the processes with mlx\.launch"):
         follow_leader(tmp_path, "train")
-
-
-# On a GPU.
-
-
-def cuda():
-    import torch
-
-    return torch.cuda.is_available()
-
-
-on_cuda = pytest.mark.skipif(not cuda(), reason="needs an NVIDIA GPU with CUDA")
-
-
-@on_cuda
-@pytest.mark.parametrize("weights", [UNPACKED, PACKED])
-def test_cuda_has_the_cpus_losses_and_gradients(weights, tiny_base):
-    from pilocal.training.mlx.adapter import initial_adapter
-
-    lora, rows = Lora(rank=4), random_rows(3, 6, 20, 2, 16)
-    start = initial_adapter(tiny_base, lora, 0)
-    cpu = TorchTrainer(tiny_base, lora, TRAINING, start, device="cpu")
-    gpu = TorchTrainer(tiny_base, lora, TRAINING, start, device="cuda", weights=weights)
-    loss, expected = cpu.gradients(rows)
-    found_loss, found = gpu.gradients(rows)
-    assert found_loss == pytest.approx(loss, rel=1e-4)
-    for name, value in expected.items():
-        assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(value) + 1e-12, name
-    for step in range(20):
-        assert gpu.step(step, 1e-3, rows)[0] == pytest.approx(cpu.step(step, 1e-3, rows)[0], rel=1e-3)
-
-
-@on_cuda
-def test_cuda_trains_in_bfloat16_and_tells_its_peak(tiny_base, tmp_path):
-    from pilocal.training.loop import train
-
-    training = replace(TRAINING, precision="bfloat16", recompute=True, accumulate=2)
-    made = setup(tiny_base, training, Lora(rank=4), "cuda")
-    train(made, plans(tmp_path), key="key", progress=silent, warn=lambda text: None)
-    assert all(0 < line["peak_memory"] < 2**32 for line in lines(tmp_path))
-    assert asdict(training)["precision"] == "bfloat16"

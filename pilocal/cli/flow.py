@@ -156,8 +156,11 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
 
 @click.command()
 @task_options
+@backend_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time from.")
-def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool) -> None:
+def check(
+    task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool, **options: Any
+) -> None:
     """Validate a task and plan each stage's tokens, memory and time; trains nothing and leaves nothing behind.
 
     With --run, the compressed templates and the chosen shots are kept there for the run to come.
@@ -167,7 +170,14 @@ def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: b
     from pilocal.flow import plan
 
     with listening() as listeners:
-        found = plan.check(task, schedule=schedule, run=run_folder, probe=probe, listeners=listeners)
+        found = plan.check(
+            task,
+            schedule=schedule,
+            run=run_folder,
+            probe=probe,
+            backend=take_backend(options),
+            listeners=listeners,
+        )
     if as_json:
         stages = [
             asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})

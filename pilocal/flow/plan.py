@@ -11,6 +11,7 @@ from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.setups import training_setup
+from pilocal.training.backend import Backend
 from pilocal.training.memory import Need
 from pilocal.training.row_order import StagePlan
 
@@ -36,16 +37,17 @@ def check(
     schedule: str | Path | None = None,
     run: str | Path | None = None,
     probe: bool = True,
+    backend: Backend | None = None,
     listeners: Listeners = QUIET,
 ) -> Plan:
     """Check a task and return what its run will cost, as `pilocal check` does; nothing is trained.
 
     Without `run` nothing is left behind; with it, templates and shots are kept there for the run to come. With `probe`
-    one real step is taken to predict memory and time from. Raises InputError, ModelError, or Faults with all that is
+    one real step is taken to predict memory and time from, where the `backend` has one. Raises InputError, ModelError, or Faults with all that is
     wrong.
     """
     folder = Path(run) if run else None
-    with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners) as context:
+    with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners, backend) as context:
         return plan_run(context, probe=probe)
 
 

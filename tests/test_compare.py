@@ -134,7 +134,7 @@ def test_answers_outlive_a_metric_that_fails(compared, tmp_path, monkeypatch):
             comparison.results(lambda result: None)
     saved = json.loads((tmp_path / "out" / "results" / "query-only.json").read_text())
     assert len(saved["answers"]) == 3
-    monkeypatch.setattr("pilocal.evaluate.generate.generate", lambda *_, **__: pytest.fail("answered already"))
+    monkeypatch.setattr("pilocal.base.generate.generate", lambda *_, **__: pytest.fail("answered already"))
     with open_comparison(task, tmp_path / "out", replace(design, arms=design.arms[:1])) as comparison:
         (result,) = comparison.results(lambda result: None)
     assert result.answers == saved["answers"]

@@ -56,7 +56,7 @@ def one_by_one(base: Path, prompts: list[list[int]], ends: frozenset[int], max_t
 def test_a_batch_says_what_single_requests_say(
     base: str, batch_size: int, prompts: list[list[int]], request: pytest.FixtureRequest
 ) -> None:
-    from pilocal.evaluate.generate import generate
+    from pilocal.base.generate import generate
 
     folder: Path = request.getfixturevalue(base)
     ends = end_tokens(load_tokenizer(folder))
@@ -75,7 +75,7 @@ def test_a_batch_says_what_single_requests_say(
 
 
 def test_an_answer_is_cut_at_max_tokens(tiny_base: Path, prompts: list[list[int]]) -> None:
-    from pilocal.evaluate.generate import generate
+    from pilocal.base.generate import generate
 
     answers = generate(
         load_base(tiny_base),

@@ -17,7 +17,7 @@ from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, export_lossless
 from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import ship
-from pilocal.export.weights import BaseWeights, Packed
+from pilocal.export.weights import BaseWeights, Packed, unpack
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, kl, llama, mlx_logits, read_field, tokens_T
 from tests.tiny import make_adapter, make_base
 
@@ -169,3 +169,14 @@ def test_weights_that_are_cut_short_are_noticed(tiny_base: Path, tmp_path: Path)
     with pytest.raises(ExportError, match="cut short"):
         export_lossless(base, tmp_path / "out", "")
     assert not list((tmp_path / "out").glob("*.gguf"))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits, dtype):
+    import mlx.core as mx
+
+    packed = mx.quantize(mx.random.normal((24, 256)).astype(getattr(mx, dtype)), group_size=64, bits=bits)
+    words, scales, biases = (packed[0], *(part.astype(mx.float32) for part in packed[1:]))
+    expected = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
+    assert np.array_equal(unpack(*map(np.array, (words, scales, biases)), 64, bits), expected)

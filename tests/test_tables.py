@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pilocal.training.mlx.plan import Need
 from rich.console import Console
 
 from pilocal.cli.tables import (
@@ -23,7 +24,6 @@ from pilocal.flow.formats import Order
 from pilocal.flow.plan import Plan
 from pilocal.flow.rendering import StageBudget
 from pilocal.task.schedule import DECAYS
-from pilocal.training.mlx.plan import Need
 
 
 def printed(table: object) -> str:

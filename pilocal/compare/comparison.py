@@ -97,7 +97,7 @@ class Comparison:
     def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
         """Return the base's answers and times, in the arm's program."""
         asker = self._asker
-        answers = None if arm.program is Program.LLAMA_CPP else asker.in_mlx(None, prompts, arm.title)
+        answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title)
         with asker.engine(self._gguf.base, prompts) as engine:
             if answers is None:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
@@ -121,7 +121,7 @@ class Comparison:
                 seed=seed,
                 examples=examples,
                 key=key,
-                answers=self._asker.in_mlx(context.run.adapter, prompts, title),
+                answers=self._asker.in_backend(context.run.adapter, prompts, title),
                 prompt_tokens=mean(map(len, prompts)),
                 training=_training([read_log(context.run.stage(n) / FILE) for n in schedule.trained]),
             )

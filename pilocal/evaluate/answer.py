@@ -75,7 +75,7 @@ def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
     # This is the order of the answers in answers.jsonl: MLX first, with the ablation last among these.
     for arm in sorted((arm for arm in files.arms if arm.program is Program.MLX), key=lambda arm: arm.optional):
         prompts = test.prompts(arm)
-        answers[arm.name] = asker.in_mlx(files.mlx_adapter(arm.variant), prompts, arm.title)
+        answers[arm.name] = asker.in_backend(files.mlx_adapter(arm.variant), prompts, arm.title)
         costs[arm.name]["prompt_tokens"] = mean(map(len, prompts))
     for variant in (Variant.BASE, Variant.SHIPPED):
         gguf, adapter = files.gguf(variant)

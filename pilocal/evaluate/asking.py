@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.load import load_base
+from pilocal.base.reference import LoadReference, MlxReference
 from pilocal.llamacpp.engine import Engine
 from pilocal.progress import Progress
 from pilocal.task import Generation
@@ -26,13 +26,15 @@ class Asker:
     """The ids that end an answer."""
     generation: Generation
     progress: Progress
+    load: LoadReference = MlxReference
+    """Loads the base in the program that trains."""
 
-    def in_mlx(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
-        """Return the base's answers in MLX, with an adapter if one is given; raises ModelError for damaged weights."""
-        from pilocal.evaluate.generate import generate
+    def in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+        """Return the base's answers in the program that trains, with an adapter if one is given.
 
-        completions = generate(
-            load_base(self.base, adapter),
+        Raises ModelError for damaged weights.
+        """
+        completions = self.load(self.base, adapter).answer(
             prompts,
             ends=self.ends,
             max_tokens=self.generation.max_tokens,

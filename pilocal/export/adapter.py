@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pilocal.errors import ExportError
-from pilocal.export.weights import Float32
+from pilocal.export.weights import Float32, read_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +42,15 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """Return the adapter in a folder; raises ExportError when it is not a whole LoRA or DoRA."""
-    import mlx.core as mx
-
     fix = "point at a folder that `pilocal train` or mlx-lm wrote"
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind, settings = config.get("fine_tune_type", "lora"), config["lora_parameters"]
         scale, rank = float(settings["scale"]), int(settings["rank"])
-        arrays: Any = mx.load(str(folder / "adapters.safetensors"))
+        tensors = read_tensors(folder / "adapters.safetensors")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ExportError(folder, f"not a whole adapter: {reason}", fix=fix) from None
-    tensors = {name: np.array(value.astype(mx.float32)) for name, value in arrays.items()}
     modules = sorted({name.rpartition(".")[0] for name in tensors})
     parts = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}.get(kind, ())
     expected = {f"{module}.{part}" for module in modules for part in parts}

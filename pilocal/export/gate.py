@@ -1,7 +1,8 @@
 """The gate: how far what is served lies from what was trained, in nats a completion token.
 
-The trained adapter in MLX is the reference. The distance is the mean of KL(reference, served) over the completion
-tokens of held-out rows; what it would be without any adapter says how much that is.
+The trained adapter is the reference, in the program that trained it: MLX, or PyTorch if there is no MLX. The distance
+is the mean of KL(reference, served) over the completion tokens of held-out rows; what it would be without any adapter
+says how much that is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.load import load_base
+from pilocal.base.reference import LoadReference, MlxReference
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_adapter
 from pilocal.export.ship import Files
@@ -71,16 +72,13 @@ class Gate:
         self._progress = progress
         self._without = 0.0
 
-    def prepare(self, base: Path, adapter: Path) -> None:
+    def prepare(self, load: LoadReference, base: Path, adapter: Path) -> None:
         """Compute what the trained adapter says, and the base without it."""
-        import mlx.core as mx
-
         sums = 0.0
         for adapted in (adapter, None):
-            model = load_base(base, adapted)
+            model = load(base, adapted)
             for number, row in enumerate(self._rows):
-                logits = model(mx.array([row.tokens[:-1]]))[0, row.offset - 1 :]
-                found = log_softmax(np.array(logits.astype(mx.float32)))
+                found = log_softmax(model.logits(row))
                 if adapted:
                     np.save(self._file(number), found)
                 else:
@@ -109,11 +107,20 @@ class Gate:
 
 
 @contextmanager
-def open_gate(base: Path, adapter: Path, rows: Sequence[Row], progress: Progress = silent) -> Iterator[Gate]:
-    """Compute the reference on some rows; on disk, since a large vocabulary times many tokens is gigabytes."""
+def open_gate(
+    base: Path,
+    adapter: Path,
+    rows: Sequence[Row],
+    progress: Progress = silent,
+    load: LoadReference = MlxReference,
+) -> Iterator[Gate]:
+    """Compute the reference on some rows; on disk, since a large vocabulary times many tokens is gigabytes.
+
+    `load` loads the model in the program that trained it.
+    """
     with tempfile.TemporaryDirectory(prefix="pilocal-gate-") as folder:
         gate = Gate(rows, Path(folder), progress)
-        gate.prepare(base, adapter)
+        gate.prepare(load, base, adapter)
         yield gate
 
 

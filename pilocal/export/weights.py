@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.base.base import read_config
-from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
 
 Float32 = NDArray[np.float32]
 
-DTYPES: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "U32": "<u4"}
+FLOATS: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
+DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
 """What numpy reads safetensors' types as; bfloat16, which numpy lacks, as the 16 bits that it has."""
+
+AT_ONCE = 1 << 22
+"""Numbers that are unpacked at once, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +86,8 @@ class BaseWeights:
         module = name.removesuffix(".weight")
         if not self._is_quantized(module):
             return self._floats(name)
-        load_fast_blas()
-        import mlx.core as mx
-
-        words, scales = mx.array(self._raw(name)), mx.array(self._floats(f"{module}.scales"))
-        biases = mx.array(self._floats(f"{module}.biases"))
-        group_size, bits = self._packing(module)
-        return np.array(mx.dequantize(words, scales, biases, group_size=group_size, bits=bits))
+        scales, biases = (self._floats(f"{module}.{part}") for part in ("scales", "biases"))
+        return unpack(self._raw(name), scales, biases, *self._packing(module))
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
         """Return a tensor that `is_4_bit`, or its rows from `start` up to `stop`."""
@@ -153,17 +151,64 @@ class BaseWeights:
         if self._stored[name].dtype == "U32":
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._base, f"{name} is packed in an unknown way", got="U32", fix=fix)
-        tensor = self._raw(name, start, stop)
-        if self._stored[name].dtype == "BF16":
-            return (tensor.astype(np.uint32) << 16).view(np.float32)
-        return tensor.astype(np.float32, copy=False)
+        return _widened(self._raw(name, start, stop), self._stored[name].dtype)
+
+
+def unpack(words: NDArray[np.uint32], scales: Float32, biases: Float32, group_size: int, bits: int) -> Float32:
+    """Return a matrix that MLX packed, (out, in), as `scale * q + bias` in float32: MLX's own numbers, bit for bit.
+
+    Bit for bit if scales and biases are 16 bits wide. Of each row's numbers q the first is in the lowest bits.
+    """
+    rows, groups = scales.shape
+    found = np.empty((rows, groups, group_size), dtype=np.float32)
+    step = max(1, AT_ONCE // (groups * group_size))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        numbers = _numbers(words[part].view(np.uint8), bits).reshape(-1, groups, group_size)
+        np.multiply(numbers, scales[part, :, None], out=found[part])
+        found[part] += biases[part, :, None]
+    return found.reshape(rows, -1)
+
+
+def _numbers(octets: NDArray[np.uint8], bits: int) -> Float32:
+    """Return the numbers of `bits` bits each that lie in some bytes one after the other, the lowest bits first.
+
+    >>> _numbers(np.array([0x21, 0x43], dtype=np.uint8), 4)
+    array([1., 2., 3., 4.], dtype=float32)
+    """
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits)
+        table = (np.arange(256)[:, None] >> shifts & (1 << bits) - 1).astype(np.float32)
+        return table.take(octets.ravel(), axis=0).ravel()
+    digits = np.unpackbits(octets.ravel(), bitorder="little").reshape(-1, bits)
+    return digits @ (1 << np.arange(bits)).astype(np.float32)
+
+
+def read_tensors(path: Path) -> dict[str, Float32]:
+    """Return all tensors of a safetensors file that holds floats, in float32.
+
+    Raises OSError, or ValueError or KeyError for what is none.
+    """
+    found = {}
+    for name, stored in _stored_in(path).items():
+        count = math.prod(stored.shape)
+        tensor = np.fromfile(path, FLOATS[stored.dtype], count, offset=stored.begin).reshape(stored.shape)
+        found[name] = _widened(tensor, stored.dtype)
+    return found
+
+
+def _widened(tensor: NDArray[Any], dtype: str) -> Float32:
+    """Return floats of a safetensors type in float32, which changes no number."""
+    if dtype == "BF16":
+        return (tensor.astype(np.uint32) << 16).view(np.float32)
+    return tensor.astype(np.float32, copy=False)
 
 
 def _stored_in(path: Path) -> dict[str, Stored]:
     """Return what a safetensors header names (8 bytes of length, then JSON, then the tensors)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = json.loads(file.read(min(length, path.stat().st_size)))
     header.pop("__metadata__", None)
     return {
         name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])

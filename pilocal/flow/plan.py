@@ -43,8 +43,8 @@ def check(
     """Check a task and return what its run will cost, as `pilocal check` does; nothing is trained.
 
     Without `run` nothing is left behind; with it, templates and shots are kept there for the run to come. With `probe`
-    one real step is taken to predict memory and time from, where the `backend` has one. Raises InputError, ModelError, or Faults with all that is
-    wrong.
+    one real step is taken to predict memory and time from, if the `backend` has one. Raises InputError, ModelError, or
+    Faults with all that is wrong.
     """
     folder = Path(run) if run else None
     with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners, backend) as context:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
+from pilocal.flow.references import reference_loader
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run.files import write_json
 from pilocal.run.shipped import Shipped, read_shipped
@@ -30,7 +31,7 @@ def open_gate(context: Context) -> Iterator[Gate]:
     from pilocal.export import gate
 
     rows = context.rows(context.last_stage, "valid")[: context.task.export.gate_rows]
-    with gate.open_gate(context.base, context.run.adapter, rows, context.progress) as opened:
+    with gate.open_gate(context.base, context.run.adapter, rows, context.progress, reference_loader(context)) as opened:
         yield opened
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
 BLEU_ORDER = 4
 """Longest n-gram, in words."""
@@ -28,6 +26,8 @@ class BleuBank:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        from sacrebleu.metrics.bleu import BLEU
+
         self._tokenize = BLEU().tokenizer
         self._number: dict[tuple[str, ...], int] = {}
         numbers, holders, counts, lengths = array("q"), array("q"), array("q"), array("q")
@@ -72,6 +72,8 @@ class BleuBank:
         return scores
 
     def _ngrams(self, text: str) -> tuple[dict[tuple[str, ...], int], int]:
+        from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
         ngrams, length = extract_all_word_ngrams(self._tokenize(text.rstrip()), 1, BLEU_ORDER)
         return ngrams, length
 

@@ -11,30 +11,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import backends, export, latency, memory, retrieval, tokenizers, train_step
-from tests.bench.plot import draw_growth
-from tests.bench.train_step import say
+from tests.bench import backends
 
 
 def predicted_memory(repeats: int) -> dict[str, Any]:
     """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
+    from tests.bench import memory
+
     return said(memory.memory())
 
 
 def choice_of_shots(repeats: int) -> dict[str, Any]:
     """How long the choice of shots takes beside brute force, and what it finds; once, whatever `repeats`."""
+    from tests.bench import retrieval
+
     folder = data("retrieval", retrieval.DATA, "NL2Bash's all.nl and all.cm")
     return said(retrieval.retrieval(folder) if folder else {"skipped": True})
 
 
 def lossless_export(repeats: int) -> dict[str, Any]:
     """How long the export of an 8B shape takes beside `cp`, and how much memory."""
+    from tests.bench import export
+
     folder = data("export", export.DATA, "Llama 3's encoder.json and vocab.bpe")
     return said(export.export(folder, repeats) if folder else {"skipped": True})
 
 
 def same_ids(repeats: int) -> dict[str, Any]:
     """Whether llama.cpp cuts texts as Hugging Face's tokenizers do, for what folders are named; once."""
+    from tests.bench import tokenizers
+
     folders = tokenizers.named_folders()
     for variable in (tokenizers.NL2BASH, tokenizers.MBPP, tokenizers.LLAMA3, tokenizers.VOCABULARIES):
         if variable not in folders:
@@ -44,6 +50,8 @@ def same_ids(repeats: int) -> dict[str, Any]:
 
 def first_token(shape: str, templates: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """How much sooner the bare query's first token comes than the full prompt's, cold and warm."""
+    from tests.bench import export, latency
+
     folder = data(f"latency-{shape}", export.DATA, "Llama 3's encoder.json and vocab.bpe")
     return said(latency.latency(folder, shape, templates, repeats) if folder else {"skipped": True})
 
@@ -58,22 +66,30 @@ def data(bench: str, variable: str, files: str) -> Path | None:
 
 def said(result: dict[str, Any]) -> dict[str, Any]:
     """Print a result as a line, and return it."""
-    say(result)
+    print(json.dumps(result), flush=True)
     return result
 
 
+def step(name: str, *arguments: int) -> dict[str, Any]:
+    """Return what a bench of the training step finds; MLX is imported now."""
+    from tests.bench import train_step
+
+    found: dict[str, Any] = getattr(train_step, name)(*arguments)
+    return found
+
+
 BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "stage-1-batch-4": partial(train_step.stage_1, 4),
-    "stage-1-batch-8": partial(train_step.stage_1, 8),
-    "stage-1-batch-16": partial(train_step.stage_1, 16),
-    "query-only": train_step.query_only,
-    "schedule": train_step.schedule,
-    "savings": train_step.savings,
-    "recompute": train_step.recomputation,
-    "groups": train_step.groups,
-    "last-layers": train_step.last_layers,
-    "compile": train_step.compilation,
-    "growth": train_step.growth,
+    "stage-1-batch-4": partial(step, "stage_1", 4),
+    "stage-1-batch-8": partial(step, "stage_1", 8),
+    "stage-1-batch-16": partial(step, "stage_1", 16),
+    "query-only": partial(step, "query_only"),
+    "schedule": partial(step, "schedule"),
+    "savings": partial(step, "savings"),
+    "recompute": partial(step, "recomputation"),
+    "groups": partial(step, "groups"),
+    "last-layers": partial(step, "last_layers"),
+    "compile": partial(step, "compilation"),
+    "growth": partial(step, "growth"),
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
     "backends": lambda repeats: said(backends.backends(repeats)),
@@ -96,6 +112,8 @@ def main() -> None:
         sys.exit(f"no such bench: {', '.join(sorted(unknown))}; take any of {', '.join(BENCHES)}")
     results = {name: BENCHES[name](arguments.repeats) for name in arguments.names or BENCHES}
     if arguments.plot and "growth" in results:
+        from tests.bench.plot import draw_growth
+
         draw_growth(results["growth"], arguments.plot)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ from random import Random
 from typing import Any
 
 from pilocal.base.base import find_base
+from pilocal.base.generate import generate
 from pilocal.base.load import load_base, load_tokenizer
-from pilocal.evaluate.generate import generate
 from pilocal.progress import silent
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pilocal.errors import RunError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
+from pilocal.flow.references import reference_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
@@ -84,6 +85,7 @@ def _answered(context: Context) -> Answered:
             ends=end_tokens(context.tokenizer),
             generation=context.task.generation,
             progress=context.progress,
+            load=reference_loader(context),
         ),
     )
     write_json(run.answered, {"key": key} | asdict(answered))

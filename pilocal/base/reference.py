@@ -1,0 +1,60 @@
+"""The base, with or without an adapter, as the program that trained it computes it: what others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.base.load import load_base
+from pilocal.progress import Progress
+from pilocal.prompt.tokens import Row
+
+Floats = NDArray[np.float32]
+
+
+class ReferenceModel(Protocol):
+    """A loaded base with its adapter."""
+
+    def logits(self, row: Row) -> Floats:
+        """Return the logits of each completion token: (C, vocabulary)."""
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        ends: frozenset[int],
+        max_tokens: int,
+        batch_size: int,
+        progress: Progress,
+        name: str,
+    ) -> list[list[int]]:
+        """Return for each prompt the greedy completion, without its end token; `ends` are the ids that end one."""
+
+
+LoadReference = Callable[[Path, Path | None], ReferenceModel]
+"""Takes the folders of a base and of an adapter; raises ModelError for damaged weights."""
+
+
+class MlxReference:
+    """It in MLX."""
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        """Load the weights; raises ModelError when they are damaged or do not fit each other."""
+        self._model = load_base(base, adapter)
+
+    def logits(self, row: Row) -> Floats:
+        """Return the logits of each completion token: (C, vocabulary)."""
+        import mlx.core as mx
+
+        found = self._model(mx.array([row.tokens[:-1]]))[0, row.offset - 1 :]
+        return np.array(found.astype(mx.float32))
+
+    def answer(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+        """Return for each prompt the greedy completion, without its end token."""
+        from pilocal.base.generate import generate
+
+        return generate(self._model, prompts, **how)

@@ -1,0 +1,80 @@
+"""The trained model in PyTorch, to compare with where there is no MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pilocal.base.base import read_config
+from pilocal.progress import Progress
+from pilocal.prompt.tokens import Row
+from pilocal.training.backend import PACKED, UNPACKED
+from pilocal.training.torch_backend.adapter import read_adapter
+from pilocal.training.torch_backend.setup import Setup
+from pilocal.training.torch_backend.trainer import TorchTrainer
+
+
+class TorchReference:
+    """The base with an adapter, or with one of zeros."""
+
+    def __init__(self, setup: Setup, adapter: Path | None) -> None:
+        """Load the weights, packed on CUDA; raises ModelError or InputError when they do not fit each other."""
+        packs = setup.device == "cuda" and read_config(setup.base).get("quantization")
+        self._trainer = TorchTrainer(
+            setup.base,
+            setup.lora,
+            setup.training,
+            read_adapter(adapter, setup.lora, setup.base_sha256) if adapter else None,
+            device=setup.device,
+            precision=setup.precision,
+            weights=setup.weights or (PACKED if packs else UNPACKED),
+        )
+        self._trainer.model.eval()
+        if adapter is None:
+            self._trainer.set_adapter({name: np.zeros(shape) for name, shape in self._trainer.shapes.items()})
+
+    def logits(self, row: Row) -> NDArray[np.float32]:
+        """Return the logits of each completion token: (C, vocabulary)."""
+        return self._trainer.logits(row)[row.offset - 1 : -1]
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        ends: frozenset[int],
+        max_tokens: int,
+        batch_size: int,
+        progress: Progress,
+        name: str,
+    ) -> list[list[int]]:
+        """Return for each prompt the greedy completion, without its end token; `ends` are the ids that end one."""
+        answers: list[list[int]] = []
+        for start in range(0, len(prompts), batch_size):
+            answers += self._answer(prompts[start : start + batch_size], sorted(ends), max_tokens)
+            progress(name, len(answers), len(prompts))
+        return answers
+
+    def _answer(self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int) -> list[list[int]]:
+        model, device = self._trainer.model, self._trainer.device
+        longest = max(map(len, prompts))
+        tokens_BT = torch.full((len(prompts), longest), ends[0])
+        mask_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            tokens_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_BT[i, longest - len(prompt) :] = 1
+        with torch.no_grad():
+            said_BT = model.generate(
+                tokens_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=max_tokens,
+                eos_token_id=list(ends),
+                pad_token_id=ends[0],
+            )
+        completions = said_BT[:, longest:].tolist()
+        return [said[: next((i for i, token in enumerate(said) if token in ends), len(said))] for said in completions]

@@ -148,7 +148,7 @@ def test_a_prompt_without_the_prefix_is_refused(run: Path, prompts: Prompts) -> 
     with (
         Model(run / "export" / "base.gguf") as model,
         BatchEngine(model, clients=1, longest=600, prefix=prompts.prefix, threads=1) as engine,
-        pytest.raises(ValueError, match="prompt 0 does not go on after the prefix"),
+        pytest.raises(ValueError, match="prompt 0 does not continue the prefix"),
     ):
         engine.answer([prompts.bare[0]], max_tokens=MOST)
 
@@ -174,11 +174,11 @@ def test_requests_are_the_runs_test_set(
         assert all(prompt.count(tokenizer.bos_token_id) == 1 for prompt in got)
     answers = [len(tokenizer.encode(each.answer, add_special_tokens=False)) for each in examples[:3]]
     assert found.longest_answer == max(answers) + 1
-    (whole / "stages" / "10" / "test.jsonl").write_text("{}\n")
+    (whole / "stages" / "10" / "test.jsonl").write_text(json.dumps(stages[10][0]) + "\n")
     with pytest.raises(RunError, match="the stages' test sets differ"):
         read_prompts(whole, read_shipped(whole), 4)
     (whole / "stages" / "10" / "test.jsonl").write_text("{\n")
-    with pytest.raises(RunError, match=r"10/test\.jsonl: damaged"):
+    with pytest.raises(RunError, match=r"10/test\.jsonl:1: damaged: not a rendered record"):
         read_prompts(whole, read_shipped(whole), 4)
 
 

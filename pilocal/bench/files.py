@@ -17,7 +17,7 @@ from pilocal.run.shipped import read_shipped
 
 
 def bench(
-    run: Path,
+    run: str | Path,
     *,
     clients: Sequence[int] = (1, 4, 16),
     requests: int = 32,
@@ -34,6 +34,7 @@ def bench(
     if not clients or min(clients) < 1 or max(clients) > requests:
         what = f"numbers from 1 to {requests}, the number of requests, are needed"
         raise InputError("clients", what, got=list(clients), fix="ask for fewer clients or more requests")
+    run = Path(run)
     shipped = read_shipped(run)
     folder = shipped.folder
     weights = Weights(

@@ -28,7 +28,7 @@ class Weights:
     shipped: Path
     """Answers the bare query."""
     adapter: Path | None
-    """Is added to `shipped`."""
+    """Is applied to `shipped`."""
 
 
 def measure(
@@ -41,10 +41,10 @@ def measure(
 ) -> dict[str, Any]:
     """Return what bench.json says: each arm's times at each number of clients, and the memory of its KV cache.
 
-    All requests are asked at each number of clients, by as many clients as that, each of which asks again once it has
-    its answer. Every context answers one short request beforehand that does not count. `kv_bytes` is computed from the
-    most tokens that were kept at once, `kv_bytes_of_a_request` is llama.cpp's own count for one. Raises ModelError when
-    llama.cpp refuses a file, RunError when its memory does not suffice.
+    Each number of clients shares all requests; a client asks again once it has its answer. Every context first answers
+    one short request that does not count. `kv_bytes` is computed from the most tokens that were kept at once,
+    `kv_bytes_of_a_request` is llama.cpp's own count for one. Raises ModelError when llama.cpp refuses a file, RunError
+    when there is not enough memory.
     """
     arms: dict[str, Any] = {}
     longest = prompts.longest_answer

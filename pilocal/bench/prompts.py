@@ -1,8 +1,7 @@
-"""The requests of a run: its test set with the whole prompt and as bare queries, in the tokens of its GGUF file."""
+"""The requests of a run: its test set as full prompts and as bare queries, in the tokens of its GGUF file."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import Record, render
 from pilocal.retrieve import ShotPicker
+from pilocal.run.rows import read_records
 from pilocal.run.shipped import Shipped
 
 
@@ -29,14 +29,14 @@ class Prompts:
 
     @property
     def prefix(self) -> Sequence[int]:
-        """What all full prompts begin with, which leaves each a token of its own; of two or more prompts."""
-        return self.full[0][: common(self.full)]
+        """What all full prompts begin with; each keeps at least one token of its own."""
+        return self.full[0][: common_prefix(self.full)]
 
 
-def common(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all prompts share; less than the shortest has.
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share, leaving each at least one of its own.
 
-    >>> common([[1, 2, 3], [1, 2, 4, 5]]), common([[1, 2], [1, 2]])
+    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
     (2, 1)
     """
     limit = min(map(len, prompts)) - 1
@@ -46,9 +46,10 @@ def common(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
-    """Return `count` requests of a run's test set, or of its examples where only its export is left.
+    """Return `count` requests of a run's test set, or of its examples if only its export is left.
 
-    They are the first ones, and the first again where there are fewer. Raises RunError when the run's rows are damaged.
+    The first ones are taken, and again from the start if there are fewer. Raises RunError when the run's rows are
+    damaged, ModelError when llama.cpp refuses the file or it has no chat template.
     """
     full, bare = _test_records(run) or _example_records(shipped, count)
     full, bare = ([records[i % len(records)] for i in range(count)] for records in (full, bare))
@@ -61,21 +62,14 @@ def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
 
 
 def _test_records(run: Path) -> tuple[list[Record], list[Record]] | None:
-    """Return the first and the last stage's test records, or None when the run has no stages any more."""
-    stages = sorted((run / "stages").glob("*/test.jsonl"), key=lambda path: int(path.parent.name))
+    """Return the first and the last stage's test records, or None when the run no longer has stages."""
+    stages = sorted((path.parent for path in (run / "stages").glob("*/test.jsonl")), key=lambda path: int(path.name))
     if not stages:
         return None
-    full, bare = _read(stages[0]), _read(stages[-1])
+    full, bare = (read_records(stage, "test") for stage in (stages[0], stages[-1]))
     if not full or len(full) != len(bare):
         raise RunError(run / "stages", "the stages' test sets differ", fix="`pilocal stages` writes them again")
     return full, bare
-
-
-def _read(path: Path) -> list[Record]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise RunError(path, f"damaged: {error}", fix="`pilocal stages` writes it again") from None
 
 
 def _example_records(shipped: Shipped, count: int) -> tuple[list[Record], list[Record]]:

@@ -12,15 +12,19 @@ from pilocal.cli.lists import NUMBERS
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--clients", callback=NUMBERS, default="1,4,16", show_default=True, help="How many ask at once.")
-@click.option("--requests", default=32, show_default=True, type=click.IntRange(2), help="Requests for each of them.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; one for each core when left out.")
+@click.option(
+    "--clients", callback=NUMBERS, default="1,4,16", show_default=True, help="Numbers of clients that ask at once."
+)
+@click.option(
+    "--requests", default=32, show_default=True, type=click.IntRange(2), help="Requests for each number of clients."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; by default one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def bench(run: Path, clients: tuple[int, ...], requests: int, threads: int | None, as_json: bool) -> None:
     """Time a run's exported files in llama.cpp: the full prompt, the same with a warm prefix cache, the bare query.
 
-    For some numbers of clients at once: time to the first token, to the whole answer, requests a second, and the memory
-    that keys and values take. RUN/bench.json and RUN/bench.svg hold the same.
+    Measures time to the first token, time to the whole answer, requests per second, and the memory of keys and values,
+    for several numbers of clients at once. RUN/bench.json and RUN/bench.svg hold the same.
     """
     from pilocal.bench import bench as measure
     from pilocal.cli.display import progress_bars

@@ -16,22 +16,26 @@ import click
 @click.option(
     "--context", default=2048, show_default=True, type=click.IntRange(1), help="Longest prompt and answer, in tokens."
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; its own choice when left out.")
-@click.option("--queue", default=16, show_default=True, type=click.IntRange(0), help="Requests that may wait.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; by default its own choice.")
+@click.option(
+    "--queue", default=16, show_default=True, type=click.IntRange(0), help="Requests that may wait; beyond that, 429."
+)
 @click.option(
     "--fallback-share",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Share of requests that the base answers with the full prompt.",
+    help="Share of requests that the base answers, with the full prompt.",
 )
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File with the key that clients must send; needed when others can reach the server.",
+    help="File with the key that clients must send; required if other machines can reach the server.",
 )
-@click.option("--log", type=click.File("a", encoding="utf-8", lazy=False), help="Append every request as JSON here.")
-@click.option("--log-contents", is_flag=True, help="With --log: what was asked and answered, too.")
+@click.option(
+    "--log", type=click.File("a", encoding="utf-8", lazy=False), help="Append one JSON object per request to this file."
+)
+@click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
 def serve(
     runs: tuple[Path, ...],
     host: str,
@@ -44,11 +48,11 @@ def serve(
     log: IO[str] | None,
     log_contents: bool,
 ) -> None:
-    """Serve finished runs with llama.cpp, OpenAI-compatible; send the bare query.
+    """Serve finished runs with llama.cpp, behind an OpenAI-compatible API; clients send the bare query.
 
-    The request's model is the task's name, or base. Several runs share one base in memory. A request that still carries
-    its task's template is answered without it; one with the header X-Pilocal-Fallback: full-prompt is answered by the
-    base with the whole prompt. There is a page at /, and /metrics for Prometheus.
+    A request's model is a task's name, or base. Several runs share one base in memory. If a request still carries its
+    task's template, the template is removed. With the header X-Pilocal-Fallback: full-prompt, the base answers with the
+    full prompt. There is a page at /, and /metrics for Prometheus.
     """
     from pilocal.serve import RequestLogEntry, ServeOptions
     from pilocal.serve import serve as start

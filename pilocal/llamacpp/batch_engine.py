@@ -31,7 +31,7 @@ class Answered:
 
 @dataclass(slots=True)
 class _Slot:
-    """A client's request in work."""
+    """A client's request in progress."""
 
     number: int
     prompt: Sequence[int]
@@ -45,17 +45,17 @@ class _Slot:
 class BatchEngine:
     """Answers up to `clients` requests at once; each client asks again once it has its answer. A context manager.
 
-    Every step computes one token for each answer in work, and fills up with the prompts that wait. With a `prefix`,
-    which all prompts must begin with, its keys and values are computed once and shared by all; the context is one
-    buffer then. Without one every client has a buffer of its own, and no request sees what another has left.
+    Every step computes one token for each answer in progress, and fills up with tokens of waiting prompts. All prompts
+    must begin with `prefix`, if one is given: its keys and values are computed once and shared, in one buffer. Without
+    a prefix every client has a buffer of its own, and no request sees what another has left.
     """
 
     def __init__(
         self, model: Model, *, clients: int, longest: int, prefix: Sequence[int] = (), threads: int | None = None
     ) -> None:
-        """Make the context; `longest` is a prompt with its answer, in tokens, `threads` all cores when left out.
+        """Make the context; `longest` is a prompt with its answer, in tokens, `threads` one per core by default.
 
-        Raises RunError when llama.cpp has not the memory.
+        Raises RunError when there is not enough memory.
         """
         self._tokenizer = model.tokenizer
         self._prefix = list(prefix)
@@ -118,7 +118,7 @@ class BatchEngine:
         began = time.perf_counter()
         shared = len(self._prefix)
         if list(prompt[:shared]) != self._prefix or len(prompt) == shared:
-            raise ValueError(f"prompt {number} does not go on after the prefix")
+            raise ValueError(f"prompt {number} does not continue the prefix")
         self._context.keep(sequence, 0)
         if shared:
             self._context.share(self._clients, sequence, shared)
@@ -129,7 +129,7 @@ class BatchEngine:
         entries: list[Entry] = []
         wanted: list[tuple[int, int]] = []
         active = [(sequence, slot) for sequence, slot in enumerate(slots) if slot is not None]
-        # Answers go first, so that nobody who reads one waits for another's prompt; then the prompts as they came.
+        # Answers go first, so that no answer waits for another's prompt; then prompts in order of arrival.
         active.sort(key=lambda each: (not each[1].answer, each[1].began))
         for sequence, slot in active:
             left = [slot.answer[-1]] if slot.answer else slot.prompt[slot.computed :]

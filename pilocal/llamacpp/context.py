@@ -29,9 +29,9 @@ class Context:
     def __init__(
         self, model: Model, tokens: int, *, sequences: int = 1, shared: bool = False, threads: int | None = None
     ) -> None:
-        """Make room for so many tokens in all; `threads` are all cores when left out.
+        """Make room for so many tokens in all; `threads` is one per core by default.
 
-        Each sequence has an equal part of the room, unless it is `shared`. Raises RunError when llama.cpp has not the
+        Each sequence has an equal part of the room, unless it is `shared`. Raises RunError when there is not enough
         memory.
         """
         self._llama_cpp = llama_cpp = load_llama_cpp()
@@ -41,7 +41,7 @@ class Context:
         params.n_ctx = tokens
         params.n_seq_max = sequences
         params.kv_unified = shared
-        # As llama-cpp-python's server has it. On a CPU it reads a kept prefix up to five times as fast without.
+        # As in llama-cpp-python's server. On a CPU, a kept prefix is read up to five times as fast without it.
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1

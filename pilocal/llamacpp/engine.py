@@ -36,7 +36,7 @@ class Engine:
     def __init__(self, gguf: Path, context: int, adapter: Path | None = None) -> None:
         """Load the files into a context of `context` tokens.
 
-        Raises ModelError when llama.cpp refuses a file, RunError when it has not the memory.
+        Raises ModelError when llama.cpp refuses a file, RunError when there is not enough memory.
         """
         self._kept: list[int] = []
         """The tokens whose keys and values are in the KV cache."""

@@ -24,7 +24,7 @@ def serve(
 ) -> None:
     """Answer OpenAI-compatible requests to finished runs, under http://HOST:PORT/v1, until the process is interrupted.
 
-    The port is taken before anything is loaded, and requests that come meanwhile wait. `ready` is called once all is
+    The port is taken before anything is loaded; requests that arrive meanwhile wait. `ready` is called once all is
     loaded, with the names of the tasks and the port. `log` is called with every finished request.
 
     Raises RunError when a run has exported nothing; InputError when the port cannot be taken, the key file holds no

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pilocal.comparison.files import compare
     from pilocal.errors import (
         ExportError,
         Faults,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from pilocal.flow.plan import check
     from pilocal.flow.run import Run, load, run
+    from pilocal.server.server import serve
     from pilocal.task import Task, load_task
     from pilocal.task.schedule import Schedule, load_schedule
 
@@ -46,10 +48,12 @@ __all__ = [
     "Task",
     "TrainingError",
     "check",
+    "compare",
     "load",
     "load_schedule",
     "load_task",
     "run",
+    "serve",
 ]
 
 HOMES = {
@@ -57,10 +61,12 @@ HOMES = {
     "Schedule": "task.schedule",
     "Task": "task",
     "check": "flow.plan",
+    "compare": "comparison.files",
     "load": "flow.run",
     "load_schedule": "task.schedule",
     "load_task": "task",
     "run": "flow.run",
+    "serve": "server.server",
 }
 """The module of every name that is no error."""
 

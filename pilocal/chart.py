@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.packages import require_packages
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 
 COLOURS = ("#0a6ebd", "#d9480f", "#2b8a3e", "#888888", "#862e9c")
 STYLES = ("-", "--", ":", "-.")

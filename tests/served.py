@@ -10,7 +10,7 @@ from typing import Any
 from pilocal.base.base import Base
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
-from pilocal.run.shipped import Shipped
+from pilocal.run_folder.shipped import Shipped
 from pilocal.task import Example
 
 TEMPLATE = "Answer with the code of the colour.\n- red is ZOR\n- blue is MIP\n- green is KEL\nSay nothing else."

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pilocal
-from pilocal.run.folder import RunDir
+from pilocal.run_folder.folder import RunDir
 from tests.documents import PACKAGE, ROOT
 from tests.test_flow import make_task
 

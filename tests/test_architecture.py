@@ -19,7 +19,7 @@ FLOORS = {
     "task": 1,
     "sandbox": 1,
     "prompt": 2,
-    "run": 3,
+    "run_folder": 3,
     "chart": 4,
     "compress": 4,
     "retrieve": 4,
@@ -29,10 +29,10 @@ FLOORS = {
     "evaluate": 6,
     "training": 7,
     "export": 7,
-    "serve": 7,
+    "server": 7,
     "bench": 7,
     "flow": 8,
-    "compare": 9,
+    "comparison": 9,
     "parity": 9,
     "cli": 10,
     "__main__": 11,
@@ -94,12 +94,12 @@ def arrows() -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("code", "names"),
     [
-        ("import pilocal.serve.app", ["pilocal.serve.app"]),
+        ("import pilocal.server.app", ["pilocal.server.app"]),
         ("from pilocal import serve", ["pilocal.serve"]),
-        ("from pilocal.serve import app, job", ["pilocal.serve.app", "pilocal.serve.job"]),
+        ("from pilocal.server import app, job", ["pilocal.server.app", "pilocal.server.job"]),
         ("def f():\n    from pilocal.cli import main", ["pilocal.cli.main"]),
         ("from . import fuse", ["pilocal.export.fuse"]),
-        ("from ..serve.app import App", ["pilocal.serve.app.App"]),
+        ("from ..server.app import App", ["pilocal.server.app.App"]),
         ("import_module('pilocal.serve')", ["pilocal.serve"]),
     ],
 )
@@ -173,7 +173,7 @@ def test_llama_cpp_has_one_room_and_its_server_one_file():
                 if any(name.split(".")[0] == "llama_cpp" for name in names):
                     importers.add(path.relative_to(PACKAGE).as_posix())
     outside = {path for path in importers if not path.startswith("llamacpp/")}
-    assert outside == {"serve/llama_server.py"}
+    assert outside == {"server/llama_server.py"}
     assert importers > outside
 
 

@@ -24,7 +24,7 @@ from pilocal.llamacpp.model import Model
 from pilocal.progress import silent
 from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
-from pilocal.run.shipped import Shipped, read_shipped
+from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
 from pilocal.task import Example
 from tests.tiny import make_adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.chart import Line, line_chart
-from pilocal.compare.picture import write_curve
+from pilocal.comparison.picture import write_curve
 from pilocal.errors import RunError
 
 LINES = [

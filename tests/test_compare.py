@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.compare import compare
-from pilocal.compare.arms import DEFAULT_ARMS, parse_arm, parse_arms
-from pilocal.compare.columns import cells, curve_cells, narrow_cells
-from pilocal.compare.comparison import open_comparison
-from pilocal.compare.design import Design
-from pilocal.compare.markdown import markdown
-from pilocal.compare.slices import slices
-from pilocal.compare.table import Prices, make_table
+from pilocal.comparison import compare
+from pilocal.comparison.arms import DEFAULT_ARMS, parse_arm, parse_arms
+from pilocal.comparison.columns import cells, curve_cells, narrow_cells
+from pilocal.comparison.comparison import open_comparison
+from pilocal.comparison.design import Design
+from pilocal.comparison.markdown import markdown
+from pilocal.comparison.slices import slices
+from pilocal.comparison.table import Prices, make_table
 from pilocal.errors import InputError, RunError
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, Law

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pilocal.base.base import Base
 from pilocal.cli import cli
-from pilocal.compare.arms import DEFAULT_ARMS, parse_arm
+from pilocal.comparison.arms import DEFAULT_ARMS, parse_arm
 from pilocal.compress.protect import protected_texts
 from pilocal.compress.template import COMPRESSORS
 from pilocal.errors import InputError

@@ -18,7 +18,7 @@ from pilocal.export.chat_layout import probes, read_layout
 from pilocal.export.fused import export_fused
 from pilocal.export.ollama import write_ollama
 from pilocal.prompt.tokens import DATE_STRING, end_tokens
-from pilocal.run.shipped import Shipped
+from pilocal.run_folder.shipped import Shipped
 from tests.go_template import render
 
 TURNS = (

@@ -13,7 +13,7 @@ from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
-from pilocal.run.shipped import read_shipped
+from pilocal.run_folder.shipped import read_shipped
 
 NAMES = [step.name for step in STEPS]
 

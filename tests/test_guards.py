@@ -49,7 +49,7 @@ COMPLEX: dict[str, int] = {
     "pilocal/export/sentencepiece.py:_scheme": 13,
     "pilocal/export/sentencepiece.py:scores": 14,
     "pilocal/export/vocabulary.py:_pre_tokenizer": 14,
-    "pilocal/serve/full_prompt.py:FullPrompt.chat": 13,
+    "pilocal/server/full_prompt.py:FullPrompt.chat": 13,
     "pilocal/task/load.py:load_task": 20,
     "pilocal/task/toml.py:build": 15,
     "pilocal/training/mlx/loop.py:_Course.run_stage": 24,
@@ -77,7 +77,7 @@ def sources() -> dict[Path, ast.Module]:
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yield every function with its name, such as pilocal/run/log.py:Log.append."""
+    """Yield every function with its name, such as pilocal/run_folder/log.py:Log.append."""
 
     def inside(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for child in ast.iter_child_nodes(node):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.run.hashes import remembered_sha256
+from pilocal.run_folder.hashes import remembered_sha256
 
 
 def make(path: Path, text: bytes, age: float) -> str:
@@ -18,7 +18,7 @@ def make(path: Path, text: bytes, age: float) -> str:
 
 def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("pilocal.run.hashes.sha256_file", lambda path: read.append(path) or hash_of(path))
+    monkeypatch.setattr("pilocal.run_folder.hashes.sha256_file", lambda path: read.append(path) or hash_of(path))
     file = tmp_path / "model.safetensors"
     first = make(file, b"one", age=60)
     assert [remembered_sha256(file, large=1) for _ in range(3)] == [first] * 3

@@ -18,7 +18,7 @@ from pilocal.llamacpp.batch_engine import BatchEngine
 from pilocal.llamacpp.engine import Engine
 from pilocal.llamacpp.library import collected_errors, load_llama_cpp
 from pilocal.llamacpp.model import Model
-from pilocal.serve.llama_server import load_llama
+from pilocal.server.llama_server import load_llama
 from tests.tiny import make_adapter, make_base
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pilocal.errors import RunError
-from pilocal.run.log import Decision, Log, StepLine, read_log
+from pilocal.run_folder.log import Decision, Log, StepLine, read_log
 
 KEYS = ["step", "learning_rate", "loss", "gradient_norm", "trained_tokens", "prompt_tokens", "computed_tokens"]
 KEYS += ["padding", "seconds", "peak_memory"]

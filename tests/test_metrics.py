@@ -14,7 +14,7 @@ import pytest
 from pilocal.errors import InputError, SandboxError
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
-from pilocal.run.hashes import sha256_file
+from pilocal.run_folder.hashes import sha256_file
 from pilocal.task import METRICS, Example, Scoring, load_task
 from tests.test_flow import make_task
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from pilocal.errors import RunError
-from pilocal.run.files import disk_error, replacing
-from pilocal.run.folder import RunDir
+from pilocal.run_folder.files import disk_error, replacing
+from pilocal.run_folder.folder import RunDir
 
 
 def opened(path, task="t", folder=None):
@@ -34,7 +34,7 @@ def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path
 
 def test_a_second_process_is_refused(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pilocal.run.folder import RunDir\n"
+        "import sys; from pathlib import Path; from pilocal.run_folder.folder import RunDir\n"
         "with RunDir.locked(Path(sys.argv[1]) / 'run', task='t', folder=Path(sys.argv[1])): pass"
     )
     with opened(tmp_path):

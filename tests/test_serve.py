@@ -27,10 +27,10 @@ from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.prompt.tokens import DATE_STRING
-from pilocal.run.shipped import Shipped, read_shipped
-from pilocal.serve import ServeOptions, serve
-from pilocal.serve.app import make_app
-from pilocal.serve.server import listen
+from pilocal.run_folder.shipped import Shipped, read_shipped
+from pilocal.server import ServeOptions, serve
+from pilocal.server.app import make_app
+from pilocal.server.server import listen
 from tests.served import EXAMPLES, TEMPLATE, make_run
 from tests.tiny import make_adapter
 
@@ -533,7 +533,7 @@ def test_the_server_that_is_extended_is_the_one_it_was_written_for() -> None:
     """serve/llama_server.py uses private names of llama_cpp.server."""
     written_for, installed = "0.3", version("llama-cpp-python")
     assert installed.startswith(f"{written_for}."), (
-        f"pilocal/serve/llama_server.py was written for llama-cpp-python {written_for}, and {installed} is installed: "
+        f"pilocal/server/llama_server.py was written for llama-cpp-python {written_for}, and {installed} is installed: "
         "compare its use of llama_cpp.server with that version, then change this test and the cap in pyproject.toml"
     )
 
@@ -548,7 +548,7 @@ def test_a_program_serves_runs_with_one_call(runs: list[Path]) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from pilocal.serve import ServeOptions, serve
+from pilocal.server import ServeOptions, serve
 
 def ready(names, port):
     print(*names, port, flush=True)

@@ -12,11 +12,11 @@ from fastapi import HTTPException
 from pilocal.base.base import Base
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.llamacpp.gguf_header import read_header
-from pilocal.run.shipped import Shipped
-from pilocal.serve.job import CURRENT_JOB, Job
-from pilocal.serve.llama_server import load_llama
-from pilocal.serve.models import Models
-from pilocal.serve.weights import BASE, choose_base
+from pilocal.run_folder.shipped import Shipped
+from pilocal.server.job import CURRENT_JOB, Job
+from pilocal.server.llama_server import load_llama
+from pilocal.server.models import Models
+from pilocal.server.weights import BASE, choose_base
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 

@@ -13,7 +13,7 @@ import pytest
 from pilocal.base.base import Base
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
-from pilocal.run.shipped import read_shipped
+from pilocal.run_folder.shipped import read_shipped
 from tests.test_flow import flow, make_task
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.errors import InputError, RunError
-from pilocal.run.log import StepLine
+from pilocal.run_folder.log import StepLine
 from pilocal.training.tracker import TRACKERS, check_tracker, open_tracker, scalars
 
 ROOT = Path(__file__).parent.parent

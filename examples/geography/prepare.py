@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 from pilocal.task.toml import read_text
 
 SPLITS = {"test": "test", "dev": "valid", "train": "train"}

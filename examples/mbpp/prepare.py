@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 from pilocal.task.toml import read_text
 
 SPLITS = {"test": range(11, 511), "valid": range(511, 601), "train": (*range(1, 11), *range(601, 975))}

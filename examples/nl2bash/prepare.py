@@ -18,7 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from pilocal.errors import InputError, PilocalError
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 from pilocal.task.toml import read_text
 
 SHARES = {"valid": 0.05, "test": 0.10}

@@ -11,7 +11,7 @@ from typing import Any
 
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ModelError
-from pilocal.run.hashes import fingerprint, remembered_sha256
+from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")

@@ -12,8 +12,8 @@ from pilocal.bench.prompts import read_prompts
 from pilocal.errors import InputError
 from pilocal.packages import require_packages
 from pilocal.progress import Progress, silent
-from pilocal.run.files import write_json
-from pilocal.run.shipped import read_shipped
+from pilocal.run_folder.files import write_json
+from pilocal.run_folder.shipped import read_shipped
 
 
 def bench(

@@ -12,8 +12,8 @@ from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import Record, render
 from pilocal.retrieve import ShotPicker
-from pilocal.run.rows import read_records
-from pilocal.run.shipped import Shipped
+from pilocal.run_folder.rows import read_records
+from pilocal.run_folder.shipped import Shipped
 
 
 @dataclass(frozen=True, slots=True)

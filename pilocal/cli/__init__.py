@@ -72,7 +72,7 @@ def main() -> None:
         click.echo(str(missing), err=True)
         sys.exit(1)
     except OSError as error:
-        from pilocal.run.files import disk_error
+        from pilocal.run_folder.files import disk_error
 
         click.echo(str(disk_error(error.filename or "pilocal", error)), err=True)
         sys.exit(1)

@@ -48,10 +48,10 @@ def compare(
     """Run every arm with every seed and write one table."""
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.cli.tables import comparison_tables, show
-    from pilocal.compare import Design, Prices, parse_arms
-    from pilocal.compare import compare as run_comparison
-    from pilocal.compare.design import LINEAR
-    from pilocal.compare.files import default_folder
+    from pilocal.comparison import Design, Prices, parse_arms
+    from pilocal.comparison import compare as run_comparison
+    from pilocal.comparison.design import LINEAR
+    from pilocal.comparison.files import default_folder
     from pilocal.errors import InputError
     from pilocal.flow.listeners import Listeners
     from pilocal.task.schedule import load_law

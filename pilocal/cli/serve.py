@@ -54,8 +54,8 @@ def serve(
     task's template, the template is removed. With the header X-Pilocal-Fallback: full-prompt, the base answers with the
     full prompt. There is a page at /, and /metrics for Prometheus.
     """
-    from pilocal.serve import RequestLogEntry, ServeOptions
-    from pilocal.serve import serve as start
+    from pilocal.server import RequestLogEntry, ServeOptions
+    from pilocal.server import serve as start
 
     if log_contents and log is None:
         raise click.UsageError("--log-contents needs --log")

@@ -98,8 +98,8 @@ def order_table(order: Order) -> RenderableType:
 
 def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
     """Return the tables of the arms, and that of the learning curve if there is one."""
-    from pilocal.compare.columns import SCORES, SLICES, TRAINING, curve_cells, narrow_cells
-    from pilocal.compare.markdown import design_line
+    from pilocal.comparison.columns import SCORES, SLICES, TRAINING, curve_cells, narrow_cells
+    from pilocal.comparison.markdown import design_line
 
     parts = narrow_cells(table)
     notes = {

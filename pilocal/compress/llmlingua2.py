@@ -24,7 +24,7 @@ from pilocal.compress.outline import Outline
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
-from pilocal.run.hashes import fingerprint, sha256_file
+from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
 
 FAMILIES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}

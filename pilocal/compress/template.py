@@ -17,8 +17,8 @@ from pilocal.compress.protect import check_texts
 from pilocal.compress.rules import Rules
 from pilocal.compress.summary import Summary
 from pilocal.compress.surprisal import Surprisal
-from pilocal.run.files import replacing, write_json
-from pilocal.run.hashes import fingerprint
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Compression
 
 COMPRESSORS: Mapping[str, Callable[[Compression, Tools], Compressor]] = {

@@ -21,7 +21,7 @@ from pilocal.errors import ExportError
 from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights, Float32
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""

@@ -23,7 +23,7 @@ from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
-from pilocal.run.files import cache_folder, disk_error, write_json
+from pilocal.run_folder.files import cache_folder, disk_error, write_json
 
 Q4_1, F16, BF16, F32 = (GGMLQuantizationType[name] for name in ("Q4_1", "F16", "BF16", "F32"))
 FILE_TYPES = {Q4_1: LlamaFileType.MOSTLY_Q4_1, F16: LlamaFileType.MOSTLY_F16, BF16: LlamaFileType.MOSTLY_BF16}

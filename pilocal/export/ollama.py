@@ -14,8 +14,8 @@ from pilocal.export.card import Facts, Kind, card
 from pilocal.export.chat_layout import read_layout
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run.files import replacing
-from pilocal.run.shipped import Shipped
+from pilocal.run_folder.files import replacing
+from pilocal.run_folder.shipped import Shipped
 
 QUOTES = '"""'
 

@@ -12,7 +12,7 @@ from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
 from pilocal.export.weights import Float32
-from pilocal.run.files import replacing, write_json
+from pilocal.run_folder.files import replacing, write_json
 
 OUTSIDE = -1
 """The layer of a module that is in none."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
 """Bytes of a value, by the format's name of its type."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.run.files import write_json
+from pilocal.run_folder.files import write_json
 
 
 class Artefacts:

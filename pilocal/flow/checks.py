@@ -12,7 +12,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
 from pilocal.packages import require_packages
 from pilocal.retrieve import check_bank, contradictions
-from pilocal.run.folder import RunDir
+from pilocal.run_folder.folder import RunDir
 from pilocal.task import AUTO, LOSSLESS, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of

@@ -14,8 +14,8 @@ from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
-from pilocal.run.folder import RunDir
-from pilocal.run.rows import read_records, read_rows
+from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.rows import read_records, read_rows
 from pilocal.task import Compression, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend

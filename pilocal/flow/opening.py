@@ -13,7 +13,7 @@ from pilocal.errors import RunError
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
-from pilocal.run.folder import RunDir
+from pilocal.run_folder.folder import RunDir
 from pilocal.task import load_task
 from pilocal.task.load import task_folder
 from pilocal.task.schedule import DEFAULT, Adaptive, Schedule, Stage, load_schedule

@@ -19,8 +19,8 @@ from pilocal.flow.runner import run_steps, step_named
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
-from pilocal.run.folder import RunDir
-from pilocal.run.shipped import read_shipped
+from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import LOSSLESS, load_task
 from pilocal.training.backend import Backend, backend_named
 

@@ -16,7 +16,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps import EVALUATE, STEPS
 from pilocal.flow.steps.export import EXPORT
 from pilocal.packages import require_packages
-from pilocal.run.hashes import hashes
+from pilocal.run_folder.hashes import hashes
 from pilocal.training.backend import MLX
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")

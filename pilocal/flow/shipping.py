@@ -12,8 +12,8 @@ from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run.files import write_json
-from pilocal.run.shipped import Shipped, read_shipped
+from pilocal.run_folder.files import write_json
+from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import AUTO
 
 if TYPE_CHECKING:

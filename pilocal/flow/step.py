@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.flow.context import Context
-from pilocal.run.hashes import fingerprint
+from pilocal.run_folder.hashes import fingerprint
 
 
 def always(context: Context) -> bool:

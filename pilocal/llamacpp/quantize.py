@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pilocal.errors import ExportError, did_you_mean
 from pilocal.llamacpp.library import collected_errors, load_llama_cpp
-from pilocal.run.files import disk_error
+from pilocal.run_folder.files import disk_error
 
 PREFIX = "LLAMA_FTYPE_MOSTLY_"
 

@@ -12,7 +12,7 @@ from pilocal.base.base import Base
 from pilocal.export.card import Facts
 from pilocal.export.peft import write_peft
 from pilocal.parity.replay import Floats
-from pilocal.run.files import write_json
+from pilocal.run_folder.files import write_json
 from pilocal.training.torch_backend.adapter import from_peft, save_arrays
 
 ROUNDING = 1e-12

@@ -31,7 +31,7 @@ def parity(
     from pilocal.flow.opening import open_run
     from pilocal.parity.picture import write_picture
     from pilocal.parity.report import check_run
-    from pilocal.run.files import write_json
+    from pilocal.run_folder.files import write_json
 
     folder = Path(run)
     with open_run(folder, listeners) as context:

@@ -10,7 +10,7 @@ import numpy as np
 from pilocal.llamacpp.engine import Engine, log_softmax
 from pilocal.parity.replay import Floats, Replayer
 from pilocal.prompt.tokens import Row
-from pilocal.run.shipped import Shipped
+from pilocal.run_folder.shipped import Shipped
 
 
 def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:

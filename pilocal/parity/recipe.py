@@ -10,7 +10,7 @@ from pilocal.errors import InputError, RunError
 from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
-from pilocal.run.log import FILE, read_log
+from pilocal.run_folder.log import FILE, read_log
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
 

@@ -16,8 +16,8 @@ from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
 from pilocal.prompt.tokens import Row
-from pilocal.run.files import replacing
-from pilocal.run.hashes import sha256_file
+from pilocal.run_folder.files import replacing
+from pilocal.run_folder.hashes import sha256_file
 from pilocal.task import Lora, Training
 from pilocal.training.torch_backend.adapter import save_arrays
 

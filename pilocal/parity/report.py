@@ -16,7 +16,7 @@ from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
 from pilocal.parity.settings import FLOAT32, Settings
 from pilocal.progress import Progress, silent
-from pilocal.run.shipped import Shipped, read_shipped
+from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.training.torch_backend.adapter import read_adapter
 from pilocal.training.torch_backend.trainer import TorchTrainer
 

@@ -8,7 +8,7 @@ from typing import Any
 from pilocal.flow.context import Context
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.tokens import chat_text
-from pilocal.run.rows import located_records
+from pilocal.run_folder.rows import located_records
 
 
 def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:

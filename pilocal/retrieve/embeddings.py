@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pilocal.errors import InputError
 from pilocal.packages import quiet_bitsandbytes, require_packages
-from pilocal.run.hashes import fingerprint, sha256_file
+from pilocal.run_folder.hashes import fingerprint, sha256_file
 
 
 class EmbeddingVectors:

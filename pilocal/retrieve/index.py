@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pilocal.errors import InputError
 from pilocal.packages import require_packages
-from pilocal.run.files import disk_error, write_json
-from pilocal.run.hashes import sha256_file
+from pilocal.run_folder.files import disk_error, write_json
+from pilocal.run_folder.hashes import sha256_file
 
 SPACE = "cosine"
 LINKS = 16

@@ -20,8 +20,8 @@ from pilocal.retrieve.embeddings import EmbeddingVectors, model_hash
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.retrieve.ranking import falling
 from pilocal.retrieve.similarity import COSINE_DECIMALS, ByBleu, ByEmbedding, Similarity, Vectors
-from pilocal.run.files import write_json
-from pilocal.run.hashes import fingerprint
+from pilocal.run_folder.files import write_json
+from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Example, Retrieval
 
 PROGRESS_EVERY = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, RunError, did_you_mean
-from pilocal.run.hashes import sha256_file
+from pilocal.run_folder.hashes import sha256_file
 
 MLX, TORCH = "mlx", "torch"
 

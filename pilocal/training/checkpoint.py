@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pilocal.errors import RunError
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 from pilocal.training.backend import MLX, TORCH
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -12,7 +12,7 @@ from pathlib import Path
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row
-from pilocal.run.log import FILE, Decision, Log, StepLine
+from pilocal.run_folder.log import FILE, Decision, Log, StepLine
 from pilocal.task import Training
 from pilocal.task.schedule import Adaptive
 from pilocal.training.checkpoint import FORMATS, Checkpoint, Checkpoints

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from pilocal.errors import InputError, TrainingError, did_you_mean
 from pilocal.packages import require_packages
-from pilocal.run.files import disk_error
-from pilocal.run.log import StepLine
+from pilocal.run_folder.files import disk_error
+from pilocal.run_folder.log import StepLine
 
 TRACKERS = ("tensorboard", "wandb")
 

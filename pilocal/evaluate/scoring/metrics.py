@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.progress import Progress, silent
-from pilocal.run.hashes import sha256_file
+from pilocal.run_folder.hashes import sha256_file
 from pilocal.task import Example, Scoring, Task
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
-from pilocal.run.files import replacing
+from pilocal.run_folder.files import replacing
 from pilocal.task import OPTIMIZERS, Lora, Training
 
 ROUND_UP = 32

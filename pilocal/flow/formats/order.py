@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.prompt.render import Record
-from pilocal.run.files import replacing, write_json
+from pilocal.run_folder.files import replacing, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

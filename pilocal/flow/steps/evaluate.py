@@ -15,9 +15,9 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run.files import replacing, write_json
-from pilocal.run.hashes import fingerprint
-from pilocal.run.shipped import read_shipped
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.hashes import fingerprint
+from pilocal.run_folder.shipped import read_shipped
 
 if TYPE_CHECKING:
     from pilocal.evaluate.answer import Answered

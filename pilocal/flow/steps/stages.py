@@ -11,7 +11,7 @@ from pilocal.flow.rendering import render_stages
 from pilocal.flow.step import Step
 from pilocal.flow.steps.compress import COMPRESS
 from pilocal.flow.steps.index import INDEX
-from pilocal.run.rows import write_records
+from pilocal.run_folder.rows import write_records
 
 
 def _facts(context: Context) -> list[Any]:

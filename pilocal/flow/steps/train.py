@@ -10,8 +10,8 @@ from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import STAGES
-from pilocal.run.files import replacing
-from pilocal.run.log import FILE, read_log
+from pilocal.run_folder.files import replacing
+from pilocal.run_folder.log import FILE, read_log
 
 
 def _facts(context: Context) -> list[Any]:

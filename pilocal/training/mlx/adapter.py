@@ -14,7 +14,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from pilocal.base.base import Base
-from pilocal.run.files import replacing, write_json
+from pilocal.run_folder.files import replacing, write_json
 from pilocal.task import Lora
 from pilocal.training.memory import check_lora
 

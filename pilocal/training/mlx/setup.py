@@ -12,7 +12,7 @@ from pilocal.base.base import Base
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
 from pilocal.progress import Progress
-from pilocal.run.hashes import fingerprint
+from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
 from pilocal.training.backend import MLX
 from pilocal.training.checkpoint import Checkpoint

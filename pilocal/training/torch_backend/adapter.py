@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pilocal.errors import InputError
-from pilocal.run.files import replacing, write_json
+from pilocal.run_folder.files import replacing, write_json
 from pilocal.task import Lora
 
 Floats = NDArray[np.float32]

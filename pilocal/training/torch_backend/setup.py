@@ -12,7 +12,7 @@ import torch
 
 from pilocal.base.base import Base
 from pilocal.progress import Progress
-from pilocal.run.hashes import fingerprint
+from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
 from pilocal.training.backend import TORCH, UNPACKED
 from pilocal.training.checkpoint import Checkpoint

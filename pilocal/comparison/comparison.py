@@ -1,0 +1,224 @@
+"""Running a comparison: every arm is answered, timed and scored once, and a known result is never made again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pilocal.comparison.arms import ComparedArm
+from pilocal.comparison.design import CURVE_ARMS, Design, subset
+from pilocal.comparison.gguf import GgufFiles
+from pilocal.comparison.results import Result, read_result, result_name
+from pilocal.evaluate.arms import Program, Prompt
+from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
+from pilocal.flow.checks import checked_context
+from pilocal.flow.context import Context
+from pilocal.flow.listeners import QUIET, Listeners, unheard
+from pilocal.flow.runner import run_steps
+from pilocal.flow.steps import STAGES, TRAIN
+from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.hashes import fingerprint
+from pilocal.run_folder.log import FILE, StepLine, read_log
+from pilocal.task import AUTO, LOSSLESS, Task, load_task
+from pilocal.task.schedule import Schedule, Stage
+
+
+class Comparison:
+    """A task, a design and a folder that holds every result; make it with `open_comparison`."""
+
+    def __init__(
+        self,
+        task: Task,
+        design: Design,
+        run: RunDir,
+        listeners: Listeners = QUIET,
+    ) -> None:
+        """Check the design, and that answers can be scored; raises InputError, ModelError or SandboxError."""
+        design.check(task)
+        self.task = replace(task, training=replace(task.training, direct_drop=False))
+        self.design = design
+        self.run = run
+        self.listeners = replace(listeners, step=unheard)  # an arm's own steps interest nobody
+        self.metric = make_metric(task.metric, task.scoring, task.folder)
+        self.metric.check(task.test)
+
+    def results(self, report: Callable[[Result], None]) -> list[Result]:
+        """Return every result, one after the other; tell `report` about each new one.
+
+        The base's arms come first, then each seed's schedules, then the learning curve. Raises what the steps of a run
+        and the metric raise; finished results stay.
+        """
+        found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
+        trained = [arm for arm in self.design.arms if arm.trained]
+        found += [self._trained(arm.name, seed, None, report) for seed in self.design.seeds for arm in trained]
+        for seed in self.design.seeds:
+            for count in self.design.curve:
+                found += [self._trained(name, seed, count, report) for name in CURVE_ARMS]
+        return found
+
+    @property
+    def _folder(self) -> Path:
+        return self.run.path / "results"
+
+    def _asked(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
+        """Return the result of the base with a prompt."""
+        full = arm.prompt is Prompt.FULL
+        asked = Stage(tau=arm.tau if full else 0.0, shots=self.design.law.shots if full else 0, share=0.0)
+        compression = self.task.compression
+        if arm.compressor:
+            compression = replace(compression, method=arm.compressor)
+        with self._opened(
+            f"prompt-{asked.tau:g}-{arm.compressor or 'whole'}",
+            replace(self.task, compression=compression),
+            Schedule((asked, Stage(tau=0.0, shots=0, share=1.0))),
+        ) as context:
+            key = self._key(STAGES.key(context), arm.name)
+            if known := self._known(arm.name, None, None, key):
+                return known
+            run_steps(context, STAGES)
+            prompts = context.test_prompts(0)
+        answers, times = self._ask_base(arm, prompts)
+        tokens = mean(map(len, prompts))
+        result = Result(arm=arm.name, seed=None, key=key, answers=answers, prompt_tokens=tokens, times=times)
+        return self._finish(result, report)
+
+    def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
+        """Return the base's answers and times, in the arm's program."""
+        asker = self._asker
+        answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title)
+        with asker.engine(self._gguf.base, prompts) as engine:
+            if answers is None:
+                return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
+            return answers, asker.times(engine, prompts, arm.title)
+
+    def _trained(self, name: str, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
+        """Return the result of an adapter, trained by a schedule and asked with the bare query."""
+        title = result_name(name, seed, examples)
+        task = replace(self.task, training=replace(self.task.training, seed=seed))
+        if examples is not None:
+            task = replace(task, train=subset(task.train, examples, seed))
+        schedule = replace(self.design.law, decay=name).schedule()
+        with self._opened(title, task, schedule) as context:
+            key = self._key(TRAIN.key(context), name, seed, examples)
+            if known := self._known(name, seed, examples, key):
+                return known
+            run_steps(context, TRAIN)
+            prompts = context.test_prompts(context.last_stage)
+            result = Result(
+                arm=name,
+                seed=seed,
+                examples=examples,
+                key=key,
+                answers=self._asker.in_backend(context.run.adapter, prompts, title),
+                prompt_tokens=mean(map(len, prompts)),
+                training=_training([read_log(context.run.stage(n) / FILE) for n in schedule.trained]),
+            )
+            if seed == self.design.seeds[0] and examples is None:
+                with (
+                    self._gguf.of_adapter(context.run.adapter, context.run.export) as (gguf, adapter),
+                    self._asker.engine(gguf, prompts, adapter) as engine,
+                ):
+                    result.times = self._asker.times(engine, prompts, title)
+        return self._finish(result, report)
+
+    def _known(self, arm: str, seed: int | None, examples: int | None, key: str) -> Result | None:
+        """Return an earlier result, scored, or None."""
+        known = read_result(self._folder, result_name(arm, seed, examples), key)
+        return self._scored(known) if known else None
+
+    def _finish(self, result: Result, report: Callable[[Result], None]) -> Result:
+        """Keep the answers before they are scored, since a metric may fail."""
+        result.save(self._folder)
+        report(self._scored(result))
+        return result
+
+    def _scored(self, result: Result) -> Result:
+        key = fingerprint(metric_facts(self.task, self.metric))
+        if result.marks_key != key:
+            result.marks = self.metric.marks(result.answers, self.task.test, self.listeners.progress).tolist()
+            result.marks_key = key
+            result.save(self._folder)
+        return result
+
+    def _key(self, *parts: Any) -> str:
+        examples = [(example.query, example.answer, dict(example.extra)) for example in self.task.test]
+        return fingerprint(version("pilocal"), parts, asdict(self.task.generation), self._quant, examples)
+
+    @contextmanager
+    def _opened(self, name: str, task: Task, schedule: Schedule) -> Iterator[Context]:
+        """Open the run folder of an arm, with the templates and the index of an earlier arm if there are any."""
+        folder = self.run.path / "runs" / name
+        others = sorted(path for path in (self.run.path / "runs").glob("*") if path != folder)
+        with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
+            for part in (run.templates, run.index):
+                source = next((other / part.name for other in others if (other / part.name).is_dir()), None)
+                if source and not part.exists():
+                    shutil.copytree(source, part)
+            yield checked_context(task, schedule, run, self.listeners)
+
+    @property
+    def _quant(self) -> str:
+        """The type of GGUF file that everything is timed in."""
+        return LOSSLESS if self.task.export.quant == AUTO else self.task.export.quant
+
+    @cached_property
+    def _first(self) -> Context:
+        """A context in which no step runs, for what belongs to the base."""
+        return checked_context(self.task, self.design.law.schedule(), self.run, self.listeners)
+
+    @cached_property
+    def _asker(self) -> Asker:
+        base = self._first.base
+        return Asker(
+            base=base,
+            ends=end_tokens(base.tokenizer),
+            generation=self.task.generation,
+            progress=self.listeners.progress,
+        )
+
+    @cached_property
+    def _gguf(self) -> GgufFiles:
+        return GgufFiles(
+            made_from=self._first.base,
+            quant=self._quant,
+            folder=self.run.path / "base",
+            task=self.task.name,
+            progress=self.listeners.progress,
+        )
+
+
+def _training(logs: list[list[StepLine]]) -> dict[str, Any]:
+    """Return what a training took, from the lines of each stage's metrics.jsonl."""
+    lines = [line for log in logs for line in log]
+    return {
+        "tokens": sum(line.tokens for line in lines),
+        "computed_tokens": sum(line.computed_tokens for line in lines),
+        "seconds": round(sum(line.seconds for line in lines), 2),
+        "ends": [log[-1].step for log in logs],
+    }
+
+
+@contextmanager
+def open_comparison(
+    task_folder: Path,
+    folder: Path,
+    design: Design,
+    listeners: Listeners = QUIET,
+) -> Iterator[Comparison]:
+    """Read a task and open the comparison's folder for writing.
+
+    Raises what `load_task` and `Comparison` raise, and RunError if another process has the folder.
+    """
+    task = load_task(task_folder)
+    with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
+        run.describe(versions={name: version(name) for name in ("pilocal", "mlx", "mlx-lm", "llama-cpp-python")})
+        yield Comparison(task, design, run, listeners)

@@ -1,0 +1,55 @@
+"""What is compared: the arms, the seeds, the schedules' shape and the points of the learning curve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pilocal.comparison.arms import ComparedArm
+from pilocal.errors import InputError
+from pilocal.task import Example, Task
+from pilocal.task.schedule import Law
+
+LINEAR = Law(decay="linear")
+
+CURVE_ARMS = ("direct", "linear", "adaptive")
+"""The schedules of the learning curve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """What is compared."""
+
+    arms: tuple[ComparedArm, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    law: Law = LINEAR
+    """Stages, shots and rates of every schedule; each arm puts its own decay in place of this one."""
+    curve: tuple[int, ...] = ()
+    """Numbers of training examples of the learning curve."""
+
+    def check(self, task: Task) -> None:
+        """Raise InputError if there is no seed, or the curve asks for more examples than the task has."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
+        for count in self.curve:
+            if not self.law.shots < count <= len(task.train):
+                least = self.law.shots + 1
+                fix = f"write numbers between {least} and {len(task.train)}"
+                raise InputError("--curve", "the training set does not have so many examples", got=count, fix=fix)
+
+
+def subset(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    """Return `count` of the training examples, in their order; with one seed, fewer are a part of more.
+
+    >>> pool = [Example(id=str(i), query=str(i), answer="") for i in range(9)]
+    >>> fewer, more = ({example.id for example in subset(pool, count, 0)} for count in (3, 5))
+    >>> len(fewer), fewer < more
+    (3, True)
+    """
+
+    def place(example: Example) -> bytes:
+        return hashlib.sha256(f"{seed} {example.id} {example.query}".encode()).digest()
+
+    chosen = {example.id for example in sorted(examples, key=place)[:count]}
+    return tuple(example for example in examples if example.id in chosen)

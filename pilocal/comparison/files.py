@@ -1,0 +1,55 @@
+"""A comparison from a task folder to its files: compare.json, compare.md and curve.svg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pilocal.comparison.arms import DEFAULT_ARMS, parse_arms
+from pilocal.comparison.comparison import open_comparison
+from pilocal.comparison.design import Design
+from pilocal.comparison.markdown import markdown
+from pilocal.comparison.picture import CURVE, write_curve
+from pilocal.comparison.table import Prices, make_table
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.packages import require_packages
+from pilocal.run_folder.files import replacing, write_json
+
+DEFAULT_DESIGN = Design(arms=parse_arms(DEFAULT_ARMS))
+"""Every arm that needs nothing but the task and the base, three seeds."""
+
+
+def compare(
+    task: str | Path,
+    design: Design = DEFAULT_DESIGN,
+    *,
+    run: str | Path | None = None,
+    prices: Prices | None = None,
+    listeners: Listeners = QUIET,
+    report: Callable[[str, float], None] = lambda name, score: None,
+) -> dict[str, Any]:
+    """Run every arm of a design on a task and return what compare.json says; called again, it resumes.
+
+    All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
+    the name and the score of every new result. Raises InputError or Faults for the task or the design, InputError if
+    matplotlib is missing for the curve, RunError if another process has the folder, and what the steps of a run raise.
+    """
+    if design.curve:
+        require_packages(CURVE, "matplotlib")
+    folder = Path(run) if run else default_folder(Path(task))
+    with open_comparison(Path(task), folder, design, listeners) as comparison:
+        total = comparison.metric.total
+        results = comparison.results(lambda result: report(result.name, total(result.marks_NS)))
+        table = make_table(comparison, results, prices)
+        write_json(folder / "compare.json", table)
+        with replacing(folder / "compare.md") as file:
+            file.write(markdown(table))
+        if table["curve"]:
+            write_curve(table, folder / CURVE)
+    return table
+
+
+def default_folder(task: Path) -> Path:
+    """Return the folder of a comparison if none is given; `task` is a task folder or its task.toml."""
+    return (task.parent if task.is_file() else task) / "compare"

@@ -1,0 +1,29 @@
+"""compare.md: the whole table, the learning curve and a link to its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pilocal.comparison.columns import cells, curve_cells
+from pilocal.comparison.picture import CURVE
+
+
+def design_line(table: Mapping[str, Any]) -> str:
+    """Return a line that says what was compared."""
+    seeds = ", ".join(map(str, table["seeds"]))
+    return f"{table['n']} test queries, seeds {seeds}, {table['steps']} optimizer steps"
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """Return compare.md."""
+    parts = [design_line(table), _lay_out(*cells(table))]
+    if table["curve"]:
+        parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
+        parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _lay_out(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,122 @@
+"""What compare.json says: scores with their intervals, what they cost, and when the cost has paid for itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.comparison.comparison import Comparison
+from pilocal.comparison.results import Result
+from pilocal.comparison.slices import TEMPLATE_ONLY, slices
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
+from pilocal.evaluate.scoring.bootstrap import interval
+
+Total = Callable[[NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """Money per million tokens, in any currency."""
+
+    prompt: float
+    """For a request's prompt."""
+    training: float
+    """For the rows that are trained on."""
+
+
+def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices | None) -> dict[str, Any]:
+    """Return the content of compare.json; every score has its bootstrap 95% interval over queries and seeds."""
+    design, task, total = comparison.design, comparison.task, comparison.metric.total
+    cut = slices(task)
+    rows = []
+    for arm in design.arms:
+        own = [result for result in results if result.arm == arm.name and result.examples is None]
+        if own:
+            rows.append({"arm": arm.name, "title": arm.title} | _row(own, cut, total))
+    _add_ratios(rows, prices)
+    return {
+        "task": task.name,
+        "model": task.model,
+        "metric": task.metric,
+        "n": len(task.test),
+        "seeds": list(design.seeds),
+        "law": {name: value for name, value in asdict(design.law).items() if name != "decay"},
+        "steps": task.training.steps,
+        "prices": asdict(prices) if prices else None,
+        "slices": {name: len(numbers) for name, numbers in cut.items()},
+        "arms": rows,
+        "curve": _curve(results, design.curve, total),
+    }
+
+
+def _row(own: Sequence[Result], cut: Mapping[str, Sequence[int]], total: Total) -> dict[str, Any]:
+    """Return an arm's entry from its results, one per seed; `cut` holds the queries of each slice."""
+    row = _score(own, total)
+    row["prompt_tokens"] = mean(result.prompt_tokens for result in own)
+    row |= own[0].times
+    if own[0].training:
+        figures = ("tokens", "computed_tokens", "seconds")
+        row["training"] = {name: mean(result.training[name] for result in own) for name in figures}
+        row["training"]["ends"] = [result.training["ends"] for result in own]
+    if cut[TEMPLATE_ONLY]:
+        row["slices"] = {name: _score(own, total, numbers) for name, numbers in cut.items() if numbers}
+    return row
+
+
+def _curve(results: Sequence[Result], counts: Sequence[int], total: Total) -> list[dict[str, Any]]:
+    """Return the learning curve's points, by number of examples and arm."""
+    points = []
+    for count in counts:
+        for arm in dict.fromkeys(result.arm for result in results):
+            some = [result for result in results if (result.arm, result.examples) == (arm, count)]
+            if some:
+                points.append({"arm": arm, "examples": count} | _score(some, total))
+    return points
+
+
+def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return the mean score of several seeds, over all queries or some."""
+    marks_RNS = np.stack([result.marks_NS if numbers is None else result.marks_NS[numbers] for result in results])
+    by_seed = [total(marks_NS) for marks_NS in marks_RNS]
+    low, high = interval(marks_RNS, total)
+    return {"score": mean(by_seed), "interval": [low, high], "by_seed": by_seed}
+
+
+def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
+    """Add what follows from a comparison with the references: the PI score and the break-even."""
+    by_name: Mapping[str, dict[str, Any]] = {row["arm"]: row for row in rows}
+    base = (BASE_QUERY_ONLY, BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED)
+    bare, full, cached = (by_name.get(arm.compare) for arm in base)
+    if bare is None or full is None:
+        return
+    gain = full["score"] - bare["score"]
+    for row in rows:
+        row["pi_score"] = (row["score"] - bare["score"]) / gain if gain else None
+        if "training" not in row:
+            continue
+        seconds = row["training"]["seconds"]
+        row["break_even"] = {
+            "requests": _break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
+            "requests_cached": _break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
+            if cached
+            else None,
+        }
+        if prices:
+            cost = row["training"]["tokens"] * prices.training
+            saved = (full["prompt_tokens"] - row["prompt_tokens"]) * prices.prompt
+            row["break_even"]["requests_money"] = _break_even(cost, saved)
+
+
+def _break_even(cost: float, saved: float) -> int | None:
+    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
+
+    >>> _break_even(10, 3), _break_even(10, -1)
+    (4, None)
+    """
+    return math.ceil(cost / saved) if saved > 0 else None

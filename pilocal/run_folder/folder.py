@@ -1,0 +1,150 @@
+"""The run folder: what lies where, which steps are done, and one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import RunError
+from pilocal.run_folder.files import disk_error, write_json
+
+
+class RunDir:
+    """A run folder; make it with `RunDir.locked` to write, or directly to read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {"steps": {}}
+        if self.file.is_file():
+            try:
+                self.state = json.loads(self.file.read_text(encoding="utf-8"))
+                self.state["steps"].items()
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                raise RunError(
+                    self.file, "damaged run.json", fix="delete this file; finished steps are redone"
+                ) from None
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: Path, *, task: str, folder: Path) -> Iterator[RunDir]:
+        """Open a run folder for writing, creating it, and keep every other process out until the block ends.
+
+        Raises RunError when another process holds it, when it belongs to another task, or when `path` holds something
+        that is not a run.
+        """
+        try:
+            if path.is_dir() and any(path.iterdir()) and not (path / "run.json").is_file():
+                others = [child for child in path.iterdir() if not child.name.startswith(".")]
+                if others:
+                    fix = "choose a new folder with --run"
+                    raise RunError(path, "not a run folder, and not empty", got=others[0].name, fix=fix)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise disk_error(path, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                holder = lock.read().strip()
+                fix = "wait for it, or choose another folder with --run"
+                raise RunError(path, "the run folder is in use by another process", got=holder, fix=fix) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            run = cls(path)
+            owner = run.state.get("task")
+            mine = {"name": task, "folder": str(folder.resolve())}
+            if owner not in (None, mine):
+                fix = "choose another folder with --run"
+                raise RunError(
+                    path, f"this run was made from another task, {owner['name']}", got=owner["folder"], fix=fix
+                )
+            run.state["task"] = mine
+            yield run
+
+    @property
+    def file(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def templates(self) -> Path:
+        """The compressed templates."""
+        return self.path / "templates"
+
+    @property
+    def index(self) -> Path:
+        """The example index."""
+        return self.path / "index"
+
+    @property
+    def adapter(self) -> Path:
+        """The final adapter, in mlx-lm's own format."""
+        return self.path / "adapter"
+
+    @property
+    def export(self) -> Path:
+        """The artefacts for other programs."""
+        return self.path / "export"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.json."""
+        return self.path / "metrics.json"
+
+    @property
+    def direct_drop(self) -> Path:
+        """The ablation's weights and log."""
+        return self.path / "direct_drop"
+
+    @property
+    def answers(self) -> Path:
+        """Every test query with what each arm said."""
+        return self.path / "answers.jsonl"
+
+    @property
+    def answered(self) -> Path:
+        """The arms' answers and costs before scoring, kept for another scoring."""
+        return self.path / "answered.json"
+
+    def stage(self, number: int) -> Path:
+        """The folder of a stage's rows and weights."""
+        return self.path / "stages" / str(number)
+
+    def is_done(self, step: str, key: str) -> bool:
+        """Tell whether `step` was finished with this key (a fingerprint of its inputs) and its files are whole."""
+        done = self.state["steps"].get(step)
+        if not done or done["key"] != key:
+            return False
+        return all(
+            (self.path / name).is_file() and (self.path / name).stat().st_size == size
+            for name, size in done["files"].items()
+        )
+
+    def finish(self, step: str, key: str, files: Sequence[Path], seconds: float, **facts: Any) -> None:
+        """Record that `step` is done and which files of the run folder it wrote."""
+        self.state["steps"][step] = {
+            "key": key,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 2),
+            "files": {str(file.relative_to(self.path)): file.stat().st_size for file in files},
+            **facts,
+        }
+        self.save()
+
+    def describe(self, **facts: Any) -> None:
+        """Record facts about the whole run: versions, seed, the inputs' hashes."""
+        self.state.update(facts)
+        self.save()
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.file, self.state)

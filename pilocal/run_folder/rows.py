@@ -1,0 +1,61 @@
+"""The rendered records of a run, RUN/stages/N/SPLIT.jsonl: one reader and one writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import RunError
+from pilocal.prompt.render import Record
+from pilocal.prompt.tokens import Row, tokenize
+from pilocal.run_folder.files import replacing
+
+FIX = "delete the file and run the same command again"
+
+
+def write_records(folder: Path, split: str, records: Iterable[Record]) -> Path:
+    """Write a split of the stage in `folder`, one JSON object per line; return the file.
+
+    Raises RunError on a full disk.
+    """
+    path = folder / f"{split}.jsonl"
+    with replacing(path) as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return path
+
+
+def read_records(folder: Path, split: str) -> list[Record]:
+    """Return a split of the stage in `folder`; raises RunError for a missing file or a damaged line."""
+    return [record for _, record in located_records(folder, split)]
+
+
+def read_rows(folder: Path, split: str, tokenizer: Any) -> list[Row]:
+    """Return a split as token rows; raises RunError as `read_records`, InputError as `tokenize`."""
+    return [tokenize(record, tokenizer, where) for where, record in located_records(folder, split)]
+
+
+def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:
+    """Yield where each record stands ("FILE:LINE") and the record; raises RunError as `read_records`."""
+    path = folder / f"{split}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise RunError(path, "the rendered rows are gone", fix="run the same command again") from None
+    except UnicodeDecodeError as error:
+        raise RunError(path, f"damaged: {error}", fix=FIX) from None
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+        where = f"{path}:{number}"
+        yield where, _record(line, where)
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        record: Record = json.loads(line)
+        whole = all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in record["messages"])
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole or not record["messages"]:
+        raise RunError(where, "damaged: not a rendered record", got=line, fix=FIX)
+    return record

@@ -1,0 +1,76 @@
+"""What a run ships: the files that are served, and the prompt that they do without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import InputError, RunError
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.task import Example, Retrieval, load_examples
+
+FILE = "shipped.json"
+EXAMPLES = "examples.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """RUN/export/shipped.json; the files that it names lie beside it, so that the folder can be moved."""
+
+    folder: Path
+    """RUN/export."""
+    name: str
+    """The task's."""
+    base: str
+    """The base's GGUF."""
+    adapter: str | None
+    """The adapter's GGUF, to be applied to the base; None when `fused` is served."""
+    fused: str | None = None
+    """A GGUF of base and adapter in one; None when the base is served with `adapter`."""
+    base_sha256: str
+    """The base's fingerprint, which every file has as pilocal.base.sha256."""
+    template: str
+    """The template, whole."""
+    shots: int
+    """How many shots the full prompt has."""
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    """How shots are chosen."""
+    seed: int = 0
+    """Draws the bank that shots come from."""
+
+    def examples(self) -> tuple[Example, ...]:
+        """Return the examples that may be shots."""
+        return load_examples(self.folder / EXAMPLES)
+
+    def save(self, examples: Sequence[Example]) -> list[Path]:
+        """Write it and the training examples; return the two files."""
+        paths = [self.folder / FILE, self.folder / EXAMPLES]
+        with replacing(paths[1]) as file:
+            for each in examples:
+                turns = [*each.history, ("user", each.query), ("assistant", each.answer)]
+                messages = [{"role": role, "content": content} for role, content in turns]
+                file.write(json.dumps({"id": each.id, "messages": messages}, ensure_ascii=False) + "\n")
+        values = asdict(self)
+        del values["folder"]
+        write_json(paths[0], values)
+        return paths
+
+
+def read_shipped(run: Path) -> Shipped:
+    """Return what a finished run ships; raises RunError when nothing was exported, or a file is gone."""
+    folder = run / "export"
+    path = folder / FILE
+    if not path.is_file():
+        raise RunError(run, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        shipped = Shipped(folder=folder, **values | {"retrieval": Retrieval(**values["retrieval"])})
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
+    for name in (shipped.base, shipped.adapter, shipped.fused, EXAMPLES):
+        if name is not None and not (folder / name).is_file():
+            raise RunError(folder / name, "the file is gone", fix="`pilocal export` makes it again")
+    return shipped

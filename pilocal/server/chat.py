@@ -1,0 +1,43 @@
+"""The model's own chat template and tokenizer: what a request is in tokens, before it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pilocal.llamacpp.chat import ChatTemplate
+from pilocal.llamacpp.tokenizer import Tokenizer
+from pilocal.server.refusal import Refusal
+
+TEMPLATE_FIELDS = ("functions", "function_call", "tools", "tool_choice")
+"""What of a request the chat template sees beside the messages."""
+
+
+class TokenCounter:
+    """Counts a prompt's tokens as llama-cpp-python will; safe to use while the model answers."""
+
+    def __init__(self, tokenizer: Tokenizer, gguf: Path) -> None:
+        """Take the tokenizer and chat template of a file; raises ModelError when it has no chat template."""
+        self._tokenizer = tokenizer
+        self._bos = tokenizer.bos if tokenizer.adds_bos else ""
+        self._chat_template = ChatTemplate(tokenizer, gguf)
+
+    def chat(self, request: Mapping[str, Any]) -> int:
+        """Return the number of tokens of a chat; raises Refusal when the chat template does not accept it."""
+        import jinja2
+
+        try:
+            fields = {name: request.get(name) for name in TEMPLATE_FIELDS}
+            return len(self._chat_template.tokens(request["messages"], **fields))
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            message = f"messages: the model's chat template refuses them: {error}"
+            raise Refusal(400, message, param="messages") from None
+
+    def text(self, prompt: str) -> int:
+        """Return the number of tokens of a raw prompt."""
+        return len(self._tokenizer.tokens(prompt, special=True, bos=True))
+
+    def without_bos(self, prompt: str) -> str:
+        """Return a raw prompt without the BOS that the model puts before it anyway."""
+        return prompt.removeprefix(self._bos)

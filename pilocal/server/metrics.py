@@ -1,0 +1,61 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pilocal.server.request_log import RequestLogEntry
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Upper bounds of the histograms."""
+
+
+class Metrics:
+    """Counters, histograms and a gauge in a registry of their own.
+
+    Only known tasks become labels, so that what clients send cannot fill the memory.
+    """
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._registry: Any = CollectorRegistry()
+        common: dict[str, Any] = {"registry": self._registry}
+        labels = ("task", "arm")
+        self._requests = Counter(
+            "pilocal_requests", "Requests for an answer, by HTTP status", (*labels, "status"), **common
+        )
+        self._tokens = {
+            "prompt": Counter("pilocal_prompt_tokens", "Tokens of prompts that were answered", labels, **common),
+            "completion": Counter("pilocal_completion_tokens", "Tokens of answers", labels, **common),
+            "saved": Counter("pilocal_saved_tokens", "Prompt tokens that callers sent in vain", labels, **common),
+        }
+        self._first = Histogram(
+            "pilocal_first_token_seconds", "From the request to its first token", labels, buckets=SECONDS, **common
+        )
+        self._total = Histogram(
+            "pilocal_request_seconds", "From the request to the end of its answer", labels, buckets=SECONDS, **common
+        )
+        self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
+
+    def set_waiting(self, count: int) -> None:
+        """Set how many requests wait in the queue."""
+        self._waiting.set(count)
+
+    def count(self, entry: RequestLogEntry) -> None:
+        """Count a finished request."""
+        self._requests.labels(entry.task, entry.arm, str(entry.status)).inc()
+        if not entry.arm:
+            return
+        self._tokens["prompt"].labels(entry.task, entry.arm).inc(entry.prompt_tokens)
+        self._tokens["completion"].labels(entry.task, entry.arm).inc(entry.completion_tokens)
+        self._tokens["saved"].labels(entry.task, entry.arm).inc(entry.saved_tokens)
+        self._total.labels(entry.task, entry.arm).observe(entry.seconds)
+        if entry.first_token_seconds is not None:
+            self._first.labels(entry.task, entry.arm).observe(entry.first_token_seconds)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Return the metrics in Prometheus's text format, and its media type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST

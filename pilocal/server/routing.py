@@ -1,0 +1,121 @@
+"""Routing: which weights answer a request, and with which prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pilocal.errors import PilocalError
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
+from pilocal.run_folder.shipped import Shipped
+from pilocal.server.chat import TokenCounter
+from pilocal.server.full_prompt import FallbackSampler, FullPrompt
+from pilocal.server.prompt_stripping import Chat, shot_turns, strip_prompt
+from pilocal.server.refusal import Refusal, server_error
+from pilocal.server.request import CHAT
+from pilocal.server.weights import BASE
+
+INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
+"""The arms of a task; a request to the bare base has the arm `base`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a request goes, and as what."""
+
+    task: str
+    """The name that was asked for."""
+    arm: str
+    model: str
+    """The name of the weights that answer."""
+    body: Mapping[str, Any]
+    """The request for llama-cpp-python."""
+    prompt_tokens: int
+    saved_tokens: int
+    """How many more the caller sent."""
+
+
+class Router:
+    """Routes requests to a number of tasks and their base."""
+
+    def __init__(self, tasks: Sequence[Shipped], counter: TokenCounter, *, context: int, fallback_share: float) -> None:
+        """Read every task's examples; `fallback_share` of the requests to tasks get the full prompt."""
+        examples = {task.name: task.examples() for task in tasks}
+        self._templates = {task.name: task.template for task in tasks}
+        self._shot_turns = {name: shot_turns(each) for name, each in examples.items()}
+        self._full_prompts = {task.name: FullPrompt(task, examples[task.name]) for task in tasks}
+        self._takes_full_prompt = FallbackSampler(fallback_share)
+        self._counter = counter
+        self._context = context
+
+    def name(self, request: Mapping[str, Any]) -> str:
+        """Return the task, or the base, that a request names; raises Refusal when there is none of that name."""
+        names = [*self._templates, BASE]
+        name = request.get("model")
+        if name is None and len(self._templates) == 1:
+            return names[0]
+        known = f"This server has: {', '.join(names)}."
+        if name is None:
+            raise Refusal(400, f"model: name one. {known}", param="model", code="missing_model")
+        if name not in names:
+            message = f"The model {name!r} does not exist. {known}"
+            raise Refusal(404, message, param="model", code="model_not_found")
+        return str(name)
+
+    def route(self, path: str, request: Mapping[str, Any], *, full_prompt: bool) -> Route:
+        """Return the route of a request; `full_prompt` says that its caller asks for the full prompt.
+
+        Raises Refusal when it cannot be answered. Where the server itself chose the full prompt, but the request has no
+        query or would not fit the context, the adapter answers.
+        """
+        name = self.name(request)
+        body = {**request, "model": name}
+        if path != CHAT:
+            self._refuse_if(full_prompt, "only a chat has a full prompt")
+            body["prompt"] = self._counter.without_bos(request.get("prompt", ""))
+            count = self._check_fit(self._counter.text(body["prompt"]), request, "prompt")
+            arm = BASE if name == BASE else INTERNALIZED
+            return Route(task=name, arm=arm, model=name, body=body, prompt_tokens=count, saved_tokens=0)
+        if name == BASE:
+            self._refuse_if(full_prompt, "the bare base has no full prompt; name a task")
+            count = self._check_fit(self._counter.chat(request), request, "messages")
+            return Route(task=name, arm=BASE, model=BASE, body=body, prompt_tokens=count, saved_tokens=0)
+        bare = strip_prompt(request["messages"], self._templates[name], self._shot_turns[name])
+        if full_prompt or self._takes_full_prompt():
+            route = self._full_prompt_route(name, bare, body, asked=full_prompt)
+            if route is not None:
+                return route
+        body["messages"] = bare
+        count = self._check_fit(self._counter.chat(body), request, "messages")
+        saved = self._counter.chat(request) - count if bare is not request["messages"] else 0
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count, saved_tokens=saved)
+
+    def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
+        try:
+            chat = self._full_prompts[name].chat(bare)
+        except PilocalError as error:
+            raise server_error(str(error)) from None
+        if chat is None:
+            self._refuse_if(asked, "the last message must be the user's")
+            return None
+        body = {**body, "messages": chat}
+        count = self._counter.chat(body)
+        if asked:
+            self._check_fit(count, body, "messages")
+        elif count >= self._context:
+            return None
+        return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count, saved_tokens=0)
+
+    def _refuse_if(self, asked: bool, why: str) -> None:
+        if asked:
+            raise Refusal(400, f"X-Pilocal-Fallback: {why}.", code="no_full_prompt")
+
+    def _check_fit(self, count: int, request: Mapping[str, Any], param: str) -> int:
+        """Return the count; raises Refusal, worded as OpenAI's, when it leaves no room for an answer."""
+        if count < self._context:
+            return count
+        limit = request.get("max_tokens")
+        completion = f" and up to {limit} for the completion" if limit else ""
+        message = f"This model's maximum context length is {self._context} tokens. However, your request has {count}"
+        raise Refusal(400, f"{message} in the {param}{completion}.", param=param, code="context_length_exceeded")

@@ -1,0 +1,62 @@
+"""`pilocal serve`: where the app listens, and until when."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pilocal.errors import InputError
+from pilocal.run_folder.shipped import read_shipped
+from pilocal.server.api_key import read_api_key
+from pilocal.server.app import make_app
+from pilocal.server.options import ServeOptions
+from pilocal.server.request_log import RequestLogEntry
+
+
+def serve(
+    runs: str | Path | Sequence[str | Path],
+    options: ServeOptions | None = None,
+    *,
+    log: Callable[[RequestLogEntry], object] = lambda entry: None,
+    ready: Callable[[Sequence[str], int], object] = lambda names, port: None,
+) -> None:
+    """Answer OpenAI-compatible requests to finished runs, under http://HOST:PORT/v1, until the process is interrupted.
+
+    The port is taken before anything is loaded; requests that arrive meanwhile wait. `ready` is called once all is
+    loaded, with the names of the tasks and the port. `log` is called with every finished request.
+
+    Raises RunError when a run has exported nothing; InputError when the port cannot be taken, the key file holds no
+    key, or others could reach the server without a key; what `make_app` raises; and KeyboardInterrupt once an
+    interrupted server has shut down.
+    """
+    import uvicorn
+
+    options = options or ServeOptions()
+    key = read_api_key(options.api_key_file) if options.api_key_file else None
+    paths = [runs] if isinstance(runs, str | Path) else runs
+    tasks = [read_shipped(Path(path)) for path in paths]
+    with listen(options.host, options.port, loopback_only=key is None) as listener:
+        app = make_app(tasks, options, key, log)
+        ready([task.name for task in tasks], listener.getsockname()[1])
+        # uvicorn would log the whole URL of a WebSocket, query and all.
+        config = uvicorn.Config(app, access_log=False, ws="none")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int, *, loopback_only: bool) -> socket.socket:
+    """Take the port; raises InputError when it cannot be had, or is not a loopback address though it must be."""
+    fix = "choose another with --port or --host"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if loopback_only and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            problem, fix = "others can reach this address, and there is no API key", "give --api-key-file"
+            raise InputError(f"--host {host}", problem, fix=fix)
+        listener = socket.create_server((host, port), family=family)
+        # Connections inherit it. Else an answer's second packet waits 40 ms for the first to be acknowledged.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        reason = str(error.strerror or error).partition(" (")[0]
+        raise InputError(f"{host}:{port}", f"cannot listen there: {reason}", fix=fix) from None

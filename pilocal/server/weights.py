@@ -1,0 +1,70 @@
+"""Which base the tasks share, and whether their files belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pilocal.errors import InputError, ModelError, PilocalError, RunError, raise_all
+from pilocal.llamacpp.gguf_header import read_header
+from pilocal.run_folder.shipped import FILE, Shipped
+
+BASE = "base"
+"""The name under which the bare base answers."""
+HASH = "pilocal.base.sha256"
+"""The GGUF metadata that says which base a file was made from."""
+
+
+def choose_base(tasks: Sequence[Shipped]) -> Path:
+    """Return the GGUF of the one base that all tasks share; reads headers only.
+
+    An adapter is served on a base of the type that it was exported with, so all adapters must have the same type.
+    Raises InputError, ModelError, RunError, or Faults, for names that clash and for files that are damaged, foreign, or
+    of different bases.
+    """
+    faults: list[PilocalError] = []
+    types: dict[Path, object] = {}
+    for number, task in enumerate(tasks):
+        try:
+            _check_name(task, tasks[:number])
+            if task.base_sha256 != tasks[0].base_sha256:
+                what = f"made from another base than {tasks[0].folder}"
+                raise InputError(task.folder, what, got=task.base_sha256[:12], fix="serve it with a server of its own")
+            kind = _read(task, task.base).get("general.file_type")
+            if task.fused is not None:
+                _read(task, task.fused)
+                continue
+            if task.adapter is None:
+                raise RunError(task.folder / FILE, "neither an adapter nor a fused file", fix="run `pilocal export`")
+            if _read(task, task.adapter).get("general.type") != "adapter":
+                raise ModelError(task.folder / task.adapter, "not an adapter", fix="run `pilocal export`")
+            types[task.folder / task.base] = kind
+        except PilocalError as fault:
+            faults.append(fault)
+    for path, kind in types.items():
+        first = next(iter(types))
+        if kind != types[first]:
+            fix = "export both with the same quant"
+            faults.append(InputError(path, f"quantized otherwise than {first}, which it would share", fix=fix))
+    raise_all(faults)
+    return next(iter(types), tasks[0].folder / tasks[0].base)
+
+
+def _check_name(task: Shipped, others: Sequence[Shipped]) -> None:
+    fix = "give the task another name in task.toml and export it again"
+    if task.name == BASE:
+        raise InputError(task.folder / FILE, "the bare base answers to this name", got=task.name, fix=fix)
+    for other in others:
+        if other.name == task.name:
+            raise InputError(task.folder / FILE, f"{other.folder} has the same name", got=task.name, fix=fix)
+
+
+def _read(task: Shipped, name: str) -> dict[str, object]:
+    path = task.folder / name
+    header = read_header(path)
+    if HASH not in header:
+        raise ModelError(path, f"it does not say which base it was made from ({HASH})", fix="run `pilocal export`")
+    if header[HASH] != task.base_sha256:
+        what = f"made from another base than {task.folder / FILE} says"
+        raise ModelError(path, what, got=str(header[HASH])[:12], fix="put back the file, or run `pilocal export`")
+    return header

@@ -75,7 +75,7 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
 def test_init_leaves_a_folder_with_files_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     done = pilocal("init", tmp_path)
-    assert (done.returncode, "already there and not empty" in done.stderr) == (1, True)
+    assert (done.returncode, "already exists and is not empty" in done.stderr) == (1, True)
 
 
 def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base, tmp_path):
@@ -128,7 +128,7 @@ def test_an_interrupted_run_exits_130_and_goes_on(tiny_base, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert errors.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in errors
     (folder / "task.toml").write_text((folder / "task.toml").read_text())
     second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Claims about compressors inside a run: what is recorded, what is skipped, what is freed, and the look at one."""
+"""Claims about compressors inside a run: what is recorded, what is skipped, what is freed, and the preview of one."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_look_prints_the_text_and_keeps_nothing(
 
 def test_a_look_has_no_run_folder(tmp_path: Path, tiny_base: Base) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
-    with pytest.raises(InputError, match="a look with --compressor or --tau keeps nothing; leave it out"):
+    with pytest.raises(InputError, match="a preview with --compressor or --tau keeps nothing; leave it out"):
         CliRunner().invoke(
             cli, ["compress", str(folder), "--tau", "0.5", "--run", str(tmp_path / "run")], catch_exceptions=False
         )

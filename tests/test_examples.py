@@ -187,7 +187,7 @@ def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(prep
     name, out, _ = prepared
     again = prepare(name, out.with_name("data"), out)
     assert again.returncode == 1
-    assert again.stderr.endswith("already there and not empty; choose a new folder\n")
+    assert again.stderr.endswith("already exists and is not empty; choose a new folder\n")
     missing = prepare(name, tmp_path / "nothing", tmp_path / "new")
     assert missing.returncode == 1 and missing.stderr.count("\n") == 1
     assert missing.stderr.startswith(f"{tmp_path}/nothing")

@@ -120,4 +120,4 @@ def test_bad_input_is_one_line_and_exit_1(tmp_path: Path, nl: str | None, cm: st
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     done = run(tmp_path, tmp_path.parent)
     assert done.returncode == 1
-    assert "already there and not empty" in done.stderr
+    assert "already exists and is not empty" in done.stderr

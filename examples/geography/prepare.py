@@ -41,7 +41,7 @@ def questions(entries: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
 def prepare(folder: Path, out: Path) -> dict[str, int]:
     """Write the task folder and return the size of each split, and how many questions were dropped."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(out, "already there and not empty", fix="choose a new folder")
+        raise InputError(out, "already exists and is not empty", fix="choose a new folder")
     source = folder / "geography.json"
     database = next(iter(sorted(folder.glob("geography*.sqlite"))), None)
     if database is None:

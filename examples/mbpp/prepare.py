@@ -63,7 +63,7 @@ def content(row: Mapping[str, Any]) -> tuple[str, str]:
 def prepare(folder: Path, out: Path) -> dict[str, int]:
     """Write the task folder and return the size of each split, and how many tasks were dropped."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(out, "already there and not empty", fix="choose a new folder")
+        raise InputError(out, "already exists and is not empty", fix="choose a new folder")
     source = folder / "mbpp.jsonl"
     rows = {row["task_id"]: row for row in read_rows(source)}
     splits: dict[str, list[dict[str, Any]]] = {}

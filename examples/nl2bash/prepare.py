@@ -94,7 +94,7 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
 def prepare(folder: Path, out: Path, seed: int) -> dict[str, int]:
     """Write the task folder and return the size of each split, and how many pairs were dropped."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(out, "already there and not empty", fix="choose a new folder")
+        raise InputError(out, "already exists and is not empty", fix="choose a new folder")
     questions = folder / "all.nl"
     lines, pairs = read_pairs(questions, folder / "all.cm")
     splits = split(pairs, seed)

@@ -81,5 +81,5 @@ def main() -> None:
         click.echo(f"{where}: {error.format_message()}; see `{where} --help`", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again to go on", err=True)
+        click.echo("interrupted; run the same command again to resume", err=True)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""compress: the step of a run, or a look at what a compressor makes of the template."""
+"""compress: the step of a run, or a preview of a compressor on the template."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pilocal.task import METHODS
 
 @click.command()
 @task_options
-@click.option("--compressor", type=click.Choice(METHODS), help="Another compressor than the task's, for a look.")
+@click.option("--compressor", type=click.Choice(METHODS), help="Preview this compressor instead of the task's.")
 @click.option(
     "--tau",
     "taus",
     type=click.FloatRange(0, 1),
     multiple=True,
-    help="A share of tokens to look at, other than the schedule's; give it as often as you like.",
+    help="Preview this share of tokens instead of the schedule's. May be repeated.",
 )
 def compress(
     task: Path,
@@ -34,7 +34,7 @@ def compress(
 ) -> None:
     """Shorten the template to every tau of the schedule.
 
-    With --compressor or --tau the texts are printed and nothing is kept: a look at what a compressor would do.
+    With --compressor or --tau, it previews a compressor on your template: the texts are printed and nothing is kept.
     """
     if compressor is None and not taus:
         run_until("compress", task, schedule, run_folder, as_json)
@@ -44,7 +44,7 @@ def compress(
 
     if run_folder is not None:
         fix = "leave it out, or set the method in task.toml"
-        raise InputError("--run", "a look with --compressor or --tau keeps nothing", fix=fix)
+        raise InputError("--run", "a preview with --compressor or --tau keeps nothing", fix=fix)
     began = time.monotonic()
     results = preview_templates(task, schedule=schedule, method=compressor, taus=taus)
     seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""What a person sees during the work, on stderr: bars, warnings and a line per step."""
+"""What a person sees on stderr during the work: bars, warnings and one line per step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
 
 @contextmanager
 def listening(heard: Callable[[StepResult], None] = unheard, report_to: str | None = None) -> Iterator[Listeners]:
-    """Yield listeners that show a run on stderr: bars, steps and warnings; `heard` hears of each step, too."""
+    """Yield listeners that show a run on stderr: bars, steps and warnings; `heard` is called with each step."""
     with progress_bars() as (progress, console):
 
         def step(result: StepResult) -> None:

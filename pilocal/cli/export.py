@@ -1,4 +1,4 @@
-"""export: a trained adapter in other forms, each measured before it is kept."""
+"""export: a trained adapter in other forms; each is measured before it is kept."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import click
     "forms",
     multiple=True,
     type=click.Choice(["lossless", "fused", "mlx", "peft", "ollama"]),
-    help="What to make; give it as often as you like. lossless when left out, fused with --quant.",
+    help="What to make. May be repeated. By default lossless, or fused with --quant.",
 )
 @click.option("--quant", "quants", multiple=True, help="Type of a fused file: q8_0, q4_k_m, f16, ..., or auto.")
 @click.option("--accept-loss", is_flag=True, help="Keep what the gate refuses.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def export(run: Path, forms: tuple[str, ...], quants: tuple[str, ...], accept_loss: bool, as_json: bool) -> None:
-    """Ship a finished run in other ways; the first GGUF form is served from now on.
+    """Export a finished run in other forms. The first GGUF form is served from now on.
 
-    lossless is the base in its own 4 bits and the adapter beside it; fused is both in one file of a type of
-    llama.cpp's. Each is compared with the trained adapter on held-out rows, and refused when it lost too much; --quant
-    auto takes the smallest that passes. mlx is a fused folder for mlx-lm and LM Studio, peft the adapter for
-    transformers and vLLM, ollama a Modelfile for what is served.
+    lossless is the base in its own 4 bits, with the adapter beside it; fused is both in one file of a llama.cpp type.
+    Each is compared with the trained adapter on held-out rows, and refused if it loses too much; --quant auto takes the
+    smallest type that passes. mlx is a fused folder for mlx-lm and LM Studio, peft the adapter for transformers and
+    vLLM, ollama a Modelfile for the served files.
     """
     from pilocal.cli.display import listening
     from pilocal.cli.tables import artefacts_table, show

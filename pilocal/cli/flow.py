@@ -1,4 +1,4 @@
-"""check, run, and the steps of a run one by one."""
+"""check, run, and the single steps of a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TaskCommand = Callable[..., None]
 
 
 def task_options(command: TaskCommand) -> TaskCommand:
-    """Add what every command on a task takes."""
+    """Add the options of every command on a task."""
     decorators = (
         click.argument("task", type=FOLDER),
-        click.option("--schedule", type=FOLDER, help="Schedule file; linear, 4 stages, 5 shots when left out."),
-        click.option("--run", "run_folder", type=FOLDER, help="Run folder; TASK/run when left out."),
+        click.option("--schedule", type=FOLDER, help="Schedule file. By default linear, 4 stages, 5 shots."),
+        click.option("--run", "run_folder", type=FOLDER, help="Run folder. By default TASK/run."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
     )
     for decorator in reversed(decorators):
@@ -36,19 +36,25 @@ def task_options(command: TaskCommand) -> TaskCommand:
 BACKEND_OPTIONS = ("backend", "device", "weights", "initial_adapter")
 
 WEIGHTS_HELP = (
-    "For torch: a 4-bit base as floats, packed (the same numbers, less memory, slower), or rounded again to "
-    "bitsandbytes' nf4. When left out, packed only where floats do not fit a GPU."
+    "For torch: keep a 4-bit base as floats, packed (same numbers, less memory, slower), or rounded again to "
+    "bitsandbytes' nf4. By default packed if floats do not fit the GPU, else as floats."
 )
 
 
 def backend_options(command: TaskCommand) -> TaskCommand:
-    """Add what chooses the backend of a training."""
+    """Add the options that choose the backend of a training."""
     choice = click.Choice
     decorators = (
-        click.option("--backend", type=choice(["mlx", "torch"]), help="What trains; mlx, or what trained this run."),
-        click.option("--device", type=choice(["cpu", "cuda", "mps"]), help="For torch; the fastest that is there."),
+        click.option(
+            "--backend",
+            type=choice(["mlx", "torch"]),
+            help="What trains. By default mlx, or what trained this run before.",
+        ),
+        click.option(
+            "--device", type=choice(["cpu", "cuda", "mps"]), help="For torch. By default the fastest available."
+        ),
         click.option("--weights", type=choice(WEIGHTS), help=WEIGHTS_HELP),
-        click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter of mlx-lm's format."),
+        click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter, in mlx-lm's format."),
     )
     for decorator in reversed(decorators):
         command = decorator(command)
@@ -56,9 +62,9 @@ def backend_options(command: TaskCommand) -> TaskCommand:
 
 
 def take_backend(options: dict[str, Any]) -> Backend | None:
-    """Take the backend out of a command's options; None when none is chosen.
+    """Take the backend out of a command's options; None if none is chosen.
 
-    Options for PyTorch without --backend torch are misuse.
+    Raises UsageError for options for PyTorch without --backend torch.
     """
     chosen = {name: options.pop(name, None) for name in BACKEND_OPTIONS}
     name = chosen.pop("backend")
@@ -78,7 +84,7 @@ def run_until(
     report_to: str | None = None,
     backend: Backend | None = None,
 ) -> None:
-    """Run the flow up to a step and print what it found; a process that was launched to help prints nothing."""
+    """Run the flow up to a step and print the result; a process that was launched to help prints nothing."""
     from pilocal.cli.display import listening
     from pilocal.cli.tables import metrics_table, show
     from pilocal.flow.opening import default_run
@@ -113,12 +119,14 @@ def _step(name: str, text: str, *, trains: bool = False) -> click.Command:
     command = task_options(callback)
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
-        command = click.option("--report-to", type=trackers, help="Show the training's curves there, too.")(command)
+        command = click.option("--report-to", type=trackers, help="Also send the training curves there.")(command)
         command = backend_options(command)
     return click.command(name, help=text)(command)
 
 
-run = _step("run", "The whole flow, from the task to a served file and its proof; run it again to resume.", trains=True)
+run = _step(
+    "run", "Run the whole flow, from the task to a served file and its scores. Run it again to resume.", trains=True
+)
 index = _step("index", "Index the training examples and choose their shots.")
 train = _step("train", "Train the adapter through all stages.", trains=True)
 evaluate = _step("evaluate", "Score and time every arm on the test set.")
@@ -130,7 +138,7 @@ evaluate = _step("evaluate", "Score and time every arm on the test set.")
     "--format",
     "form",
     type=click.Choice(["openai", "mlx"]),
-    help="Write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, too, with the order of training.",
+    help="Also write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, with the order of training.",
 )
 def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, form: str | None) -> None:
     """Render one data set per stage."""
@@ -156,11 +164,11 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
 
 @click.command()
 @task_options
-@click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time from.")
+@click.option("--probe/--no-probe", default=True, help="Take one real step to predict memory and time.")
 def check(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool) -> None:
-    """Validate a task and plan each stage's tokens, memory and time; trains nothing and leaves nothing behind.
+    """Validate a task and predict each stage's tokens, memory and time. Nothing is trained.
 
-    With --run, the compressed templates and the chosen shots are kept there for the run to come.
+    Nothing is kept, except with --run: the compressed templates and the chosen shots, for a later run.
     """
     from pilocal.cli.display import listening
     from pilocal.cli.tables import plan_table, show

@@ -1,4 +1,4 @@
-"""init: a task folder to start from."""
+"""init: creates a task folder to start from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pilocal.errors import InputError
 from pilocal.task import METRICS
 
 TASK_TOML = """\
-# Every key and its default stands in the README; `pilocal check {name}` reads this file strictly.
+# Every key and its default: pilocal/task/SETTINGS.md. `pilocal check {name}` reads this file strictly.
 name = "{name}"
 model = "starter"          # or a local directory, or a Hub id such as mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
 template = "template.md"   # the text that every request repeats today
-train = "train.jsonl"      # {{"query": "...", "answer": "..."}} a line; a few hundred at least
+train = "train.jsonl"      # one {{"query": "...", "answer": "..."}} per line; a few hundred at least
 valid = "valid.jsonl"
 test = "test.jsonl"
 metric = "exact_match"     # or {others}
@@ -44,9 +44,9 @@ ASKS = {
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def init(folder: Path) -> None:
-    """Scaffold a task folder: a small example of every file, to be replaced by yours."""
+    """Create a task folder with a small example of every file; replace them with yours."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(folder, "already there and not empty", fix="choose a new folder")
+        raise InputError(folder, "already exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     name = folder.resolve().name
     others = ", ".join(metric for metric in METRICS if metric != "exact_match")

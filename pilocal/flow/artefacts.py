@@ -1,4 +1,4 @@
-"""RUN/export/artefacts.json: what was made of the adapter, and what it lost."""
+"""RUN/export/artefacts.json: the forms of the adapter, and what each loses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pilocal.run.files import write_json
 
 
 class Artefacts:
-    """RUN/export/artefacts.json: what was made of the adapter, and what it lost."""
+    """RUN/export/artefacts.json: the forms of the adapter, and what each loses."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "artefacts.json"
@@ -21,14 +21,14 @@ class Artefacts:
             self.entries = {}
 
     def add(self, name: str, files: Sequence[Path], **facts: Any) -> None:
-        """Note an artefact and its files, which lie in the same folder."""
+        """Record an artefact and its files, which are in the same folder."""
         folder = self.path.parent
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         self.entries[name] = {"files": sizes, **facts}
         write_json(self.path, self.entries)
 
     def clear(self) -> None:
-        """Delete all of them: they were made of another adapter."""
+        """Delete all of them; they were made from another adapter."""
         for entry in self.entries.values():
             for name in entry["files"]:
                 (self.path.parent / name).unlink(missing_ok=True)
@@ -37,5 +37,5 @@ class Artefacts:
 
     @property
     def gated(self) -> dict[str, dict[str, Any]]:
-        """Those that went through the gate."""
+        """The entries that went through the gate."""
         return {name: entry for name, entry in self.entries.items() if "kl" in entry}

@@ -1,4 +1,4 @@
-"""What can be checked about a run before any work: everything that is wrong is said at once."""
+"""What can be checked about a run before any work starts: every fault is reported at once."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_quant(task: Task, quant: str, where: str) -> None:
 
 
 def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
-    """Return what is wrong between the task's own settings and the schedule."""
+    """Return the faults between the task's own settings and the schedule."""
     faults: list[PilocalError] = []
     trained = len(schedule.trained)
     if task.training.steps < trained:
@@ -123,7 +123,7 @@ def _warn_of_contradictions(task: Task, warn: Callable[[str], None]) -> None:
 
 @contextmanager
 def _collecting(faults: list[PilocalError]) -> Iterator[None]:
-    """Add what the block raises to the faults."""
+    """Add the faults that the block raises."""
     try:
         yield
     except PilocalError as fault:

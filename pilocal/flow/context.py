@@ -1,4 +1,4 @@
-"""What the steps of a run work with: what the user wrote, the run folder, and what is made of them once."""
+"""What the steps of a run work with: the task, the run folder, and what is computed once from them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Context:
 
     @property
     def progress(self) -> Progress:
-        """What long work tells where it stands."""
+        """Called by long work with its progress."""
         return self.listeners.progress
 
     @property
     def warn(self) -> Callable[[str], None]:
-        """What hears of warnings."""
+        """Called with warnings."""
         return self.listeners.warn
 
     @property

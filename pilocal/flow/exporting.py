@@ -1,4 +1,4 @@
-"""A finished run in other forms, each measured before it is kept."""
+"""A finished run in other forms; each is measured before it is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pilocal.flow.steps import EXPORT, TRAIN
 def export_forms(
     context: Context, quants: Sequence[str], forms: Sequence[str], *, accept_loss: bool
 ) -> dict[str, dict[str, Any]]:
-    """Ship a trained adapter in other ways: `quants` through the gate, then some of shipping.FORMS.
+    """Export a trained adapter in other forms: `quants` through the gate, then `forms`, of shipping.FORMS.
 
     The first of `quants` is served from now on. Returns RUN/export/artefacts.json. Raises RunError when the training is
     not finished or the task has changed since, ExportError when the gate refuses a form.

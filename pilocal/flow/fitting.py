@@ -1,4 +1,4 @@
-"""The training of one adapter with the run's backend, as the steps train and direct_drop have it."""
+"""The training of one adapter with the run's backend, for the steps train and direct_drop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pilocal.training.tracker import Tracker, open_tracker
 
 
 def training_facts(context: Context) -> list[Any]:
-    """Return what decides every training beside its rows and its stages."""
+    """Return what determines every training besides its rows and its stages."""
     training = asdict(context.task.training)
     del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
     precision = context.task.training.precision or "float32"
@@ -35,7 +35,7 @@ def fit(
 ) -> list[Path]:
     """Train one adapter through all plans and return every file that is final; `name` is the step's.
 
-    Raises TrainingError when the training cannot go on.
+    Raises TrainingError when the training cannot continue.
     """
     options: dict[str, Any] = {"team": context.team}
     if context.backend.name == TORCH:
@@ -71,7 +71,7 @@ def initial_adapter(context: Context) -> dict[str, Any] | None:
 
 
 def _open_tracker(context: Context, name: str, key: str, first: int) -> Tracker:
-    """Open the tracker that was asked for, below RUN/reports; the lines to come are those after step `first`."""
+    """Open the requested tracker, below RUN/reports; the next line is that of the step after `first`."""
     task, kind = context.task, context.listeners.report_to
     assert kind
     settings = {

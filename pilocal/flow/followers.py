@@ -1,4 +1,4 @@
-"""Processes that train together: this one leads them or follows."""
+"""Processes that train together: this one leads or follows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pilocal.training.team import Team
 
 @contextmanager
 def leading(context: Context) -> Iterator[None]:
-    """Lead the processes that were launched with this one while the block lasts; alone, that is none.
+    """Lead the processes that were launched with this one, if any, while the block lasts.
 
-    Raises TrainingError when they do not come.
+    Raises TrainingError when they do not connect.
     """
     if context.backend.name == TORCH:
         from pilocal.training.torch_backend.team import TorchTeam
@@ -41,18 +41,18 @@ def leading(context: Context) -> Iterator[None]:
 
 
 def follow_leader(task_folder: Path, last: Step, backend: Backend | None = None) -> bool:
-    """Help to train a task if this process was launched to, and return whether it was.
+    """Help to train a task if this process was launched for that; return whether it was.
 
-    Of the processes that `mlx.launch` starts (`torchrun`, with PyTorch as `backend`), all but the first compute shares
-    of its batches and write nothing; in the steps up to `last` that train nothing they have nothing to do. They need a
-    copy of the task folder and the base. Raises TrainingError when the first is gone, or has other settings.
+    Of the processes that `mlx.launch` starts (`torchrun` for PyTorch), all but the first compute shares of its batches
+    and write nothing. In steps that do not train, they have nothing to do. They need a copy of the task folder and the
+    base. Raises TrainingError when the first process is gone, or has other settings.
     """
     trains = any(last.uses(step) for step in STEPS if step.trains)
     if backend is not None and backend.name == TORCH:
         return _follow_in_torch(task_folder, trains, backend)
     if torchrun_rank() is not None:
-        fix = "say --backend torch, or start the processes with mlx.launch"
-        raise InputError("torchrun", "these processes train together in PyTorch alone", fix=fix)
+        fix = "add --backend torch, or start the processes with mlx.launch"
+        raise InputError("torchrun", "these processes can train together only with PyTorch", fix=fix)
     from pilocal.training.mlx.team import MlxTeam, launched_rank
 
     if not launched_rank():

@@ -1,4 +1,4 @@
-"""Who hears of a run while it works."""
+"""Who is told about a run while it works."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pilocal.progress import Progress, silent
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of one step."""
+    """The result of one step."""
 
     name: str
     skipped: bool
-    """True when its files were there and its inputs unchanged."""
+    """True if its files were there and its inputs unchanged."""
     seconds: float
     note: str = ""
-    """What there is to say about it."""
+    """One remark about it, or nothing."""
 
 
 def unheard(result: StepResult) -> None:
-    """Tell nobody of a step."""
+    """Ignore a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listeners:
-    """What a run tells, and to whom."""
+    """The functions that a run calls while it works."""
 
     progress: Progress = silent
     warn: Callable[[str], None] = warnings.warn
     step: Callable[[StepResult], None] = unheard
-    """Hears of every step that is done or skipped."""
+    """Called with every step that is done or skipped."""
     report_to: str | None = None
-    """A tracker that gets every line of the training: "tensorboard" or "wandb"."""
+    """A tracker that receives every line of the training: "tensorboard" or "wandb"."""
 
 
 QUIET = Listeners()
-"""Nobody but Python's warnings."""
+"""Only Python's warnings."""

@@ -1,4 +1,4 @@
-"""Opening a run folder for writing: for a task and a schedule, or again with those that it was made with."""
+"""Opening a run folder for writing: for a task and a schedule, or again with those it was made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pilocal.training.backend import Backend
 
 
 def default_run(task: Path) -> Path:
-    """Return the run folder of a task where none is named."""
+    """Return a task's default run folder."""
     return task_folder(task) / "run"
 
 
@@ -35,8 +35,8 @@ def open_task(
 ) -> Iterator[Context]:
     """Read a task and a schedule and open the run folder; `backend` is as for `checked_context`.
 
-    Without a schedule the default is taken; without a run folder a temporary one, which is gone afterwards. Raises what
-    `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
+    Without a schedule, the default is used; without a run folder, a temporary one that is deleted afterwards. Raises
+    what `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
     """
     task = load_task(task_folder)
     schedule = load_schedule(schedule_path) if schedule_path else DEFAULT
@@ -51,7 +51,7 @@ def open_task(
 
 @contextmanager
 def open_run(run_folder: Path, listeners: Listeners = QUIET) -> Iterator[Context]:
-    """Open a run again, with the task and the schedule that it was made with; raises RunError when it has none."""
+    """Open a run again, with the task and the schedule that it was made from; raises RunError when it has none."""
     state = RunDir(run_folder).state
     try:
         stages = tuple(Stage(**stage) for stage in state["schedule"])

@@ -1,4 +1,4 @@
-"""A look at what a compressor makes of a template."""
+"""A preview of a compressor on a template."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def preview_templates(
     method: str | None = None,
     taus: Sequence[float] = (),
 ) -> tuple[CompressedTemplate, ...]:
-    """Return what a compressor makes of a task's template, keeping nothing; the task's and the schedule's by default.
+    """Return what a compressor makes of a task's template, and keep nothing.
 
-    Raises what `opening.open_task` raises.
+    By default the compressor is the task's and the taus are the schedule's. Raises what `opening.open_task` raises.
     """
     with open_task(Path(task), Path(schedule) if schedule else None, None) as context:
         compression = context.task.compression

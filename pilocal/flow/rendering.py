@@ -29,7 +29,7 @@ class StageBudget:
     prompt_tokens: float
     """Mean over the training rows."""
     longest_row: int
-    """Prompt and completion of the longest row of any split."""
+    """Tokens of the longest row of any split, prompt and completion."""
 
 
 @dataclass(frozen=True, slots=True)

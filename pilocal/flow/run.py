@@ -48,7 +48,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json says of the arms; raises RunError when nothing was evaluated yet."""
+        """The content of metrics.json; raises RunError when nothing has been evaluated yet."""
         path = RunDir(self.folder).metrics
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter, in mlx-lm's format; raises RunError when it is not trained yet."""
+        """The folder of the trained adapter, in mlx-lm's format; raises RunError when nothing has been trained yet."""
         folder = RunDir(self.folder).adapter
         if not folder.is_dir():
             raise RunError(self.folder, "nothing was trained here yet", fix="run it until train")

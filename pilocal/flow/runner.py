@@ -1,4 +1,4 @@
-"""Running the steps: each one that a step needs, then the step itself; what is done already is skipped."""
+"""Running the steps: first the steps that a step needs, then the step itself; what is done is skipped."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pilocal.run.hashes import hashes
 from pilocal.training.backend import MLX
 
 PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
-"""Packages whose versions run.json keeps."""
+"""Packages whose versions are in run.json."""
 
 
 def step_named(name: str) -> Step:
-    """Return a step; raises InputError when there is none of that name."""
+    """Return the step of that name; raises InputError when there is none."""
     for step in STEPS:
         if step.name == name:
             return step
@@ -33,9 +33,9 @@ def step_named(name: str) -> Step:
 
 
 def run_steps(context: Context, last: Step) -> None:
-    """Run every step that `last` needs and `last` itself, skipping what is done; the listeners hear of each.
+    """Run every step that `last` needs and `last` itself, skipping what is done; the listeners are told of each.
 
-    If several processes were launched together and there is something to train, this one leads them. Raises InputError,
+    If several processes were launched together and a step trains, this one leads them. Raises InputError,
     before any work, when answers to the test set could not be scored or a package is missing.
     """
     if last is EVALUATE:
@@ -52,7 +52,7 @@ def run_steps(context: Context, last: Step) -> None:
 
 
 def run_step(context: Context, step: Step) -> StepResult:
-    """Run one step unless it is done; what it needs must be done."""
+    """Run one step unless it is done; the steps that it needs must be done."""
     key = step.key(context)
     if context.run.is_done(step.name, key):
         return StepResult(step.name, True, 0.0)
@@ -64,7 +64,7 @@ def run_step(context: Context, step: Step) -> StepResult:
 
 
 def describe(context: Context) -> None:
-    """Write down in run.json what the run is made from."""
+    """Record in run.json what the run is made from."""
     task, schedule = context.task, context.schedule
     context.run.describe(
         versions=versions() | {"python": platform.python_version()},

@@ -1,4 +1,4 @@
-"""From a trained adapter to what is served, through the gate, and to what other programs read."""
+"""From a trained adapter to the served files, through the gate, and to the forms that other programs read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMS = ("mlx", "peft", "ollama")
 
 @contextmanager
 def open_gate(context: Context) -> Iterator[Gate]:
-    """Compute what the trained adapter says to held-out rows, with which everything is compared."""
+    """Compute the trained adapter's predictions on held-out rows, which every form is compared with."""
     from pilocal.export import gate
 
     rows = context.rows(context.last_stage, "valid")[: context.task.export.gate_rows]
@@ -35,7 +35,7 @@ def open_gate(context: Context) -> Iterator[Gate]:
 
 
 def ship(context: Context, gate: Gate, quant: str, *, accept_loss: bool) -> tuple[Files, Loss]:
-    """Write one form of the model into RUN/export; raises ExportError, and leaves nothing, when it is refused."""
+    """Write one form of the model into RUN/export. If it is refused, leave nothing and raise ExportError."""
     from pilocal.export.gate import candidates, through
     from pilocal.export.ship import ship as write_form
 
@@ -57,7 +57,7 @@ def ship(context: Context, gate: Gate, quant: str, *, accept_loss: bool) -> tupl
 
 
 def serve(context: Context, files: Files) -> list[Path]:
-    """Have these files served from now on; return everything that belongs to that."""
+    """Make these the served files from now on; return all files that serving needs."""
     shipped = Shipped(
         folder=context.run.export,
         name=context.task.name,
@@ -74,10 +74,10 @@ def serve(context: Context, files: Files) -> list[Path]:
 
 
 def make_form(context: Context, form: str) -> None:
-    """Write the adapter for other programs: one of FORMS, each with a card that says how to call it.
+    """Write the adapter for other programs, as one of FORMS, with a model card.
 
-    Raises ExportError when the adapter does not fit, or the chat template cannot be said in Ollama's language;
-    RunError when nothing that Ollama could run was exported yet.
+    Raises ExportError when the adapter does not fit, or the chat template cannot be expressed in Ollama's language.
+    Raises RunError when nothing has been exported yet that Ollama could run.
     """
     facts, run = _card_facts(context), context.run
     if form == "ollama":
@@ -96,7 +96,7 @@ def make_form(context: Context, form: str) -> None:
 
 
 def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Answer the test set's prompts in llama.cpp and note the score beside the gate's figures."""
+    """Answer the test set's prompts in llama.cpp, and record the score beside the gate's figures."""
     from pilocal.evaluate.scoring.bootstrap import interval
     from pilocal.llamacpp.engine import Engine
 
@@ -120,7 +120,7 @@ def _card_facts(context: Context) -> Facts:
         [name, f"{entry['bytes'] / 1e6:,.1f}", f"{entry['kl']:.2g}", f"{entry['kl_without']:.2g}"]
         for name, entry in Artefacts(context.run.export).gated.items()
     ]
-    head = ["form", "MB", "KL from the trained adapter, nats a token", "without an adapter"]
+    head = ["form", "MB", "KL from the trained adapter, nats per token", "without an adapter"]
     try:
         metrics = json.loads(context.run.metrics.read_text(encoding="utf-8"))
     except (OSError, ValueError):

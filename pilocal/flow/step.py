@@ -1,4 +1,4 @@
-"""A step of the flow: it reads files, writes files, and is skipped as long as what decides its output is unchanged."""
+"""A step of the flow: it reads files, writes files, and is skipped while what determines them is unchanged."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class Step:
     """One step; `steps.STEPS` has them all in the order in which they run."""
 
     name: str
-    """The step's in run.json."""
+    """Its name in run.json."""
     facts: Callable[[Context], list[Any]]
-    """Return what decides the output beside the keys of `needs`; JSON-able."""
+    """Return what determines the output besides the keys of `needs`, as JSON."""
     make: Callable[[Context, str], list[Path]]
     """Write the files, given the step's key, and return their paths."""
     needs: tuple[Step, ...] = ()
     """Steps whose output this one reads; their keys are part of its key."""
     also: tuple[Step, ...] = ()
-    """More steps whose output it reads if they are wanted; `facts` tells of them."""
+    """Further steps whose output it reads if they are wanted; `facts` covers them."""
     wanted: Callable[[Context], bool] = always
     """Tell whether the task asks for this step."""
     note: Callable[[Context], str] = no_note
-    """Return what there is to say about the finished step."""
+    """Return a remark about the finished step, or nothing."""
     trains: bool = False
     """Whether several processes may share its work."""
 
     def key(self, context: Context) -> str:
-        """Return the fingerprint of everything that decides what the step writes."""
+        """Return the fingerprint of everything that determines what the step writes."""
         needed = [step.key(context) for step in self.needs]
         return fingerprint(version("pilocal"), self.name, *needed, *self.facts(context))
 
@@ -53,5 +53,5 @@ class Step:
         return context.run.is_done(self.name, self.key(context))
 
     def uses(self, other: Step) -> bool:
-        """Tell whether this step is `other` or reads, at some remove, what `other` writes."""
+        """Tell whether this step is `other`, or reads what `other` writes, directly or through other steps."""
         return self is other or any(step.uses(other) for step in (*self.needs, *self.also))

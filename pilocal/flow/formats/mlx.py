@@ -1,7 +1,7 @@
-"""A folder that stock mlx_lm.lora trains stage by stage: data, one lora.yaml a stage, each adapter from the one before.
+"""A folder that stock mlx_lm.lora trains stage by stage: data, one lora.yaml per stage, each adapter from the last.
 
-The settings are the task's as far as mlx_lm.lora has them. It has no clipping of gradients, takes a fresh optimizer
-in every stage, and its learning rates are straight lines, so each stage gets the line that fits its part of the run.
+The settings are the task's, where mlx_lm.lora has them. It has no gradient clipping, starts a fresh optimizer in
+every stage, and its learning rates are straight lines, so each stage gets the line that fits its part of the run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def lr_schedule(rates: Sequence[float]) -> dict[str, Any]:
 def _how(folder: Path, lines: Sequence[dict[str, Any]]) -> list[str]:
     last = lines[-1]["stage"]
     return [
-        "train them in this order; each stage starts from the adapter that the stage before made:",
+        "train them in this order; each stage starts from the adapter of the stage before:",
         f"cd {folder}",
         *(f"mlx_lm.lora --config {line['config']}" for line in lines),
         f"{last}/adapters is the final adapter: ask it with the bare query",

@@ -21,7 +21,7 @@ LEAST_ROWS = 10
 def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, warn: Callable[[str], None]) -> Order:
     """Write train.jsonl and valid.jsonl of every stage into `folder`, and the order in which to train them.
 
-    `warn` hears of files that OpenAI would refuse. Raises RunError on a full disk.
+    `warn` is called for files that OpenAI would refuse. Raises RunError on a full disk.
     """
     lines = []
     for stage in stages:
@@ -41,7 +41,7 @@ def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, w
 
 
 def openai_record(record: Record) -> dict[str, Any]:
-    """Return a record as OpenAI reads it: of the assistant's turns only the last one is learned.
+    """Return a record as OpenAI reads it; of the assistant's turns, only the last is learned.
 
     >>> turns = [("user", "2+2"), ("assistant", "4"), ("user", "3+3"), ("assistant", "6")]
     >>> record = openai_record({"messages": [{"role": role, "content": text} for role, text in turns]})
@@ -55,9 +55,9 @@ def openai_record(record: Record) -> dict[str, Any]:
 
 def _how(folder: Path) -> list[str]:
     return [
-        f"train them in this order; the files lie in {folder}, order.json names them with each job's `method`",
-        "the first job starts from a base that can be fine-tuned, every other from the model that the job before made:",
+        f"train them in this order; the files are in {folder}; order.json names them with each job's `method`",
+        "the first job starts from a base that can be fine-tuned, every other from the model of the job before:",
         "model = client.fine_tuning.jobs.retrieve(job).fine_tuned_model",
         "tokens are counted with this task's base; the host's own count differs",
-        "after the last job send the bare query: no template, no shots",
+        "after the last job, send the bare query: no template, no shots",
     ]

@@ -1,4 +1,4 @@
-"""What every format writes: a folder for each trained stage, and the order in which to train them."""
+"""What every format writes: one folder per trained stage, and the order in which to train them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class StageSet:
     """The records of one trained stage and its part of the training."""
 
     number: int
-    """The stage's, in the schedule."""
+    """Its number in the schedule."""
     tau: float
     shots: int
     train: Sequence[Record]
     valid: Sequence[Record]
     tokens: int
-    """Of all training records, prompt and completion, in the base's tokenizer."""
+    """Tokens of all training records, prompt and completion, by the base's tokenizer."""
     longest: int
     """Tokens of the longest record of either split."""
     rates: Sequence[float]
@@ -36,17 +36,17 @@ class StageSet:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The stages in the order of training, and what is to be done with them."""
+    """The stages in the order of training, and how to train them."""
 
     folder: Path
     stages: list[dict[str, Any]]
-    """A line for each stage: stage, tau, shots, rows, tokens, epochs, files (relative to the folder), settings."""
+    """One line per stage: stage, tau, shots, rows, tokens, epochs, files (relative to the folder), settings."""
     how: list[str]
-    """Lines that tell how to chain them."""
+    """Lines that explain how to chain them."""
 
 
 def stage_line(stage: StageSet, epochs: float, **more: Any) -> dict[str, Any]:
-    """Return what every format tells of a stage, with the format's own facts after it."""
+    """Return what every format records about a stage, followed by the format's own facts."""
     return {
         "stage": stage.number,
         "tau": round(stage.tau, 4),
@@ -68,6 +68,6 @@ def write_order(order: Order) -> None:
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Write one JSON object a line; raises RunError on a full disk."""
+    """Write one JSON object per line; raises RunError on a full disk."""
     with replacing(path) as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -1,4 +1,4 @@
-"""export: what is served of the trained adapter, through the gate, into RUN/export."""
+"""export: the files that are served, through the gate, into RUN/export."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def _make(context: Context, key: str) -> list[Path]:
 
 
 def _note(context: Context) -> str:
-    """Return where the stages of an adaptive schedule ended."""
+    """Return the steps at which the stages of an adaptive schedule ended."""
     if context.schedule.adaptive is None:
         return ""
     logs = [read_log(context.run.stage(number) / FILE) for number in context.schedule.trained]

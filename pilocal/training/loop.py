@@ -96,20 +96,15 @@ class _Course:
         log = Log(plan.folder / FILE)
         log.forget_after(start if start > first else -1)
         rows = self._rows(plan.train, (self.training.seed, plan.number))
-        look, pace = self._look(plan), self._pace(plan, nth)
+        checks = _Checks(self.training.validate_every, first, last, self._look(plan), self._pace(plan, nth))
         step, ended = max(start, first), log.is_stale(self.patience(plan))
         while not ended:
             rate = learning_rate(step, total, self.training)
             line = _measured(rows, step, rate, step - first, f"stage {plan.number}")
             step += 1
-            due = pace is not None and (pace.is_due(step - first) or step == last)
-            if step == last or step % self.training.validate_every == 0 or due:
-                valid_loss = look()
-                line = replace(line, valid_loss=valid_loss)
-                if valid_loss < log.lowest():
-                    self.checkpoints.save_best(plan.folder / "checkpoint", state_of(self.trainer, step, ends))
-                if pace and due:
-                    line = replace(line, decision=pace.decide(valid_loss, last - step))
+            line = checks.add(line, step)
+            if line.valid_loss is not None and line.valid_loss < log.lowest():
+                self.checkpoints.save_best(plan.folder / "checkpoint", state_of(self.trainer, step, ends))
             log.append(line)
             self.show(plan.number, line)
             self.say(step, total, f"stage {nth + 1}/{len(self.plans)}  loss {line.loss:.3f}  {log.speed()}")
@@ -139,6 +134,29 @@ class _Course:
         if self.adaptive is None or plan is self.plans[-1]:
             return None
         return Pace(self.adaptive, plan, self._look(self.plans[nth + 1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """When a stage's validation loss is computed, and when it is decided whether the stage ends."""
+
+    every: int
+    """Steps between two validations."""
+    first: int
+    """Steps of the run that were taken before the stage."""
+    last: int
+    """The step with which the stage ends at the latest."""
+    look: Callable[[], float]
+    pace: Pace | None
+
+    def add(self, line: StepLine, step: int) -> StepLine:
+        """Return the line of a step with the validation loss and the decision, if they are due after it."""
+        decides = self.pace is not None and (self.pace.is_due(step - self.first) or step == self.last)
+        if not decides and step != self.last and step % self.every:
+            return line
+        valid_loss = self.look()
+        decision = self.pace.decide(valid_loss, self.last - step) if self.pace and decides else None
+        return replace(line, valid_loss=valid_loss, decision=decision)
 
 
 class Pace:

@@ -88,19 +88,28 @@ def fitting_weights(
     They are held as is asked, else as floats, and packed where only that fits.
     """
     possible = [asked] if asked else [UNPACKED, *([PACKED] if config.get("quantization") else [])]
+
+    def fits(changed: Training, weights: str) -> bool:
+        return estimate(config, lora, changed, precision, stages, weights) <= free
+
     for weights in possible:
-        if estimate(config, lora, training, precision, stages, weights) <= free:
+        if fits(training, weights):
             return weights, None
-    packable = asked == UNPACKED and bool(config.get("quantization"))
-    if packable and estimate(config, lora, training, precision, stages, PACKED) <= free:
+    if asked == UNPACKED and config.get("quantization") and fits(training, PACKED):
         return weights, "leave --weights out: the base stays packed, the same numbers in less memory"
-    for recompute in (False, True) if not lora.dropout else (False,):
+    for settings, changed in _smaller(training, may_recompute=not lora.dropout):
+        if fits(changed, weights):
+            return weights, f"set [training] {settings}: the same gradient in less memory"
+    return weights, SHORTEN
+
+
+def _smaller(training: Training, *, may_recompute: bool) -> Iterator[tuple[str, Training]]:
+    """Yield settings that need less and less memory for the same gradient, each with its text for task.toml."""
+    for recompute in (False, True) if may_recompute else (False,):
         for accumulate in range(1, training.batch_size + 1):
             changed = replace(training, accumulate=accumulate, recompute=recompute or training.recompute)
-            if estimate(config, lora, changed, precision, stages, weights) <= free:
-                settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
-                return weights, f"set [training] {' and '.join(settings)}: the same gradient in less memory"
-    return weights, SHORTEN
+            settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
+            yield " and ".join(settings), changed
 
 
 def choose_weights(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pilocal.base.architecture import architecture_of
 from pilocal.base.base import Base
 from pilocal.errors import InputError, ModelError
 from pilocal.packages import quiet_bitsandbytes
@@ -16,9 +17,6 @@ from pilocal.training.memory import check_lora
 from pilocal.training.torch_backend.nf4 import round_to_nf4
 from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
 from pilocal.training.torch_backend.weights import grouping, read_weights
-
-THETA = {"qwen2": 1_000_000.0}
-"""The base of the rope where config.json names none; 10,000 otherwise."""
 
 
 def load_model(base: Base, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
@@ -74,7 +72,7 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     dropped = ("quantization", "quantization_config", "rope_theta", "rope_scaling", "rope_parameters")
     made = {key: value for key, value in config.items() if key not in dropped}
-    theta = config.get("rope_theta") or THETA.get(config["model_type"], 10_000.0)
+    theta = config.get("rope_theta") or architecture_of(config).rope_theta
     scaling = dict(config.get("rope_scaling") or {})
     kind = scaling.pop("type", "default")
     made["rope_parameters"] = {**scaling, "rope_type": scaling.get("rope_type", kind), "rope_theta": float(theta)}

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
+from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order
 from pilocal.run_folder.files import replacing
+from pilocal.run_folder.rows import write_records
 from pilocal.task import OPTIMIZERS, Lora, Training
 
 ROUND_UP = 32
@@ -29,7 +30,7 @@ def write_mlx(stages: Sequence[StageSet], folder: Path, model: str, lora: Lora, 
     lines, adapter = [], None
     for stage in stages:
         for split, records in (("train", stage.train), ("valid", stage.valid)):
-            write_records(folder / str(stage.number) / f"{split}.jsonl", records)
+            write_records(folder / str(stage.number), split, records)
         settings = lora_settings(stage, model, adapter, lora, training)
         with replacing(folder / str(stage.number) / "lora.yaml") as file:
             # A JSON value is a YAML value.

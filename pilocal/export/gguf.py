@@ -20,8 +20,9 @@ from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.numbers import add_numbers, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
-from pilocal.export.weights import BaseWeights, Float32
+from pilocal.export.weights import BaseWeights
 from pilocal.run_folder.files import replacing
+from pilocal.run_folder.tensors import Float32
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""

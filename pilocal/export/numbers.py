@@ -10,7 +10,7 @@ from gguf import GGUFWriter, RopeScalingType
 
 from pilocal.base.architecture import architecture_of, kv_heads
 from pilocal.errors import ExportError
-from pilocal.export.weights import Float32
+from pilocal.run_folder.tensors import Float32
 
 
 def interleave(rows: Float32, heads: int) -> Float32:

@@ -11,6 +11,7 @@ from pilocal.base.architecture import architecture_of
 from pilocal.base.base import Base
 from pilocal.errors import InputError, ModelError
 from pilocal.packages import quiet_bitsandbytes
+from pilocal.run_folder.adapter import AdapterConfig
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
@@ -111,15 +112,9 @@ def linears(model: Any) -> list[str]:
     return sorted(name for name, module in model.model.layers[0].named_modules() if isinstance(module, torch.nn.Linear))
 
 
-def adapter_config(model: Any, lora: Lora) -> dict[str, Any]:
-    """Return what adapter_config.json says for mlx-lm."""
-    names = sorted(lora.linears) or linears(model)
-    settings = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": names}
-    return {
-        "fine_tune_type": lora.kind,
-        "num_layers": lora.layers or len(model.model.layers),
-        "lora_parameters": settings,
-    }
+def adapter_config(model: Any, lora: Lora) -> AdapterConfig:
+    """Return the adapter's settings, as mlx-lm has them."""
+    return AdapterConfig.of(lora, lora.layers or len(model.model.layers), sorted(lora.linears) or linears(model))
 
 
 def add_lora(model: Any, settings: Any) -> None:

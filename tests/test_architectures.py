@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.base import SUPPORTED, Base
+from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.base import Base
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ExportError, ModelError
-from pilocal.export.architecture import ARCHITECTURES, architecture_of, interleave
 from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
+from pilocal.export.numbers import interleave
 from pilocal.export.sentencepiece import SPACE
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
@@ -88,8 +89,9 @@ def vocabulary(tokenizer: Path, folder: Path) -> Path:
     return write_vocabulary(tokenizer, ROWS, folder / "vocabulary.gguf")
 
 
-def test_what_is_supported_can_be_exported():
-    assert set(ARCHITECTURES) == set(SUPPORTED)
+def test_every_architecture_is_tried_here():
+    """Llama's own shapes are in test_export.py."""
+    assert {changes.get("model_type", "llama") for _, changes in SHAPES.values()} == set(ARCHITECTURES)
 
 
 def edited(base: Base, folder: Path, **changes: Any) -> Base:
@@ -153,6 +155,14 @@ def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(bases, tm
     assert ModelArgs.from_dict(config).rope_theta == base.config["rope_theta"] == 5e5
 
 
+def test_a_rope_that_config_json_leaves_out_is_exported_as_mlx_lm_takes_it(bases, tmp_path):
+    base = edited(bases("qwen2"), tmp_path / "base")
+    config = {key: value for key, value in base.file.items() if key != "rope_theta"}
+    (base.folder / "config.json").write_text(json.dumps(config))
+    gguf = export_fused(Base.at(base.folder), None, tmp_path / "model.gguf", "f16")
+    assert read_field(gguf, "qwen2.rope.freq_base") == bases("qwen2").config["rope_theta"] == 1e6
+
+
 def test_an_unknown_tensor_is_refused_by_name():
     with pytest.raises(ExportError, match=r"layers\.0\.self_attn\.q_norm\.weight: GGUF's llama has no such tensor"):
         ARCHITECTURES["mistral"].tensor("model.layers.0.self_attn.q_norm.weight")
@@ -162,8 +172,7 @@ def test_an_unknown_tensor_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["llama with biases", "qwen2"])
 def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
-    config = bases(name).config
-    architecture, rng = architecture_of(config), np.random.default_rng(0)
+    config, architecture, rng = bases(name).config, bases(name).architecture, np.random.default_rng(0)
     lora_a, lora_b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 256), (64, 4)))
     for part, heads in (("q_proj", 8), ("k_proj", 2), ("v_proj", None)):
         found = architecture.permuted(f"model.layers.1.self_attn.{part}", config)

@@ -58,7 +58,6 @@ MOVING = {
     "pilocal/run_folder": "pilocal/run",
     "pilocal/comparison": "pilocal/compare",
     "pilocal/server": "pilocal/serve",
-    "pilocal/base/architecture.py": "pilocal/export/architecture.py",
 }
 """Places by the names that documents give them, and the names that they have until they are moved."""
 

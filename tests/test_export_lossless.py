@@ -11,10 +11,10 @@ from gguf.quants import dequantize
 
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
-from pilocal.export.adapter import read_adapter
-from pilocal.export.architecture import architecture_of, interleave
+from pilocal.export.adapter import read_updates
 from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import cached_base, export_lossless
+from pilocal.export.numbers import interleave
 from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import ship
 from pilocal.export.weights import BaseWeights, Packed, unpack
@@ -32,7 +32,7 @@ def tensors(gguf: Path) -> dict[str, tuple[str, np.ndarray]]:
 
 def expected(base: Base) -> dict[str, np.ndarray]:
     weights, config = BaseWeights(base), base.config
-    architecture = architecture_of(config)
+    architecture = base.architecture
     heads = {name: architecture.permuted(name, config) for name in weights.shapes}
     return {
         architecture.tensor(name): interleave(weights.read(name), heads[name]) if heads[name] else weights.read(name)
@@ -57,7 +57,7 @@ def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.Fixt
     found, wanted = tensors(made.path), expected(base)
     scaled = base.config.get("rope_scaling")
     assert set(found) == set(wanted) | ({"rope_freqs.weight"} if scaled else set())
-    inexact = {architecture_of(base.config).tensor(name) for name in made.inexact}
+    inexact = {base.architecture.tensor(name) for name in made.inexact}
     for name, tensor in wanted.items():
         kind, got = found[name]
         assert np.array_equal(got, tensor) == (name not in inexact), name
@@ -84,7 +84,7 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
     mx.save_safetensors(str(path), stored, {"format": "mlx"})
     made = export_lossless(base, tmp_path / "rounded")
     assert made.inexact == (f"{name}.weight",)
-    kind, got = tensors(made.path)[architecture_of(base.config).tensor(f"{name}.weight")]
+    kind, got = tensors(made.path)[base.architecture.tensor(f"{name}.weight")]
     assert kind == "F16"
     assert np.abs(got - BaseWeights(base).read(f"{name}.weight")).max() < 1e-3
 
@@ -146,7 +146,7 @@ def test_the_adapter_s_file_names_its_base(tiny_base: Base, tiny_adapter: Path, 
     assert read_field(gguf, "pilocal.base.sha256") == tiny_base.sha256
     assert read_field(gguf, "general.type") == "adapter"
     assert read_field(gguf, "adapter.lora.alpha") == 2.0 * 4
-    assert len(GGUFReader(gguf).tensors) == 2 * len(read_adapter(tiny_adapter).updates)
+    assert len(GGUFReader(gguf).tensors) == 2 * len(read_updates(tiny_adapter).by_module)
     assert gguf.stat().st_size < (tiny_base.folder / "model.safetensors").stat().st_size / 4
 
 

@@ -114,7 +114,7 @@ def test_peft_adapts_exactly_the_modules_that_were_trained(
     adapted = {name[len(marks[1]) : -len(marks[0])] for name, _ in model.named_modules() if name.endswith(marks[0])}
     trained = FusedWeights(tiny_base, adapter).adapter
     assert trained is not None
-    assert adapted == set(trained.updates)
+    assert adapted == set(trained.by_module)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert isinstance(config["target_modules"], list if as_names else str)
 

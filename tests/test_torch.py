@@ -13,10 +13,11 @@ from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import InputError, ModelError
 from pilocal.prompt.tokens import Row
+from pilocal.run_folder.adapter import read_start
 from pilocal.task import Lora, Training
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
-from pilocal.training.torch_backend.adapter import draw, from_peft, read_adapter, save_adapter, save_peft, to_peft
+from pilocal.training.torch_backend.adapter import draw, from_peft, save_peft, to_peft
 from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests import tiny
 from tests.test_train import random_rows, trainable
@@ -340,9 +341,8 @@ def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, 
     assert sorted(from_peft(to_peft(start))) == sorted(start)
     assert all(np.array_equal(value, start[name]) for name, value in from_peft(to_peft(start)).items())
     trainer = TorchTrainer(tiny_base, LORA, Training(), start)
-    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}, "num_layers": 2}
-    save_adapter(tmp_path / "mlx", trainer.adapter(), config)
-    again = read_adapter(tmp_path / "mlx", LORA, "any")
+    trainer.save(tmp_path / "mlx")
+    again = read_start(tmp_path / "mlx", LORA, tiny_base.sha256)
     assert all(np.array_equal(value, start[name]) for name, value in again.items())
     save_peft(tmp_path / "peft", trainer.adapter(), trainer.settings, "owner/model")
     plain = load_model(tiny_base, dtype=torch.float32, device=torch.device("cpu"))
@@ -352,25 +352,6 @@ def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, 
     with torch.no_grad():
         logits = loaded(torch.tensor([row.tokens])).logits[0].numpy()
     assert np.abs(logits - trainer.logits(row)).max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"lora_parameters": {"rank": 8, "scale": 2.0}}, r"rank is not the task's 4; got 8; set \[lora\] rank"),
-        ({"lora_parameters": {"rank": 4, "scale": 1.0}}, r"scale is not the task's 2.0; got 1.0"),
-        ({"fine_tune_type": "dora"}, "kind is not the task's 'lora'; got 'dora'"),
-        ({"base_sha256": "ff"}, "was made for another base; got 'else'"),
-        ({"lora_parameters": None}, "cannot be read"),
-        (None, "cannot be read"),
-    ],
-)
-def test_a_start_from_elsewhere_that_does_not_fit_is_refused(change, line, tmp_path):
-    if change is not None:
-        config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}, "model": "else"}
-        save_adapter(tmp_path, {"m.lora_a": np.zeros((3, 4), dtype=np.float32)}, config | change)
-    with pytest.raises(InputError, match=line):
-        read_adapter(tmp_path, LORA, "00")
 
 
 def test_a_start_of_another_shape_is_refused_by_name(tiny_base):

@@ -9,13 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ModelError
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
-
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type`s that can be trained, exported and served."""
 
 AGAIN = "copy or download the model again"
 
@@ -73,14 +71,18 @@ class Base:
         return config
 
     @property
-    def architecture(self) -> str:
-        """Its `model_type`, one of SUPPORTED."""
-        return str(self.config["model_type"])
+    def architecture(self) -> Architecture:
+        """What its kind of model is like; raises ModelError for one that is not supported."""
+        kind = self.config.get("model_type")
+        if kind not in ARCHITECTURES:
+            fix = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
+            raise ModelError(self.folder / "config.json", "this architecture is not supported", got=kind, fix=fix)
+        return architecture_of(self.config)
 
     @property
     def stock_reads_rope(self) -> bool:
         """Whether mlx-lm by itself finds in config.json the rope settings that `config` has."""
-        if self.architecture == "qwen3":  # the one that reads rope_parameters itself
+        if self.architecture.reads_rope_parameters:
             return True
         names = {"rope_theta": 10000.0, "rope_scaling": None}
         return all(self.file.get(name, default) == self.config.get(name, default) for name, default in names.items())
@@ -93,18 +95,17 @@ class Base:
         computes none for these architectures, and up to there nothing differs.
         """
         longest = int(self.config.get("max_position_embeddings", 2048))
-        return min(longest, int(self.config["sliding_window"])) if has_window(self.config) else longest
+        windowed = self.architecture.has_window(self.config)
+        return min(longest, int(self.config["sliding_window"])) if windowed else longest
 
     @property
     def shares_prefix(self) -> bool:
         """Whether what several rows begin with may be computed once for all of them, in every backend.
 
-        mlx-lm must keep every key and value, and drops old ones only in a layer that `layer_types` of a Llama or a
-        Mistral names sliding. Another window, as in Mistral 7B v0.1, forbids nothing: mlx-lm computes none there,
-        transformers masks by position, and no row is longer than it.
+        It may where mlx-lm keeps every key and value. A window that it does not compute, as in Mistral 7B v0.1, forbids
+        nothing: transformers masks by position, and no row is longer than it.
         """
-        reads_layer_types = self.architecture in ("llama", "mistral")
-        return not reads_layer_types or "sliding_attention" not in (self.config.get("layer_types") or ())
+        return self.architecture.keeps_everything(self.config)
 
     @property
     def quantized(self) -> bool:
@@ -130,10 +131,7 @@ class Base:
 
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer and a chat template."""
-        folder, kind = self.folder, self.config.get("model_type")
-        if kind not in SUPPORTED:
-            fix = f"take a base of one of these types: {', '.join(SUPPORTED)}"
-            raise ModelError(folder / "config.json", "this architecture is not supported", got=kind, fix=fix)
+        folder, _ = self.folder, self.architecture
         if not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=AGAIN)
         for path in self.weight_files:
@@ -188,19 +186,6 @@ def download(model: str) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "check the id and the network, or give a local directory"
         raise ModelError(model, f"cannot be downloaded: {reason}", fix=fix) from None
-
-
-def has_window(config: Mapping[str, Any]) -> bool:
-    """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.
-
-    >>> has_window({"sliding_window": 4096}), has_window({"sliding_window": 4096, "model_type": "mistral"})
-    (False, True)
-    """
-    if not config.get("sliding_window"):
-        return False
-    if layers := config.get("layer_types"):
-        return "sliding_attention" in layers
-    return bool(config.get("use_sliding_window", config.get("model_type") == "mistral"))
 
 
 def _check_safetensors(path: Path) -> None:

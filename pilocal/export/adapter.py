@@ -1,14 +1,14 @@
-"""A trained adapter, read from mlx-lm's own format."""
+"""What a trained adapter adds to each layer of its base."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.errors import ExportError
-from pilocal.export.weights import Float32, read_tensors
+from pilocal.run_folder.adapter import read_adapter
+from pilocal.run_folder.tensors import Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,36 +29,36 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """A whole adapter."""
+class Updates:
+    """What an adapter adds to a base."""
 
     folder: Path
+    """The adapter's."""
     rank: int
     scale: float
-    updates: Mapping[str, Update]
+    by_module: Mapping[str, Update]
     """By module, such as model.layers.0.self_attn.q_proj."""
     dora: bool
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Return the adapter in a folder; raises ExportError when it is not a whole LoRA or DoRA."""
-    fix = "point at a folder that `pilocal train` or mlx-lm wrote"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind, settings = config.get("fine_tune_type", "lora"), config["lora_parameters"]
-        scale, rank = float(settings["scale"]), int(settings["rank"])
-        tensors = read_tensors(folder / "adapters.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ExportError(folder, f"not a whole adapter: {reason}", fix=fix) from None
+PARTS: Mapping[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
+"""The tensors of a module, by the adapter's kind."""
+
+
+def read_updates(folder: Path) -> Updates:
+    """Return what the adapter in a folder adds.
+
+    Raises InputError when it is missing or damaged, ExportError when it is not a plain LoRA or DoRA.
+    """
+    adapter = read_adapter(folder)
+    config, tensors, parts = adapter.config, adapter.tensors, PARTS.get(adapter.config.kind, ())
     modules = sorted({name.rpartition(".")[0] for name in tensors})
-    parts = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}.get(kind, ())
     expected = {f"{module}.{part}" for module in modules for part in parts}
     if not parts or set(tensors) != expected or any(tensors[name].ndim != 2 for name in expected if name[-1] != "m"):
-        odd = sorted(expected.symmetric_difference(tensors)) if parts else [kind]
+        odd = sorted(expected.symmetric_difference(tensors)) if parts else [config.kind]
         raise ExportError(folder, "not a plain LoRA or DoRA", got=odd[0] if odd else None, fix="train one of them")
     updates = {
         module: Update(tensors[f"{module}.lora_a"], tensors[f"{module}.lora_b"], tensors.get(f"{module}.m"))
         for module in modules
     }
-    return Adapter(folder, rank, scale, updates, kind == "dora")
+    return Updates(folder, config.rank, config.scale, updates, config.kind == "dora")

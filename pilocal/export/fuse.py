@@ -12,8 +12,9 @@ import numpy as np
 from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 from pilocal.errors import ExportError
-from pilocal.export.adapter import Adapter, read_adapter
-from pilocal.export.weights import BaseWeights, Float32
+from pilocal.export.adapter import Updates, read_updates
+from pilocal.export.weights import BaseWeights
+from pilocal.run_folder.tensors import Float32
 
 RETRAIN = "export with the base that the adapter was trained on"
 
@@ -21,12 +22,12 @@ RETRAIN = "export with the base that the adapter was trained on"
 class FusedWeights(BaseWeights):
     """A base's tensors with an adapter added; raises ExportError when the adapter does not fit the base."""
 
-    adapter: Adapter | None
+    adapter: Updates | None
     """What is added."""
 
     def __init__(self, base: Base, adapter: Path | None) -> None:
         super().__init__(base)
-        self.adapter = read_adapter(adapter) if adapter else None
+        self.adapter = read_updates(adapter) if adapter else None
         if self.adapter:
             load_fast_blas()
             check_fit(self.adapter, self)
@@ -35,7 +36,7 @@ class FusedWeights(BaseWeights):
         """Return one tensor, adapter included."""
         weight = super().read(name)
         module = name.removesuffix(".weight")
-        update = self.adapter.updates.get(module) if self.adapter and name.endswith(".weight") else None
+        update = self.adapter.by_module.get(module) if self.adapter and name.endswith(".weight") else None
         if self.adapter and update:
             weight += (np.float32(self.adapter.scale) * update.lora_b).T @ update.lora_a.T
             if update.magnitude is not None:
@@ -43,10 +44,10 @@ class FusedWeights(BaseWeights):
         return weight
 
 
-def check_fit(adapter: Adapter, base: BaseWeights) -> None:
+def check_fit(adapter: Updates, base: BaseWeights) -> None:
     """Raise ExportError unless every layer that the adapter changes is there and of its shape."""
     misfits = []
-    for module, update in adapter.updates.items():
+    for module, update in adapter.by_module.items():
         shape = base.shapes.get(f"{module}.weight")
         if shape is None:
             misfits.append(f"{module}, which the base lacks")

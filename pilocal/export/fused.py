@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pilocal.base.base import Base
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
-from pilocal.export.weights import Float32
 from pilocal.llamacpp.quantize import check_quant, quantize_gguf
+from pilocal.run_folder.tensors import Float32
 
 FLOATS = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pilocal.base.base import Base
 from pilocal.base.reference import LoadReference, MlxReference
 from pilocal.errors import ExportError
-from pilocal.export.adapter import read_adapter
+from pilocal.export.adapter import read_updates
 from pilocal.export.ship import Files
 from pilocal.export.weights import BaseWeights
 from pilocal.llamacpp.engine import Engine, log_softmax
@@ -127,9 +127,9 @@ def open_gate(
 
 def candidates(base: Base, adapter: Path) -> list[str]:
     """Return the forms that "auto" tries, by the size that they should have, the smallest first."""
-    weights, trained = BaseWeights(base), read_adapter(adapter)
+    weights, trained = BaseWeights(base), read_updates(adapter)
     sizes = dict.fromkeys(CANDIDATES, 0.0)
-    exact = 16.0 * sum(each.lora_a.size + each.lora_b.size for each in trained.updates.values())
+    exact = 16.0 * sum(each.lora_a.size + each.lora_b.size for each in trained.by_module.values())
     for name, shape in weights.shapes.items():
         count, odd = math.prod(shape), bool(shape[-1] % 256)
         exact += count * weights.bits(name)

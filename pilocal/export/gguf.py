@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
-from pilocal.export.architecture import add_numbers, architecture_of, interleave, rope_factors
+from pilocal.export.numbers import add_numbers, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
-from pilocal.export.weights import BaseWeights, Float32
+from pilocal.export.weights import BaseWeights
 from pilocal.run_folder.files import replacing
+from pilocal.run_folder.tensors import Float32
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""
@@ -76,7 +77,7 @@ class ModelFile:
         self.base = base
         self._config = base.config
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
-        self.architecture = architecture_of(self._config)
+        self.architecture = base.architecture
         self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
         self._factors = rope_factors(self._config)

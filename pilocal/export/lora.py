@@ -12,7 +12,7 @@ from gguf import GGUFWriter
 
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
-from pilocal.export.adapter import read_adapter
+from pilocal.export.adapter import read_updates
 from pilocal.export.fuse import check_fit
 from pilocal.export.gguf import BASE_HASH, ModelFile, to_float16, whole, write_gguf
 from pilocal.export.weights import BaseWeights
@@ -26,7 +26,7 @@ def export_adapter(base: Base, adapter: Path, out: Path, *, name: str) -> Path:
 
     Raises ExportError for an adapter that does not fit the base, or a DoRA; RunError when the disk is full.
     """
-    trained, weights = read_adapter(adapter), BaseWeights(base)
+    trained, weights = read_updates(adapter), BaseWeights(base)
     check_fit(trained, weights)
     if trained.dora:
         raise ExportError(adapter, NO_DORA, got="dora", fix=FUSE)
@@ -39,7 +39,7 @@ def export_adapter(base: Base, adapter: Path, out: Path, *, name: str) -> Path:
     writer.add_name(name)
     writer.add_string(BASE_HASH, base.sha256)
     tensors = []
-    for module, update in trained.updates.items():
+    for module, update in trained.by_module.items():
         target = targets[f"{module}.weight"]
         a, b = np.ascontiguousarray(update.lora_a.T), model.ordered(target, np.ascontiguousarray(update.lora_b.T))
         tensors += [

@@ -16,8 +16,8 @@ from pilocal.errors import ExportError, did_you_mean
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
-from pilocal.export.weights import Float32
 from pilocal.run_folder.files import disk_error, replacing, write_json
+from pilocal.run_folder.tensors import Float32
 
 SHARD_BYTES = 5 * 10**9
 """No file grows beyond this, unless one tensor does."""

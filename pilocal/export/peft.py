@@ -11,15 +11,16 @@ from pilocal.base.base import Base
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
-from pilocal.export.weights import Float32
+from pilocal.run_folder.adapter import PEFT_FILES
 from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.tensors import Float32
 
 OUTSIDE = -1
 """The layer of a module that is in none."""
 
 
 def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
-    """Write adapter_model.safetensors, adapter_config.json and README.md; return the three.
+    """Write PEFT's two files and README.md; return the three.
 
     Raises ExportError when the adapter does not fit the base, RunError when the disk is full.
     """
@@ -27,7 +28,7 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
     trained = weights.adapter
     assert trained is not None
     tensors: dict[str, Float32] = {}
-    for module, update in trained.updates.items():
+    for module, update in trained.by_module.items():
         name = f"base_model.model.{module}"
         tensors |= {f"{name}.lora_A.weight": update.lora_a.T, f"{name}.lora_B.weight": update.lora_b.T}
         if update.magnitude is not None:
@@ -44,8 +45,8 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
         "use_dora": trained.dora,
         "fan_in_fan_out": False,
         "inference_mode": True,
-    } | targets(trained.updates, known)
-    paths = [folder / name for name in ("adapter_model.safetensors", "adapter_config.json", "README.md")]
+    } | targets(trained.by_module, known)
+    paths = [folder / name for name in (*PEFT_FILES, "README.md")]
     layout = {name: Entry("F32", tensor.shape) for name, tensor in tensors.items()}
     write_tensors(paths[0], layout, tensors.values(), {"format": "pt"})
     write_json(paths[1], config)

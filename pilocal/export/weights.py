@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,26 +12,13 @@ from numpy.typing import NDArray
 
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
+from pilocal.run_folder.tensors import FLOATS, Float32, Stored, stored_in, widened
 
-Float32 = NDArray[np.float32]
-
-FLOATS: Mapping[str, str] = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
 DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
 """What numpy reads safetensors' types as; bfloat16, which numpy lacks, as the 16 bits that it has."""
 
 AT_ONCE = 1 << 22
 """Numbers that are unpacked at once, which bounds the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a tensor lies in a safetensors file."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    """In bytes from the start of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +58,7 @@ class BaseWeights:
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
         self._stored: dict[str, Stored] = {}
         for path in base.weight_files:
-            self._stored |= _stored_in(path)
+            self._stored |= stored_in(path)
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
@@ -152,7 +137,7 @@ class BaseWeights:
         if self._stored[name].dtype == "U32":
             fix = "take a float base, or one that mlx-lm quantized"
             raise ExportError(self._folder, f"{name} is packed in an unknown way", got="U32", fix=fix)
-        return _widened(self._raw(name, start, stop), self._stored[name].dtype)
+        return widened(self._raw(name, start, stop), self._stored[name].dtype)
 
 
 def unpack(words: NDArray[np.uint32], scales: Float32, biases: Float32, group_size: int, bits: int) -> Float32:
@@ -185,35 +170,3 @@ def _numbers(octets: NDArray[np.uint8], bits: int) -> Float32:
     digits = np.unpackbits(octets.ravel(), bitorder="little").reshape(-1, bits)
     weighted: Float32 = digits.astype(np.float32) @ (1 << np.arange(bits)).astype(np.float32)
     return weighted
-
-
-def read_tensors(path: Path) -> dict[str, Float32]:
-    """Return all tensors of a safetensors file that holds floats, in float32.
-
-    Raises OSError, or ValueError or KeyError for what is none.
-    """
-    found = {}
-    for name, stored in _stored_in(path).items():
-        count = math.prod(stored.shape)
-        tensor = np.fromfile(path, FLOATS[stored.dtype], count, offset=stored.begin).reshape(stored.shape)
-        found[name] = _widened(tensor, stored.dtype)
-    return found
-
-
-def _widened(tensor: NDArray[Any], dtype: str) -> Float32:
-    """Return floats of a safetensors type in float32, which changes no number."""
-    if dtype == "BF16":
-        return (tensor.astype(np.uint32) << 16).view(np.float32)
-    return tensor.astype(np.float32, copy=False)
-
-
-def _stored_in(path: Path) -> dict[str, Stored]:
-    """Return what a safetensors header names (8 bytes of length, then JSON, then the tensors)."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, path.stat().st_size)))
-    header.pop("__metadata__", None)
-    return {
-        name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }

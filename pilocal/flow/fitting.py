@@ -10,6 +10,7 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.flow.setups import training_setup
+from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import TORCH
 from pilocal.training.loop import train
@@ -58,11 +59,9 @@ def fit(
 
 def initial_adapter(context: Context) -> dict[str, Any] | None:
     """Return the adapter that PyTorch starts from: the user's, else MLX's; None where MLX cannot be imported."""
-    from pilocal.training.torch_backend.adapter import read_adapter
-
     task, given = context.task, context.backend.initial_adapter
     if given:
-        return read_adapter(given, task.lora, context.base.sha256)
+        return read_start(given, task.lora, context.base.sha256)
     try:
         from pilocal.training.mlx.adapter import initial_adapter as draw_in_mlx
     except ImportError:

@@ -12,29 +12,26 @@ from pilocal.base.base import Base
 from pilocal.export.card import Facts
 from pilocal.export.peft import write_peft
 from pilocal.parity.replay import Floats
-from pilocal.run_folder.files import write_json
-from pilocal.training.torch_backend.adapter import from_peft, save_arrays
+from pilocal.run_folder.adapter import PEFT_FILES, Adapter, AdapterConfig
+from pilocal.training.torch_backend.adapter import from_peft
 
 ROUNDING = 1e-12
 """Both alpha = scale * rank and alpha / rank are rounded once."""
 
 
-def conversion_figures(base: Base, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> dict[str, Any]:
+def conversion_figures(base: Base, adapter: Mapping[str, Floats], config: AdapterConfig) -> dict[str, Any]:
     """Write an adapter as `pilocal export --format peft` does, read it as PyTorch's backend does, and compare.
 
-    `config` is the content of mlx-lm's adapter_config.json. Raises ExportError if the adapter does not fit the base.
+    Raises ExportError if the adapter does not fit the base.
     """
     from safetensors.numpy import load_file
 
-    scale = float(config["lora_parameters"]["scale"])
     with tempfile.TemporaryDirectory(prefix="pilocal-parity-") as made:
         mlx, peft = Path(made) / "mlx", Path(made) / "peft"
-        mlx.mkdir()
-        save_arrays(mlx / "adapters.safetensors", adapter, {"format": "mlx"})
-        write_json(mlx / "adapter_config.json", dict(config))
+        Adapter(config=config, tensors=adapter).write(mlx)
         write_peft(base, mlx, peft, Facts(task="parity", base=base.address))
-        back = from_peft(load_file(peft / "adapter_model.safetensors"))
-        settings: dict[str, Any] = json.loads((peft / "adapter_config.json").read_text(encoding="utf-8"))
+        back = from_peft(load_file(peft / PEFT_FILES[0]))
+        settings: dict[str, Any] = json.loads((peft / PEFT_FILES[1]).read_text(encoding="utf-8"))
     names = {*back, *adapter}
     differing = [
         name for name in names if name not in back or name not in adapter or not same(back[name], adapter[name])
@@ -44,8 +41,8 @@ def conversion_figures(base: Base, adapter: Mapping[str, Floats], config: Mappin
         "tensors": len(adapter),
         "differing": len(differing),
         "first": min(differing, default=None),
-        "scale": {"mlx": scale, "peft": factor},
-        "same_scale": abs(factor - scale) <= ROUNDING * abs(scale),
+        "scale": {"mlx": config.scale, "peft": factor},
+        "same_scale": abs(factor - config.scale) <= ROUNDING * abs(config.scale),
     }
 
 

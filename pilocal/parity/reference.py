@@ -18,8 +18,8 @@ from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.hashes import sha256_file
+from pilocal.run_folder.tensors import save_tensors
 from pilocal.task import Lora, Training
-from pilocal.training.torch_backend.adapter import save_arrays
 
 FILE, ARRAYS = "reference.json", "arrays.safetensors"
 FORMAT = 1
@@ -59,7 +59,7 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
     for nth, (start, gradients) in enumerate(zip(trace.starts, trace.gradients, strict=True)):
         arrays |= {f"start.{nth}.{name}": value for name, value in start.items()}
         arrays |= {f"gradient.{nth}.{name}": value for name, value in gradients.items()}
-    save_arrays(folder / ARRAYS, arrays, {})
+    save_tensors(folder / ARRAYS, arrays, {})
 
 
 def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:

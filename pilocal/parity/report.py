@@ -16,8 +16,8 @@ from pilocal.parity.reference import load_reference
 from pilocal.parity.replay import Floats, Replay, Trace, play
 from pilocal.parity.settings import FLOAT32, Settings
 from pilocal.progress import Progress, silent
+from pilocal.run_folder.adapter import read_adapter, read_start
 from pilocal.run_folder.shipped import Shipped, read_shipped
-from pilocal.training.torch_backend.adapter import read_adapter
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
 if TYPE_CHECKING:
@@ -148,16 +148,14 @@ def traces_report(
 def own_start(context: Context) -> dict[str, Floats] | None:
     """Return the adapter that a run was told to start from, or None; raises InputError if it does not fit."""
     given = context.backend.initial_adapter
-    return read_adapter(given, context.task.lora, context.base.sha256) if given else None
+    return read_start(given, context.task.lora, context.base.sha256) if given else None
 
 
 def trained_adapter(context: Context) -> dict[str, Floats] | None:
     """Return a run's final adapter, or None if it has not trained or its task has changed since."""
-    from safetensors.numpy import load_file
-
     if not TRAIN.is_done(context):
         return None
-    return dict(load_file(context.run.adapter / "adapters.safetensors"))
+    return dict(read_adapter(context.run.adapter).tensors)
 
 
 def export_of(context: Context) -> Shipped | None:

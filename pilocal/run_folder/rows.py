@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pilocal.run_folder.files import replacing
 FIX = "delete the file and run the same command again"
 
 
-def write_records(folder: Path, split: str, records: Iterable[Record]) -> Path:
+def write_records(folder: Path, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
     """Write a split of the stage in `folder`, one JSON object per line; return the file.
 
     Raises RunError on a full disk.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, RunError, did_you_mean
+from pilocal.run_folder.adapter import POINT, WEIGHTS_FILE
 from pilocal.run_folder.hashes import sha256_file
 
 MLX, TORCH = "mlx", "torch"
@@ -40,10 +41,9 @@ class Backend:
             return []
         initial = None
         if self.initial_adapter:
-            path = self.initial_adapter / "adapters.safetensors"
+            path = self.initial_adapter / WEIGHTS_FILE
             if not path.is_file():
-                fix = "point at a folder with adapters.safetensors and adapter_config.json"
-                raise InputError(self.initial_adapter, "no adapters.safetensors", fix=fix)
+                raise InputError(self.initial_adapter, f"no {WEIGHTS_FILE}", fix=POINT)
             initial = sha256_file(path)
         made = {"backend": self.name, "device": self.device, "precision": precision, "initial_adapter": initial}
         return [made | ({"weights": NF4} if self.weights == NF4 else {})]  # the others are the same numbers

@@ -12,6 +12,7 @@ from pathlib import Path
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row
+from pilocal.run_folder.adapter import FILES
 from pilocal.run_folder.log import FILE, Decision, Log, StepLine
 from pilocal.task import Training
 from pilocal.task.schedule import Adaptive
@@ -57,12 +58,12 @@ def train(
             if course.patience(plan) is not None and (best := checkpoints.best(folder)):
                 trainer.restore(best.adapter, best.optimizer)
             # The adapter comes before the checkpoint, which promises that it is there.
-            trainer.save(plan.folder, setup.facts)
+            trainer.save(plan.folder)
             ends.append(step)
             checkpoints.save(folder, state_of(trainer, step, ends))
             if interrupt.asked:
                 raise KeyboardInterrupt
-    names = ("adapters.safetensors", "adapter_config.json", FILE)
+    names = (*FILES, FILE)
     return [plan.folder / file for plan in plans for file in names] + setup.finish(trainer)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
+from pilocal.base.architecture import architecture_of
 from pilocal.errors import InputError, did_you_mean
 from pilocal.task import OPTIMIZERS, Lora, Training
 
@@ -305,19 +306,8 @@ def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: 
     if not as_float32:
         return sum(path.stat().st_size for path in files)
     sizes = read_sizes(config, Lora())
-    layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width + _biases_and_norms(config, sizes)
+    outputs = {name: b for name, (_, b) in linears(sizes).items()}
+    layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width
+    layer += architecture_of(config).biases_and_norms(config, outputs, sizes.head_dim)
     ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2) + sizes.width
     return 4 * (sizes.layers * layer + ends)
-
-
-def _biases_and_norms(config: Mapping[str, Any], sizes: Sizes) -> int:
-    """Return how many weights a block has beside its matrices and the two norms that every block has."""
-    outputs = {name: b for name, (_, b) in linears(sizes).items()}
-    attention = sum(b for name, b in outputs.items() if name.startswith("self_attn."))
-    match config["model_type"]:
-        case "qwen2":
-            return attention - outputs["self_attn.o_proj"]
-        case "qwen3":
-            return 2 * sizes.head_dim
-    mlp = sum(outputs.values()) - attention
-    return attention * bool(config.get("attention_bias")) + mlp * bool(config.get("mlp_bias"))

@@ -5,9 +5,9 @@ Names and layouts of an adapter's weights are mlx-lm's everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row
@@ -57,8 +57,8 @@ class Trainer(Protocol):
     def restore(self, adapter: Arrays, optimizer: Arrays) -> None:
         """Take other weights for the adapter, and what the optimizer remembered with them."""
 
-    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write adapters.safetensors and adapter_config.json, which holds the `facts`, too."""
+    def save(self, folder: Path) -> None:
+        """Write the adapter, which names the base."""
 
     def reset_peak_memory(self) -> None:
         """Begin to measure anew, where that is possible."""
@@ -84,10 +84,6 @@ class Setup(Protocol[T]):
     @property
     def team(self) -> Team:
         """The processes that share the work."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What adapter_config.json says of the base."""
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need; a `probe` takes one real step, where the backend has one.

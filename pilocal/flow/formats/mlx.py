@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
+from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order
+from pilocal.run_folder.adapter import WEIGHTS_FILE, AdapterConfig
 from pilocal.run_folder.files import replacing
+from pilocal.run_folder.rows import write_records
 from pilocal.task import OPTIMIZERS, Lora, Training
 
 ROUND_UP = 32
@@ -29,12 +31,12 @@ def write_mlx(stages: Sequence[StageSet], folder: Path, model: str, lora: Lora, 
     lines, adapter = [], None
     for stage in stages:
         for split, records in (("train", stage.train), ("valid", stage.valid)):
-            write_records(folder / str(stage.number) / f"{split}.jsonl", records)
+            write_records(folder / str(stage.number), split, records)
         settings = lora_settings(stage, model, adapter, lora, training)
         with replacing(folder / str(stage.number) / "lora.yaml") as file:
             # A JSON value is a YAML value.
             file.writelines(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
-        adapter = f"{settings['adapter_path']}/adapters.safetensors"
+        adapter = f"{settings['adapter_path']}/{WEIGHTS_FILE}"
         epochs = round(stage.epochs(training.batch_size), 2)
         lines.append(stage_line(stage, epochs, config=f"{stage.number}/lora.yaml", iters=settings["iters"]))
     order = Order(folder, lines, _how(folder, lines))
@@ -48,16 +50,12 @@ def lora_settings(stage: StageSet, model: str, adapter: str | None, lora: Lora, 
     wanted = math.ceil(training.batch_size / training.accumulate)
     batch_size = min(wanted, len(stage.train), len(stage.valid))
     parts = math.ceil(training.batch_size / batch_size)
-    parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
-    if lora.linears:
-        parameters["keys"] = sorted(lora.linears)
+    layers = -1 if lora.layers is None else lora.layers
     return {
         "model": model,
         "train": True,
         "data": str(stage.number),
-        "fine_tune_type": lora.kind,
-        "num_layers": -1 if lora.layers is None else lora.layers,
-        "lora_parameters": parameters,
+        **AdapterConfig.of(lora, layers, sorted(lora.linears)).as_json(),
         "mask_prompt": True,
         "max_seq_length": ROUND_UP * (stage.longest // ROUND_UP + 1) + 1,
         "iters": len(stage.rates) * parts,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order, write_records
+from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order
 from pilocal.prompt.render import Record
+from pilocal.run_folder.rows import write_records
 from pilocal.task import Training
 
 LEAST_ROWS = 10
@@ -26,7 +27,7 @@ def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, w
     lines = []
     for stage in stages:
         for split, records in (("train", stage.train), ("valid", stage.valid)):
-            write_records(folder / str(stage.number) / f"{split}.jsonl", map(openai_record, records))
+            write_records(folder / str(stage.number), split, map(openai_record, records))
         # The host counts in whole epochs.
         epochs = max(1, round(stage.epochs(training.batch_size)))
         settings = {"n_epochs": epochs, "batch_size": training.batch_size}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,3 @@ def write_order(order: Order) -> None:
     write_json(order.folder / "order.json", {"stages": order.stages})
     with replacing(order.folder / "how.txt") as file:
         file.writelines(f"{line}\n" for line in order.how)
-
-
-def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Write one JSON object per line; raises RunError on a full disk."""
-    with replacing(path) as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

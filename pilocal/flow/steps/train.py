@@ -10,7 +10,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import STAGES
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
 
 
@@ -27,12 +27,7 @@ def _make(context: Context, key: str) -> list[Path]:
     steps = context.schedule.steps(context.task.training.steps)
     plans = [stage_plan(context, i, steps[i], context.run.stage(i)) for i in context.schedule.trained]
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive)
-    context.run.adapter.mkdir(exist_ok=True)
-    for name in ("adapters.safetensors", "adapter_config.json"):
-        with replacing(context.run.adapter / name, "wb") as file:
-            file.write((plans[-1].folder / name).read_bytes())
-        files.append(context.run.adapter / name)
-    return files
+    return files + copy_adapter(plans[-1].folder, context.run.adapter)
 
 
 def _note(context: Context) -> str:

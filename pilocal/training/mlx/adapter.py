@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,13 +14,15 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from pilocal.base.base import Base
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.adapter import AdapterConfig
+from pilocal.run_folder.files import replacing
+from pilocal.run_folder.tensors import Float32 as Floats
 from pilocal.task import Lora
 from pilocal.training.memory import check_lora
 
 
-def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
-    """Put fresh LoRA or DoRA layers on the last `lora.layers` blocks; return adapter_config's content.
+def add_lora(model: Any, lora: Lora, seed: int) -> AdapterConfig:
+    """Put fresh LoRA or DoRA layers on the last `lora.layers` blocks; return its settings.
 
     The start is decided by `seed` alone; the weights are float32. Raises InputError when the model has fewer layers, or
     a linear layer that was asked for is not in them.
@@ -30,12 +32,11 @@ def add_lora(model: Any, lora: Lora, seed: int) -> dict[str, Any]:
         name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
     )
     check_lora(lora, len(model.layers), known)
-    keys = sorted(lora.linears) or known
-    parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
+    config = AdapterConfig.of(lora, layers, sorted(lora.linears) or known)
     mx.random.seed(seed)
-    linear_to_lora_layers(model, layers, parameters, use_dora=lora.kind == "dora")
+    linear_to_lora_layers(model, layers, config.parameters, use_dora=lora.kind == "dora")
     mx.eval(model.trainable_parameters())
-    return {"fine_tune_type": lora.kind, "num_layers": layers, "lora_parameters": parameters}
+    return config
 
 
 def initial_adapter(base: Base, lora: Lora, seed: int) -> dict[str, Any]:
@@ -54,22 +55,8 @@ def adapter_weights(model: Any) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-def save_adapter(folder: Path, weights: dict[str, mx.array], config: dict[str, Any]) -> list[Path]:
-    """Write adapters.safetensors and adapter_config.json, each whole or not at all; return both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "adapters.safetensors", folder / "adapter_config.json"]
-    save_arrays(files[0], weights, {"format": "mlx"})
-    write_json(files[1], config)
-    return files
-
-
-def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that is either whole or not there; raises RunError on a full disk."""
+def save_tensors(path: Path, tensors: Mapping[str, Floats], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in MLX's order, whole or not at all; raises RunError on a full disk."""
+    arrays = {name: mx.array(value) for name, value in sorted(tensors.items())}
     with replacing(path, "wb") as file:
-        mx.save_safetensors(cast(BinaryIO, file), dict(sorted(arrays.items())), metadata)
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return adapter_config.json."""
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return config
+        mx.save_safetensors(cast(BinaryIO, file), arrays, dict(metadata))

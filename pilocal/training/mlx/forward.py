@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.llama import LlamaModel
-from mlx_lm.models.qwen2 import Qwen2Model
-from mlx_lm.models.qwen3 import Qwen3Model
 
-LAYERED = (LlamaModel, Qwen2Model, Qwen3Model)
+from pilocal.base.architecture import ARCHITECTURES
+
+LAYERED = {architecture.layered for architecture in ARCHITECTURES.values()}
 """Models whose layers are run one by one here; what sets them apart, biases and norms of heads, their modules tell."""
 
 KeysValues = tuple[mx.array, mx.array]
@@ -80,7 +79,7 @@ def completion_states(
 def runs_layers(model: Any) -> bool:
     """Tell whether this is a model with full attention in every layer whose layers are run one by one here."""
     inner = getattr(model, "model", None)
-    return type(inner) in LAYERED and getattr(inner, "swa_idx", None) is None
+    return f"{type(inner).__module__}.{type(inner).__qualname__}" in LAYERED and getattr(inner, "swa_idx", None) is None
 
 
 def _layers(inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool) -> mx.array:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pilocal.base.base import Base
 from pilocal.base.device import keeps_packed, machine_memory
@@ -37,11 +36,6 @@ class Setup:
     def name(self) -> str:
         """The backend's."""
         return MLX
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What adapter_config.json says of the base."""
-        return {"model": self.base.model, "base_sha256": self.base.sha256}
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""

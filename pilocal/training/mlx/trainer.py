@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.prompt.tokens import Row
+from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
-from pilocal.training.mlx.adapter import adapter_weights, add_lora, save_adapter
+from pilocal.training.mlx.adapter import adapter_weights, add_lora, save_tensors
 from pilocal.training.mlx.batches import Batch, Floats, make_batch
 from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizers import make_optimizer
@@ -41,10 +43,10 @@ class MlxTrainer:
 
         Raises ModelError when `initial` does not fit the base, InputError when `lora` does not.
         """
-        self.training, self.team = training, team or MlxTeam()
+        self._base, self.training, self.team = base, training, team or MlxTeam()
         self._model = load_base(base, precision=training.precision)
         self.config = add_lora(self._model, lora, training.seed)
-        """adapter_config.json's content."""
+        """The adapter's settings."""
         self.shares_prefix = base.shares_prefix
         """Whether rows are computed together, which has a part in their order."""
         self._optimizer = make_optimizer(self._model, training)
@@ -98,9 +100,10 @@ class MlxTrainer:
             self._optimizer.state = state
             self._begin()
 
-    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write adapters.safetensors and adapter_config.json, which holds the `facts`, too."""
-        save_adapter(folder, adapter_weights(self._model), self.config | dict(facts))
+    def save(self, folder: Path) -> None:
+        """Write the adapter, which names the base."""
+        config = replace(self.config, model=self._base.model, base_sha256=self._base.sha256)
+        Adapter(config=config, tensors=self.adapter()).write(folder, save_tensors)
 
     def reset_peak_memory(self) -> None:
         """Begin to measure anew."""

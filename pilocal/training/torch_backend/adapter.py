@@ -6,7 +6,6 @@ and `.lora_B.weight` (out, r); alpha = scale * rank.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from pilocal.errors import InputError
-from pilocal.run_folder.files import replacing, write_json
-from pilocal.task import Lora
+from pilocal.run_folder.adapter import PEFT_FILES
+from pilocal.run_folder.files import write_json
+from pilocal.run_folder.tensors import save_tensors
 
 Floats = NDArray[np.float32]
 
@@ -91,57 +89,14 @@ def check_adapter(adapter: Mapping[str, Floats], shapes: Mapping[str, tuple[int,
             raise InputError(where, f"{name} of the initial adapter holds what is no number", fix=fix)
 
 
-def read_adapter(folder: Path, lora: Lora, base_sha256: str) -> dict[str, Floats]:
-    """Return an adapter in mlx-lm's format, to start from.
-
-    Raises InputError when it cannot be read, or its settings or the base that it was made for (where it names one) are
-    not those of the task.
-    """
-    fix = "point at a folder with adapters.safetensors and adapter_config.json"
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapters.safetensors")
-        settings = dict(config["lora_parameters"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(folder, "the initial adapter cannot be read", got=str(error), fix=fix) from None
-    asked = {"rank": lora.rank, "scale": lora.scale}
-    for name, value in asked.items():
-        if settings.get(name) != value:
-            fix = f"set [lora] {name} to the adapter's, or give another"
-            what = f"the initial adapter's {name} is not the task's {value}"
-            raise InputError(folder, what, got=settings.get(name), fix=fix)
-    if config.get("fine_tune_type", "lora") != lora.kind:
-        what, fix = f"the initial adapter's kind is not the task's {lora.kind!r}", "give one of this kind"
-        raise InputError(folder, what, got=config["fine_tune_type"], fix=fix)
-    if config.get("base_sha256", base_sha256) != base_sha256:
-        what, fix = "the initial adapter was made for another base", "give one that was made for the task's model"
-        raise InputError(folder, what, got=config.get("model"), fix=fix)
-    return {name: value.astype(np.float32) for name, value in tensors.items()}
-
-
-def save_adapter(folder: Path, adapter: Mapping[str, Floats], config: Mapping[str, Any]) -> list[Path]:
-    """Write adapters.safetensors and adapter_config.json as mlx-lm does, each whole or not at all; return both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "adapters.safetensors", folder / "adapter_config.json"]
-    save_arrays(files[0], adapter, {"format": "mlx"})
-    write_json(files[1], config)
-    return files
-
-
 def save_peft(folder: Path, adapter: Mapping[str, Floats], settings: Any, base: str) -> list[Path]:
-    """Write adapter_model.safetensors and adapter_config.json as PEFT does; return both.
+    """Write the adapter's two files as PEFT does; return both.
 
     `settings` is the LoraConfig that was trained with, `base` what the task calls its model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
-    save_arrays(files[0], to_peft(adapter), {"format": "pt"})
+    files = [folder / name for name in PEFT_FILES]
+    save_tensors(files[0], to_peft(adapter), {"format": "pt"})
     said = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.to_dict().items()}
     write_json(files[1], said | {"base_model_name_or_path": base, "inference_mode": True})
     return files
-
-
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that is either whole or not there; raises RunError on a full disk."""
-    with replacing(path, "wb") as file:
-        file.write(save({name: np.asarray(value, order="C") for name, value in sorted(arrays.items())}, metadata))

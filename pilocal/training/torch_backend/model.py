@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
+from pilocal.base.architecture import architecture_of
 from pilocal.base.base import Base
 from pilocal.errors import InputError, ModelError
 from pilocal.packages import quiet_bitsandbytes
+from pilocal.run_folder.adapter import AdapterConfig
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
 from pilocal.training.torch_backend.nf4 import round_to_nf4
 from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
 from pilocal.training.torch_backend.weights import grouping, read_weights
-
-THETA = {"qwen2": 1_000_000.0}
-"""The base of the rope where config.json names none; 10,000 otherwise."""
 
 
 def load_model(base: Base, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
@@ -74,7 +73,7 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     dropped = ("quantization", "quantization_config", "rope_theta", "rope_scaling", "rope_parameters")
     made = {key: value for key, value in config.items() if key not in dropped}
-    theta = config.get("rope_theta") or THETA.get(config["model_type"], 10_000.0)
+    theta = config.get("rope_theta") or architecture_of(config).rope_theta
     scaling = dict(config.get("rope_scaling") or {})
     kind = scaling.pop("type", "default")
     made["rope_parameters"] = {**scaling, "rope_type": scaling.get("rope_type", kind), "rope_theta": float(theta)}
@@ -113,15 +112,9 @@ def linears(model: Any) -> list[str]:
     return sorted(name for name, module in model.model.layers[0].named_modules() if isinstance(module, torch.nn.Linear))
 
 
-def adapter_config(model: Any, lora: Lora) -> dict[str, Any]:
-    """Return what adapter_config.json says for mlx-lm."""
-    names = sorted(lora.linears) or linears(model)
-    settings = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": names}
-    return {
-        "fine_tune_type": lora.kind,
-        "num_layers": lora.layers or len(model.model.layers),
-        "lora_parameters": settings,
-    }
+def adapter_config(model: Any, lora: Lora) -> AdapterConfig:
+    """Return the adapter's settings, as mlx-lm has them."""
+    return AdapterConfig.of(lora, lora.layers or len(model.model.layers), sorted(lora.linears) or linears(model))
 
 
 def add_lora(model: Any, settings: Any) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row
+from pilocal.run_folder.adapter import read_start
 from pilocal.training.backend import PACKED, UNPACKED
-from pilocal.training.torch_backend.adapter import read_adapter
 from pilocal.training.torch_backend.setup import Setup
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
@@ -27,7 +27,7 @@ class TorchReference:
             setup.base,
             setup.lora,
             setup.training,
-            read_adapter(adapter, setup.lora, setup.base.sha256) if adapter else None,
+            read_start(adapter, setup.lora, setup.base.sha256) if adapter else None,
             device=setup.device,
             precision=setup.precision,
             weights=setup.weights or (PACKED if packs else UNPACKED),

@@ -49,11 +49,6 @@ class Setup:
         return TORCH
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What adapter_config.json says of the base."""
-        return {"model": self.base.model, "base_sha256": self.base.sha256}
-
-    @property
     def precision(self) -> str:
         """What the base computes in; the adapter, its gradients and the loss are float32 always."""
         return precision_of(self.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
+from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
 from pilocal.training.row_order import common_prefix
-from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters, save_adapter
+from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
 from pilocal.training.torch_backend.model import adapter_config, add_lora, load_model, lora_config
 from pilocal.training.torch_backend.optimizers import clip, get_state, make_optimizer, set_state
@@ -52,7 +54,7 @@ class TorchTrainer:
         rows begin with runs through the model once, and its keys and values serve every row; loss and gradients stay
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
-        self.training, self.team = training, team or TorchTeam()
+        self._base, self.training, self.team = base, training, team or TorchTeam()
         self.shares_prefix = share and base.shares_prefix
         """Whether what rows begin with together counts for their order, see `row_order.RowOrder`."""
         # What is computed again backwards keeps no keys and values.
@@ -61,7 +63,7 @@ class TorchTrainer:
         self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
         self.settings = lora_config(self.model, lora)
         self.config = adapter_config(self.model, lora)
-        """What adapter_config.json says for mlx-lm."""
+        """The adapter's settings, as mlx-lm has them."""
         add_lora(self.model, self.settings)
         self.parameters = parameters(self.model)
         self.optimizer = make_optimizer(list(self.parameters.values()), training)
@@ -154,9 +156,10 @@ class TorchTrainer:
         self.set_adapter(adapter)
         set_state(self.optimizer, list(self.parameters), optimizer)
 
-    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write adapters.safetensors and adapter_config.json, which holds the `facts`, too."""
-        save_adapter(folder, self.adapter(), self.config | dict(facts))
+    def save(self, folder: Path) -> None:
+        """Write the adapter, which names the base."""
+        config = replace(self.config, model=self._base.model, base_sha256=self._base.sha256)
+        Adapter(config=config, tensors=self.adapter()).write(folder)
 
     def reset_peak_memory(self) -> None:
         """Begin to measure anew, on CUDA."""

@@ -123,6 +123,7 @@ import sys
 from pathlib import Path
 
 sys.modules |= dict.fromkeys(("mlx", "mlx.core", "mlx_lm"))  # None: they cannot be imported
+from pilocal.base.base import Base
 from pilocal.progress import silent
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
@@ -130,7 +131,7 @@ from pilocal.training.row_order import StagePlan
 from pilocal.training.torch_backend.setup import Setup
 
 training = Training(batch_size=4)
-setup = Setup(model="tiny", base=Path(sys.argv[1]), base_sha256="", lora=Lora(), training=training, device="cpu")
+setup = Setup(base=Base.at(Path(sys.argv[1])), lora=Lora(), training=training, device="cpu")
 rows = [[Row(tuple(range(1, length)), 5) for length in (9, longest)] for longest in (200, 20)]
 forecast = setup.plan([StagePlan(n, rows[n], (), 5, Path()) for n in (0, 1)], probe=True, progress=silent)
 print(forecast.memory > 1 << 30, forecast.advice, *(need.peak for need in forecast.needs))
@@ -138,7 +139,7 @@ print(forecast.memory > 1 << 30, forecast.advice, *(need.peak for need in foreca
 
 
 def test_pytorch_is_planned_without_mlx(tiny_base):
-    command = [sys.executable, "-c", WITHOUT_MLX, str(tiny_base)]
+    command = [sys.executable, "-c", WITHOUT_MLX, str(tiny_base.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     much, advice, *peaks = done.stdout.split()
     assert (much, advice) == ("True", "None")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pilocal.base.base import Base
+from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ExportError
 from pilocal.export.card import Facts
 from pilocal.export.chat_layout import probes, read_layout
@@ -104,7 +105,7 @@ func main() {
 @pytest.fixture
 def tokenizer(starter: Base) -> Callable[[str], Any]:
     def make(chat_template: str) -> Any:
-        loaded = starter.tokenizer
+        loaded = load_tokenizer(starter.folder)  # one of its own, since it is changed
         loaded.chat_template = chat_template
         return loaded
 

@@ -55,9 +55,6 @@ def test_every_link_and_every_path_leads_somewhere(path):
 
 
 MOVING = {
-    "pilocal/run_folder": "pilocal/run",
-    "pilocal/comparison": "pilocal/compare",
-    "pilocal/server": "pilocal/serve",
     "pilocal/base/architecture.py": "pilocal/export/architecture.py",
 }
 """Places by the names that documents give them, and the names that they have until they are moved."""

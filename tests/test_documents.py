@@ -50,22 +50,8 @@ def test_every_link_and_every_path_leads_somewhere(path):
     text = path.read_text(encoding="utf-8")
     links = [path.parent / link for link in LINK.findall(text) if "://" not in link]
     paths = [ROOT / named for named in PATH.findall(text) if "NAME" not in named]
-    missing = [str(target) for target in (*links, *paths) if not there(target)]
+    missing = [str(target) for target in (*links, *paths) if not (target).exists()]
     assert not missing
-
-
-MOVING = {
-    "pilocal/run_folder": "pilocal/run",
-    "pilocal/comparison": "pilocal/compare",
-    "pilocal/server": "pilocal/serve",
-}
-"""Places by the names that documents give them, and the names that they have until they are moved."""
-
-
-def there(path: Path) -> bool:
-    place = str(path.resolve().relative_to(ROOT))
-    names = [place.replace(new, old, 1) for new, old in MOVING.items() if place.startswith(new)]
-    return any((ROOT / name).exists() for name in (place, *names))
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)

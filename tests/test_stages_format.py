@@ -143,7 +143,7 @@ def test_openai_gets_a_valid_train_and_valid_file_for_every_trained_stage(folder
         assert [faults(line) for line in lines] == [[] for _ in own.read_text().splitlines()]
     shot = json.loads((made / "1" / "train.jsonl").read_text().splitlines()[0])["messages"][2]
     assert (shot["role"], shot["weight"]) == ("assistant", 0)
-    assert "1/train.jsonl" in printed and "the model that the job before made" in printed
+    assert "1/train.jsonl" in printed and "the model of the job before" in printed
 
 
 def test_openai_jobs_come_in_order_with_rows_tokens_and_a_method_that_its_client_accepts(folder: Path) -> None:

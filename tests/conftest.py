@@ -10,7 +10,9 @@ import pytest
 
 from pilocal.base.base import Base, find_base
 from pilocal.packages import is_installed
+from pilocal.run_folder.shipped import Shipped
 from tests import vocabularies
+from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 
 
@@ -109,3 +111,15 @@ def sliding_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Bas
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Path:
     """Rank 4, scale 2, on every linear layer of tiny_base and tiny_tied_base."""
     return make_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> list[Path]:
+    """Two tasks with an adapter each on the starter, and one that is fused."""
+    root = tmp_path_factory.mktemp("runs")
+    made: list[Shipped] = []
+    for seed, name in enumerate(("colours", "lights", "melted")):
+        adapter = make_adapter(root / f"adapter-{name}", starter, rank=4, scale=2.0, seed=seed)
+        gguf = made[0].folder / made[0].base if made else None
+        made.append(make_run(root / name, starter, adapter, gguf=gguf, fused=name == "melted"))
+    return [shipped.folder.parent for shipped in made]

@@ -127,24 +127,35 @@ def test_a_module_imports_only_from_lower_floors():
     assert not wrong
 
 
+def foreign_to(part: str) -> tuple[str, ...]:
+    """Return what a part of training/ must not import: its own modules (the loop), or a backend's."""
+    backends = ("pilocal.training.mlx", "pilocal.training.torch_backend")
+    return {
+        "mlx": (backends[1], "torch", "transformers", "peft"),
+        "torch_backend": (backends[0], "mlx", "mlx_lm"),
+        "tracker.py": (*backends, "mlx", "mlx_lm", "transformers", "peft"),  # TensorBoard's writer is in torch
+    }.get(part, (*backends, "mlx", "mlx_lm", "torch", "transformers", "peft"))
+
+
+def modules_in(path: Path) -> list[str]:
+    """Return the modules that the import statements of a file name."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+    return found
+
+
 def test_the_training_loop_knows_no_backend_and_the_backends_not_each_other():
     """Parity rests on it: each unpacks weights, computes and takes its optimizer's steps by itself."""
-    frameworks = ("mlx", "mlx_lm", "torch", "transformers", "peft")
     room = PACKAGE / "training"
     checked = 0
     for path in sorted(room.rglob("*.py")):
-        backend = path.relative_to(room).parts[0]
-        foreign = {
-            "mlx": ("pilocal.training.torch_backend", "torch", "transformers", "peft"),
-            "torch_backend": ("pilocal.training.mlx", "mlx", "mlx_lm"),
-        }.get(backend, ("pilocal.training.mlx", "pilocal.training.torch_backend", *frameworks))
-        if path.name == "tracker.py":
-            foreign = tuple(name for name in foreign if name != "torch")  # TensorBoard's writer is in it
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
-            assert not [n for n in names for f in foreign if n == f or n.startswith(f"{f}.")], path
-            checked += len(names)
+        names, foreign = modules_in(path), foreign_to(path.relative_to(room).parts[0])
+        assert not [n for n in names for f in foreign if n == f or n.startswith(f"{f}.")], path
+        checked += len(names)
     assert checked > 100
 
 
@@ -177,27 +188,31 @@ def test_llama_cpp_has_one_room_and_its_server_one_file():
     assert importers > outside
 
 
+def held_calls(tree: ast.Module) -> list[ast.Call]:
+    """Return the calls that load what llama.cpp keeps in memory."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").startswith("pilocal.llamacpp.")]
+    held = {name.name for node in ours for name in node.names} & {"Model", "Context", "Engine", "BatchEngine"}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func) in held]
+
+
+def entered(tree: ast.Module) -> list[ast.expr]:
+    """Return what a `with` or an exit stack closes."""
+    withs = [node for node in ast.walk(tree) if isinstance(node, ast.With)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    stacked = [call.args[0] for call in calls if ast.unparse(call.func).endswith(".enter_context")]
+    return [item.context_expr for node in withs for item in node.items] + stacked
+
+
 def test_what_holds_llama_cpp_s_memory_is_made_in_a_with():
     """Else an interrupt leaves the model in memory."""
-    held, checked = {"Model", "Context", "Engine", "BatchEngine"}, 0
+    checked = 0
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            name.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pilocal.llamacpp.")
-            for name in node.names
-        }
-        entered = [item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
-        entered += [
-            each.args[0]
-            for each in ast.walk(tree)
-            if isinstance(each, ast.Call) and ast.unparse(each.func).endswith(".enter_context")
-        ]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in held & imported:
-                checked += 1
-                assert node in entered, f"{path}:{node.lineno}"
+        for call in held_calls(tree):
+            checked += 1
+            assert call in entered(tree), f"{path}:{call.lineno}"
     assert checked > 8
 
 

@@ -50,7 +50,7 @@ def test_every_link_and_every_path_leads_somewhere(path):
     text = path.read_text(encoding="utf-8")
     links = [path.parent / link for link in LINK.findall(text) if "://" not in link]
     paths = [ROOT / named for named in PATH.findall(text) if "NAME" not in named]
-    missing = [str(target) for target in (*links, *paths) if not (target).exists()]
+    missing = [str(target) for target in (*links, *paths) if not target.exists()]
     assert not missing
 
 

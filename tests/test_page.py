@@ -15,7 +15,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from pilocal.base.base import Base
 from tests.served import make_run
-from tests.test_serve import KEY, Server, running
+from tests.serving import KEY, Server, running
 from tests.tiny import make_adapter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -19,7 +19,7 @@ from pilocal import errors
 from pilocal.cli import cli
 from pilocal.task import METRICS, TABLES
 from pilocal.task.load import _Top
-from pilocal.task.schedule import DECAYS, Law, Stage
+from pilocal.task.schedule import DECAYS, DecaySchedule, Stage
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pilocal"
@@ -75,7 +75,11 @@ def settings_page() -> str:
     parts[-1] += "".join(f"\n| `{name}` | {code(read)} |" for name, read in METRICS.items()) + "\n"
     for table, cls in TABLES.items():
         parts += [f"### [{table}]\n", keys(cls)]
-    parts += ["## A schedule file with a decay\n", keys(Law), "| `decay` | what it does | reads |\n| --- | --- | --- |"]
+    parts += [
+        "## A schedule file with a decay\n",
+        keys(DecaySchedule),
+        "| `decay` | what it does | reads |\n| --- | --- | --- |",
+    ]
     rows = (f"\n| `{name}` | {what} | {code(sorted(read | {'shots'}))} |" for name, (what, read) in DECAYS.items())
     parts[-1] += "".join(rows) + "\n"
     parts += ["## A schedule file with [[stage]] tables\n", keys(Stage)]

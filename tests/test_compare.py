@@ -20,12 +20,14 @@ from pilocal.comparison.slices import slices
 from pilocal.comparison.table import Prices, make_table
 from pilocal.errors import InputError, RunError
 from pilocal.task import Example, load_task
-from pilocal.task.schedule import DECAYS, Law
+from pilocal.task.schedule import DECAYS, DecaySchedule
 from tests.test_cli import pilocal
 from tests.test_flow import make_task
 
 ARMS = ("full-prompt-cached", "rules@0.5", "linear", "direct", "drop", "adaptive")
-DESIGN = Design(arms=parse_arms(ARMS), seeds=(0, 3), law=Law(decay="linear", stages=3, shots=2), curve=(4, 6))
+DESIGN = Design(
+    arms=parse_arms(ARMS), seeds=(0, 3), decay_schedule=DecaySchedule(decay="linear", stages=3, shots=2), curve=(4, 6)
+)
 TRAINED = [(arm, seed, None) for seed in (0, 3) for arm in ("linear", "direct", "drop", "adaptive")]
 CURVE = [(arm, seed, n) for seed in (0, 3) for n in (4, 6) for arm in ("direct", "linear", "adaptive")]
 EVERY = [(arm, None, None) for arm in ("query-only", "full-prompt", *ARMS[:2])] + TRAINED + CURVE
@@ -178,7 +180,9 @@ def test_the_table_has_the_slices_where_there_are_two(compared, tmp_path):
     task = make_task(tmp_path / "task", "starter", steps=6)
     lines = (task / "train.jsonl").read_text().splitlines(keepends=True)
     (task / "train.jsonl").write_text("".join(line for line in lines if "MIP" not in line))
-    design = Design(arms=parse_arms(("query-only", "direct")), seeds=(0,), law=Law(decay="linear", shots=1))
+    design = Design(
+        arms=parse_arms(("query-only", "direct")), seeds=(0,), decay_schedule=DecaySchedule(decay="linear", shots=1)
+    )
     table = table_of(task, tmp_path / "out", design)
     assert table["slices"] == {"taught": 2, "template-only": 1}
     for row in table["arms"]:

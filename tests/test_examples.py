@@ -15,7 +15,7 @@ import pytest
 from pilocal.base.base import find_base
 from pilocal.evaluate.scoring import python_tests
 from pilocal.task import load_task
-from pilocal.task.schedule import load_law, load_schedule
+from pilocal.task.schedule import load_decay, load_schedule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -97,15 +97,15 @@ def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scor
     script = SCRIPTS[name][0] if name in SCRIPTS else f"{name}/prepare.py"
     assert f"python examples/{script}" in text
     assert text.count("<!-- scores -->") == text.count("<!-- /scores -->") == 1
-    law = load_law(schedule_of(name))
+    law = load_decay(schedule_of(name))
     stages = re.findall(r"^\| (\d) \| ([\d.]+) \| (\d) \|", text, re.MULTILINE)
     wanted = [(str(i), f"{stage.tau:.2f}", str(stage.shots)) for i, stage in enumerate(law.schedule().stages)]
     assert stages[: law.stages] == wanted
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_schedule_of_an_example_is_the_linear_law(name):
-    law = load_law(schedule_of(name))
+def test_the_schedule_of_an_example_is_the_linear_decay(name):
+    law = load_decay(schedule_of(name))
     assert (law.decay, law.stages, law.shots, law.final) == ("linear", 4, 2, 0.86)
 
 
@@ -251,7 +251,7 @@ def test_the_public_files_make_a_task_that_fits_the_starter(name, tmp_path):
     assert len(whole.test) == SIZES[name]["test"]
     tokenizer = find_base("starter", out).tokenizer
     template = len(tokenizer.encode(starter.template))
-    most = load_law(schedule_of(name)).shots
+    most = load_decay(schedule_of(name)).shots
     longest = sorted(len(tokenizer.encode(e.query)) + len(tokenizer.encode(e.answer)) for e in starter.train)[-most:]
     longest = longest if most else []
     asked = max(len(tokenizer.encode(e.query)) for e in (*starter.test, *starter.valid, *starter.train))

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilocal.errors import InputError
-from pilocal.task.schedule import DECAYS, DEFAULT, Law, Schedule, Stage, load_law, load_schedule
+from pilocal.task.schedule import DECAYS, DEFAULT, DecaySchedule, Schedule, Stage, load_decay, load_schedule
 
 FOLDER = Path(__file__).parent.parent / "schedules"
 
 
 def laws(decays=tuple(DECAYS)):
     return st.builds(
-        Law,
+        DecaySchedule,
         decay=st.sampled_from(decays),
         stages=st.integers(2, 12),
         shots=st.integers(1, 9),
@@ -46,7 +46,7 @@ def test_a_decay_has_the_stages_and_the_last_share_that_were_asked_for(law):
 @given(st.integers(3, 12), st.floats(0.1, 10))
 def test_exponential_lies_below_linear_and_inverse_exponential_above(stages, rate):
     taus = [
-        [stage.tau for stage in Law(decay=decay, stages=stages, rate=rate).schedule().stages[1:-1]]
+        [stage.tau for stage in DecaySchedule(decay=decay, stages=stages, rate=rate).schedule().stages[1:-1]]
         for decay in ("exponential", "linear", "inverse-exponential")
     ]
     for low, middle, high in zip(*taus, strict=True):
@@ -55,7 +55,7 @@ def test_exponential_lies_below_linear_and_inverse_exponential_above(stages, rat
 
 def test_the_ablations_train_what_they_say():
     def trained(decay):
-        schedule = Law(decay=decay, shots=4).schedule()
+        schedule = DecaySchedule(decay=decay, shots=4).schedule()
         return [(round(schedule.stages[i].tau, 2), schedule.stages[i].shots) for i in schedule.trained]
 
     assert trained("template-only") == [(1.0, 0), (0.67, 0), (0.33, 0), (0.0, 0)]
@@ -66,13 +66,13 @@ def test_the_ablations_train_what_they_say():
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_every_law_gets_the_same_number_of_optimizer_steps(decay):
-    assert sum(Law(decay=decay, final=0.86).schedule().steps(250)) == 250
+    assert sum(DecaySchedule(decay=decay, final=0.86).schedule().steps(250)) == 250
 
 
 def test_every_law_has_a_file_of_its_own():
     assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted(DECAYS)
     for decay in DECAYS:
-        assert load_law(FOLDER / f"{decay}.toml") == Law(decay=decay)
+        assert load_decay(FOLDER / f"{decay}.toml") == DecaySchedule(decay=decay)
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8), st.integers(0, 500))
@@ -125,8 +125,8 @@ def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path, text, m
     assert message in str(caught.value)
 
 
-def test_a_comparison_needs_a_law(tmp_path):
+def test_a_comparison_needs_a_decay(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text("[[stage]]\ntau = 0\nshots = 0\nshare = 1\n")
     with pytest.raises(InputError, match=r"s.toml:1: this must name a decay, not"):
-        load_law(path)
+        load_decay(path)

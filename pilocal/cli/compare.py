@@ -22,7 +22,7 @@ HELP = f"""Run every arm with every seed and write one table; run it again to re
 
 @click.command(help=HELP)
 @click.argument("task", type=FOLDER)
-@click.option("--schedule", type=FOLDER, help="Schedule file with a law: stages, shots and shares of every arm.")
+@click.option("--schedule", type=FOLDER, help="Schedule file with a decay: stages, shots and shares of every arm.")
 @click.option("--run", "folder", type=FOLDER, help="The comparison's folder; TASK/compare by default.")
 @click.option("--arms", callback=NAMES, default="", help="Arms between commas; by default all that need nothing else.")
 @click.option("--seeds", callback=NUMBERS, default="0,1,2", show_default=True, help="Training seeds between commas.")
@@ -54,15 +54,15 @@ def compare(
     from pilocal.comparison.files import default_folder
     from pilocal.errors import InputError
     from pilocal.flow.listeners import Listeners
-    from pilocal.task.schedule import load_law
+    from pilocal.task.schedule import load_decay
 
     if training_price is not None and price is None:
         raise InputError("--training-price", "needs --price", fix="give both")
     prices = None
     if price is not None:
         prices = Prices(prompt=price, training=price if training_price is None else training_price)
-    law = load_law(schedule) if schedule else LINEAR
-    design = Design(arms=parse_arms(arms), seeds=seeds, law=law, curve=curve)
+    decay = load_decay(schedule) if schedule else LINEAR
+    design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve)
     folder = folder or default_folder(task)
     with progress_bars() as (progress, console):
         table = run_comparison(

@@ -72,7 +72,7 @@ class Comparison:
     def _asked(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
         """Return the result of the base with a prompt."""
         full = arm.prompt is Prompt.FULL
-        asked = Stage(tau=arm.tau if full else 0.0, shots=self.design.law.shots if full else 0, share=0.0)
+        asked = Stage(tau=arm.tau if full else 0.0, shots=self.design.decay_schedule.shots if full else 0, share=0.0)
         compression = self.task.compression
         if arm.compressor:
             compression = replace(compression, method=arm.compressor)
@@ -106,7 +106,7 @@ class Comparison:
         task = replace(self.task, training=replace(self.task.training, seed=seed))
         if examples is not None:
             task = replace(task, train=subset(task.train, examples, seed))
-        schedule = replace(self.design.law, decay=name).schedule()
+        schedule = replace(self.design.decay_schedule, decay=name).schedule()
         with self._opened(title, task, schedule) as context:
             key = self._key(TRAIN.key(context), name, seed, examples)
             if known := self._known(name, seed, examples, key):
@@ -173,7 +173,7 @@ class Comparison:
     @cached_property
     def _first(self) -> Context:
         """A context in which no step runs, for what belongs to the base."""
-        return checked_context(self.task, self.design.law.schedule(), self.run, self.listeners)
+        return checked_context(self.task, self.design.decay_schedule.schedule(), self.run, self.listeners)
 
     @cached_property
     def _asker(self) -> Asker:

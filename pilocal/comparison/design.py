@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pilocal.comparison.arms import ComparedArm
 from pilocal.errors import InputError
 from pilocal.task import Example, Task
-from pilocal.task.schedule import Law
+from pilocal.task.schedule import DecaySchedule
 
-LINEAR = Law(decay="linear")
+LINEAR = DecaySchedule(decay="linear")
 
 CURVE_ARMS = ("direct", "linear", "adaptive")
 """The schedules of the learning curve."""
@@ -23,7 +23,7 @@ class Design:
 
     arms: tuple[ComparedArm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    law: Law = LINEAR
+    decay_schedule: DecaySchedule = LINEAR
     """Stages, shots and rates of every schedule; each arm puts its own decay in place of this one."""
     curve: tuple[int, ...] = ()
     """Numbers of training examples of the learning curve."""
@@ -33,8 +33,8 @@ class Design:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
         for count in self.curve:
-            if not self.law.shots < count <= len(task.train):
-                least = self.law.shots + 1
+            if not self.decay_schedule.shots < count <= len(task.train):
+                least = self.decay_schedule.shots + 1
                 fix = f"write numbers between {least} and {len(task.train)}"
                 raise InputError("--curve", "the training set does not have so many examples", got=count, fix=fix)
 

@@ -46,7 +46,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "metric": task.metric,
         "n": len(task.test),
         "seeds": list(design.seeds),
-        "law": {name: value for name, value in asdict(design.law).items() if name != "decay"},
+        "law": {name: value for name, value in asdict(design.decay_schedule).items() if name != "decay"},
         "steps": task.training.steps,
         "prices": asdict(prices) if prices else None,
         "slices": {name: len(numbers) for name, numbers in cut.items()},

@@ -54,7 +54,7 @@ class Schedule:
     def steps(self, total: int) -> tuple[int, ...]:
         """Divide `total` optimizer steps by the stages' shares; a share above 0 gets at least one step.
 
-        >>> Law(decay="linear").schedule().steps(10)
+        >>> DecaySchedule(decay="linear").schedule().steps(10)
         (3, 3, 2, 2)
         """
         exact = [stage.share * total for stage in self.stages]
@@ -111,7 +111,7 @@ DECAYS: Mapping[str, tuple[str, frozenset[str]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Law:
+class DecaySchedule:
     """A schedule given by its decay, not stage by stage; the first three are PromptIntern's (EMNLP Findings 2024)."""
 
     decay: str
@@ -146,9 +146,9 @@ class Law:
     def schedule(self) -> Schedule:
         """Return the stages.
 
-        >>> [(round(s.tau, 2), s.shots) for s in Law(decay="linear").schedule().stages]
+        >>> [(round(s.tau, 2), s.shots) for s in DecaySchedule(decay="linear").schedule().stages]
         [(1.0, 5), (0.67, 3), (0.33, 2), (0.0, 0)]
-        >>> [(s.tau, s.shots, s.share) for s in Law(decay="drop").schedule().stages]
+        >>> [(s.tau, s.shots, s.share) for s in DecaySchedule(decay="drop").schedule().stages]
         [(1.0, 5, 1.0), (0.0, 0, 0.0)]
         """
         if self.decay in ("drop", "direct"):
@@ -172,17 +172,17 @@ class Law:
         return Schedule(tuple(parts), adaptive)
 
     def _left(self, progress: float) -> float:
-        laws = {"exponential": exponential, "inverse-exponential": inverse_exponential}
-        if self.decay in laws and progress < 1:
-            return laws[self.decay](progress, self.rate)
+        curves = {"exponential": exponential, "inverse-exponential": inverse_exponential}
+        if self.decay in curves and progress < 1:
+            return curves[self.decay](progress, self.rate)
         return 1 - progress
 
 
-DEFAULT = Law(decay="linear").schedule()
+DEFAULT = DecaySchedule(decay="linear").schedule()
 """The schedule of a run without --schedule; the same as schedules/linear.toml."""
 
 
-def load_law(path: Path) -> Law:
+def load_decay(path: Path) -> DecaySchedule:
     """Read a schedule file that names a decay; raises InputError or Faults, also for [[stage]] tables."""
     values, text = read_toml(path)
     if "stage" in values:
@@ -190,20 +190,20 @@ def load_law(path: Path) -> Law:
         raise InputError(
             f"{path}:{line_of(text, 'stage')}", "this must name a decay, not list [[stage]] tables", fix=fix
         )
-    return _law(values, text, path)
+    return _decay(values, text, path)
 
 
-def _law(values: dict[str, Any], text: str, path: Path) -> Law:
+def _decay(values: dict[str, Any], text: str, path: Path) -> DecaySchedule:
     faults: list[PilocalError] = []
-    law = build(Law, values, faults, path, text)
-    if law:
-        read = DECAYS[law.decay][1] | {"decay", "shots"}
+    decay = build(DecaySchedule, values, faults, path, text)
+    if decay:
+        read = DECAYS[decay.decay][1] | {"decay", "shots"}
         for key in values.keys() - read:
-            what, fix = f"{law.decay} does not read {key}", "leave it out"
+            what, fix = f"{decay.decay} does not read {key}", "leave it out"
             faults.append(InputError(f"{path}:{line_of(text, key)}", what, got=values[key], fix=fix))
     raise_all(faults)
-    assert law is not None
-    return law
+    assert decay is not None
+    return decay
 
 
 def load_schedule(path: str | Path) -> Schedule:
@@ -215,7 +215,7 @@ def load_schedule(path: str | Path) -> Schedule:
     path = Path(path)
     values, text = read_toml(path)
     if "stage" not in values:
-        return _law(values, text, path).schedule()
+        return _decay(values, text, path).schedule()
     faults: list[PilocalError] = []
     tables: Any = values.pop("stage")
     if values:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 if sys.platform == "linux":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Nobody is told to install PyTorch for a tokenizer's sake; read when transformers is imported.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 __all__ = [
     "ExportError",
     "Faults",

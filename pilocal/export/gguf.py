@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
@@ -56,7 +57,7 @@ def write_gguf(out: Path, writer: GGUFWriter, tensors: Sequence[Tensor]) -> None
         count = math.prod(tensor.shape) // numbers * size
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float16), count, raw_dtype=tensor.type)
     with replacing(out, "wb") as file:
-        writer.fout, writer.state = [file], WriterState.EMPTY
+        writer.fout, writer.state = [cast(BufferedWriter, file)], WriterState.EMPTY
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

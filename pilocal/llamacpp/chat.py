@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pilocal.errors import ModelError
 from pilocal.llamacpp.library import load_llama_cpp
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.tokens import DATE_STRING
+
+if TYPE_CHECKING:
+    from llama_cpp import ChatCompletionRequestMessage
 
 
 class ChatTemplate:
@@ -31,7 +34,8 @@ class ChatTemplate:
 
         Raises jinja2.TemplateError, ValueError or TypeError when the template does not take the messages.
         """
-        text = self._format(messages=messages, date_string=DATE_STRING, **more).prompt
+        chat = cast("list[ChatCompletionRequestMessage]", list(messages))
+        text = self._format(messages=chat, date_string=DATE_STRING, **more).prompt
         return self._tokenizer.tokens(text, special=True)
 
 

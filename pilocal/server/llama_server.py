@@ -11,12 +11,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pilocal.errors import InputError
 from pilocal.llamacpp.chat import no_chat_template
 from pilocal.llamacpp.library import collected_errors, load_llama_cpp, refusal
 from pilocal.prompt.tokens import DATE_STRING
+
+if TYPE_CHECKING:
+    from llama_cpp.server.model import LlamaProxy
 
 
 def load_llama(gguf: Path, *, context: int, threads: int | None) -> Any:
@@ -55,7 +58,7 @@ def answer_with(models: Callable[[str | None], Any]) -> None:
     """Have the app's routes ask `models` for the `Llama` that answers a request."""
     from llama_cpp.server import app as llama_app
 
-    llama_app._llama_proxy = models
+    llama_app._llama_proxy = cast("LlamaProxy", models)
 
 
 def validate_request(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -345,7 +345,8 @@ def train(out: Path, recipe: Recipe) -> None:
         train_tokenizer(corpus(), out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlamaForCausalLM(model_config(recipe)).to(device)
+    model: Any = LlamaForCausalLM(model_config(recipe))
+    model.to(device)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(recipe.embedding_std / model.config.initializer_range)
     optimizer = torch.optim.AdamW(

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
@@ -29,7 +30,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> AdapterConfig:
     """
     layers = lora.layers or len(model.layers)
     known = sorted(
-        name for name, module in model.layers[0].named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
+        name for name, module in model.layers[0].named_modules() if isinstance(module, Linear | QuantizedLinear)
     )
     check_lora(lora, len(model.layers), known)
     config = AdapterConfig.of(lora, layers, sorted(lora.linears) or known)

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx import nn
+from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
 from pilocal.base.device import on_cpu
@@ -32,10 +32,10 @@ class BatchTrainer:
         def loss_of(model: Any, *arrays: mx.array) -> tuple[mx.array, mx.array]:
             return completion_loss(model, *arrays, first=first, recompute=training.recompute)
 
-        value_and_grad = nn.value_and_grad(model, loss_of)
+        of_model = value_and_grad(model, loss_of)
 
         def gradient(share: mx.array, *arrays: mx.array) -> tuple[mx.array, Any]:
-            (loss, _), gradients = value_and_grad(model, *arrays)
+            (loss, _), gradients = of_model(model, *arrays)
             return share * loss, tree_map(lambda g: share * g, gradients)
 
         def update(gradients: Any) -> mx.array:

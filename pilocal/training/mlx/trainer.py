@@ -83,7 +83,7 @@ class MlxTrainer:
 
     def optimizer_state(self) -> dict[str, NDArray[Any]]:
         """Return what the optimizer remembers."""
-        return {name: np.asarray(value) for name, value in tree_flatten(self._optimizer.state)}
+        return {name: np.asarray(value) for name, value in dict(tree_flatten(self._optimizer.state)).items()}
 
     def restore(self, adapter: Mapping[str, Floats], optimizer: Mapping[str, NDArray[Any]]) -> None:
         """Take other weights for the adapter, and what the optimizer remembered with them."""
@@ -117,7 +117,7 @@ class MlxTrainer:
         """Return the mean loss per completion token, in nats, and its gradient, not clipped."""
         stage = self._stage_of(rows)
         loss, gradients = self.batches.gradients(stage.batch(rows), stage.below)
-        return float(loss), {name: np.array(value) for name, value in tree_flatten(gradients)}
+        return float(loss), {name: np.array(value) for name, value in dict(tree_flatten(gradients)).items()}
 
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
         """Take step `number` (from 0) of the whole run; return the loss and the gradient norm, both before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -99,7 +99,7 @@ def lora_config(model: Any, lora: Lora) -> Any:
     adapted = range(layers - (lora.layers or layers), layers)
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.scale * lora.rank,
+        lora_alpha=cast(int, lora.scale * lora.rank),  # so it is annotated; a fraction does as well
         lora_dropout=lora.dropout,
         target_modules=[f"model.layers.{i}.{name}" for i in adapted for name in sorted(lora.linears) or known],
         bias="none",

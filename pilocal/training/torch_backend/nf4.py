@@ -18,7 +18,7 @@ def round_to_nf4(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     Embeddings and the output layer keep their floats, as in QLoRA (https://arxiv.org/abs/2305.14314).
     """
     quiet_bitsandbytes()
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     for block in model.model.layers:
         for name, layer in list(block.named_modules()):

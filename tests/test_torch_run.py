@@ -69,6 +69,32 @@ def whole_run(tiny_base, tmp_path_factory):
     return folder
 
 
+STEP = """
+import sys
+from pathlib import Path
+
+if sys.argv[2] == "mlx":
+    import pilocal.training.mlx
+from pilocal.training.torch_backend.adapter import draw
+from pilocal.training.torch_backend.trainer import TorchTrainer
+from pilocal.base.base import Base
+from pilocal.task import Lora, Training
+from tests.test_train import random_rows
+
+trainer = TorchTrainer(Base.at(Path(sys.argv[1])), Lora(rank=4), Training(), None)
+trainer.set_adapter({name: value + 0.01 for name, value in draw(trainer.shapes, 0).items()})
+print(trainer.gradients(random_rows(3, 6, 20, 2, 16))[1]["model.layers.0.mlp.up_proj.lora_b"].tobytes().hex())
+"""
+
+
+def test_the_rounding_does_not_depend_on_whether_mlx_was_there_first(tiny_base):
+    def gradient(first):
+        command = [sys.executable, "-c", STEP, str(tiny_base.folder), first]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+    assert gradient("mlx") == gradient("torch") != ""
+
+
 def stop_after(step):
     def stop(what, done, total, note=""):
         if done == step:

@@ -15,9 +15,6 @@ torch := if UV_FIND_LINKS == "" { "--torch-backend=auto" } else { "" }
 export CMAKE_ARGS := env("CMAKE_ARGS", "") + " -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_INCLUDE=" + quote(justfile_directory() / ".ci/llama_cpp.cmake")
 export SKBUILD_BUILD_TARGETS := "llama;ggml"
 
-# The tests that take seconds.
-quick_tests := "tests/test_architecture.py tests/test_guards.py tests/test_documents.py tests/test_task.py tests/test_schedule.py tests/test_compress.py tests/test_hashes.py tests/test_rundir.py tests/test_tokens.py pilocal/task pilocal/errors.py"
-
 [private]
 default:
     @just --list --unsorted
@@ -36,9 +33,9 @@ lint: setup
     {{ bin }}/ruff format --check .
     {{ bin }}/mypy
 
-# Lint, types and the tests that take seconds: while you work
-quick: lint
-    {{ bin }}/pytest -x {{ quick_tests }}
+# Run the tests that take a moment: while you work
+quick: setup
+    {{ bin }}/pytest -x -m "not slow and not browser and not processes"
 
 # Lint, types and tests: what CI runs
 check: lint test

@@ -12,14 +12,30 @@ from pilocal.base.base import Base, find_base
 from pilocal.packages import is_installed
 from pilocal.run_folder.shipped import Shipped
 from tests import vocabularies
+from tests.durations import Durations, name_of, slow_tests
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let pyproject.toml's timeout stand where the plugin that reads it is not installed."""
+    parser.addoption("--write-slow", action="store_true", help="measure the tests and write tests/slow.txt")
     if not is_installed("pytest_timeout"):
         parser.addini("timeout", "seconds that a test may take")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the tests where that is asked for."""
+    if config.getoption("--write-slow"):
+        config.pluginmanager.register(Durations())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that are known to be slow."""
+    slow = slow_tests()
+    for item in items:
+        if name_of(item) in slow:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

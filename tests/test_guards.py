@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.durations import slow_tests
 from tests.test_architecture import PACKAGE, ROOMS, arrows, imported
 
 ROOT = PACKAGE.parent
@@ -171,3 +172,11 @@ def test_there_is_no_circle_of_rooms():
             del above[room]
         above = {room: others.difference(free) for room, others in above.items()}
     assert not above
+
+
+def test_every_slow_test_is_there():
+    known = {name.replace(":", "::").replace(".", "::") for name, _ in functions()}
+    files = {name.split("::")[0] for name in slow_tests()}
+    assert all((ROOT / file).is_file() for file in files)
+    named = {f"{file.replace('.', '::')}::{test}" for file, _, test in (name.partition("::") for name in slow_tests())}
+    assert named <= known

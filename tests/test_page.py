@@ -19,7 +19,7 @@ from tests.serving import KEY, Server, running
 from tests.tiny import make_adapter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="needs chromium")]
 MARKUP = "<b>red</b><script>document.title='taken'</script>"
 
 

@@ -97,6 +97,7 @@ def losses(folder):
     return [line["step"] for line in lines], [line[n] for line in lines for n in ("loss", "valid_loss") if n in line]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 2), (3, 1)])
 def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, tmp_path):
     settings = {"accumulate": accumulate}
@@ -109,6 +110,7 @@ def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, 
     assert values == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(victim, tiny_base, tmp_path):
     fit(tiny_base, tmp_path / "one", TRAINING)
@@ -130,6 +132,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(vic
     assert values == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.processes
 def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
     processes = launch_fit(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
     read_until(processes[0], "3\n")
@@ -142,6 +145,7 @@ def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
     assert [path.name for path in (tmp_path / "0" / "checkpoint").glob("step-*")] == [f"step-{last:07d}.safetensors"]
 
 
+@pytest.mark.processes
 def test_hosts_that_do_not_agree_are_told_of_what(tiny_base, tmp_path):
     processes = launch_fit(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})
     for status, _, said in ends(processes):
@@ -186,6 +190,7 @@ def test_orders_arrive_as_they_were_given(monkeypatch):
         assert team.exchange(None) == given
 
 
+@pytest.mark.processes
 def test_mlx_launch_trains_a_task_with_two_processes(tiny_base, tmp_path):
     task = make_task(tmp_path / "task", tiny_base.folder)
     assert pilocal("train", task, "--run", tmp_path / "one").returncode == 0

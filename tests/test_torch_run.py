@@ -499,6 +499,7 @@ print(before, within, threads())
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_no_thread_outlives_the_team():
     """One that did would reach for an interpreter that is gone, and abort the process."""
@@ -527,6 +528,7 @@ def ends(processes):
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
+@pytest.mark.processes
 def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
     fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
     ended = ends(launch(tiny_base.folder, tmp_path))
@@ -540,6 +542,7 @@ def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tin
         assert "[lora] or [training] differs between processes; got '1 of them'" in said
 
 
+@pytest.mark.processes
 def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
     processes = launch(tiny_base.folder, tmp_path)
     read_until(processes[0], "5\n")
@@ -573,6 +576,7 @@ def launched(name, *arguments):
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
     options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
@@ -592,6 +596,7 @@ def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.processes
 def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
     task = shutil.copytree(finished, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
     text = (task / "task.toml").read_text()

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -345,8 +345,7 @@ def train(out: Path, recipe: Recipe) -> None:
         train_tokenizer(corpus(), out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = LlamaForCausalLM(model_config(recipe))
-    model.to(device)
+    model = cast(Any, LlamaForCausalLM(model_config(recipe))).to(device)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(recipe.embedding_std / model.config.initializer_range)
     optimizer = torch.optim.AdamW(

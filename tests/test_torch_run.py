@@ -624,5 +624,5 @@ def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"say --backend torch, or start the processes with mlx\.launch"):
+    with pytest.raises(InputError, match=r"add --backend torch, or start the processes with mlx\.launch"):
         follow_leader(tmp_path, step_named("train"))

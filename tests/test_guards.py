@@ -25,14 +25,14 @@ PARAMETERS = 8
 MOST_ROOMS, MOST_ARROWS = 24, 120
 
 LONG_FILES: dict[str, int] = {
-    "pilocal/starter/build.py": 418,
+    "pilocal/starter/build.py": 417,
     "tests/test_retrieve.py": 489,
     "tests/test_torch.py": 415,
-    "tests/test_torch_run.py": 597,
+    "tests/test_torch_run.py": 448,
     "tests/test_train.py": 677,
 }
 LONG_FUNCTIONS: dict[str, int] = {
-    "pilocal/starter/build.py:train": 63,
+    "pilocal/starter/build.py:train": 62,
     "pilocal/task/load.py:load_task": 68,
 }
 COMPLEX: dict[str, int] = {

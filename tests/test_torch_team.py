@@ -1,0 +1,196 @@
+"""PyTorch trained by several processes: the same losses, one adapter, and clean ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from pilocal.errors import InputError
+from pilocal.flow.runner import step_named
+from pilocal.task import Lora
+from tests.test_cli import ROOT
+from tests.test_team import free_ports, read_until
+from tests.test_torch_run import TRAINING, fit, lines
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+import tests.test_torch_run as t
+from pilocal.training.backend import torchrun_rank
+from pilocal.errors import PilocalError
+from pilocal.base.base import Base
+from pilocal.training.follow import follow
+from pilocal.training.torch_backend.team import TorchTeam
+
+torch.set_num_threads(1)
+base, folder = Base.at(Path(sys.argv[1])), Path(sys.argv[2])
+lora = t.Lora(rank=4)
+try:
+    team = TorchTeam.join("cpu")
+    if torchrun_rank():
+        follow(t.setup(base, t.SHARED, lora, team=team))
+    else:
+        try:
+            said = lambda what, done, total, note="": print(done, flush=True)
+            t.fit(base, folder / "agreed", t.SHARED, lora, progress=said, team=team)
+            t.fit(base, folder / "not agreed", t.TRAINING, lora, progress=said, team=team)
+        finally:
+            team.end()
+except PilocalError as error:
+    sys.exit(str(error))
+"""
+SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
+"""Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
+
+
+LEAVE = """
+import os
+from pilocal.training.torch_backend.team import TorchTeam
+
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+team = TorchTeam.join("cpu")
+within = threads()
+import peft, transformers
+team.share(1)
+team.leave()
+print(before, within, threads())
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_no_thread_outlives_the_team():
+    """One that did would reach for an interpreter that is gone, and abort the process."""
+    for status, said, fault in ends(launch(code=LEAVE)):
+        assert status == 0, fault
+        before, within, after = map(int, said.split())
+        assert within > before
+        assert after == before
+
+
+def launch(*arguments, count=2, code=RANK):
+    port = str(free_ports(1)[0])
+    processes = []
+    for rank in range(count):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        environment |= {"OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
+    return processes
+
+
+def ends(processes):
+    said = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+@pytest.mark.processes
+def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
+    fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
+    ended = ends(launch(tiny_base.folder, tmp_path))
+    wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
+    assert len(found) == 11
+    for one, two in zip(wanted, found, strict=True):
+        losses = {name: one[name] for name in ("loss", "valid_loss") if name in one}
+        assert {name: two[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    for status, _, said in ended:
+        assert status == 1
+        assert "[lora] or [training] differs between processes; got '1 of them'" in said
+
+
+@pytest.mark.processes
+def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
+    processes = launch(tiny_base.folder, tmp_path)
+    read_until(processes[0], "5\n")
+    processes[1].kill()
+    (status, _, said), (dead, _, _) = ends(processes)
+    assert (status, dead) == (1, -signal.SIGKILL)
+    assert "rank 0 of 2: another process of this training is gone" in said
+    assert "Traceback" not in said
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "PORT", "-m", "--"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "PORT", "-m"),
+    ],
+}
+"""Two processes; without GPUs --multi_gpu still has accelerate start torchrun."""
+
+
+def launched(name, *arguments):
+    """Start pilocal in two processes, in a session of their own."""
+    options = [str(free_ports(1)[0]) if option == "PORT" else option for option in LAUNCHERS[name]]
+    return subprocess.Popen(
+        [sys.executable, "-m", *options, "pilocal", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
+    options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
+    with launched(launcher, *options, "--run", tmp_path / "run") as process:
+        said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    assert "train: done in" in said
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for path in sorted((folder / "run" / "stages").glob("*/metrics.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        for folder in (finished, tmp_path)
+    )
+    assert len(one) == 7
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.processes
+def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
+    task = shutil.copytree(finished, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
+    text = (task / "task.toml").read_text()
+    text = text.replace("steps = 7", "steps = 400").replace("checkpoint_every = 2", "checkpoint_every = 400")
+    (task / "task.toml").write_text(text)
+    run = tmp_path / "run"
+    options = ["train", task, "--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml"]
+    with launched("torchrun", *options, "--run", run) as process:
+        until = time.monotonic() + 100
+        log = run / "stages" / "0" / "metrics.jsonl"
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode != 0
+    saved = sorted((run / "stages" / "0" / "checkpoint").glob("step-*.safetensors"))
+    assert saved, said
+    done = len(log.read_text().splitlines())
+    assert int(saved[-1].stem.removeprefix("step-")) == done
+    assert done < 400
+
+
+def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
+    from pilocal.flow.followers import follow_leader
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"add --backend torch, or start the processes with mlx\.launch"):
+        follow_leader(tmp_path, step_named("train"))

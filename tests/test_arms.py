@@ -58,7 +58,7 @@ def test_the_ablation_is_an_arm_only_if_it_was_trained() -> None:
     assert "direct_drop" not in [arm.name for arm in ModelFiles(here, None, here, here, None).arms]
 
 
-@pytest.mark.parametrize("room", ["evaluate", "compare", "parity"])
+@pytest.mark.parametrize("room", ["evaluate", "comparison", "parity"])
 def test_a_room_is_imported_where_mlx_is_missing(room: str) -> None:
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in (PACKAGE / room).rglob("*.py")

@@ -37,6 +37,8 @@ from tests.test_train import fit as mlx_fit
 
 LORA = Lora(rank=4, dropout=0.1)
 TRAINING = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
+SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
+"""Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
 
 
 def setup(base, training=TRAINING, lora=LORA, device="cpu", **options):

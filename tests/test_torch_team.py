@@ -9,16 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
 from pilocal.errors import InputError
 from pilocal.flow.runner import step_named
 from pilocal.task import Lora
-from tests.test_cli import ROOT
+from tests.test_cli import ROOT, pilocal
+from tests.test_flow import make_task
 from tests.test_team import free_ports, read_until
-from tests.test_torch_run import TRAINING, fit, lines
+from tests.test_torch_run import SHARED, fit, lines
 
 RANK = """
 import sys
@@ -48,8 +48,6 @@ try:
 except PilocalError as error:
     sys.exit(str(error))
 """
-SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
-"""Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
 
 
 LEAVE = """
@@ -142,6 +140,16 @@ def launched(name, *arguments):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tmp_path_factory):
+    """A task that one process has trained."""
+    task = make_task(tmp_path_factory.mktemp("team") / "task", tiny_base.folder)
+    options = ("--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml")
+    done = pilocal("train", task, *options)
+    assert done.returncode == 0, done.stderr
+    return task
 
 
 @pytest.mark.processes

@@ -7,3 +7,6 @@ function(install)
         _install(${ARGN})
     endif()
 endfunction()
+
+# Some virtual machines offer AMX and do not keep its registers, so that llama.cpp ends in an illegal instruction.
+add_compile_options(-U__AMX_INT8__)

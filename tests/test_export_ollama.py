@@ -18,7 +18,7 @@ from pilocal.export.card import Facts
 from pilocal.export.chat_layout import probes, read_layout
 from pilocal.export.fused import export_fused
 from pilocal.export.ollama import write_ollama
-from pilocal.prompt.tokens import DATE_STRING, end_tokens
+from pilocal.prompt.tokens import end_tokens, layout_of
 from pilocal.run_folder.shipped import Shipped
 from tests.go_template import render
 
@@ -51,9 +51,14 @@ CHAT_TEMPLATES = {
         )
     ),
     "chatml": CHATML,
+    "chatml, thoughts in the last": CHATML.replace(
+        "{{ m.content }}",
+        "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+    ),
     "chatml, its own system message": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}" + CHATML
     ),
+    "chatml, no system message": "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML,
     "llama 2": brackets(
         "{% if not loop.first %}{{ bos_token }}{% endif %}[INST] {% if loop.first and system %}<<SYS>>\n{{ system }}\n"
         "<</SYS>>\n\n{% endif %}{{ m.content }} [/INST]",
@@ -113,7 +118,11 @@ def tokenizer(starter: Base) -> Callable[[str], Any]:
 
 
 def jinja(tokenizer: Any, chat: Any) -> str:
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, date_string=DATE_STRING))
+    return str(
+        tokenizer.apply_chat_template(
+            chat, chat_template=layout_of(tokenizer).template, tokenize=False, add_generation_prompt=True
+        )
+    )
 
 
 def handed(chat: Sequence[Any]) -> dict[str, Any]:
@@ -163,16 +172,15 @@ def test_go_itself_renders_what_the_chat_template_renders(go: Path, tokenizer: C
 @pytest.mark.parametrize(
     ("chat_template", "reason"),
     [
-        ("{{ bos_token }}{{ messages[-1].content }}:", "does not show every message"),
+        ("{{ bos_token }}{{ messages[-1].content }}:", "rewrites the prompt"),
         (
-            "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-            + CHATML,
-            "no system",
+            "{{ bos_token }}" + CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.content }}"),
+            "does not show every",
         ),
         (HEADERS, "without the BOS"),
         (
             "{{ bos_token }}" + CHATML.replace("{{ m.content }}", "{{ m.content | upper }}"),
-            "does not show every message",
+            "rewrites the prompt",
         ),
         (
             "{{ bos_token }}" + CHATML.replace("{{ m.content }}", "{{ m.content | replace('light', 'lamp') }}"),

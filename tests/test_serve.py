@@ -16,7 +16,7 @@ import pytest
 
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
-from pilocal.prompt.tokens import DATE_STRING
+from pilocal.prompt.settle import DATE_STRING
 from tests.served import TEMPLATE
 from tests.serving import ASKED, CHATS, Server, ask, endless, full_chat, post, running
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 
 from pilocal.errors import InputError
@@ -65,15 +67,10 @@ def test_a_multi_turn_example_keeps_its_history_in_the_prompt(tokenizer):
 
 
 def test_a_chat_template_that_rewrites_the_prompt_is_refused(tokenizer):
-    class Rewriting:
-        def apply_chat_template(self, messages, **options):
-            return f"{len(messages)}" + "".join(message["content"] for message in messages)
-
-        def encode(self, text, **options):
-            return tokenizer.encode(text, **options)
-
+    rewriting = deepcopy(tokenizer)
+    rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(InputError, match="rewrites the prompt"):
-        tokenize(render("", [], ASKED), Rewriting())
+        tokenize(render("", [], ASKED), rewriting)
 
 
 def test_counting_tokens_leaves_bos_out(tokenizer):

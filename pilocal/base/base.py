@@ -11,7 +11,8 @@ from typing import Any
 
 from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
 from pilocal.base.tokenizer import load_tokenizer
-from pilocal.errors import ModelError
+from pilocal.errors import InputError, ModelError
+from pilocal.prompt.tokens import Layout, layout_of
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
 
@@ -126,11 +127,19 @@ class Base:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The transformers tokenizer."""
+        """The transformers tokenizer; raises ModelError when it is damaged."""
         return load_tokenizer(self.folder)
 
+    @property
+    def layout(self) -> Layout:
+        """How it writes chats; raises ModelError for a chat template that is missing, broken, or changes a prompt."""
+        try:
+            return layout_of(self.tokenizer)
+        except InputError as error:
+            raise ModelError(self.folder, error.problem, got=error.got, fix=error.fix) from None
+
     def check(self) -> None:
-        """Raise ModelError unless it is a whole model of a known kind with a tokenizer and a chat template."""
+        """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
         folder, _ = self.folder, self.architecture
         if not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=AGAIN)
@@ -143,12 +152,6 @@ class Base:
                 raise ModelError(folder, f"missing weights: {', '.join(missing)}", fix=AGAIN)
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(folder, "no tokenizer.json", fix=AGAIN)
-        has_template = (folder / "chat_template.jinja").is_file()
-        tokenizer_config = folder / "tokenizer_config.json"
-        if not has_template and tokenizer_config.is_file():
-            has_template = "chat_template" in json.loads(tokenizer_config.read_text(encoding="utf-8"))
-        if not has_template:
-            raise ModelError(folder, "the tokenizer has no chat template", fix="take an instruct model")
 
 
 def find_base(model: str, relative_to: Path) -> Base:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from pilocal.errors import ExportError
+from pilocal.errors import ExportError, InputError
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import DATE_STRING
+from pilocal.prompt.tokens import layout_of
 
 SYSTEM, QUERIES, ANSWERS = "pilocal-system", ("pilocal-query-0", "pilocal-query-1"), ("pilocal-answer-0",)
 """Texts of the first probes that no chat template contains."""
@@ -33,6 +33,8 @@ class Layout:
     """Between the system message and a query."""
     query_end: str
     """After a query, up to where the model speaks."""
+    last_end: str
+    """Added after the last query, such as an empty block of thoughts."""
     answer_start: str
     """Added before the answer of an earlier turn."""
     answer_end: str
@@ -51,17 +53,16 @@ class Layout:
                 parts += [self.answer_start, message["content"], self.answer_end]
             else:
                 parts += [shown if self.system_last and number == len(turns) else "", message["content"]]
-                parts.append(self.query_end)
+                parts += [self.query_end, self.last_end if number == len(turns) else ""]
         return "".join(parts)
 
     def go(self) -> str:
         """Return it in Go's template language, with Ollama's variables."""
         system = f"{self.system_start}{{{{ $.System }}}}{self.system_end}"
+        is_last = "eq (len (slice $.Messages $i)) 1"
+        speak = f"{{{{ if {is_last} }}}}{self.last_end}{{{{ end }}}}" if self.last_end else ""
         if self.system_last:
-            start, last = (
-                self.opening,
-                "{{ if and $.System (eq (len (slice $.Messages $i)) 1) }}" + system + "{{ end }}",
-            )
+            start, last = self.opening, f"{{{{ if and $.System ({is_last}) }}}}{system}{{{{ end }}}}"
         else:
             start = "{{ if .System }}" + system + "{{ else }}" + self.opening + "{{ end }}"
             last = ""
@@ -71,6 +72,7 @@ class Layout:
             + last
             + "{{ $turn.Content }}"
             + self.query_end
+            + speak
             + '{{ else if eq $turn.Role "assistant" }}'
             + self.answer_start
             + "{{ $turn.Content }}"
@@ -88,15 +90,16 @@ def read_layout(tokenizer: Any, *, adds_bos: bool) -> Layout:
     opening, query_end = _split(render([_user(QUERIES[0])]), QUERIES[0])
     system_start, system_end, _ = _split(render([_system(SYSTEM), _user(QUERIES[0])]), SYSTEM, QUERIES[0])
     long = [_user(QUERIES[0]), _assistant(ANSWERS[0]), _user(QUERIES[1])]
-    _, answer, answer_end, _ = _split(render(long), QUERIES[0], ANSWERS[0], QUERIES[1])
+    _, turned, answer_end, _ = _split(render(long), QUERIES[0], ANSWERS[0], QUERIES[1])
     whole = render([_system(SYSTEM), *long])
     system_last = whole.find(SYSTEM) > whole.find(ANSWERS[0])
     layout = Layout(
         opening=opening,
         system_start=system_start.removeprefix(opening) if system_last else system_start,
         system_end=system_end,
-        query_end=query_end,
-        answer_start=answer.removeprefix(query_end),
+        query_end=min(query_end, turned, key=len),
+        last_end=query_end.removeprefix(turned) if len(query_end) > len(turned) else "",
+        answer_start=turned.removeprefix(query_end) if len(turned) > len(query_end) else "",
         answer_end=answer_end,
         system_last=system_last,
     )
@@ -120,14 +123,10 @@ def probes() -> Iterator[list[Message]]:
 
 def _renderer(tokenizer: Any, adds_bos: bool) -> Callable[[list[Message]], str]:
     def render(chat: list[Message]) -> str:
-        from jinja2 import TemplateError
-
         try:
-            text: str = tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, date_string=DATE_STRING
-            )
-        except TemplateError as error:
-            raise _refusal(f"it refuses a chat: {error}") from None
+            text = layout_of(tokenizer).text(chat)
+        except InputError as error:
+            raise _refusal(error.problem) from None
         if not adds_bos:
             return text
         if not text.startswith(tokenizer.bos_token):

@@ -71,6 +71,10 @@ def write_mlx_folder(
                 shutil.copyfile(base.folder / name, paths[-1])
             except OSError as error:
                 raise disk_error(paths[-1], error) from error
+    chat_template = folder / "chat_template.jinja"
+    if base.layout.template != base.layout.source:  # what it leaves open is settled, as in training
+        chat_template.write_text(base.layout.template, encoding="utf-8")
+        paths += [chat_template] if chat_template not in paths else []
     paths += [folder / "config.json", folder / "README.md"]
     write_json(paths[-2], _config(base, stored))
     with replacing(paths[-1]) as file:

@@ -12,8 +12,9 @@ from gguf import GGUFWriter, TokenType
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export import sentencepiece as pieces
+from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import END_MARKS, chat_text, tokenize
+from pilocal.prompt.tokens import layout_of, tokenize
 from pilocal.starter.tokenizer import LLAMA3_SPLIT
 
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -43,13 +44,14 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)
-    template = tokenizer.get_chat_template()
+    layout = layout_of(tokenizer)
+    template = layout.template
     if described["model"]["type"] == "BPE" and described["model"].get("byte_fallback"):
         pieces.mark_bytes(tokens, types)
         if tokenizer.unk_token_id is not None:
             types[tokenizer.unk_token_id] = TokenType.UNKNOWN
             writer.add_unk_token_id(tokenizer.unk_token_id)
-        prefix, lead = pieces.space_before(described, chat_text(CHAT, tokenizer), tokenizer.added_tokens_encoder, where)
+        prefix, lead = pieces.space_before(described, layout.text(CHAT), tokenizer.added_tokens_encoder, where)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(pieces.scores(described, tokens, types, where))
@@ -59,6 +61,8 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(described, where))
         writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
+    if "NFC" in _kinds(described["normalizer"]):
+        writer.add_bool(NFC_KEY, True)
     writer.add_token_list(tokens)
     writer.add_token_types([int(kind) for kind in types])  # Python ints become INT32, the only type llama.cpp takes
     _add_special_ids(writer, tokenizer, str(where))
@@ -91,7 +95,8 @@ def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[Tok
             raise ExportError(where, f"{token!r} has no embedding among {rows}", got=row, fix=fix)
         if row in added:
             tokens[row] = token
-            types[row] = TokenType.CONTROL if added[row].special else TokenType.USER_DEFINED
+            control = added[row].special or token in CONTROL_MARKS
+            types[row] = TokenType.CONTROL if control else TokenType.USER_DEFINED
         elif token not in END_MARKS:
             tokens[row], types[row] = token, TokenType.NORMAL
     return tokens, types
@@ -104,7 +109,7 @@ def _pre_tokenizer(described: Mapping[str, Any], where: Path) -> str:
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     plain = model["type"] == "BPE" and not (model["continuing_subword_prefix"] or model["end_of_word_suffix"])
-    # NFC leaves text alone that is in it already, as nearly all is; the rest reaches llama.cpp's tokenizer as it is.
+    # llama.cpp has no NFC, which leaves nearly all text alone. `pilocal serve` does it where the file says NFC_KEY.
     plain = plain and (normalizer is None or normalizer["type"] == "NFC")
     pattern = ""
     if plain and len(steps) == 2 and split.items() <= steps[0].items() and to_bytes.items() <= steps[1].items():

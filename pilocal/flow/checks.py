@@ -51,6 +51,9 @@ def checked_context(
     with _collecting(faults):
         base = find_base(task.model, task.folder)
         read_sizes(base.config, task.lora)
+    if base is not None:
+        with _collecting(faults):
+            _ = base.layout
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:

@@ -1,4 +1,4 @@
-"""A GGUF file's own chat template, applied as llama-cpp-python's server applies it."""
+"""A GGUF file's own chat template: what a chat is in tokens when it is served."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 from pilocal.errors import ModelError
 from pilocal.llamacpp.library import load_llama_cpp
 from pilocal.llamacpp.tokenizer import Tokenizer
-from pilocal.prompt.tokens import DATE_STRING
+from pilocal.prompt.control import ControlTokens
+from pilocal.prompt.render import without_blank_systems
+from pilocal.prompt.settle import DATE_STRING
 
 if TYPE_CHECKING:
     from llama_cpp import ChatCompletionRequestMessage
+
+TEMPLATE_FIELDS = ("functions", "function_call", "tools", "tool_choice")
+"""What of a request a chat template sees beside the messages."""
 
 
 class ChatTemplate:
@@ -26,17 +31,21 @@ class ChatTemplate:
         template = tokenizer.chat_template
         if not template:
             raise no_chat_template(gguf)
-        self._tokenizer = tokenizer
+        self._controls = ControlTokens(
+            tokenizer.control_texts(), lambda text, control: tokenizer.tokens(text, special=control)
+        )
         self._format = Jinja2ChatFormatter(template=template, eos_token=tokenizer.eos, bos_token=tokenizer.bos)
 
     def tokens(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> list[int]:
         """Return the tokens of a chat up to where the answer begins; `more` is what else the template may use.
 
-        Raises jinja2.TemplateError, ValueError or TypeError when the template does not take the messages.
+        Control tokens are those that the template writes, never what a message says, as in training. Raises
+        jinja2.TemplateError, ValueError or TypeError when the template does not take the messages.
         """
-        chat = cast("list[ChatCompletionRequestMessage]", list(messages))
-        text = self._format(messages=chat, date_string=DATE_STRING, **more).prompt
-        return self._tokenizer.tokens(text, special=True)
+        (chat, fields), hidden = self._controls.hide((without_blank_systems(messages), more))
+        shown = cast("list[ChatCompletionRequestMessage]", chat)
+        text = self._format(messages=shown, date_string=DATE_STRING, **fields).prompt
+        return self._controls.encode(text, hidden)
 
 
 def no_chat_template(gguf: Path) -> ModelError:

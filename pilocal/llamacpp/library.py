@@ -61,3 +61,10 @@ def refusal(path: Path, reasons: Sequence[str], *, fix: str = "`pilocal export` 
     """
     reason = re.sub(r"^\w+: ", ": ", reasons[0]) if reasons else ""
     return ModelError(path, f"llama.cpp refuses the file{reason}", fix=fix)
+
+
+def metadata(model: Any, key: str) -> str:
+    """Return what a loaded model's file says under a key, as text; empty where it says nothing."""
+    value = ctypes.create_string_buffer(256)
+    found = load_llama_cpp().llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode() if found >= 0 else ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any, Self
 
-from pilocal.llamacpp.library import collected_errors, load_llama_cpp, refusal
+from pilocal.llamacpp.library import collected_errors, load_llama_cpp, metadata, refusal
 from pilocal.llamacpp.tokenizer import Tokenizer
 
 
@@ -47,12 +46,7 @@ class Model:
 
     def _number(self, key: str) -> str:
         """Return a value of the file's metadata below the architecture's name; empty where there is none."""
-        return self._metadata(f"{self._metadata('general.architecture')}.{key}")
-
-    def _metadata(self, key: str) -> str:
-        value = ctypes.create_string_buffer(256)
-        found = load_llama_cpp().llama_model_meta_val_str(self.handle, key.encode(), value, len(value))
-        return value.value.decode() if found >= 0 else ""
+        return metadata(self.handle, f"{metadata(self.handle, 'general.architecture')}.{key}")
 
     def close(self) -> None:
         """Free the weights, and the adapter with them."""

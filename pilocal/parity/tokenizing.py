@@ -7,7 +7,7 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.llamacpp.model import Model
-from pilocal.prompt.tokens import chat_text
+from pilocal.prompt.tokens import layout_of
 from pilocal.run_folder.rows import located_records
 
 
@@ -17,12 +17,12 @@ def tokenizer_figures(context: Context, gguf: Path) -> dict[str, Any]:
     The first that differs is named by file and line. Raises ModelError if llama.cpp refuses the file.
     """
     tokenizer, seen, differing = context.base.tokenizer, set[str](), list[str]()
-    stages = range(len(context.schedule.stages))
+    layout, stages = layout_of(tokenizer), range(len(context.schedule.stages))
     with Model(gguf, vocabulary_only=True) as served:
         for number in stages:
             for split in ("valid", "test"):
                 for where, record in located_records(context.run.stage(number), split):
-                    text = chat_text(record["messages"], tokenizer, add_generation_prompt=False)
+                    text = layout.text(record["messages"], add_generation_prompt=False)
                     if text in seen:
                         continue
                     seen.add(text)

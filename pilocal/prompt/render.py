@@ -6,10 +6,13 @@ assistant turn. Where template and shots are gone, what is left is the bare quer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 from pilocal.task import Example
+
+Turn = TypeVar("Turn", bound=Mapping[str, Any])
+"""One turn of a chat, from whomever."""
 
 
 class Message(TypedDict):
@@ -42,3 +45,12 @@ def render(template: str, shots: Sequence[Example], example: Example) -> Record:
         messages.append({"role": "user", "content": solved.query})
         messages.append({"role": "assistant", "content": solved.answer})
     return {"messages": messages}
+
+
+def without_blank_systems(chat: Sequence[Turn]) -> list[Turn]:
+    """Return a chat without system messages that say nothing, which no row has.
+
+    >>> without_blank_systems([{"role": "system", "content": " "}, {"role": "user", "content": "a"}])
+    [{'role': 'user', 'content': 'a'}]
+    """
+    return [message for message in chat if message["role"] != "system" or str(message["content"] or "").strip()]

@@ -1,4 +1,4 @@
-"""From records to token rows, through the chat template: the only place where text becomes tokens."""
+"""From records to token rows, through the base's chat template: the only place where text becomes tokens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pilocal.errors import InputError
-from pilocal.prompt.render import Message, Record
+from pilocal.prompt.control import END_MARKS, Hidden, control_tokens
+from pilocal.prompt.render import Message, Record, without_blank_systems
+from pilocal.prompt.settle import SYSTEM_INTO_QUERY, append_to_prompt, prepend, settle
 
-DATE_STRING = "26 Jul 2024"
-"""Handed to chat templates that print a date (Llama 3.1's own default), so that a row is the same on every day."""
-
-END_MARKS = (
-    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]"),
-    *("<end_of_turn>", "<|end|>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
-    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "[e~["),
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|file_sep|>"),
-    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-)
-"""Added tokens at which llama.cpp ends an answer by their text, whatever a file says: ends of turns and of files."""
+ANSWER = "pilocalanswer"
+"""Stands for the answer while the chat template shows what it writes around one."""
+PROBE = (Message(role="user", content="x"), Message(role="assistant", content=ANSWER))
 
 
 class Row(NamedTuple):
@@ -36,28 +29,160 @@ class Row(NamedTuple):
         return self.tokens[self.offset :]
 
 
+class Layout:
+    """A tokenizer's chat template as training and serving use it; read one with `layout_of`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Settle the chat template; raises InputError for one that is missing, broken, or that changes a prompt."""
+        self._tokenizer = tokenizer
+        self.source = chat_template(tokenizer)
+        """The base's own chat template."""
+        self._controls = control_tokens(tokenizer)
+        self.ends = end_tokens(tokenizer)
+        """The ids that end an answer: the tokenizer's EOS and the marks that llama.cpp stops at."""
+        self.template = _settled(tokenizer, self.source)
+        """The chat template with what it leaves open written down, as it is shipped."""
+        if not self._takes_system():
+            self.template = prepend(SYSTEM_INTO_QUERY, self.template)
+        before, after = self._around_answer()
+        if before.strip():
+            # A block of thoughts that only the last answer of a chat has: it belongs to the prompt.
+            self.template, before = append_to_prompt(self.template, before), ""
+        self.before_answer = before
+        """White space that the template writes before every answer, as Llama 2's."""
+        self._after = after
+        self.after_answer = after[: len(after) - len(after.lstrip())]
+        """White space that it writes between an answer and the token that ends its turn."""
+
+    def prompt(self, messages: Sequence[Message], where: str = "chat") -> list[int]:
+        """Return the tokens of a chat up to where the model has to speak, with exactly one BOS.
+
+        Raises InputError when the chat template refuses the chat.
+        """
+        text, hidden = self._render(messages, where)
+        return self._controls.encode(text, hidden)
+
+    def row(self, messages: Sequence[Message], where: str) -> Row:
+        """Return the row of a chat that ends in an answer: the prompt, then the answer as it is and its end.
+
+        Raises InputError when the chat template refuses the chat or does not end the answer.
+        """
+        *asked, answer = messages
+        chat, hidden = self._controls.hide([*asked, answer])
+        text = self._text(chat[:-1], where)
+        prompt = self._controls.encode(text, hidden)
+        said = self.before_answer + chat[-1]["content"] + self._after
+        tokens = self._controls.encode(text + said, hidden)
+        if tokens[: len(prompt)] != prompt:  # the answer begins with what merges with the end of the prompt
+            tokens = prompt + self._controls.encode(said, hidden, goes_on=True)
+        stop = next((i for i in range(len(prompt), len(tokens)) if tokens[i] in self.ends), None)
+        if stop is None:
+            raise InputError(where, "the chat template does not end an answer", fix="take an instruct model as base")
+        return Row(tuple(tokens[: stop + 1]), len(prompt))
+
+    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return a chat as the chat template writes it; raises InputError when it refuses the chat."""
+        text, hidden = self._render(messages, "chat", add_generation_prompt=add_generation_prompt)
+        return hidden.restore(text)
+
+    def said(self, row: Row) -> str:
+        """Return the text of a row's answer, as llama.cpp serves it."""
+        decoded: str = self._tokenizer.decode(row.completion[:-1], clean_up_tokenization_spaces=False)
+        return decoded
+
+    def _render(
+        self, messages: Sequence[Message], where: str, *, add_generation_prompt: bool = True
+    ) -> tuple[str, Hidden]:
+        chat, hidden = self._controls.hide(list(messages))
+        return self._text(chat, where, add_generation_prompt=add_generation_prompt), hidden
+
+    def _text(self, chat: Sequence[Any], where: str, *, add_generation_prompt: bool = True) -> str:
+        """Return what the chat template makes of a chat in which the texts of control tokens are hidden."""
+        chat = without_blank_systems(chat)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                chat, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a chat template is a program: it raises what it likes
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            roles = ", ".join(str(message["role"]) for message in chat)
+            fix = "take another base, or leave out what it refuses"
+            raise InputError(where, f"the base's chat template refuses a chat of {roles}: {said}", fix=fix) from None
+        return text
+
+    def _takes_system(self) -> bool:
+        """Tell whether the chat template writes a system message; some refuse one, and some leave it out."""
+        chat = [Message(role="system", content=ANSWER), PROBE[0]]
+        try:
+            return ANSWER in self._text(chat, "chat template")
+        except InputError:
+            return False
+
+    def _around_answer(self) -> tuple[str, str]:
+        """Return what the chat template writes before an answer, behind the prompt, and after it."""
+        prompt = self._text(PROBE[:1], "chat template")
+        before, found, after = self._text(PROBE, "chat template", add_generation_prompt=False).partition(ANSWER)
+        where = "the base's chat template"
+        if not found or not before.startswith(prompt):
+            fix = "take a base whose chat template only appends"
+            raise InputError(where, "the chat template rewrites the prompt once an answer follows", fix=fix)
+        return before.removeprefix(prompt), after
+
+
+def layout_of(tokenizer: Any) -> Layout:
+    """Return the layout of a tokenizer, read once; raises InputError for a chat template that cannot be used."""
+    found = getattr(tokenizer, "_pilocal_layout", None)
+    if found is None or found.source != chat_template(tokenizer):
+        found = Layout(tokenizer)
+        tokenizer._pilocal_layout = found
+    return found
+
+
 def prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """Return the tokens of a chat up to where the model has to speak, with exactly one BOS."""
-    return _apply(messages, tokenizer, add_generation_prompt=True)
+    """Return the tokens of a chat up to where the model has to speak; raises InputError as `Layout.prompt` does."""
+    return layout_of(tokenizer).prompt(messages)
 
 
 def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
     """Return the row of a record; its completion is the answer and the end-of-turn token, nothing after it.
 
-    Raises InputError when the chat template writes an answer differently inside a chat than after a prompt, so that
-    no exact border between prompt and completion exists.
+    Raises InputError as `Layout` and its `row` do.
     """
-    messages = record["messages"]
-    whole = _apply(messages, tokenizer, add_generation_prompt=False)
-    prompt = prompt_tokens(messages[:-1], tokenizer)
-    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-        fix = "take a base whose chat template only appends"
-        raise InputError(where, "the chat template rewrites the prompt once an answer follows", fix=fix)
-    ends = end_tokens(tokenizer)
-    stop = next((i for i in range(len(prompt), len(whole)) if whole[i] in ends), None)
-    if stop is None:
-        raise InputError(where, "the chat template does not end an answer", fix="take an instruct model as base")
-    return Row(tuple(whole[: stop + 1]), len(prompt))
+    return layout_of(tokenizer).row(record["messages"], where)
+
+
+def token_counter(tokenizer: Any) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a plain text, without BOS."""
+    controls = control_tokens(tokenizer)
+
+    def count(text: str) -> int:
+        return len(controls.encode(*controls.hide(text)))
+
+    return count
+
+
+def chat_template(tokenizer: Any) -> str:
+    """Return a tokenizer's own chat template; raises InputError when it has none."""
+    try:
+        found = tokenizer.get_chat_template()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        found = None
+    if not isinstance(found, str) or not found.strip():
+        what = "the tokenizer has no chat template, or several and no default"
+        raise InputError("chat template", what, fix="take an instruct model as base")
+    return found
+
+
+def _settled(tokenizer: Any, template: str) -> str:
+    """Return a chat template, settled; raises InputError where it is no Jinja."""
+    from jinja2 import TemplateError
+
+    try:
+        return settle(template, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f"chat template:{line}" if line else "chat template"
+        raise InputError(where, f"it is broken: {error}", fix="copy or download the model again") from None
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:
@@ -65,27 +190,3 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
     added = tokenizer.added_tokens_encoder
     ends = {added[mark] for mark in END_MARKS if mark in added}
     return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
-
-
-def token_counter(tokenizer: Any) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a plain text, without BOS."""
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    return count
-
-
-def chat_text(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool = True) -> str:
-    """Return a chat as the chat template writes it."""
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
-    )
-    return text
-
-
-def _apply(messages: Sequence[Message], tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
-    text = chat_text(messages, tokenizer, add_generation_prompt=add_generation_prompt)
-    # The template has written BOS already where the model wants one.
-    tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return tokens

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pilocal.llamacpp.chat import ChatTemplate
+from pilocal.llamacpp.chat import TEMPLATE_FIELDS, ChatTemplate
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.refusal import Refusal
-
-TEMPLATE_FIELDS = ("functions", "function_call", "tools", "tool_choice")
-"""What of a request the chat template sees beside the messages."""
 
 
 class TokenCounter:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pilocal.errors import InputError
-from pilocal.llamacpp.chat import no_chat_template
+from pilocal.llamacpp.chat import TEMPLATE_FIELDS, ChatTemplate, no_chat_template
 from pilocal.llamacpp.library import collected_errors, load_llama_cpp, refusal
-from pilocal.prompt.tokens import DATE_STRING
+from pilocal.llamacpp.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llama_cpp.server.model import LlamaProxy
@@ -28,7 +28,8 @@ def load_llama(gguf: Path, *, context: int, threads: int | None) -> Any:
     from llama_cpp.server.model import LlamaProxy
 
     with _refusing(gguf):
-        return LlamaProxy.load_llama_from_model_settings(_settings(gguf, context=context, threads=threads))
+        llama = LlamaProxy.load_llama_from_model_settings(_settings(gguf, context=context, threads=threads))
+    return _with_chats(llama, gguf)
 
 
 def make_llama_app(gguf: Path, *, context: int, threads: int | None) -> tuple[Any, Any]:
@@ -51,7 +52,7 @@ def make_llama_app(gguf: Path, *, context: int, threads: int | None) -> tuple[An
         )
     proxy: Any = llama_app._llama_proxy
     app.state.proxy = proxy  # else the model would be freed with it
-    return app, proxy()
+    return app, _with_chats(proxy(), gguf)
 
 
 def answer_with(models: Callable[[str | None], Any]) -> None:
@@ -70,6 +71,36 @@ def validate_request(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
     checked: dict[str, Any] = getattr(types, kind).model_validate(request).model_dump(exclude_unset=True)
     return checked
+
+
+def _with_chats(llama: Any, gguf: Path) -> Any:
+    """Make a `Llama` cut chats into tokens as training did; return it."""
+    from llama_cpp.llama_chat_format import ChatFormatterResponse, chat_formatter_to_chat_completion_handler
+
+    template = ChatTemplate(Tokenizer(llama.model), gguf)
+    answer = chat_formatter_to_chat_completion_handler(lambda **_: ChatFormatterResponse(prompt="", added_special=True))
+
+    def handler(**request: Any) -> Any:
+        fields = {name: request.get(name) for name in TEMPLATE_FIELDS}
+        request["llama"] = _Asked(request["llama"], template.tokens(request["messages"], **fields))
+        return answer(**request)
+
+    llama.chat_handler = handler
+    return llama
+
+
+class _Asked:
+    """A `Llama` that is asked a chat whose tokens are known."""
+
+    def __init__(self, llama: Any, tokens: list[int]) -> None:
+        self._llama = llama
+        self._tokens = tokens
+
+    def tokenize(self, *_: Any, **__: Any) -> list[int]:
+        return self._tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llama, name)
 
 
 @contextmanager
@@ -105,6 +136,5 @@ def _settings(gguf: Path, *, context: int, threads: int | None) -> Any:
         logits_all=False,  # else context * vocabulary floats are kept, gigabytes for Llama 3
         last_n_tokens_size=0,  # the window of the penalties
         chat_format="chat_template.default",  # the file's own; by default some are swapped for built-in ones
-        chat_template_kwargs={"date_string": DATE_STRING},  # as in training
         verbose=False,
     )

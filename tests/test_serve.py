@@ -16,7 +16,7 @@ import pytest
 
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
-from pilocal.prompt.settle import DATE_STRING
+from pilocal.prompt.tokens import prompt_tokens
 from tests.served import TEMPLATE
 from tests.serving import ASKED, CHATS, Server, ask, endless, full_chat, post, running
 
@@ -39,7 +39,7 @@ def mlx_answer(base: Base, adapter: Path | None, chat: list[Any], tokens: int) -
     model, tokenizer = load_base(base, adapter), base.tokenizer
     import mlx.core as mx
 
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    prompt = prompt_tokens(chat, tokenizer)
     answer: list[int] = []
     for token, _ in generate_step(mx.array(prompt), model, max_tokens=tokens):
         if int(token) == tokenizer.eos_token_id:
@@ -78,9 +78,7 @@ def test_a_raw_prompt_is_completed(client: openai.OpenAI, starter: Base) -> None
 def test_a_request_has_exactly_one_bos(client: openai.OpenAI, starter: Base) -> None:
     tokenizer = starter.tokenizer
     for chat in CHATS:
-        tokens = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_dict=False, date_string=DATE_STRING
-        )
+        tokens = prompt_tokens(chat, tokenizer)
         assert tokens.count(tokenizer.bos_token_id) == 1
         reply = client.chat.completions.create(model="lights", messages=chat, max_tokens=1)
         assert reply.usage is not None

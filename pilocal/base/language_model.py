@@ -8,7 +8,7 @@ from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.compress import Span
 from pilocal.errors import InputError
-from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits held at a time, 128 MiB in float32; a longer text is read in parts, each through the cache of those before."""
@@ -69,7 +69,7 @@ class BaseModel:
             if int(token) in ends:
                 break
             answer.append(int(token))
-        text: str = self.base.tokenizer.decode(answer, skip_special_tokens=True)
+        text = answer_text(answer, self.base.tokenizer)
         return text
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from pilocal.base.base import Base
 from pilocal.base.reference import LoadReference, MlxReference
 from pilocal.llamacpp.engine import Engine
 from pilocal.progress import Progress
+from pilocal.prompt.tokens import answer_text
 from pilocal.task import Generation
 
 
@@ -64,5 +65,4 @@ class Asker:
         return self.in_llama(engine, prompts[: self.generation.timed_requests], f"time: {title}")[1]
 
     def _text(self, completion: Sequence[int]) -> str:
-        text: str = self.base.tokenizer.decode(completion, skip_special_tokens=True)
-        return text
+        return answer_text(completion, self.base.tokenizer)

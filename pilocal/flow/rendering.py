@@ -7,6 +7,7 @@ from statistics import mean
 
 from pilocal.compress import CompressedTemplate
 from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.flow.answers import warn_of_changed_answers
 from pilocal.flow.context import Context
 from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, tokenize
@@ -91,6 +92,8 @@ def _render_stage(
             records[split].append(record)
             rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
+    if number == context.last_stage:
+        warn_of_changed_answers(context, rows)
     return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
 
 

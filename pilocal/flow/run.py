@@ -18,7 +18,7 @@ from pilocal.flow.opening import base_of, default_run, open_run, open_task, task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import end_tokens, prompt_tokens
+from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import LOSSLESS, load_task
@@ -79,7 +79,7 @@ class Run:
             raise InputError("query", what, got=f"{len(prompt)} + {limit} tokens", fix=fix)
         how: dict[str, Any] = {"ends": end_tokens(self._tokenizer), "max_tokens": limit, "progress": silent}
         answered = self._engine.answer([prompt], warm=False, name="answer", **how)
-        text: str = self._tokenizer.decode(answered.answers[0], skip_special_tokens=True)
+        text = answer_text(answered.answers[0], self._tokenizer)
         return text
 
     def close(self) -> None:

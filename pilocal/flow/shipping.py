@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
-from pilocal.prompt.tokens import end_tokens
+from pilocal.prompt.probes import make_probes
+from pilocal.prompt.tokens import answer_text, end_tokens
 from pilocal.run_folder.files import write_json
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import AUTO
@@ -58,7 +59,14 @@ def ship(context: Context, gate: Gate, quant: str, *, accept_loss: bool) -> tupl
 
 
 def serve(context: Context, files: Files) -> list[Path]:
-    """Make these the served files from now on; return all files that serving needs."""
+    """Make these the served files from now on; return all files that serving needs.
+
+    Raises ModelError when llama.cpp would ask them with other tokens than the training did.
+    """
+    from pilocal.llamacpp.chat import check_probes
+
+    probes = make_probes(context.task.test[0].query, context.base.tokenizer)
+    check_probes(files.fused or files.base, probes)
     shipped = Shipped(
         folder=context.run.export,
         name=context.task.name,
@@ -70,6 +78,7 @@ def serve(context: Context, files: Files) -> list[Path]:
         shots=context.max_shots,
         retrieval=context.task.retrieval,
         seed=context.task.training.seed,
+        probes=probes,
     )
     return [*files.own, *shipped.save(context.task.train)]
 
@@ -105,7 +114,7 @@ def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> d
     limits: dict[str, Any] = {"ends": end_tokens(tokenizer), "max_tokens": max_tokens, "progress": context.progress}
     with Engine(files.fused or files.base, max(map(len, prompts)) + max_tokens + 1, files.adapter) as engine:
         answered = engine.answer(prompts, warm=False, name=f"score {files.quant}", **limits)
-    answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answered.answers]
+    answers = [answer_text(answer, tokenizer) for answer in answered.answers]
     marks = metric.marks(answers, context.task.test, context.progress)
     artefacts = Artefacts(context.run.export)
     entry = artefacts.entries[files.quant]

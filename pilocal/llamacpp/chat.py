@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pilocal.errors import ModelError
 from pilocal.llamacpp.library import load_llama_cpp
+from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.control import ControlTokens
+from pilocal.prompt.probes import Probe, first_difference
 from pilocal.prompt.render import without_blank_systems
 from pilocal.prompt.settle import DATE_STRING
 
@@ -46,6 +48,15 @@ class ChatTemplate:
         shown = cast("list[ChatCompletionRequestMessage]", chat)
         text = self._format(messages=shown, date_string=DATE_STRING, **fields).prompt
         return self._controls.encode(text, hidden)
+
+
+def check_probes(gguf: Path, probes: Sequence[Probe]) -> None:
+    """Raise ModelError unless a file makes the tokens of these chats that training made of them."""
+    with Model(gguf, vocabulary_only=True) as model:
+        roles = first_difference(probes, ChatTemplate(model.tokenizer, gguf).tokens)
+    if roles is not None:
+        what = f"a chat of {roles} is cut into other tokens than in the training"
+        raise ModelError(gguf, what, fix="run `pilocal export` with this version, or report the base's name")
 
 
 def no_chat_template(gguf: Path) -> ModelError:

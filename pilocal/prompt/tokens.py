@@ -85,10 +85,11 @@ class Layout:
         text, hidden = self._render(messages, "chat", add_generation_prompt=add_generation_prompt)
         return hidden.restore(text)
 
-    def said(self, row: Row) -> str:
-        """Return the text of a row's answer, as llama.cpp serves it."""
-        decoded: str = self._tokenizer.decode(row.completion[:-1], clean_up_tokenization_spaces=False)
-        return decoded
+    def keeps(self, row: Row, answer: str) -> bool:
+        """Tell whether a row's tokens say its answer as it was written, but for what stands around every answer."""
+        # With a token before, of which SentencePiece's decoders may strip a space.
+        said: str = self._tokenizer.decode(row.tokens[row.offset - 1 : -1], clean_up_tokenization_spaces=False)
+        return said.endswith(self.before_answer + answer + self.after_answer)
 
     def _render(
         self, messages: Sequence[Message], where: str, *, add_generation_prompt: bool = True
@@ -149,6 +150,12 @@ def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
     Raises InputError as `Layout` and its `row` do.
     """
     return layout_of(tokenizer).row(record["messages"], where)
+
+
+def answer_text(tokens: Sequence[int], tokenizer: Any) -> str:
+    """Return the text of an answer's tokens, without its end token."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 def token_counter(tokenizer: Any) -> Callable[[str], int]:

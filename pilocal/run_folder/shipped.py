@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, RunError
+from pilocal.prompt.probes import Probe
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.task import Example, Retrieval, load_examples
 
@@ -40,6 +41,8 @@ class Shipped:
     """How shots are chosen."""
     seed: int = 0
     """Draws the bank that shots come from."""
+    probes: Sequence[Probe] = ()
+    """Chats and the tokens that training makes of them; the served file has to make the same."""
 
     def examples(self) -> tuple[Example, ...]:
         """Return the examples that may be shots."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pilocal.llamacpp.chat import check_probes
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.api_key import ApiKey
@@ -29,6 +30,8 @@ def make_app(
     Raises InputError, ModelError, RunError, or Faults, for files that are damaged, foreign or of different bases.
     """
     path = choose_base(tasks)
+    for task in tasks:
+        check_probes(task.folder / (task.fused or task.base), task.probes)
     app, base = make_llama_app(path, context=options.context, threads=options.threads)
     models = Models(base, tasks, context=options.context, threads=options.threads)
     answer_with(models)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread rounds alike on every machine, and is the faster beside other work; test_blas.py takes it out.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from pilocal.base.base import Base, find_base
 from pilocal.packages import is_installed
 from pilocal.run_folder.shipped import Shipped

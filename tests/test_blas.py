@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from pilocal.base.blas import FASTER
+from pilocal.base.blas import FASTER, OPENBLAS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a BLAS of its own")
 
@@ -95,3 +96,21 @@ def test_a_user_s_own_wait_policy_stays():
     code = "import os, pilocal; print(os.environ['OMP_WAIT_POLICY'])"
     assert python(code).stdout == "PASSIVE\n"
     assert python(code, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
+
+
+CHOOSE = """
+import json, pilocal.base.blas as blas
+assert blas.load_fast_blas() == blas.OPENBLAS
+print(json.dumps([blas.choose_threads(192), blas._openblas().openblas_get_num_threads()]))
+"""
+
+
+@linux
+@pytest.mark.processes
+def test_a_busy_machine_computes_in_one_thread_unless_it_is_told_otherwise():
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2 or python("import pilocal.base.blas as b; print(b.load_fast_blas())").stdout.strip() != OPENBLAS:
+        pytest.skip("needs OpenBLAS and two cores")
+    with busy(cores, per_core=2):
+        assert json.loads(python(CHOOSE).stdout) == [1, 1]
+        assert json.loads(python(CHOOSE, OPENBLAS_NUM_THREADS="2").stdout) == [None, 2]

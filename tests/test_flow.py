@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.base import blas
+from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
@@ -325,3 +327,18 @@ def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, 
         assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 8))
     else:
         assert len(list(reports.rglob("*.wandb"))) == 1
+
+
+def test_a_training_goes_on_in_as_many_threads_as_it_began(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, told = make_task(tmp_path / "task", tiny_base.folder), list[int]()
+    monkeypatch.setattr(blas, "choose_threads", lambda width: 1)
+    monkeypatch.setattr(blas, "set_threads", told.append)
+    flow(folder)
+    assert json.loads((folder / "run" / "run.json").read_text())["threads"]["train"] == 1
+    assert told == []
+    monkeypatch.setattr(blas, "choose_threads", lambda width: None)
+    shutil.rmtree(folder / "run" / "adapter")
+    assert flow(folder)["train"]
+    assert told == [1]

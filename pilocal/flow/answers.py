@@ -20,9 +20,7 @@ def warn_of_changed_answers(context: Context, rows: Mapping[str, Sequence[Row]])
     for split, of_split in rows.items():
         examples = getattr(context.task, split)
         changed = [
-            example.id
-            for example, row in zip(examples, of_split, strict=True)
-            if not layout.keeps(row, example.answer)
+            example.id for example, row in zip(examples, of_split, strict=True) if not layout.keeps(row, example.answer)
         ]
         if changed:
             what = f"{len(changed)} of {len(examples)} answers, such as that of {changed[0]}"

@@ -12,7 +12,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.setups import training_setup
 from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
-from pilocal.training.backend import TORCH
+from pilocal.training.backend import MLX, TORCH
 from pilocal.training.loop import train
 from pilocal.training.row_order import StagePlan
 from pilocal.training.tracker import Tracker, open_tracker
@@ -39,6 +39,8 @@ def fit(
     Raises TrainingError when the training cannot continue.
     """
     options: dict[str, Any] = {"team": context.team}
+    if context.backend.name == MLX and (context.team is None or context.team.size == 1):
+        _settle_threads(context, plans, name)
     if context.backend.name == TORCH:
         from pilocal.training.torch_backend.device import find_device
 
@@ -55,6 +57,25 @@ def fit(
         adaptive=adaptive,
         track=partial(_open_tracker, context, name, key) if context.listeners.report_to else None,
     )
+
+
+def _settle_threads(context: Context, plans: Sequence[StagePlan], name: str) -> None:
+    """Decide in how many threads the BLAS computes when a training begins, and keep to that when it goes on.
+
+    So the same command goes on with the same numbers, however busy the machine is by then.
+    """
+    from pilocal.base.blas import choose_threads, load_fast_blas, set_threads
+
+    load_fast_blas()
+    threads: dict[str, int] = context.run.state.setdefault("threads", {})
+    if any(path for plan in plans for path in plan.folder.glob("step-*.safetensors")):
+        if name in threads:
+            set_threads(threads[name])
+        return
+    threads.pop(name, None)
+    if chosen := choose_threads(context.base.config["hidden_size"]):
+        threads[name] = chosen
+        context.warn("the machine is busy with other work: this training computes in one thread, here and when resumed")
 
 
 def initial_adapter(context: Context) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pilocal.base.base import Base
+from pilocal.base.blas import choose_threads
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
 from pilocal.progress import Progress
@@ -48,6 +49,7 @@ class Setup:
         if probe:
             progress("probe", 0, 1)
             model = load_base(self.base, precision=training.precision)
+            choose_threads(int(self.base.config["hidden_size"]))
             machine = replace(machine, probe=take_probe(model, works[0].heaviest, self.lora, training))
             progress("probe", 1, 1)
         needs = predict(machine, sizes, works, [plan.steps for plan in plans], training)

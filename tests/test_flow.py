@@ -335,7 +335,8 @@ def test_a_training_goes_on_in_as_many_threads_as_it_began(
     folder, told = make_task(tmp_path / "task", tiny_base.folder), list[int]()
     monkeypatch.setattr(blas, "choose_threads", lambda width: 1)
     monkeypatch.setattr(blas, "set_threads", told.append)
-    flow(folder)
+    with pytest.warns(UserWarning, match="in one thread"):
+        flow(folder)
     assert json.loads((folder / "run" / "run.json").read_text())["threads"]["train"] == 1
     assert told == []
     monkeypatch.setattr(blas, "choose_threads", lambda width: None)

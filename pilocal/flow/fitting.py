@@ -68,7 +68,7 @@ def _settle_threads(context: Context, plans: Sequence[StagePlan], name: str) -> 
 
     load_fast_blas()
     threads: dict[str, int] = context.run.state.setdefault("threads", {})
-    if any(path for plan in plans for path in plan.folder.glob("step-*.safetensors")):
+    if any(path for plan in plans for path in plan.folder.glob("checkpoint/step-*.safetensors")):
         if name in threads:
             set_threads(threads[name])
         return

@@ -41,10 +41,12 @@ class RenderedStage:
     train: list[Row]
     """The training records as tokens."""
     budget: StageBudget
+    answer_tokens: dict[str, list[int]]
+    """By split, the tokens of each answer, without the end of its turn."""
 
 
 def render_stages(context: Context) -> list[RenderedStage]:
-    """Render and measure every record of every stage.
+    """Render and measure every record of every stage; warn of answers that an evaluation would cut.
 
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
@@ -59,7 +61,19 @@ def render_stages(context: Context) -> list[RenderedStage]:
             faults.append(InputError(f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", what, fix=fix))
         rendered.append(done)
     raise_all(faults)
+    _warn_of_long_answers(context, rendered[-1].answer_tokens)
     return rendered
+
+
+def _warn_of_long_answers(context: Context, answers: dict[str, list[int]]) -> None:
+    """Warn of reference answers that no answer can match, because it ends at [generation] max_tokens."""
+    limit = context.task.generation.max_tokens
+    for split in ("valid", "test"):
+        longer = [tokens for tokens in answers[split] if tokens > limit]
+        if longer:
+            count = f"{len(longer)} of {len(answers[split])} reference answers are longer"
+            what = f"{count} than [generation] max_tokens = {limit} and can never be matched"
+            context.warn(f"{context.task.files[split]}: {what}; raise it to at least {max(longer)}")
 
 
 def _choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
@@ -91,7 +105,8 @@ def _render_stage(
             records[split].append(record)
             rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
-    return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
+    answers = {split: [len(row.completion) - 1 for row in rows[split]] for split in SPLITS}
+    return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows), answers)
 
 
 def _budget(

@@ -72,7 +72,12 @@ def commands_page() -> str:
 
 def settings_page() -> str:
     """Return a table of keys, defaults and meanings for every table of task.toml and every form of a schedule file."""
-    parts = [SETTINGS, "## task.toml\n", keys(_Top), "| `metric` | what it is | reads of `[scoring]` |\n| --- | --- | --- |"]
+    parts = [
+        SETTINGS,
+        "## task.toml\n",
+        keys(_Top),
+        "| `metric` | what it is | reads of `[scoring]` |\n| --- | --- | --- |",
+    ]
     parts[-1] += "".join(f"\n| `{name}` | {metric(name)} | {code(read)} |" for name, read in METRICS.items()) + "\n"
     for table, cls in TABLES.items():
         parts += [f"### [{table}]\n", keys(cls)]

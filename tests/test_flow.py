@@ -324,7 +324,10 @@ def test_answers_longer_than_max_tokens_are_counted_before_any_training(tiny_bas
         f"{folder}/valid.jsonl: 2 of 6 {what}; raise it to at least {lengths[2]}",
         f"{folder}/test.jsonl: 3 of 9 {what}; raise it to at least {lengths[2]}",
     ]
-    assert f"6 of 9 reference answers are longer than [generation] max_tokens = {lengths[1] - 1}" in warned(lengths[1] - 1)[1]
+    assert (
+        f"6 of 9 reference answers are longer than [generation] max_tokens = {lengths[1] - 1}"
+        in warned(lengths[1] - 1)[1]
+    )
     assert warned(lengths[2]) == []
 
 

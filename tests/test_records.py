@@ -15,6 +15,7 @@ from pilocal.task import Example, load_examples, load_task
 from pilocal.task.examples import find_leaks
 from tests.test_task import refusal, write_task
 
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_task(tmp_path)
@@ -215,10 +216,12 @@ def test_every_kind_of_fault_is_merged(tmp_path, line):
 
 
 def test_many_kinds_of_fault_stay_few_lines_and_none_is_lost(folder):
-    bad = ['{"query": "a"}', '{"answer": "a"}', "[]", "{", '{"query": 1, "answer": "b"}', '{"id": [], "query": "", "answer": ""}',
-           '{"messages": 3}', '{"query": "a", "answer": null}']  # fmt: skip
+    bad = [
+        *('{"query": "a"}', '{"answer": "a"}', "[]", "{", '{"query": 1, "answer": "b"}'),
+        *('{"id": [], "query": "", "answer": ""}', '{"messages": 3}', '{"query": "a", "answer": null}'),
+    ]
     for split in ("train", "valid", "test"):
-        write(folder / f"{split}.jsonl", GOOD, *bad * 50)
+        write(folder / f"{split}.jsonl", {"query": split, "answer": "a"}, *bad * 50)
     lines = refusal(folder).splitlines()
     assert len(lines) == 18
     assert lines[5].startswith(f"{folder}/train.jsonl:7: 150 faults of other kinds, of which this is the first: ")
@@ -279,7 +282,9 @@ def test_records_of_other_programs_are_named_with_a_command_that_is_right(tmp_pa
 
 
 @pytest.mark.parametrize("name", [None, *RECORDS])
-@pytest.mark.parametrize("form", ["array", "lines of an array", "pretty array", "pretty", "compact", "data", "pretty data"])
+@pytest.mark.parametrize(
+    "form", ["array", "lines of an array", "pretty array", "pretty", "compact", "data", "pretty data"]
+)
 def test_files_that_are_not_one_object_per_line_are_named_with_a_command_that_is_right(tmp_path, name, form):
     records = RECORDS[name] if name else [{"query": query, "answer": answer} for query, answer in PAIRS]
     texts = {
@@ -291,20 +296,21 @@ def test_files_that_are_not_one_object_per_line_are_named_with_a_command_that_is
         "data": json.dumps({"version": 1, "data": records}),
         "pretty data": json.dumps({"data": records}, indent=2),
     }
-    if form == "compact" and name in ("TRL", "OpenAI's preference"):
-        pytest.skip("its first comma stands inside")
     path = tmp_path / "train.jsonl"
     path.write_text(texts[form], encoding="utf-8")
     text = fault(path)
     assert len(text.splitlines()) == 1
     assert text.startswith(f"{path}: this is ") and "one object per line" in text
     if name == "system message":
-        assert "a system message inside a record" in (text := str(pytest.raises(InputError, made, text, tmp_path).value))
+        with pytest.raises(InputError, match="a system message inside a record") as caught:
+            made(text, tmp_path)
+        text = str(caught.value)
     assert [(example.query, example.answer) for example in made(text, tmp_path)] == list(PAIRS)
 
 
 @pytest.mark.parametrize(
-    ("name", "mark"), [("train.csv", ","), ("train.jsonl", ","), ("train.tsv", "\t"), ("train.csv", ";"), ("x.txt", ";")]
+    ("name", "mark"),
+    [("train.csv", ","), ("train.jsonl", ","), ("train.tsv", "\t"), ("train.csv", ";"), ("x.txt", ";")],
 )
 @pytest.mark.parametrize("header", [("question", "answer"), ("Answer", "Query"), ("Frage", "Antwort")])
 def test_tables_are_named_with_a_command_that_is_right(tmp_path, name, mark, header):
@@ -355,6 +361,8 @@ def test_a_leak_says_how_many_answers_differ():
     }
     find_leaks(splits, {split: Path(split) for split in splits}, faults)
     (said,) = map(str, faults)
-    assert said.startswith("test: queries that also appear in an earlier split: 3, the last being valid's query 'c'; 1 of")
+    assert said.startswith(
+        "test: queries that also appear in an earlier split: 3, the last being valid's query 'c'; 1 of"
+    )
     find_leaks(splits | {"test": examples(("a", "1"))}, {split: Path(split) for split in splits}, faults)
     assert "another answer" not in str(faults[1])

@@ -62,7 +62,9 @@ def test_packed_files_are_refused_by_name_with_what_to_do(folder):
     data = path.read_bytes() * 50
     for packed, name in ((gzip.compress(data), "gzip"), (bz2.compress(data), "bzip2"), (lzma.compress(data), "xz")):
         path.write_bytes(packed)
-        assert f"train.jsonl: this is a{'n' * (name == 'xz')} {name} file, not text; unpack it: {name} -dc " in refusal(folder)
+        assert f"train.jsonl: this is a{'n' * (name == 'xz')} {name} file, not text; unpack it: {name} -dc " in refusal(
+            folder
+        )
     path.write_bytes(b"PAR1\x15\x04\x15\x00\x00\xff PAR1")
     said = refusal(folder)
     assert "this is a Parquet file, not text; with pandas and pyarrow installed: python3 -c" in said
@@ -142,7 +144,10 @@ def test_schedules_are_read_as_strictly(tmp_path):
         (stage.format("9" * 5000), f"s.toml:2: {LARGE}"),
         (stage.format("1.0") + "[[stage]]\nshots = " + "9" * 400, f"s.toml:6: {LARGE}"),
         (stage.format("[" * 3000 + "]" * 3000), "nested too deeply"),
-        (stage.format("2.0") * 300, "s.toml:2: tau must be between 0 and 1, and 299 more like it, the last on line 1198"),
+        (
+            stage.format("2.0") * 300,
+            "s.toml:2: tau must be between 0 and 1, and 299 more like it, the last on line 1198",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(InputError) as caught:
@@ -175,7 +180,18 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(folder, tiny_base, 
 
 @pytest.mark.parametrize(
     "text",
-    ["{query}", "{input}", "{{query}}", "{{ question }}", "{user_input}", "{Question}", "$query", "${input}", "%s", "%(query)s"],
+    [
+        "{query}",
+        "{input}",
+        "{{query}}",
+        "{{ question }}",
+        "{user_input}",
+        "{Question}",
+        "$query",
+        "${input}",
+        "%s",
+        "%(query)s",
+    ],
 )
 def test_a_placeholder_in_the_template_is_pointed_out(folder, text):
     (folder / "template.md").write_text(f"\nSay it backwards.\nText: {text}\n")
@@ -188,7 +204,19 @@ def test_a_placeholder_in_the_template_is_pointed_out(folder, text):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"query": "x"}', "{name}", "$queryset", "100%so", "%%s", "`{}`", "{ query: 1 }", "${HOME}", "query", "[input]", "${inputs}"],
+    [
+        '{"query": "x"}',
+        "{name}",
+        "$queryset",
+        "100%so",
+        "%%s",
+        "`{}`",
+        "{ query: 1 }",
+        "${HOME}",
+        "query",
+        "[input]",
+        "${inputs}",
+    ],
 )
 def test_other_braces_in_a_template_are_left_alone(text):
     assert placeholder_warning(f"Say {text}", Path("template.md")) is None

@@ -34,9 +34,7 @@ from pilocal.cli.lists import FOLDER, UserFile
     type=FOLDER,
     help="File with the key that clients must send; required if other machines can reach the server.",
 )
-@click.option(
-    "--log", type=UserFile(), help="Append one JSON object per request to this file."
-)
+@click.option("--log", type=UserFile(), help="Append one JSON object per request to this file.")
 @click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
 def serve(
     runs: tuple[Path, ...],

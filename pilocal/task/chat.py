@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pilocal.errors import InputError
+from pilocal.task.formats import system_message
 from pilocal.task.json_lines import Line
 
 FORM = 'messages is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]'
@@ -63,6 +64,8 @@ def _turn(message: Any, where: Line) -> Turn:
     if not isinstance(message, dict):
         raise InputError(where, "a message must be an object", got=message, fix=FORM)
     role = message.get("role")
+    if role in ("system", "developer"):
+        raise system_message(where)
     if role in ("tool", "function", "ipython"):
         raise InputError(where, TOOLS, got=role, fix=DROP_TOOLS)
     if role not in ("user", "assistant"):

@@ -10,7 +10,7 @@ from typing import Any
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools
 from pilocal.task.faults import merged
-from pilocal.task.formats import foreign_file, foreign_record, system_message
+from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
 from pilocal.task.toml import read_text
 
@@ -127,16 +127,12 @@ def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], bo
     if beside := [key for key in ("query", "answer") if key in record]:
         what = f"messages and {beside[0]} in one record: which of them counts is not clear"
         raise InputError(where, what, fix="leave one of them out")
-    messages = record["messages"]
-    roles = [turn.get("role") for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
-    if {"system", "developer"}.intersection(role for role in roles if isinstance(role, str)):
-        raise system_message(where)
     refuse_tools(record, where)
-    return read_messages(messages, where)
+    return read_messages(record["messages"], where)
 
 
 def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path], faults: list[PilocalError]) -> None:
-    """Add a fault for each split that shares queries with an earlier one; it says how many have another answer there."""
+    """Add a fault for each split that shares queries with an earlier one, and how many have another answer there."""
     owner: dict[tuple[Any, ...], tuple[str, set[str]]] = {}
     for split in ("train", "valid", "test"):
         leaked = unlike = 0

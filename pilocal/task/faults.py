@@ -12,7 +12,7 @@ KINDS = 5
 
 
 def merged(faults: Sequence[PilocalError]) -> list[PilocalError]:
-    """Return one fault for each kind, at the first of them and with their number; after KINDS of them, one for the rest.
+    """Return one fault for each kind, at the first and with their number; after KINDS of them, one for the rest.
 
     `faults` are those of one file, by line: each `where` is "FILE:LINE". They are of one kind if their problems differ
     in numbers only.

@@ -1,4 +1,4 @@
-"""Files in the forms of other programs, known by their looks: each is named, with the command that makes records of it."""
+"""Files in the forms of other programs, known by their looks; each is named with the command that converts it."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ FORMS = (
         {"prompt": list, "completion": list},
         '{"messages": r["prompt"] + r["completion"]}',
     ),
-    Form(
-        "a preference pair", {"prompt": str, "chosen": str, "rejected": str}, _pair('r["prompt"]', 'r["chosen"]')
-    ),
+    Form("a preference pair", {"prompt": str, "chosen": str, "rejected": str}, _pair('r["prompt"]', 'r["chosen"]')),
     Form(
         "an Alpaca record",
         {"instruction": str, "output": str},
@@ -150,7 +148,7 @@ def foreign_file(path: Path, text: str) -> InputError | None:
         source = f"json.load({FILE})[{json.dumps(key, ensure_ascii=False)}]"
         return _told(path, f"one JSON object with its records under {key!r}", value[key][0], source)
     if end > len(first_line):
-        source = f'(json.loads(t.strip(", \\n")) for t in re.split(r"\n(?={{)", {FILE}.read().strip()))'
+        source = f'(json.loads(t.strip(", \\n")) for t in re.split(r"\\n(?={{)", {FILE}.read().strip()))'
         return _told(path, "JSON with several lines per record", value, source)
     return None
 

@@ -81,6 +81,4 @@ def _constant(name: str) -> float:
     raise InputError("", "not a number of JSON", got=name, fix="write a number, null or text")
 
 
-DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant
-)
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)

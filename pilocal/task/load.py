@@ -171,9 +171,7 @@ def _read_tables(
     return tables, asked
 
 
-def _read_contents(
-    files: Mapping[str, Path], faults: list[PilocalError]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the template and the examples of every split, and what is odd about them."""
     contents: dict[str, Any] = {"template": ""}
     warnings: list[str | None] = []

@@ -1,4 +1,4 @@
-"""Exact match: an answer is right if it is its reference; white space at both ends is stripped unless `strip = false`."""
+"""Exact match: an answer is right if it is its reference; both are stripped at their ends unless `strip = false`."""
 
 from __future__ import annotations
 

@@ -84,6 +84,13 @@ def test_what_is_no_record_is_one_line_with_its_number(tmp_path, line, said):
     text.encode()
 
 
+def test_null_is_no_second_form(tmp_path):
+    joined = {"query": None, "answer": None, "messages": None}
+    path = write(tmp_path / "train.jsonl", joined | {"query": "a", "answer": "b"}, joined | chat("c", "d"))
+    assert [(example.query, example.extra) for example in load_examples(path)] == [("a", {}), ("c", {})]
+    assert "the query is null" in fault(write(path, joined))
+
+
 def test_what_looks_odd_and_is_right_is_taken(tmp_path):
     lines = (r'{"query": "\ud83d\ude00", "answer": "\u0000\u2028", "e": [[1e300, 12345678901234567890]]}', GOOD)
     first, _ = load_examples(write(tmp_path / "train.jsonl", *lines))

@@ -101,7 +101,7 @@ def test_a_file_that_may_not_be_read_is_one_line(folder):
     assert "not the name of a file" in refusal(folder)
 
 
-LARGE = "a whole number that no setting can be"
+LARGE = "a number that no setting can be"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,9 @@ LARGE = "a whole number that no setting can be"
         (f"[training]\nseed = {'9_' * 5000}9\n", f"task.toml:3: {LARGE}"),
         (f"[training]\nseed = 0x{'f' * 5000}\n", f"task.toml:3: {LARGE}"),
         (f"x = [\n1,\n{'9' * 20}]\n", f"task.toml:4: {LARGE}"),
+        ("[training]\nsteps = 1\nlearning_rate = 1e400\n", f"task.toml:4: {LARGE}"),
+        ("[training]\nclip = inf\n", f"task.toml:3: {LARGE}"),
+        ("[training]\nclip = -nan\n", f"task.toml:3: {LARGE}"),
         (f"[training]\nseed = {2**63}\n", f"task.toml:3: {LARGE}"),
         ("x = " + "[" * 10_000 + "]" * 10_000 + "\n", "task.toml: lists and tables are nested too deeply"),
         ("x = " + "{a=" * 10_000 + "1" + "}" * 10_000 + "\n", "task.toml: lists and tables are nested too deeply"),

@@ -118,13 +118,13 @@ def _example(record: Any, default_id: str, where: Line) -> tuple[Example, bool]:
 
 def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], bool]:
     """Return all turns of a record, and whether the last one is to be learned."""
-    if "messages" not in record:
+    if record.get("messages") is None:  # tables that were joined have null where a record has no such field
         for key in ("query", "answer"):
             if key not in record:
                 raise InputError(where, f"the record has no {key}", got=record, fix=FORM)
         query, answer = (read_text_of(key, record[key], where, FORM) for key in ("query", "answer"))
         return (("user", query), ("assistant", answer)), True
-    if beside := [key for key in ("query", "answer") if key in record]:
+    if beside := [key for key in ("query", "answer") if record.get(key) is not None]:
         what = f"messages and {beside[0]} in one record: which of them counts is not clear"
         raise InputError(where, what, fix="leave one of them out")
     refuse_tools(record, where)

@@ -170,7 +170,7 @@ def _told(path: Path, what: str, record: Mapping[str, Any], source: str) -> Inpu
 
 
 def _form_of(record: Mapping[str, Any]) -> Form | None:
-    if "messages" in record or ("query" in record and "answer" in record):
+    if record.get("messages") is not None or ("query" in record and "answer" in record):
         return None
     form = next((form for form in FORMS if form.fits(record)), None)
     if form and form.record == SHAREGPT and not all("from" in turn for turn in _objects(record["conversations"])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -19,7 +20,7 @@ DEEP = "lists and tables are nested too deeply"
 LARGEST = 2**63
 """TOML's whole numbers lie below it and have 64 bits."""
 
-LARGE = re.compile(r"[=\[,]\s*[+-]?(\d[\d_]{18,}|0[xob][\da-fA-F_]{16,})")
+LARGE = re.compile(r"[=\[,]\s*[+-]?(\d[\d_]{18,}|0[xob][\da-fA-F_]{16,}|inf|nan|\d[\d_.]*[eE]\+?[\d_]{3,})")
 """How a number that may be too large is written."""
 
 
@@ -56,22 +57,24 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         raise _too_large(text, path) from None
     if is_deep(values):
         raise InputError(path, DEEP, fix="no setting needs that")
-    if not _is_small(values):
+    if not _fits_64_bits(values):
         raise _too_large(text, path)
     return values, text
 
 
-def _is_small(value: Any) -> bool:
-    """Tell whether all whole numbers in a value that is not deep have the 64 bits of TOML's."""
+def _fits_64_bits(value: Any) -> bool:
+    """Tell whether all numbers in a value that is not deep are finite and have the 64 bits of TOML's."""
     if isinstance(value, dict | list):
-        return all(map(_is_small, value.values() if isinstance(value, dict) else value))
+        return all(map(_fits_64_bits, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return math.isfinite(value)
     return not isinstance(value, int) or -LARGEST <= value < LARGEST
 
 
 def _too_large(text: str, path: Path) -> InputError:
     found = LARGE.search(text)
     where = f"{path}:{text.count(chr(10), 0, found.end()) + 1}" if found else str(path)
-    return InputError(where, "a whole number that no setting can be", fix="correct this value")
+    return InputError(where, "a number that no setting can be", fix="correct this value")
 
 
 def read_text(path: Path) -> str:

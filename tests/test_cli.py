@@ -92,7 +92,7 @@ def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base, tmp_path):
     done = pilocal("check", folder, "--no-probe", "--schedule", folder / "schedule.toml")
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
-    assert first.startswith(f"warning: {folder}/template.md:5: {{query}} in a template stays as it stands")
+    assert first.startswith(f"warning: {folder}/template.md:6: {{query}} in a template stays as it stands")
     assert second.startswith(f"warning: {folder}/train.jsonl: a record is left out, on line 10: the last answer has")
 
 

@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,13 @@ def commands_page() -> str:
 
 def settings_page() -> str:
     """Return a table of keys, defaults and meanings for every table of task.toml and every form of a schedule file."""
-    parts = [SETTINGS, "## task.toml\n", keys(_Top), "| `metric` | reads of `[scoring]` |\n| --- | --- |"]
-    parts[-1] += "".join(f"\n| `{name}` | {code(read)} |" for name, read in METRICS.items()) + "\n"
+    parts = [
+        SETTINGS,
+        "## task.toml\n",
+        keys(_Top),
+        "| `metric` | what it is | reads of `[scoring]` |\n| --- | --- | --- |",
+    ]
+    parts[-1] += "".join(f"\n| `{name}` | {metric(name)} | {code(read)} |" for name, read in METRICS.items()) + "\n"
     for table, cls in TABLES.items():
         parts += [f"### [{table}]\n", keys(cls)]
     parts += [
@@ -84,6 +90,12 @@ def settings_page() -> str:
     parts[-1] += "".join(rows) + "\n"
     parts += ["## A schedule file with [[stage]] tables\n", keys(Stage)]
     return "\n".join(parts)
+
+
+def metric(name: str) -> str:
+    """Return what the module of a metric says it is, after the name of the metric."""
+    said = inspect.getdoc(import_module(f"pilocal.evaluate.scoring.{name}")) or ""
+    return said.partition(": ")[2]
 
 
 def keys(cls: type[Any]) -> str:

@@ -72,6 +72,30 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
         assert warnings == [f"warning: {folder}/train.jsonl: a query has more than one answer, such as 'red'"]
 
 
+def test_a_tilde_in_an_option_is_the_home_folder(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = pilocal("stages", "~/task", "--schedule=~/task/schedule.toml", "--run=~/made", env=home)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made" / "stages" / "0" / "train.jsonl").is_file()
+    assert not (folder / "run").exists()
+    assert not (ROOT / "~").exists()
+
+
+def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    with (folder / "template.md").open("a") as file:
+        file.write("{query}\n")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "WRONG", "weight": 0}]
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    done = pilocal("check", folder, "--no-probe", "--schedule", folder / "schedule.toml")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"warning: {folder}/template.md:6: {{query}} in a template stays as it stands")
+    assert second.startswith(f"warning: {folder}/train.jsonl: a record is left out, on line 10: the last answer has")
+
+
 def test_init_leaves_a_folder_with_files_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     done = pilocal("init", tmp_path)

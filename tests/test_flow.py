@@ -13,8 +13,10 @@ from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
+from pilocal.flow.plan import plan_run
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
+from pilocal.prompt.tokens import token_counter
 from pilocal.run_folder.shipped import read_shipped
 
 NAMES = [step.name for step in STEPS]
@@ -276,6 +278,59 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
         run_steps(context, step_named("stages"))
     line = "2 queries have more than one answer, such as 'red'"
     assert said == [f"{folder / 'train.jsonl'}: {line}"]
+
+
+def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    added = {
+        "valid": (("code of RED", "MIP"),),
+        "test": (("tell  red", "MIP"), ("tell blue ", "KEL"), ("Code of  green", "MIP"), ("Code of red", "MIP")),
+    }
+    for split, pairs in added.items():
+        with (folder / f"{split}.jsonl").open("a") as file:
+            file.writelines(json.dumps({"query": query, "answer": answer}) + "\n" for query, answer in pairs)
+    said = []
+    with open_task(folder, None, None, Listeners(warn=said.append)):
+        pass
+    assert said == [
+        f"{folder}/valid.jsonl: a query has more than one answer, such as 'code of red'",
+        f"{folder}/test.jsonl: 2 queries have more than one answer, such as 'tell red'",
+        f"{folder}: a query has different answers in train.jsonl, valid.jsonl, test.jsonl, such as 'code of green'",
+    ]
+
+
+@pytest.mark.parametrize("command", ["check", "stages"])
+def test_answers_longer_than_max_tokens_are_counted_before_any_training(tiny_base, tmp_path, command):
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    answers = ("ZOR", "ZOR MIP KEL ZOR MIP KEL", "a b c d e f g h i j k l m n o p")
+    for split, count in (("train", 3), ("valid", 2), ("test", 3)):
+        records = [{"query": f"{split} {i}", "answer": answers[i % 3]} for i in range(count * 3)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    count = token_counter(tiny_base.tokenizer)
+    lengths = [count(answer) for answer in answers]
+    toml = (folder / "task.toml").read_text()
+
+    def warned(limit: int) -> list[str]:
+        (folder / "task.toml").write_text(toml.replace("max_tokens = 4", f"max_tokens = {limit}"))
+        said: list[str] = []
+        with open_task(folder, folder / "schedule.toml", None, Listeners(warn=said.append)) as context:
+            if command == "check":
+                plan_run(context, probe=False)
+            else:
+                run_steps(context, step_named("stages"))
+        return said
+
+    assert lengths == sorted(lengths)
+    what = f"reference answers are longer than [generation] max_tokens = {lengths[1]} and can never be matched"
+    assert warned(lengths[1]) == [
+        f"{folder}/valid.jsonl: 2 of 6 {what}; raise it to at least {lengths[2]}",
+        f"{folder}/test.jsonl: 3 of 9 {what}; raise it to at least {lengths[2]}",
+    ]
+    assert (
+        f"6 of 9 reference answers are longer than [generation] max_tokens = {lengths[1] - 1}"
+        in warned(lengths[1] - 1)[1]
+    )
+    assert warned(lengths[2]) == []
 
 
 def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):

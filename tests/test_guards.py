@@ -33,7 +33,6 @@ LONG_FILES: dict[str, int] = {
 }
 LONG_FUNCTIONS: dict[str, int] = {
     "pilocal/starter/build.py:train": 62,
-    "pilocal/task/load.py:load_task": 68,
 }
 COMPLEX: dict[str, int] = {
     "pilocal/compress/llmlingua2.py:LLMLingua2._find": 13,
@@ -48,7 +47,6 @@ COMPLEX: dict[str, int] = {
     "pilocal/export/sentencepiece.py:scores": 14,
     "pilocal/export/vocabulary.py:_pre_tokenizer": 14,
     "pilocal/server/full_prompt.py:FullPrompt.chat": 13,
-    "pilocal/task/load.py:load_task": 20,
     "pilocal/task/toml.py:build": 15,
     "pilocal/training/torch_backend/model.py:load_model": 22,
     "tests/bench/retrieval.py:retrieval": 16,

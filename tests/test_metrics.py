@@ -321,6 +321,22 @@ def test_every_metric_of_the_table_has_its_file(name):
     assert get_type_hints(module.make)["return"] is Metric
 
 
+def test_without_strip_an_answer_is_compared_byte_for_byte(tiny_base, tmp_path):
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    toml = folder / "task.toml"
+    toml.write_text(toml.read_text() + "[scoring]\nstrip = false\n")
+    task = load_task(folder)
+    metric = make_metric(task.metric, task.scoring, task.folder)
+    example = Example(id="1", query="q", answer="    return x\n")
+    answers = ["    return x\n", "return x", "    return x", "    return x\r\n", " \n    return x\n"]
+    assert metric.marks(answers, [example] * 5)[:, 0].tolist() == [1, 0, 0, 0, 0]
+    assert make_metric("exact_match", Scoring(), folder).marks(answers, [example] * 5)[:, 0].tolist() == [1, 1, 1, 1, 1]
+    assert metric_facts(task, metric)["scoring"]["strip"] is False
+    toml.write_text(toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "bleu"'))
+    with pytest.raises(InputError, match=r"the metric bleu does not read \[scoring\] strip; it reads none"):
+        load_task(folder)
+
+
 def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers, tmp_path, tiny_base):
     folder = make_task(tmp_path / "task", tiny_base.folder)
     shutil.copy(rivers, folder / "rivers.sqlite")

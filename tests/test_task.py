@@ -11,14 +11,18 @@ from pilocal.errors import Faults, InputError
 from pilocal.task import Training, load_task
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "task.toml").write_text('name = "t"\n')
-    (tmp_path / "template.md").write_text("Say it backwards.\n")
+def write_task(folder: Path) -> Path:
+    (folder / "task.toml").write_text('name = "t"\n')
+    (folder / "template.md").write_text("Say it backwards.\n")
     for split in ("train", "valid", "test"):
         lines = [json.dumps({"query": f"{split} {i}", "answer": f"{i}"}) for i in range(3)]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return tmp_path
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_task(tmp_path)
 
 
 def refusal(folder: Path) -> str:
@@ -60,7 +64,7 @@ def test_a_field_that_every_record_lacks_is_one_line(folder):
     (folder / "train.jsonl").write_text('{"query": "a"}\n{"query": "b"}\n{"answer": "c"}\n{"query": "d"}\n')
     lines = refusal(folder).splitlines()
     assert len(lines) == 2
-    assert "train.jsonl:1: the record has no answer, and neither do 2 after it" in lines[0]
+    assert "train.jsonl:1: the record has no answer, and 2 more like it, the last on line 4; got" in lines[0]
     assert "train.jsonl:3: the record has no query; " in lines[1]
 
 
@@ -112,7 +116,7 @@ def test_an_unknown_table_is_an_error_with_a_suggestion(folder):
 
 def test_a_setting_that_the_metric_does_not_read_is_an_error(folder):
     (folder / "task.toml").write_text('name = "t"\n[scoring]\ndatabase = "a.sqlite"\n')
-    said = "task.toml:3: the metric exact_match does not read [scoring] database; it reads none; remove the key"
+    said = "task.toml:3: the metric exact_match does not read [scoring] database; it reads strip; remove the key"
     assert said in refusal(folder)
 
 

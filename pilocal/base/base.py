@@ -15,6 +15,7 @@ from pilocal.errors import InputError, ModelError
 from pilocal.prompt.tokens import Layout, layout_of
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
+from pilocal.task.text import absent, from_home
 
 AGAIN = "copy or download the model again"
 
@@ -157,15 +158,18 @@ class Base:
 def find_base(model: str, relative_to: Path) -> Base:
     """Return the checked base that a task names: the starter, a directory, or a Hub id (downloaded once).
 
-    Raises ModelError when it cannot be had or is not whole.
+    A `~` at the beginning of a directory is the home folder. Raises ModelError when the base cannot be had or is not
+    whole.
     """
+    folder = relative_to / from_home(model)
+    missing = absent(folder, "no such model")
     if model == STARTER:
         base = Base(Path(__file__).parent.parent / "starter" / "model", model, local=True)
-    elif (relative_to / model).is_dir():
-        base = Base(relative_to / model, model, local=True)
-    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
+    elif folder.is_dir():
+        base = Base(folder, model, local=True)
+    elif model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model":
         fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
-        raise ModelError(model, "no such model", fix=fix)
+        raise ModelError(model, missing, fix=fix)
     else:
         base = Base(download(model), model, local=False)
     base.check()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from pilocal.cli.lists import NUMBERS
+from pilocal.cli.lists import FOLDER, NUMBERS
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
 @click.option(
     "--clients", callback=NUMBERS, default="1,4,16", show_default=True, help="Numbers of clients that ask at once."
 )

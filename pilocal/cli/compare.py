@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
-from pilocal.cli.lists import NAMES, NUMBERS
+from pilocal.cli.lists import FOLDER, NAMES, NUMBERS
 from pilocal.evaluate.arms import BY_COMPARE
 from pilocal.task.schedule import DECAYS
-
-FOLDER = click.Path(path_type=Path)
 
 HELP = f"""Run every arm with every seed and write one table; run it again to resume.
 

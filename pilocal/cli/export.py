@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from pilocal.cli.lists import FOLDER
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
 @click.option(
     "--format",
     "forms",

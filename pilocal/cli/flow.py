@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pilocal.cli.lists import FOLDER
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
-
-FOLDER = click.Path(path_type=Path)
 
 if TYPE_CHECKING:
     from pilocal.flow.listeners import StepResult

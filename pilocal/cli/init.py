@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pilocal.cli.lists import FOLDER
 from pilocal.errors import InputError
 from pilocal.task import METRICS
 
@@ -42,7 +43,7 @@ ASKS = {
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=FOLDER)
 def init(folder: Path) -> None:
     """Create a task folder with a small example of every file; replace them with yours."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

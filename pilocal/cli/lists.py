@@ -1,11 +1,39 @@
-"""Options whose values stand between commas."""
+"""Options whose values stand between commas, and those that are paths."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from pilocal.task.text import from_home
+
+
+class UserPath(click.Path):
+    """A path; a `~` at its beginning is the home folder, also where the shell leaves it, as in --run=~/x."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the Path."""
+        return super().convert(from_home(value) if isinstance(value, str) else value, param, ctx)
+
+
+class UserFile(click.File):
+    """A file to append to, whose path is read as a `UserPath` is."""
+
+    def __init__(self) -> None:
+        super().__init__("a", encoding="utf-8", lazy=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the open file."""
+        return super().convert(from_home(value) if isinstance(value, str) else value, param, ctx)
+
+
+FOLDER = UserPath()
 
 
 def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:

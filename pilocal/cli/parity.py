@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
+from pilocal.cli.lists import FOLDER
 from pilocal.task import PRECISIONS
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=FOLDER, required=False)
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Replay what --record wrote instead of a run; MLX need not be installed.",
 )
-@click.option("--record", type=click.Path(path_type=Path), help="Keep MLX's replay in this folder, for --reference.")
+@click.option("--record", type=FOLDER, help="Keep MLX's replay in this folder, for --reference.")
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Optimizer steps of the replay.")
 @click.option(
     "--tolerance",

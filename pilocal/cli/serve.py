@@ -8,9 +8,11 @@ from typing import IO
 
 import click
 
+from pilocal.cli.lists import FOLDER, UserFile
+
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option(
@@ -29,12 +31,10 @@ import click
 )
 @click.option(
     "--api-key-file",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="File with the key that clients must send; required if other machines can reach the server.",
 )
-@click.option(
-    "--log", type=click.File("a", encoding="utf-8", lazy=False), help="Append one JSON object per request to this file."
-)
+@click.option("--log", type=UserFile(), help="Append one JSON object per request to this file.")
 @click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
 def serve(
     runs: tuple[Path, ...],

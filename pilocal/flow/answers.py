@@ -8,8 +8,8 @@ from pilocal.flow.context import Context
 from pilocal.prompt.tokens import Row
 
 
-def warn_of_changed_answers(context: Context, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Warn of white space that the base's chat template puts around answers, and of answers that its tokenizer changes.
+def warn_of_answers(context: Context, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Warn of answers that come back otherwise than they are written, and of those that an evaluation would cut.
 
     `rows` are one stage's, by split; the completions are the same in every stage.
     """
@@ -18,10 +18,25 @@ def warn_of_changed_answers(context: Context, rows: Mapping[str, Sequence[Row]])
         what = f"puts {layout.before_answer!r} before and {layout.after_answer!r} after every answer"
         context.warn(f"{context.base.folder}: the chat template {what}, and so will what is served")
     for split, of_split in rows.items():
-        examples = getattr(context.task, split)
-        changed = [
-            example.id for example, row in zip(examples, of_split, strict=True) if not layout.keeps(row, example.answer)
-        ]
-        if changed:
-            what = f"{len(changed)} of {len(examples)} answers, such as that of {changed[0]}"
-            context.warn(f"{context.task.files[split]}: the base's tokenizer changes {what}; they come back otherwise")
+        _warn_of_changed(context, split, of_split)
+        if split != "train":
+            _warn_of_long(context, split, of_split)
+
+
+def _warn_of_changed(context: Context, split: str, rows: Sequence[Row]) -> None:
+    """Warn of answers that the tokenizer changes, such as those in Unicode's form NFD by Qwen's."""
+    pairs = zip(getattr(context.task, split), rows, strict=True)
+    changed = [example.id for example, row in pairs if not context.base.layout.keeps(row, example.answer)]
+    if changed:
+        what = f"changes {len(changed)} of {len(rows)} answers, such as that of {changed[0]}"
+        context.warn(f"{context.task.files[split]}: the base's tokenizer {what}; they come back otherwise")
+
+
+def _warn_of_long(context: Context, split: str, rows: Sequence[Row]) -> None:
+    """Warn of reference answers that no answer can match, because it ends at [generation] max_tokens."""
+    limit, answers = context.task.generation.max_tokens, [len(row.completion) - 1 for row in rows]
+    longer = [tokens for tokens in answers if tokens > limit]
+    if longer:
+        what = f"{len(longer)} of {len(answers)} reference answers are longer than [generation] max_tokens = {limit}"
+        fix = f"raise it to at least {max(longer)}"
+        context.warn(f"{context.task.files[split]}: {what} and can never be matched; {fix}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
 from pilocal.packages import require_packages
-from pilocal.retrieve import check_bank, contradictions
+from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
 from pilocal.task import AUTO, LOSSLESS, Task
 from pilocal.task.schedule import Schedule
@@ -61,6 +61,8 @@ def checked_context(
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
     raise_all(faults)
     assert base is not None
+    for warning in task.warnings:
+        listeners.warn(warning)
     _warn_of_contradictions(task, listeners.warn)
     return Context(task=task, schedule=schedule, run=run, base=base, metric=metric, backend=chosen, listeners=listeners)
 
@@ -118,10 +120,27 @@ def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) ->
 
 
 def _warn_of_contradictions(task: Task, warn: Callable[[str], None]) -> None:
-    unclear, query = contradictions(task.train)
-    if unclear:
-        what = f"{unclear} queries have more than one answer" if unclear > 1 else "a query has more than one answer"
-        warn(f"{task.files['train']}: {what}, such as {query!r}")
+    """Warn of questions that have different answers, for each split and for those that only differ between splits."""
+    splits = {"train": task.train, "valid": task.valid, "test": task.test}
+    known: set[Question] = set()
+    for split, examples in splits.items():
+        unclear = contradictions(examples)
+        known |= unclear.keys()
+        if unclear:
+            warn(f"{task.files[split]}: {_queries(unclear)} more than one answer, such as {_first(unclear)}")
+    across = contradictions([example for examples in splits.values() for example in examples])
+    across = {asked: query for asked, query in across.items() if asked not in known}
+    if across:
+        files = ", ".join(task.files[split].name for split in splits)
+        warn(f"{task.folder}: {_queries(across)} different answers in {files}, such as {_first(across)}")
+
+
+def _queries(unclear: Mapping[Question, str]) -> str:
+    return f"{len(unclear)} queries have" if len(unclear) > 1 else "a query has"
+
+
+def _first(unclear: Mapping[Question, str]) -> str:
+    return repr(next(iter(unclear.values())))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from statistics import mean
 
 from pilocal.compress import CompressedTemplate
 from pilocal.errors import InputError, PilocalError, raise_all
-from pilocal.flow.answers import warn_of_changed_answers
+from pilocal.flow.answers import warn_of_answers
 from pilocal.flow.context import Context
 from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, tokenize
@@ -45,7 +45,7 @@ class RenderedStage:
 
 
 def render_stages(context: Context) -> list[RenderedStage]:
-    """Render and measure every record of every stage.
+    """Render and measure every record of every stage; warn of answers that an evaluation would cut.
 
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
@@ -93,7 +93,7 @@ def _render_stage(
             rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
     if number == context.last_stage:
-        warn_of_changed_answers(context, rows)
+        warn_of_answers(context, rows)
     return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
 
 

@@ -51,13 +51,12 @@ def check_bank(examples: Sequence[Example], config: Retrieval, k: int, seed: int
     raise InputError(where, what, got=found, fix=fix)
 
 
-def contradictions(examples: Sequence[Example]) -> tuple[int, str]:
-    """Return how many questions have different answers, and the query of the first such question ("" for none)."""
+def contradictions(examples: Sequence[Example]) -> dict[Question, str]:
+    """Return the questions that have different answers, each with its query as it is first asked."""
     answers: defaultdict[Question, set[str]] = defaultdict(set)
     first: dict[Question, str] = {}
     for example in examples:
         asked = question(example.query, example.history)
         answers[asked].add(example.answer.strip())
         first.setdefault(asked, example.query)
-    unclear = [asked for asked, said in answers.items() if len(said) > 1]
-    return len(unclear), first[unclear[0]] if unclear else ""
+    return {asked: first[asked] for asked, said in answers.items() if len(said) > 1}

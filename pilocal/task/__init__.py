@@ -1,6 +1,6 @@
 """What the user wrote: task.toml, the template, the examples and the schedule, read strictly."""
 
-from pilocal.task.examples import LACKING, Example, load_examples
+from pilocal.task.examples import Example, load_examples
 from pilocal.task.load import Task, load_task
 from pilocal.task.optimizers import OPTIMIZERS, Optimizer
 from pilocal.task.tables import (
@@ -25,7 +25,6 @@ from pilocal.task.tables import (
 __all__ = [
     "AUTO",
     "DEVICES",
-    "LACKING",
     "LOSSLESS",
     "LR_SCHEDULES",
     "METHODS",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools
+from pilocal.task.faults import merged
+from pilocal.task.formats import foreign_file, foreign_record
+from pilocal.task.json_lines import Line, read_json
 from pilocal.task.toml import read_text
 
-LACKING = "the record has no"
-"""The beginning of the message for a record that lacks a field."""
+FORM = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,114 +32,121 @@ class Example:
     """All other fields of the record, for the metric."""
 
 
+@dataclass(slots=True)
+class Split:
+    """What is read of a file of records."""
+
+    path: Path
+    examples: list[Example] = field(default_factory=list)
+    faults: list[PilocalError] = field(default_factory=list)
+    left_out: list[Line] = field(default_factory=list)
+    """The records whose answer has weight 0."""
+
+    @property
+    def warning(self) -> str | None:
+        """What is said about records that were left out; None if there are none."""
+        if not self.left_out:
+            return None
+        count = len(self.left_out)
+        records = f"{count} records are left out, the first on line" if count > 1 else "a record is left out, on line"
+        why = 'the last answer has "weight": 0 and is not learned'
+        return f"{self.path}: {records} {self.left_out[0].number}: {why}"
+
+
 def load_examples(path: Path, split: str = "train") -> tuple[Example, ...]:
     """Read a JSONL file of records; raises InputError or Faults, with line numbers."""
-    faults: list[PilocalError] = []
-    examples = read_split(path, split, faults)
-    raise_all(faults)
-    return examples
+    read = read_split(path, split)
+    raise_all(read.faults)
+    return tuple(read.examples)
 
 
-def read_split(path: Path, split: str, faults: list[PilocalError]) -> tuple[Example, ...]:
-    """Read a JSONL file of records, adding every fault with its line number to `faults`."""
+def read_split(path: Path, split: str) -> Split:
+    """Read a JSONL file of records with all its faults, each with its line number, those of one kind together."""
+    read = Split(path)
     try:
         text = read_text(path)
     except PilocalError as fault:
-        faults.append(fault)
-        return ()
-    examples: list[Example] = []
+        read.faults.append(fault)
+        return read
+    if foreign := foreign_file(path, text):
+        read.faults.append(foreign)
+        return read
     seen: dict[str, int] = {}
-    before = len(faults)
     # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            example = _example(json.loads(line), f"{split}-{number}", f"{path}:{number}")
-        except json.JSONDecodeError as error:
-            fix = "write one JSON object per line"
-            faults.append(InputError(f"{path}:{number}", f"broken JSON: {error.msg}", got=line, fix=fix))
-            continue
-        except PilocalError as fault:
-            faults.append(fault)
-            continue
-        if example.id in seen:
-            fix = "make the ids unique or leave them out"
-            faults.append(
-                InputError(
-                    f"{path}:{number}", f"duplicate id, first on line {seen[example.id]}", got=example.id, fix=fix
-                )
-            )
-        seen.setdefault(example.id, number)
-        examples.append(example)
-    faults[before:] = _together(faults[before:])
-    return tuple(examples)
+        if line.strip():
+            try:
+                _take(line, Line(path, number), f"{split}-{number}", seen, read)
+            except PilocalError as fault:
+                read.faults.append(fault)
+    if read.left_out and not read.examples and not read.faults:
+        fix = 'give some of them "weight": 1'
+        read.faults.append(InputError(path, 'every record\'s last answer has "weight": 0', fix=fix))
+    read.faults = merged(read.faults)
+    return read
 
 
-def _together(faults: Sequence[PilocalError]) -> list[PilocalError]:
-    """Return the faults with those of records that lack the same field merged into one, at the first of them."""
-    lacking = Counter(fault.problem for fault in faults if fault.problem.startswith(LACKING))
-    told: list[PilocalError] = []
-    for fault in faults:
-        count = lacking.get(fault.problem, 1)
-        if count > 1:
-            what = f"{fault.problem}, and neither do {count - 1} after it"
-            told.append(InputError(fault.where, what, got=fault.got, fix=fault.fix))
-            lacking[fault.problem] = 0
-        elif count:
-            told.append(fault)
-    return told
+def _take(line: str, where: Line, default_id: str, seen: dict[str, int], read: Split) -> None:
+    """Add the example on a line, or that it is left out; raises InputError."""
+    example, learned = _example(read_json(line, where), default_id, where)
+    if not learned:
+        read.left_out.append(where)
+        return
+    first = seen.setdefault(example.id, where.number)
+    if first != where.number:
+        fix = "make the ids unique or leave them out"
+        raise InputError(where, f"duplicate id, first on line {first}", got=example.id, fix=fix)
+    read.examples.append(example)
 
 
-def _example(record: Any, default_id: str, where: str) -> Example:
-    fix = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
+def _example(record: Any, default_id: str, where: Line) -> tuple[Example, bool]:
+    """Return the example and whether its answer is to be learned."""
     if not isinstance(record, dict):
-        raise InputError(where, "not a JSON object", got=record, fix=fix)
+        raise InputError(where, "not a JSON object", got=record, fix=FORM)
+    if foreign := foreign_record(record, where):
+        raise foreign
     record = dict(record)
     identity = record.pop("id", default_id)
-    if not isinstance(identity, str | int):
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise InputError(where, "the id must be text or a number", got=identity, fix="correct it or leave it out")
-    if "messages" in record:
-        history = _turns(record.pop("messages"), where)
-        if len(history) < 2 or [role for role, _ in history[-2:]] != ["user", "assistant"]:
-            raise InputError(where, "messages must end with a user and an assistant turn", fix=fix)
-        *earlier, (_, query), (_, answer) = history
-    else:
-        earlier = []
+    history, learned = _turns(record, where)
+    for key in ("messages", "query", "answer"):
+        record.pop(key, None)
+    *earlier, (_, query), (_, answer) = history
+    return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record), learned
+
+
+def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], bool]:
+    """Return all turns of a record, and whether the last one is to be learned."""
+    if record.get("messages") is None:  # tables that were joined have null where a record has no such field
         for key in ("query", "answer"):
-            if not isinstance(record.get(key), str) or not record[key].strip():
-                raise InputError(where, f"{LACKING} {key}", got=record.get(key), fix=fix)
-        query, answer = record.pop("query"), record.pop("answer")
-    return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record)
-
-
-def _turns(messages: Any, where: str) -> list[tuple[str, str]]:
-    fix = 'messages is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]'
-    if not isinstance(messages, list):
-        raise InputError(where, "messages must be a list", got=messages, fix=fix)
-    turns = []
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role == "system":
-            raise InputError(where, "a system message inside a record", fix="its text belongs in the template")
-        if role not in ("user", "assistant") or not isinstance(content, str) or not content.strip():
-            raise InputError(where, "a message without role or content", got=message, fix=fix)
-        turns.append((role, content))
-    return turns
+            if key not in record:
+                raise InputError(where, f"the record has no {key}", got=record, fix=FORM)
+        query, answer = (read_text_of(key, record[key], where, FORM) for key in ("query", "answer"))
+        return (("user", query), ("assistant", answer)), True
+    if beside := [key for key in ("query", "answer") if record.get(key) is not None]:
+        what = f"messages and {beside[0]} in one record: which of them counts is not clear"
+        raise InputError(where, what, fix="leave one of them out")
+    refuse_tools(record, where)
+    return read_messages(record["messages"], where)
 
 
 def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path], faults: list[PilocalError]) -> None:
-    """Add a fault for each split that shares queries with an earlier one."""
-    owner: dict[tuple[Any, ...], str] = {}
+    """Add a fault for each split that shares queries with an earlier one, and how many have another answer there."""
+    owner: dict[tuple[Any, ...], tuple[str, set[str]]] = {}
     for split in ("train", "valid", "test"):
-        leaked = 0
+        leaked = unlike = 0
         for example in splits[split]:
             key = (example.history, example.query.strip())
-            if owner.setdefault(key, split) != split:
-                leaked += 1
-                first = f"{owner[key]}'s query {example.query!r}"
+            first, answers = owner.setdefault(key, (split, set()))
+            if first == split:
+                answers.add(example.answer.strip())
+                continue
+            leaked += 1
+            unlike += example.answer.strip() not in answers
+            last = f"{first}'s query {example.query!r}"
         if leaked:
-            what = f"queries that also appear in an earlier split: {leaked}, the last being {first}"
-            faults.append(
-                InputError(files[split], what, fix="split by content, so that no query is both trained and tested")
-            )
+            what = f"queries that also appear in an earlier split: {leaked}, the last being {last}"
+            what += f"; {unlike} of them with another answer there" if unlike else ""
+            fix = "split by content, so that no query is both trained and tested"
+            faults.append(InputError(files[split], what, fix=fix))

@@ -9,6 +9,7 @@ from typing import Any
 
 from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
 from pilocal.task.examples import Example, find_leaks, read_split
+from pilocal.task.placeholders import placeholder_warning
 from pilocal.task.tables import (
     METRICS,
     STARTER,
@@ -21,7 +22,16 @@ from pilocal.task.tables import (
     Scoring,
     Training,
 )
+from pilocal.task.text import absent, from_home
 from pilocal.task.toml import build, line_of, read_text, read_toml, require
+
+PATHS: Mapping[str, tuple[str, ...]] = {
+    "": ("model", "template", "train", "valid", "test"),
+    "retrieval": ("embedding_model",),
+    "compression": ("ladder", "checkpoint"),
+    "scoring": ("database",),
+}
+"""The keys of each table, and of none, that may name a path; the program of [scoring] command is one, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +87,8 @@ class Task:
     scoring: Scoring
     files: Mapping[str, Path]
     """Every file that was read: task, template, train, valid, test, and the metric's database if it has one."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about these files and yet no fault, one line each."""
 
 
 def task_folder(task: str | Path) -> Path:
@@ -90,65 +102,89 @@ def load_task(task: str | Path) -> Task:
     Raises InputError for a single fault, or Faults with every fault of every file.
     """
     folder = task_folder(task)
-    toml_path = Path(task) if Path(task).is_file() else folder / "task.toml"
-    if not toml_path.is_file():
-        raise InputError(toml_path, "no such task", fix="`pilocal init DIR` makes one")
-    values, text = read_toml(toml_path)
+    path = Path(task) if Path(task).is_file() else folder / "task.toml"
+    if not path.is_file():
+        raise InputError(path, absent(path, "no such task"), fix="`pilocal init DIR` makes one")
+    values, text = read_toml(path)
     faults: list[PilocalError] = []
-    tables: dict[str, Any] = {}
-    asked = set(values["scoring"]) if isinstance(values.get("scoring"), dict) else set[str]()
-    for name, cls in TABLES.items():
-        table = values.pop(name, {})
-        if not isinstance(table, dict):
-            line = line_of(text, name)
-            faults.append(
-                InputError(f"{toml_path}:{line}", f"{name} must be a table", got=table, fix=f"write [{name}]")
-            )
-            continue
-        tables[name] = build(cls, table, faults, toml_path, text, name)
-    names = {"name", "model", "template", "train", "valid", "test", "metric"}
-    for key in [key for key, value in values.items() if isinstance(value, dict) and key not in names]:
-        line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"[{key}")), 1)
-        faults.append(InputError(f"{toml_path}:{line}", f"unknown table [{key}]", fix=did_you_mean(key, TABLES)))
-        del values[key]
-    top = build(_Top, values, faults, toml_path, text)
+    _from_home(values)
+    tables, asked = _read_tables(values, text, path, faults)
+    top = build(_Top, values, faults, path, text)
     if top is None:
         raise_all(faults)
     assert top is not None
     scoring = tables.get("scoring") or Scoring()
-    for name in asked & {key.name for key in fields(Scoring)} - set(METRICS[top.metric]):
-        where = f"{toml_path}:{line_of(text, name, 'scoring')}"
+    for name in asked - set(METRICS[top.metric]):
+        where = f"{path}:{line_of(text, name, 'scoring')}"
         fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
         faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
-    files = {"task": toml_path, "template": folder / top.template}
+    files = {"task": path, "template": folder / top.template}
     if scoring.database is not None:
         files["database"] = folder / scoring.database
-    template = ""
-    try:
-        template = read_text(files["template"])
-    except PilocalError as fault:
-        faults.append(fault)
-    splits: dict[str, tuple[Example, ...]] = {}
-    for split, name in (("train", top.train), ("valid", top.valid), ("test", top.test)):
-        files[split] = folder / name
-        splits[split] = read_split(files[split], split, faults)
-    find_leaks(splits, files, faults)
+    files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
+    contents, warnings = _read_contents(files, faults)
     raise_all(faults)
     return Task(
         folder=folder,
         name=top.name,
         model=top.model,
-        template=template.strip("\n"),
         metric=top.metric,
         files=files,
-        train=splits["train"],
-        valid=splits["valid"],
-        test=splits["test"],
-        retrieval=tables["retrieval"],
-        compression=tables["compression"],
-        lora=tables["lora"],
-        training=tables["training"],
-        generation=tables["generation"],
-        export=tables["export"],
-        scoring=tables["scoring"],
+        warnings=warnings,
+        **contents,
+        **tables,
     )
+
+
+def _from_home(values: dict[str, Any]) -> None:
+    """Replace the `~` at the beginning of every path in the values of task.toml."""
+    for table, keys in PATHS.items():
+        found = values.get(table, {}) if table else values
+        for key in keys if isinstance(found, dict) else ():
+            if isinstance(found.get(key), str):
+                found[key] = from_home(found[key])
+    scoring = values.get("scoring")
+    command = scoring.get("command") if isinstance(scoring, dict) else None
+    if isinstance(command, list) and command and isinstance(command[0], str):
+        command[0] = from_home(command[0])
+
+
+def _read_tables(
+    values: dict[str, Any], text: str, path: Path, faults: list[PilocalError]
+) -> tuple[dict[str, Any], set[str]]:
+    """Take the tables out of the values; return those without faults, and which keys of [scoring] are set."""
+    scoring = values.get("scoring")
+    asked = {key.name for key in fields(Scoring)}.intersection(scoring if isinstance(scoring, dict) else ())
+    tables: dict[str, Any] = {}
+    for name, cls in TABLES.items():
+        table = values.pop(name, {})
+        if isinstance(table, dict):
+            tables[name] = build(cls, table, faults, path, text, name)
+        else:
+            where = f"{path}:{line_of(text, name)}"
+            faults.append(InputError(where, f"{name} must be a table", got=table, fix=f"write [{name}]"))
+    names = {field.name for field in fields(_Top)}
+    for key in [key for key, value in values.items() if isinstance(value, dict) and key not in names]:
+        line = next((n for n, row in enumerate(text.splitlines(), 1) if row.strip().startswith(f"[{key}")), 1)
+        faults.append(InputError(f"{path}:{line}", f"unknown table [{key}]", fix=did_you_mean(key, TABLES)))
+        del values[key]
+    return tables, asked
+
+
+def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the template and the examples of every split, and what is odd about them."""
+    contents: dict[str, Any] = {"template": ""}
+    warnings: list[str | None] = []
+    try:
+        template = read_text(files["template"])
+        contents["template"] = template.strip("\n")
+        warnings.append(placeholder_warning(template, files["template"]))
+    except PilocalError as fault:
+        faults.append(fault)
+    for split in ("train", "valid", "test"):
+        read = read_split(files[split], split)
+        contents[split] = tuple(read.examples)
+        faults += read.faults
+        warnings.append(read.warning)
+    find_leaks(contents, files, faults)
+    return contents, tuple(warning for warning in warnings if warning)

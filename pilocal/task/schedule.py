@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import Faults, InputError, PilocalError, raise_all
+from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.task.faults import merged
 from pilocal.task.toml import build, line_of, read_toml, require
 
 
@@ -227,7 +228,7 @@ def load_schedule(path: str | Path) -> Schedule:
             f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
         )
     stages = [build(Stage, table, faults, path, text, "stage", nth) for nth, table in enumerate(tables)]
-    raise_all(faults)
+    raise_all(merged(faults))
     schedule = Schedule(tuple(stage for stage in stages if stage is not None))
     _check_laws(schedule, path, text)
     return schedule
@@ -253,5 +254,4 @@ def _check_laws(schedule: Schedule, path: Path, text: str) -> None:
     total = sum(stage.share for stage in stages)
     if abs(total - 1) > 1e-3:
         fault("share", 0, "the shares must add up to 1", round(total, 4), "correct them")
-    if faults:
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+    raise_all(merged(faults))

@@ -13,7 +13,7 @@ STARTER = "starter"
 """The name of the bundled base model."""
 
 METRICS: Mapping[str, tuple[str, ...]] = {
-    "exact_match": (),
+    "exact_match": ("strip",),
     "bleu": (),
     "python_tests": ("timeout", "memory_mb"),
     "sqlite": ("database", "timeout", "max_rows"),
@@ -247,6 +247,9 @@ class Scoring:
     """For python_tests: memory limit of an answer, in MiB."""
     max_rows: int = 10_000
     """For sqlite: an answer that returns more rows is wrong."""
+    strip: bool = True
+    """For exact_match: leave white space at both ends of answer and reference out of the comparison; with false they
+    are compared byte for byte."""
 
     def __post_init__(self) -> None:
         require(

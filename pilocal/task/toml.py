@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -10,8 +11,17 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pilocal.errors import InputError, PilocalError, did_you_mean
+from pilocal.task.text import absent, decoded, is_deep
 
 T = TypeVar("T")
+
+DEEP = "lists and tables are nested too deeply"
+
+LARGEST = 2**63
+"""TOML's whole numbers lie below it and have 64 bits."""
+
+LARGE = re.compile(r"[=\[,]\s*[+-]?(\d[\d_]{18,}|0[xob][\da-fA-F_]{16,}|inf|nan|\d[\d_.]*[eE]\+?[\d_]{3,})")
+"""How a number that may be too large is written."""
 
 
 class InvalidSettings(ValueError):
@@ -36,23 +46,52 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     """
     text = read_text(path)
     try:
-        return tomllib.loads(text), text
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         where = f"{path}:{line[1]}" if line else str(path)
         raise InputError(where, f"not valid TOML: {error}", fix="fix this line") from None
+    except RecursionError:
+        raise InputError(path, DEEP, fix="no setting needs that") from None
+    except ValueError:  # more digits than Python reads
+        raise _too_large(text, path) from None
+    if is_deep(values):
+        raise InputError(path, DEEP, fix="no setting needs that")
+    if not _fits_64_bits(values):
+        raise _too_large(text, path)
+    return values, text
+
+
+def _fits_64_bits(value: Any) -> bool:
+    """Tell whether all numbers in a value that is not deep are finite and have the 64 bits of TOML's."""
+    if isinstance(value, dict | list):
+        return all(map(_fits_64_bits, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -LARGEST <= value < LARGEST
+
+
+def _too_large(text: str, path: Path) -> InputError:
+    found = LARGE.search(text)
+    where = f"{path}:{text.count(chr(10), 0, found.end()) + 1}" if found else str(path)
+    return InputError(where, "a number that no setting can be", fix="correct this value")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file; raises InputError unless it exists, is UTF-8 and is not blank."""
+    """Return the text of a file, without a byte order mark and with every line end as a line feed.
+
+    Raises InputError unless it exists, is UTF-8 and is not blank.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes(), path)
     except FileNotFoundError:
-        raise InputError(path, "no such file", fix="create it or correct the path") from None
+        raise InputError(path, absent(path, "no such file"), fix="create it or correct the path") from None
     except (IsADirectoryError, NotADirectoryError):
         raise InputError(path, "this must be a file, not a directory", fix="correct the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(path, "not UTF-8 text", got=f"byte {error.start}", fix="save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}", fix="correct the path or its rights") from None
+    except ValueError:
+        raise InputError(path, "not the name of a file", fix="correct the path") from None
     if not text.strip():
         raise InputError(path, "the file is empty", fix="fill it in")
     return text

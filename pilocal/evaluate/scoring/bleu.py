@@ -1,4 +1,4 @@
-"""BLEU: how many words and phrases an answer shares with its reference."""
+"""BLEU: how many words and phrases an answer shares with its reference; white space only separates words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(scoring: Scoring, folder: Path) -> Metric:
 
 
 class Bleu(Metric):
-    """sacrebleu's corpus BLEU (13a tokens, exponential smoothing), divided by 100."""
+    """sacrebleu's corpus BLEU (13a tokens, exponential smoothing), divided by 100; it strips both texts."""
 
     def __init__(self) -> None:
         from sacrebleu.metrics.bleu import BLEU

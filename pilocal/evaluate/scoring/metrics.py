@@ -57,5 +57,7 @@ def make_metric(name: str, scoring: Scoring, folder: Path) -> Metric:
 
 def metric_facts(task: Task, metric: Metric) -> dict[str, Any]:
     """Return what decides a task's marks beside answers and examples; files by their SHA-256."""
-    hashes = [sha256_file(path) for path in metric.files()]
-    return {"metric": task.metric, "scoring": asdict(task.scoring), "sha256": hashes}
+    scoring = asdict(task.scoring)
+    if scoring["strip"]:
+        del scoring["strip"]  # as in the marks of runs that were made before there was such a key
+    return {"metric": task.metric, "scoring": scoring, "sha256": [sha256_file(path) for path in metric.files()]}

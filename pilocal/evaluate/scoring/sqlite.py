@@ -18,6 +18,7 @@ from pilocal.errors import InputError
 from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
+from pilocal.task.text import absent
 
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 """What a query may do; everything else (writing, ATTACH, PRAGMA, loading extensions) is refused by SQLite itself."""
@@ -66,7 +67,7 @@ class Sqlite(Metric):
             raise InputError(where, "sqlite needs a database", fix='write database = "FILE", relative to the task')
         self.path, self.scoring = folder / scoring.database, scoring
         if not self.path.is_file():
-            raise InputError(self.path, "no such database", fix="correct [scoring] database")
+            raise InputError(self.path, absent(self.path, "no such database"), fix="correct [scoring] database")
         try:
             with self._open() as connection:
                 connection.execute("select count(*) from sqlite_master").fetchone()

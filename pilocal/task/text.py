@@ -1,0 +1,103 @@
+"""Files as people bring them: with a byte order mark, in another encoding, packed, or a link that leads nowhere."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import InputError
+
+MARK = "\ufeff"
+"""The byte order mark (BOM) that Excel and Notepad put first in what they call UTF-8; it is no part of the text."""
+
+DEEPEST = 100
+"""Levels of lists and tables that a value may have."""
+
+PARQUET = "import sys, pandas; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)"
+
+PACKED: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "a gzip file", "unpack it: gzip -dc {file} > {plain}"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "unpack it: zstd -dc {file} > {plain}"),
+    (b"BZh", "a bzip2 file", "unpack it: bzip2 -dc {file} > {plain}"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it: xz -dc {file} > {plain}"),
+    (b"PAR1", "a Parquet file", f'with pandas and pyarrow installed: python3 -c "{PARQUET}" {{file}} {{plain}}'),
+    (b"ARROW1", "an Arrow file", "write it as text, one JSON object per line"),
+    (b"PK\x03\x04", "a zip, Excel or Word file", "unpack it, or save it as plain text"),
+    (b"SQLite format 3\x00", "an SQLite database", "write what is needed of it as text"),
+    (b"%PDF-", "a PDF file", "save it as plain text"),
+)
+"""What begins with these bytes and is no text, and what to do with it."""
+
+WIDE = (b"\xff\xfe", b"\xfe\xff")
+"""How UTF-16 and UTF-32 begin."""
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """Return the text of a UTF-8 file, every line end as a line feed and without a byte order mark.
+
+    Raises InputError for another encoding and for a file that is no text, by name where its kind is known.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _no_text(data, path, error.start) from None
+    if "\0" in text:
+        raise _no_text(data, path, data.index(b"\0"))
+    return text.lstrip(MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _no_text(data: bytes, path: Path, place: int) -> InputError:
+    """Return what is wrong with a file whose byte at `place` is no text."""
+    for magic, what, fix in PACKED:
+        if data.startswith(magic):
+            packed = path.suffix in (".gz", ".zst", ".bz2", ".xz")
+            plain = path.with_suffix("") if packed else beside(path)
+            named = fix.format(file=shlex.quote(str(path)), plain=shlex.quote(str(plain)))
+            return InputError(path, f"this is {what}, not text", fix=named)
+    if data.startswith(WIDE) or b"\0" in data[:4]:
+        return InputError(path, 'this is UTF-16, which Windows calls "Unicode"', fix="save it as UTF-8")
+    line = data.count(b"\n", 0, place) + 1
+    return InputError(f"{path}:{line}", "not UTF-8 text", got=data[place : place + 1], fix="save it as UTF-8")
+
+
+def beside(path: Path) -> Path:
+    """Return the file next to another into which a command may write what it makes of it.
+
+    >>> str(beside(Path("a/train.csv"))), str(beside(Path("a/train.jsonl")))
+    ('a/train.jsonl', 'a/train.new.jsonl')
+    """
+    made = path.with_suffix(".jsonl")
+    return made if made != path else path.with_suffix(".new.jsonl")
+
+
+def absent(path: Path, what: str) -> str:
+    """Return what is wrong with a path where nothing is: a link that leads nowhere, or else `what`."""
+    for each in (path, *path.parents):
+        if each.is_symlink() and not each.exists():
+            link = f"a link to {each.readlink()}, which is not there"
+            return link if each == path else f"it lies behind {each}, {link}"
+    return what
+
+
+def from_home(name: str) -> str:
+    """Return a path that the user wrote, with the home folder for a `~` at its beginning; any other as it is.
+
+    >>> from_home("a/~b"), from_home("~no-such-user/x")
+    ('a/~b', '~no-such-user/x')
+    """
+    try:
+        return str(Path(name).expanduser()) if name.startswith("~") else name
+    except RuntimeError:
+        return name
+
+
+def is_deep(value: Any) -> bool:
+    """Tell whether lists and tables are nested in a value so deeply that programs stumble over it."""
+    level = [value]
+    for _ in range(DEEPEST):
+        holders = [each for each in level if isinstance(each, dict | list)]
+        level = [inner for each in holders for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True

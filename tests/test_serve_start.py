@@ -19,6 +19,7 @@ import pytest
 from pilocal.errors import Faults, InputError, ModelError
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.server import ServeOptions, serve
+from pilocal.server.access import Access
 from pilocal.server.app import make_app
 from pilocal.server.server import listen
 from tests.serving import ASKED, CHATS, KEY, ROOT, ask, endless, post, running
@@ -183,13 +184,13 @@ def test_a_model_that_needs_more_than_there_is_is_refused(
     tasks = [read_shipped(runs[0])]
     monkeypatch.setenv("CONFIG_FILE", "/etc/other.json")
     with pytest.raises(InputError, match="CONFIG_FILE"):
-        make_app(tasks, ServeOptions(), None, lambda entry: None)
+        make_app(tasks, ServeOptions(), Access(), lambda entry: None)
     monkeypatch.delenv("CONFIG_FILE")
     with pytest.raises(
         ModelError,
         match=r"llama\.cpp refuses the file: insufficient memory.*; export it again, or ask for a smaller context",
     ):
-        make_app(tasks, ServeOptions(context=1 << 26), None, lambda entry: None)
+        make_app(tasks, ServeOptions(context=1 << 26), Access(), lambda entry: None)
 
 
 def test_an_interrupted_server_ends_and_has_warned_of_nothing(runs: list[Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -34,30 +34,27 @@ from pilocal.cli.lists import FOLDER, UserFile
     type=FOLDER,
     help="File with the key that clients must send; required if other machines can reach the server.",
 )
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Origin whose web pages may use the server, such as http://localhost:3000; repeatable. * lets every page.",
+)
 @click.option("--log", type=UserFile(), help="Append one JSON object per request to this file.")
 @click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
-def serve(
-    runs: tuple[Path, ...],
-    host: str,
-    port: int,
-    context: int,
-    threads: int | None,
-    queue: int,
-    fallback_share: float,
-    api_key_file: Path | None,
-    log: IO[str] | None,
-    log_contents: bool,
-) -> None:
+def serve(runs: tuple[Path, ...], log: IO[str] | None, **options: Any) -> None:
     """Serve finished runs with llama.cpp, behind an OpenAI-compatible API; clients send the bare query.
 
     A request's model is a task's name, or base. Several runs share one base in memory. If a request still carries its
-    task's template, the template is removed. With the header X-Pilocal-Fallback: full-prompt, the base answers with the
-    full prompt. There is a page at /, and /metrics for Prometheus.
+    task's template, the template is removed; if it carries a changed one, the base answers it as it stands. With the
+    header X-Pilocal-Fallback: full-prompt, the base answers with the full prompt. There is a page at /, and /metrics
+    for Prometheus.
     """
     from pilocal.server import RequestLogEntry, ServeOptions
     from pilocal.server import serve as start
 
-    if log_contents and log is None:
+    if options["log_contents"] and log is None:
         raise click.UsageError("--log-contents needs --log")
 
     def write(entry: RequestLogEntry) -> None:
@@ -68,17 +65,9 @@ def serve(
             log.flush()
 
     def ready(names: Sequence[str], port: int) -> None:
-        page = f"http://{host}:{port}/"
+        page = f"http://{options['host']}:{port}/"
         click.echo(f"serving {', '.join(names)} at {page}v1; the page is at {page}", err=True)
 
-    options = ServeOptions(
-        host=host,
-        port=port,
-        context=context,
-        threads=threads,
-        queue=queue,
-        fallback_share=fallback_share,
-        api_key_file=api_key_file,
-        log_contents=log_contents,
-    )
-    start(runs, options, log=write, ready=ready)
+    if "*" in options["allow_origins"]:
+        click.echo("warning: --allow-origin *: every web page that somebody opens here can use this server", err=True)
+    start(runs, ServeOptions(**options), log=write, ready=ready)

@@ -8,7 +8,7 @@ from typing import Any
 from pilocal.llamacpp.chat import check_probes
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.run_folder.shipped import Shipped
-from pilocal.server.api_key import ApiKey
+from pilocal.server.access import Access
 from pilocal.server.chat import TokenCounter
 from pilocal.server.gateway import Gateway
 from pilocal.server.llama_server import answer_with, make_llama_app
@@ -23,7 +23,7 @@ from pilocal.server.weights import choose_base
 
 
 def make_app(
-    tasks: Sequence[Shipped], options: ServeOptions, key: ApiKey | None, log: Callable[[RequestLogEntry], object]
+    tasks: Sequence[Shipped], options: ServeOptions, access: Access, log: Callable[[RequestLogEntry], object]
 ) -> Any:
     """Check and load the tasks' files and return the ASGI app; `log` is called with every finished request.
 
@@ -44,7 +44,7 @@ def make_app(
         router=Router(tasks, counter, context=options.context, fallback_share=options.fallback_share),
         queue=Queue(options.queue, metrics.set_waiting),
         metrics=metrics,
-        key=key,
+        access=access,
         log=log,
         log_contents=options.log_contents,
     )

@@ -1,4 +1,4 @@
-"""The gateway between clients and llama-cpp-python's routes: key, limits, routing, queue, metrics and request log."""
+"""The gateway between clients and llama-cpp-python's routes: access, limits, routing, queue, metrics, request log."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from pilocal.server.api_key import ApiKey
+from pilocal.server.access import PATHS_WITHOUT_KEY, Access
 from pilocal.server.job import CURRENT_JOB, Job
 from pilocal.server.metrics import Metrics
 from pilocal.server.models import CLIENT_CLOSED_REQUEST, Models
 from pilocal.server.queue import Queue
 from pilocal.server.refusal import Refusal, server_error
-from pilocal.server.reply import Reply
+from pilocal.server.reply import Reply, with_cors
 from pilocal.server.request import CHAT, COMPLETION, TYPES, read_request
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import FULL_PROMPT, Route, Router
+from pilocal.server.usage import StreamedUsage, wants_usage
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -34,7 +35,6 @@ LARGEST_BODY = 4 * 2**20
 """Bytes of the largest request."""
 LARGEST_DISCARDED_BODY = 64 * 2**20
 """Bytes that are read and discarded of a larger one, so that its client gets to read the refusal."""
-PATHS_WITHOUT_KEY = ("/", "/health")
 GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
 """The paths that are fetched with GET; the others take POST."""
 
@@ -50,7 +50,7 @@ class Gateway:
         router: Router,
         queue: Queue,
         metrics: Metrics,
-        key: ApiKey | None,
+        access: Access,
         log: Callable[[RequestLogEntry], object],
         log_contents: bool,
     ) -> None:
@@ -59,7 +59,7 @@ class Gateway:
         self._router = router
         self._queue = queue
         self._metrics = metrics
-        self._key = key
+        self._access = access
         self._log = log
         self._log_contents = log_contents
 
@@ -69,11 +69,15 @@ class Gateway:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["method"] == "OPTIONS":
+            await Reply(send).empty(self._access.preflight_headers(headers))
+            return
+        send = with_cors(send, self._access.response_headers(headers))
         path = scope["path"]
         state = _RequestState(path)
         reply = Reply(send)
         try:
-            self._authorize(path, headers)
+            self._access.check(path, headers)
             _check_path(path, scope["method"])
             if path not in TYPES:
                 await self._app(scope, receive, send)
@@ -99,15 +103,6 @@ class Gateway:
         finally:
             if path in (CHAT, COMPLETION):
                 self._record(state)
-
-    def _authorize(self, path: str, headers: Mapping[str, str]) -> None:
-        if self._key is None or path in PATHS_WITHOUT_KEY:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._key.matches(given.strip()):
-            return
-        message = "Incorrect API key provided." if given else "You didn't provide an API key."
-        raise Refusal(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _answer(
         self, state: _RequestState, fallback: str | None, body: bytes, scope: Scope, receive: Receive, reply: Reply
@@ -149,6 +144,8 @@ class Gateway:
                 "X-Pilocal-Prompt-Tokens-Saved": str(route.saved_tokens),
             }
         )
+        if wants_usage(route.body):
+            reply.rewrite(StreamedUsage(lambda: (route.prompt_tokens, len(job.tokens))))
         token = CURRENT_JOB.set(job)
         try:
             await self._app(*_replayed(scope, route.body), reply.send)
@@ -200,6 +197,7 @@ class _RequestState:
             prompt_tokens=route.prompt_tokens if route else 0,
             completion_tokens=len(job.tokens) if job else 0,
             saved_tokens=route.saved_tokens if route else 0,
+            near_miss=route.near_miss if route else False,
             first_token_seconds=first,
             seconds=ended - self.began,
             error=self.error,
@@ -211,7 +209,7 @@ def _check_path(path: str, method: str) -> None:
     allowed = {"POST"} if path in TYPES else {"GET", "HEAD"} if path in GET_PATHS else set[str]()
     if not allowed:
         raise Refusal(404, f"There is nothing at {path}.", code="unknown_url")
-    if method not in allowed | {"OPTIONS"}:
+    if method not in allowed:
         raise Refusal(405, f"{path} takes {' and '.join(sorted(allowed))}.", headers={"Allow": ", ".join(allowed)})
 
 

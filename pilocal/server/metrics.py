@@ -30,6 +30,12 @@ class Metrics:
             "completion": Counter("pilocal_completion_tokens", "Tokens of answers", labels, **common),
             "saved": Counter("pilocal_saved_tokens", "Prompt tokens that callers sent in vain", labels, **common),
         }
+        self._near_misses = Counter(
+            "pilocal_near_misses",
+            "Requests with a changed template, answered by the base as they stand",
+            ("task",),
+            **common,
+        )
         self._first = Histogram(
             "pilocal_first_token_seconds", "From the request to its first token", labels, buckets=SECONDS, **common
         )
@@ -50,6 +56,8 @@ class Metrics:
         self._tokens["prompt"].labels(entry.task, entry.arm).inc(entry.prompt_tokens)
         self._tokens["completion"].labels(entry.task, entry.arm).inc(entry.completion_tokens)
         self._tokens["saved"].labels(entry.task, entry.arm).inc(entry.saved_tokens)
+        if entry.near_miss:
+            self._near_misses.labels(entry.task).inc()
         self._total.labels(entry.task, entry.arm).observe(entry.seconds)
         if entry.first_token_seconds is not None:
             self._first.labels(entry.task, entry.arm).observe(entry.first_token_seconds)

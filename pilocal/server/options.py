@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.errors import InputError, raise_all
+from pilocal.server.access import read_origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class ServeOptions:
     """Share of a task's requests that the base answers with the full prompt."""
     api_key_file: Path | None = None
     """File with the key that clients must send; needed when others can reach the server."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins, such as http://localhost:3000, whose web pages may use the server; "*" lets every page."""
     log_contents: bool = False
     """Whether log entries say what was asked and answered."""
 
@@ -38,10 +41,14 @@ class ServeOptions:
             "queue": self.queue >= 0,
             "fallback_share": 0 <= self.fallback_share <= 1,
         }
-        raise_all(
-            [
-                InputError(name, "out of bounds", got=getattr(self, name), fix=fix)
-                for name, inside in bounds.items()
-                if not inside
-            ]
-        )
+        faults = [
+            InputError(name, "out of bounds", got=getattr(self, name), fix=fix)
+            for name, inside in bounds.items()
+            if not inside
+        ]
+        for origin in self.allow_origins:
+            try:
+                read_origin(origin)
+            except InputError as fault:
+                faults.append(fault)
+        raise_all(faults)

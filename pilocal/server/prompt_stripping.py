@@ -6,83 +6,87 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pilocal.server.wording import Wording, squeeze
 from pilocal.task import Example
 
 Turn = tuple[str, str]
-"""Role and content, without white space at the ends."""
+"""Role and squeezed content."""
 Chat = list[dict[str, Any]]
 """Messages; every content is text."""
-ShotTurns = Mapping[Turn, Sequence[tuple[Turn, ...]]]
-"""The turns of every possible shot, by its first turn; the longest come first."""
 
 
-def shot_turns(examples: Iterable[Example]) -> ShotTurns:
-    """Return the turns that each example has in a prompt where it is a shot.
+class KnownPrompt:
+    r"""The template and shots of a task, as they are found in what callers send.
 
-    >>> shot_turns([Example(id="1", query=" 2+2", answer="4")])[("user", "2+2")]
-    [(('user', '2+2'), ('assistant', '4'))]
+    Both are known up to white space, byte order marks and Unicode form.
+
+    >>> known = KnownPrompt("Add.\nBe quick.", [Example(id="1", query="2+2", answer="4")])
+    >>> asked = {"role": "user", "content": "3+3"}
+    >>> full = [{"role": "system", "content": "Add. \r\nBe quick.\r\nToday is Monday."},
+    ...         {"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}, asked]
+    >>> known.strip(full)
+    [{'role': 'system', 'content': 'Today is Monday.'}, {'role': 'user', 'content': '3+3'}]
+    >>> known.strip([{"role": "user", "content": "Add. Be quick.\n\n 3+3\n"}])
+    [{'role': 'user', 'content': ' 3+3\n'}]
+    >>> KnownPrompt("Subtract.", []).strip(full) == full
+    True
+    """
+
+    def __init__(self, template: str, examples: Iterable[Example]) -> None:
+        self._template = Wording(template)
+        self._shots = _shot_turns(examples)
+
+    def strip(self, chat: Chat) -> Chat:
+        """Return the chat without any copy of the template, and then without the shots that its turns begin with.
+
+        What stood around a copy stays: in the system message, or in front of the query. A chat without the template is
+        returned as it is, and so is one of which nothing would be left to answer.
+        """
+        stripped = [self._without_template(message) for message in chat]
+        if all(new is old for new, old in zip(stripped, chat, strict=True)):
+            return chat
+        left = [message for message in stripped if message is not None]
+        start = next((i for i, message in enumerate(left) if message["role"] != "system"), len(left))
+        return left[:start] + self._without_shots(left[start:]) if left[start:] else chat
+
+    def _without_template(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a message without the template, or as it is; None when it was the template and nothing else."""
+        around = self._template.around(message["content"]) if message["role"] in ("system", "user") else None
+        if around is None:
+            return message
+        *context, last = [piece for piece in around if squeeze(piece)] or [""]
+        if message["role"] == "system":
+            content = "\n\n".join([*context, last]).strip()
+            return {**message, "content": content} if content else None
+        if not squeeze(around[-1]):  # the template and no query, or a query before it: neither was taught
+            return message
+        return {**message, "content": "\n\n".join([*context, last])}
+
+    def _without_shots(self, chat: Chat) -> Chat:
+        turns = [(message["role"], squeeze(message["content"])) for message in chat]
+        start = 0
+        while solved := next(
+            (shot for shot in self._shots.get(turns[start], ()) if _goes_on(turns, start, shot)), None
+        ):
+            start += len(solved)
+        return chat[start:]
+
+
+def _goes_on(turns: Sequence[Turn], start: int, shot: tuple[Turn, ...]) -> bool:
+    """Tell whether the turns from a place on are a shot, and others follow; else the shot is the question."""
+    end = start + len(shot)
+    return end < len(turns) and tuple(turns[start:end]) == shot
+
+
+def _shot_turns(examples: Iterable[Example]) -> Mapping[Turn, Sequence[tuple[Turn, ...]]]:
+    r"""Return each example's turns in a prompt where it is a shot, by its first turn; the longest come first.
+
+    >>> _shot_turns([Example(id="1", query=" 2", answer="4")])
+    {('user', '\x002\x00'): [(('user', '\x002\x00'), ('assistant', '\x004\x00'))]}
     """
     by_first_turn: defaultdict[Turn, set[tuple[Turn, ...]]] = defaultdict(set)
     for example in examples:
         turns = (*example.history, ("user", example.query), ("assistant", example.answer))
-        solved = tuple((role, content.strip()) for role, content in turns)
+        solved = tuple((role, squeeze(content)) for role, content in turns)
         by_first_turn[solved[0]].add(solved)
     return {first: sorted(solved, key=len, reverse=True) for first, solved in by_first_turn.items()}
-
-
-def strip_prompt(chat: Chat, template: str, shots: ShotTurns) -> Chat:
-    r"""Return the chat without the template and without the shots right after it.
-
-    The template is a whole system message, or the start of the first user message. A chat without it stays as it is,
-    and so does one of which nothing would be left to answer.
-
-    >>> shots = shot_turns([Example(id="1", query="2+2", answer="4")])
-    >>> asked = {"role": "user", "content": "3+3"}
-    >>> full = [{"role": "system", "content": "Add. "}, {"role": "user", "content": "2+2"},
-    ...         {"role": "assistant", "content": "4"}, asked]
-    >>> strip_prompt(full, "Add.", shots)
-    [{'role': 'user', 'content': '3+3'}]
-    >>> strip_prompt([{"role": "user", "content": "Add.\n\n3+3"}], "Add.", shots)
-    [{'role': 'user', 'content': '3+3'}]
-    >>> strip_prompt(full, "Subtract.", shots) == full
-    True
-    """
-    stripped = _without_template(chat, template.strip())
-    if stripped is None:
-        return chat
-    kept, turns = stripped
-    while turns:
-        solved = next((each for each in shots.get(_turn(turns[0]), ()) if _starts(turns, each)), None)
-        if solved is None:
-            break
-        turns = turns[len(solved) :]
-    return kept + turns
-
-
-def _without_template(chat: Chat, template: str) -> tuple[Chat, Chat] | None:
-    """Return the other leading system messages and the turns after them; None when the template is not there."""
-    start = next((i for i, message in enumerate(chat) if message["role"] != "system"), len(chat))
-    kept, turns = chat[:start], chat[start:]
-    if not template or not turns:
-        return None
-    systems = [message["content"].strip() for message in kept]
-    if template in systems:
-        number = systems.index(template)
-        return kept[:number] + kept[number + 1 :], turns
-    first = turns[0]["content"].lstrip() if turns[0]["role"] == "user" else ""
-    rest = first.removeprefix(template)
-    inside_a_word = template[-1].isalnum() and rest[:1].isalnum()
-    if rest == first or not rest.strip() or inside_a_word:
-        return None
-    return kept, [{**turns[0], "content": rest.lstrip()}, *turns[1:]]
-
-
-def _starts(turns: Chat, solved: Sequence[Turn]) -> bool:
-    """Tell whether the turns start with the solved example and go on after it."""
-    return len(turns) > len(solved) and all(
-        _turn(message) == turn for message, turn in zip(turns, solved, strict=False)
-    )
-
-
-def _turn(message: Mapping[str, Any]) -> Turn:
-    return message["role"], message["content"].strip()

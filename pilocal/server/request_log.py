@@ -24,6 +24,8 @@ class RequestLogEntry:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     saved_tokens: int = 0
+    near_miss: bool = False
+    """Whether the template was there, but changed or out of place: the base then answered the prompt as it stood."""
     first_token_seconds: float | None = None
     seconds: float = 0.0
     """From the request to the end of its answer, the time in the queue included."""
@@ -49,7 +51,8 @@ class RequestLogEntry:
             return " ".join(part for part in (self.path, str(self.status), self.error, took) if part)
         tokens = f"{self.prompt_tokens} tokens in, {self.completion_tokens} out, {self.saved_tokens} saved"
         first = "" if self.first_token_seconds is None else f"first in {1000 * self.first_token_seconds:.0f} ms, "
-        return f"{self.path} {self.status} {self.task} {self.arm}: {tokens}; {first}all {took}"
+        arm = f"{self.arm} (near miss)" if self.near_miss else self.arm
+        return f"{self.path} {self.status} {self.task} {arm}: {tokens}; {first}all {took}"
 
     def json(self) -> str:
         """Return a line of JSON, without the fields that are None.

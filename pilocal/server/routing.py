@@ -11,13 +11,16 @@ from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.chat import TokenCounter
 from pilocal.server.full_prompt import FallbackSampler, FullPrompt
-from pilocal.server.prompt_stripping import Chat, shot_turns, strip_prompt
+from pilocal.server.near_miss import NearMisses
+from pilocal.server.prompt_stripping import Chat, KnownPrompt
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.request import CHAT
 from pilocal.server.weights import BASE
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""
+SEARCHED, SEARCHED_PER_TOKEN = 2**17, 32
+"""Characters of a chat, and more for each token of the context, in which the template is looked for unseen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,10 @@ class Route:
     body: Mapping[str, Any]
     """The request for llama-cpp-python."""
     prompt_tokens: int
-    saved_tokens: int
+    saved_tokens: int = 0
     """How many more the caller sent."""
+    near_miss: bool = False
+    """Whether the template is there, but changed or out of place: the base then answers the prompt as it stands."""
 
 
 class Router:
@@ -42,18 +47,19 @@ class Router:
     def __init__(self, tasks: Sequence[Shipped], counter: TokenCounter, *, context: int, fallback_share: float) -> None:
         """Read every task's examples; `fallback_share` of the requests to tasks get the full prompt."""
         examples = {task.name: task.examples() for task in tasks}
-        self._templates = {task.name: task.template for task in tasks}
-        self._shot_turns = {name: shot_turns(each) for name, each in examples.items()}
+        self._known = {task.name: KnownPrompt(task.template, examples[task.name]) for task in tasks}
+        self._near_misses = {task.name: NearMisses(task.template) for task in tasks}
         self._full_prompts = {task.name: FullPrompt(task, examples[task.name]) for task in tasks}
         self._takes_full_prompt = FallbackSampler(fallback_share)
         self._counter = counter
         self._context = context
+        self._searched = SEARCHED + SEARCHED_PER_TOKEN * context + 4 * max(len(task.template) for task in tasks)
 
     def name(self, request: Mapping[str, Any]) -> str:
         """Return the task, or the base, that a request names; raises Refusal when there is none of that name."""
-        names = [*self._templates, BASE]
+        names = [*self._known, BASE]
         name = request.get("model")
-        if name is None and len(self._templates) == 1:
+        if name is None and len(self._known) == 1:
             return names[0]
         known = f"This server has: {', '.join(names)}."
         if name is None:
@@ -66,30 +72,60 @@ class Router:
     def route(self, path: str, request: Mapping[str, Any], *, full_prompt: bool) -> Route:
         """Return the route of a request; `full_prompt` says that its caller asks for the full prompt.
 
-        Raises Refusal when it cannot be answered. Where the server itself chose the full prompt, but the request has no
-        query or would not fit the context, the adapter answers.
+        The base answers a chat whose template was changed, just as it was sent: the adapter was not taught that prompt.
+        Raises Refusal when a request cannot be answered. Where the server itself chose the full prompt, but the request
+        has no query or would not fit the context, the adapter answers.
         """
         name = self.name(request)
         body = {**request, "model": name}
         if path != CHAT:
             self._refuse_if(full_prompt, "only a chat has a full prompt")
-            body["prompt"] = self._counter.without_bos(request.get("prompt", ""))
-            count = self._check_fit(self._counter.text(body["prompt"]), request, "prompt")
-            arm = BASE if name == BASE else INTERNALIZED
-            return Route(task=name, arm=arm, model=name, body=body, prompt_tokens=count, saved_tokens=0)
+            return self._raw_route(body)
         if name == BASE:
             self._refuse_if(full_prompt, "the bare base has no full prompt; name a task")
-            count = self._check_fit(self._counter.chat(request), request, "messages")
-            return Route(task=name, arm=BASE, model=BASE, body=body, prompt_tokens=count, saved_tokens=0)
-        bare = strip_prompt(request["messages"], self._templates[name], self._shot_turns[name])
+            return self._as_sent(body, BASE)
+        if sum(len(message["content"]) for message in request["messages"]) > self._searched:
+            self._check_fit(self._counter.chat(body), body, "messages")  # much faster than to search it
+        bare = self._known[name].strip(request["messages"])
+        if self._near_misses[name].found_in(bare):
+            return self._as_sent(body, FULL_PROMPT, near_miss=True)
         if full_prompt or self._takes_full_prompt():
-            route = self._full_prompt_route(name, bare, body, asked=full_prompt)
-            if route is not None:
-                return route
-        body["messages"] = bare
-        count = self._check_fit(self._counter.chat(body), request, "messages")
-        saved = self._counter.chat(request) - count if bare is not request["messages"] else 0
+            full = self._full_prompt_route(name, bare, body, asked=full_prompt)
+            if full is not None:
+                return full
+        return self._bare_route(body, bare)
+
+    def _raw_route(self, body: Mapping[str, Any]) -> Route:
+        """Return the route of a raw prompt; it stays as it is, so the base answers one with the template in it."""
+        name, prompt = body["model"], self._counter.without_bos(body.get("prompt", ""))
+        count = self._check_fit(self._counter.text(prompt), body, "prompt")
+        body = {**body, "prompt": prompt}
+        if name == BASE:
+            return Route(task=name, arm=BASE, model=BASE, body=body, prompt_tokens=count)
+        if self._near_misses[name].found_in([{"role": "user", "content": prompt}]):
+            return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count, near_miss=True)
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count)
+
+    def _as_sent(self, body: Mapping[str, Any], arm: str, *, near_miss: bool = False) -> Route:
+        """Return the route of a chat that the base answers as it was sent."""
+        count = self._check_fit(self._counter.chat(body), body, "messages")
+        return Route(task=body["model"], arm=arm, model=BASE, body=body, prompt_tokens=count, near_miss=near_miss)
+
+    def _bare_route(self, body: Mapping[str, Any], bare: Chat) -> Route:
+        name, sent = body["model"], body["messages"]
+        body = {**body, "messages": bare}
+        count = self._check_fit(self._counter.chat(body), body, "messages")
+        saved = self._count_saved(body, sent, count) if bare is not sent else 0
         return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count, saved_tokens=saved)
+
+    def _count_saved(self, body: Mapping[str, Any], sent: Chat, count: int) -> int:
+        try:
+            return self._counter.chat({**body, "messages": sent}) - count
+        except Refusal:  # the chat template takes no system message, or only one; without it the texts can be counted
+            texts = [
+                sum(self._counter.text(message["content"]) for message in chat) for chat in (sent, body["messages"])
+            ]
+            return texts[0] - texts[1]
 
     def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
         try:
@@ -105,7 +141,7 @@ class Router:
             self._check_fit(count, body, "messages")
         elif count >= self._context:
             return None
-        return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count, saved_tokens=0)
+        return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count)
 
     def _refuse_if(self, asked: bool, why: str) -> None:
         if asked:

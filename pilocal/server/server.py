@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pilocal.errors import InputError
 from pilocal.run_folder.shipped import read_shipped
+from pilocal.server.access import Access, hosts_at
 from pilocal.server.api_key import read_api_key
 from pilocal.server.app import make_app
 from pilocal.server.options import ServeOptions
@@ -38,7 +39,8 @@ def serve(
     paths = [runs] if isinstance(runs, str | Path) else runs
     tasks = [read_shipped(Path(path)) for path in paths]
     with listen(options.host, options.port, loopback_only=key is None) as listener:
-        app = make_app(tasks, options, key, log)
+        hosts = hosts_at(listener.getsockname()[0], options.host)
+        app = make_app(tasks, options, Access(key, origins=options.allow_origins, hosts=hosts), log)
         ready([task.name for task in tasks], listener.getsockname()[1])
         # uvicorn would log the whole URL of a WebSocket, query and all.
         config = uvicorn.Config(app, access_log=False, ws="none")

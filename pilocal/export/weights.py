@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.base import Base
-from pilocal.errors import ExportError
+from pilocal.base.base import AGAIN, Base
+from pilocal.errors import ExportError, ModelError, RunError
+from pilocal.run_folder.files import cache_folder, write_json
+from pilocal.run_folder.hashes import LARGE
 from pilocal.run_folder.tensors import FLOATS, Float32, Stored, stored_in, widened
 
 DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
@@ -19,6 +22,12 @@ DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
 
 AT_ONCE = 1 << 22
 """Numbers that are unpacked at once, which bounds the memory."""
+
+INFINITY: Mapping[str, tuple[str, int]] = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
+"""The bits of an infinite float, and what they are read as; only those of NaN are larger, if the sign is left out."""
+
+UNPACKED = "take a float base, or one that mlx-lm quantized with mode affine"
+"""What to do about weights that are packed otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class BaseWeights:
     def __init__(self, base: Base) -> None:
         self._folder, config = base.folder, base.config
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
+        self._check_method(config.get("quantization_config"))
         self._stored: dict[str, Stored] = {}
         for path in base.weight_files:
             self._stored |= stored_in(path)
@@ -98,32 +108,64 @@ class BaseWeights:
         """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""
         return self._stored[name].dtype
 
+    def check_finite(self) -> None:
+        """Raise ModelError when a float is infinite or not a number; of packed tensors these are scales and biases."""
+        for name, stored in self._stored.items():
+            if stored.dtype not in INFINITY:
+                continue
+            kind, infinity = INFINITY[stored.dtype]
+            rows, *rest = stored.shape or (1,)
+            step = max(1, AT_ONCE // max(1, math.prod(rest)))
+            for start in range(0, rows, step):
+                bits = self._raw(name, start, min(start + step, rows)).view(kind)
+                if bits.size and (bits & (np.iinfo(kind).max >> 1)).max() >= infinity:
+                    raise ModelError(stored.path, f"{name} holds numbers that are infinite or NaN", fix=AGAIN)
+
     def _shape(self, name: str) -> tuple[int, ...]:
-        module = name.removesuffix(".weight")
+        module, stored = name.removesuffix(".weight"), self._stored[name]
         if not self._is_quantized(module):
-            return self._stored[name].shape
-        rows, groups = self._stored[f"{module}.scales"].shape
-        return rows, groups * self._packing(module)[0]
+            if stored.dtype not in FLOATS:
+                what = f"{name} is packed in an unknown way"
+                raise ExportError(self._folder, what, got=stored.dtype, fix=UNPACKED)
+            return stored.shape
+        size, bits = self._packing(module)
+        parts = [self._stored.get(f"{module}.{part}") for part in ("scales", "biases")]
+        scales, biases = (part.shape if part and part.dtype in FLOATS else None for part in parts)
+        width = size * scales[1] if scales and len(scales) == 2 else 0
+        if scales != biases or stored.dtype != "U32" or stored.shape != (scales and scales[0], width * bits // 32):
+            what = f"{module} does not hold groups of {size} weights of {bits} bits"
+            raise ExportError(self._folder, what, got=" x ".join(map(str, stored.shape)), fix=AGAIN)
+        return stored.shape[0], width
+
+    def _check_method(self, other: Any) -> None:
+        """Refuse weights that another program than mlx-lm has packed."""
+        method = other.get("quant_method") if isinstance(other, dict) else None
+        if method and not self._quantization:
+            raise ExportError(self._folder, "the weights are not packed as MLX packs them", got=method, fix=UNPACKED)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether an output matrix is stored, in use or not."""
+        return "lm_head.weight" in self._stored
 
     def _is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self._stored
 
     def _packing(self, module: str) -> tuple[int, int]:
         """Return (group size, bits) of a quantized module; config.json may name exceptions to its general rule."""
-        settings = {**self._quantization, **(self._quantization.get(module) or {})}
-        if settings.get("mode", "affine") != "affine" or "group_size" not in settings:
-            fix = "take a float base, or one that mlx-lm quantized with mode affine"
-            raise ExportError(
-                self._folder, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix
-            )
-        return int(settings["group_size"]), int(settings["bits"])
+        own = self._quantization.get(module)
+        settings = {**self._quantization, **(own if isinstance(own, dict) else {})}
+        mode = settings.get("mode", "affine")
+        if mode != "affine":
+            raise ExportError(self._folder, f"{module} is not in affine quantization", got=mode, fix=UNPACKED)
+        size, bits = settings.get("group_size"), settings.get("bits")
+        if not (isinstance(size, int) and isinstance(bits, int)):
+            raise ExportError(self._folder, f"{module} is packed, and config.json does not say how", fix=AGAIN)
+        return size, bits
 
     def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return a tensor as it is stored, or its rows from `start` up to `stop`."""
         stored = self._stored[name]
-        if stored.dtype not in DTYPES:
-            fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._folder, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
         rows, *rest = stored.shape or (1,)
         kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
         count = (stop - start) * width
@@ -134,10 +176,18 @@ class BaseWeights:
 
     def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
-        if self._stored[name].dtype == "U32":
-            fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._folder, f"{name} is packed in an unknown way", got="U32", fix=fix)
         return widened(self._raw(name, start, stop), self._stored[name].dtype)
+
+
+def check_finite(base: Base) -> None:
+    """Raise ModelError when a number of the base is infinite or NaN; that a large base has none is remembered."""
+    note = cache_folder() / "finite" / f"{base.sha256}.json"
+    if note.is_file():
+        return
+    BaseWeights(base).check_finite()
+    if sum(path.stat().st_size for path in base.weight_files) >= LARGE:
+        with suppress(RunError):
+            write_json(note, {"model": base.model})
 
 
 def unpack(words: NDArray[np.uint32], scales: Float32, biases: Float32, group_size: int, bits: int) -> Float32:

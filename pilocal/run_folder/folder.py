@@ -14,6 +14,9 @@ from typing import Any
 from pilocal.errors import RunError
 from pilocal.run_folder.files import disk_error, write_json
 
+BESIDE = ".."
+"""Where a task lies from its default run folder, and where run.json does not say it."""
+
 
 class RunDir:
     """A run folder; make it with `RunDir.locked` to write, or directly to read."""
@@ -32,11 +35,11 @@ class RunDir:
 
     @classmethod
     @contextmanager
-    def locked(cls, path: Path, *, task: str, folder: Path) -> Iterator[RunDir]:
+    def locked(cls, path: Path, *, task: str, file: Path) -> Iterator[RunDir]:
         """Open a run folder for writing, creating it, and keep every other process out until the block ends.
 
-        Raises RunError when another process holds it, when it belongs to another task, or when `path` holds something
-        that is not a run.
+        `file` is the task's task.toml. Raises RunError when another process holds it, when it belongs to another task
+        (not the same one moved or renamed), or when `path` holds something that is not a run.
         """
         try:
             if path.is_dir() and any(path.iterdir()) and not (path / "run.json").is_file():
@@ -60,15 +63,32 @@ class RunDir:
             lock.write(f"process {os.getpid()}")
             lock.flush()
             run = cls(path)
-            owner = run.state.get("task")
-            mine = {"name": task, "folder": str(folder.resolve())}
-            if owner not in (None, mine):
-                fix = "choose another folder with --run"
-                raise RunError(
-                    path, f"this run was made from another task, {owner['name']}", got=owner["folder"], fix=fix
-                )
-            run.state["task"] = mine
+            run._take(task, file.parent.resolve() / file.name)
             yield run
+
+    def _take(self, task: str, file: Path) -> None:
+        """Make this the run of a task; raises RunError when it is another's."""
+        beside = os.path.relpath(file.parent, self.path.resolve())
+        mine = {"name": task, "folder": str(file.parent), "beside": beside}
+        owner = self.state.get("task")
+        if isinstance(owner, dict):
+            former = Path(str(owner.get("folder")))
+            named = owner.get("name") == task
+            there = former == file.parent or owner.get("beside", BESIDE) == beside
+            renamed = there and self.state.get("task_file", file.name) == file.name
+            moved = named and not (former / file.name).is_file()
+            if not ((there and named) or renamed or moved):
+                what = f"this run was made from another task, {owner.get('name')}"
+                raise RunError(self.path, what, got=str(former), fix="choose another folder with --run")
+            _follow(self.state.get("backend"), former, file.parent)
+        self.state["task"] = mine
+
+    @property
+    def task_file(self) -> Path:
+        """The task.toml that the run was made from, also where both were moved; raises KeyError before a run began."""
+        owner, name = self.state["task"], str(self.state["task_file"])
+        beside = Path(os.path.normpath(self.path.resolve() / owner.get("beside", BESIDE) / name))
+        return beside if beside.is_file() else Path(owner["folder"], name)
 
     @property
     def file(self) -> Path:
@@ -140,6 +160,13 @@ class RunDir:
         }
         self.save()
 
+    def rewritten(self, step: str, file: Path) -> None:
+        """Record that a file of a finished step was written again."""
+        known = self.state["steps"].get(step, {}).get("files", {})
+        if str(file.relative_to(self.path)) in known:
+            known[str(file.relative_to(self.path))] = file.stat().st_size
+            self.save()
+
     def describe(self, **facts: Any) -> None:
         """Record facts about the whole run: versions, seed, the inputs' hashes."""
         self.state.update(facts)
@@ -148,3 +175,10 @@ class RunDir:
     def save(self) -> None:
         """Write run.json."""
         write_json(self.file, self.state)
+
+
+def _follow(backend: Any, former: Path, folder: Path) -> None:
+    """Let the initial adapter of a training lie where the task was moved to, if it lay in the task's folder."""
+    initial = backend.get("initial_adapter") if isinstance(backend, dict) else None
+    if initial and Path(initial).is_relative_to(former) and not Path(initial).exists():
+        backend["initial_adapter"] = str(folder / Path(initial).relative_to(former))

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from pilocal.base.base import Base
 from pilocal.errors import ModelError, PilocalError
+from pilocal.export.finite import check_finite
 from pilocal.export.gguf import check_exportable
-from pilocal.export.weights import check_finite
 from pilocal.flow.plan import check
 from pilocal.flow.run import run_task
 from tests.test_flow import make_task
@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "gelu": (config(hidden_act="gelu"), "hidden_act: llama.cpp computes this model in another way; got 'gelu'"),
     "a classifier": (config(architectures=["LlamaForSequenceClassification"]), "do not belong together; got 'LlamaFor"),
     "another's class": (config(architectures=["Qwen2ForCausalLM"]), "architectures and model_type do not belong"),
-    "another's kind": (config(model_type="qwen2", architectures=...), "k_proj.bias is not what config.json says"),
+    "another's kind": (config(model_type="qwen2", architectures=...), "q_proj.bias is not what config.json says"),
     "no epsilon": (config(rms_norm_eps=...), "rms_norm_eps must be a number above 0"),
     "a width in words": (config(hidden_size="256"), "hidden_size must be a whole number above 0; got '256'"),
     "a layer too few": (config(num_hidden_layers=1), r"model.layers.1.\S+ is not what config.json says, none"),
@@ -120,7 +120,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         config(quantization={**PACKED, Q: {**PACKED, "mode": "mxfp4"}}),
         f"{Q} is not in affine quantization; got 'mxfp4'",
     ),
-    "other groups": (config(quantization={"group_size": 64, "bits": 4}), "does not hold groups of 64 weights of 4 bits"),
+    "other groups": (
+        config(quantization={"group_size": 64, "bits": 4}),
+        "does not hold groups of 64 weights of 4 bits",
+    ),
     "other bits": (config(quantization={"group_size": 32, "bits": 8}), "does not hold groups of 32 weights of 8 bits"),
     "nothing said of 4 bits": (config(quantization=...), "is packed, and config.json does not say how"),
     "gptq": (
@@ -170,7 +173,7 @@ def test_what_can_be_exported_passes(fixture: str, request: pytest.FixtureReques
     "change",
     [
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
-        {"rope_scaling": {"type": "llama3", **{key: 8 for key in ("factor", "high_freq_factor")}, "low_freq_factor": 1,
+        {"rope_scaling": {"type": "llama3", **dict.fromkeys(("factor", "high_freq_factor"), 8), "low_freq_factor": 1,
                           "original_max_position_embeddings": 64, "rope_type": "llama3"}},
         {"hidden_act": "silu", "rope_traditional": False, "partial_rotary_factor": 1.0},
         {"architectures": None},
@@ -197,7 +200,11 @@ def test_every_fault_is_told_at_once(tiny_base: Base, tmp_path: Path) -> None:
         check(task, schedule=task / "schedule.toml", probe=False)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert [word for line in lines for word in ("bare base", "yarn", "NaN") if word in line] == ["bare base", "yarn", "NaN"]
+    assert [word for line in lines for word in ("bare base", "yarn", "NaN") if word in line] == [
+        "bare base",
+        "yarn",
+        "NaN",
+    ]
 
 
 @pytest.mark.parametrize(("name", "line"), [("base", "the bare base answers to this name"), ("a\\nb", "is one line")])
@@ -209,11 +216,11 @@ def test_a_name_that_cannot_be_served_is_refused(name: str, line: str, tmp_path:
 
 
 def test_a_large_base_is_looked_through_once(tiny_base: Base, tmp_path: Path, monkeypatch, cache: Path) -> None:
-    monkeypatch.setattr("pilocal.export.weights.LARGE", 1000)
+    monkeypatch.setattr("pilocal.export.finite.LARGE", 1000)
     shutil.copytree(tiny_base.folder, tmp_path / "base")
     weight(NORM, 0.5)(tmp_path / "base")
     check_finite(Base.at(tmp_path / "base"))
-    monkeypatch.setattr("pilocal.export.weights.BaseWeights", lambda base: pytest.fail("looked through again"))
+    monkeypatch.setattr("pilocal.export.finite.stored_in", lambda path: pytest.fail("looked through again"))
     check_finite(Base.at(tmp_path / "base"))
     monkeypatch.undo()
     weight(NORM, np.inf)(tmp_path / "base")
@@ -224,7 +231,9 @@ def test_a_large_base_is_looked_through_once(tiny_base: Base, tmp_path: Path, mo
 def test_a_probe_notices_a_base_whose_loss_is_no_number(starter: Base, tmp_path: Path) -> None:
     """Every number is finite, and their products are not."""
     shutil.copytree(starter.folder, tmp_path / "base")
-    names = [f"model.layers.{layer}.{norm}_layernorm.weight" for layer in (0, 1) for norm in ("input", "post_attention")]
+    names = [
+        f"model.layers.{layer}.{norm}_layernorm.weight" for layer in (0, 1) for norm in ("input", "post_attention")
+    ]
     tensors = load_file(tmp_path / "base" / "model.safetensors")
     for name in names:
         tensors[name] = np.full(tensors[name].shape, 3e38, dtype=np.float32)

@@ -161,7 +161,7 @@ def test_a_link_to_another_disk_is_told_of_and_replaced(task: Path, monkeypatch:
     assert base.is_symlink()
     assert said == [f"{base}: a link to {base.readlink()}; `pilocal export {task / 'run'} --copy` puts the file there"]
     before = read_shipped(task / "run")
-    export_run(task / "run", copy=True, listeners=Listeners(warn=lambda line: pytest.fail(line)))
+    export_run(task / "run", copy=True, listeners=Listeners(warn=pytest.fail))
     assert not base.is_symlink()
     assert read_shipped(task / "run") == before
     assert not any(flow(task).values())

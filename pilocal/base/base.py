@@ -209,7 +209,8 @@ def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
     whole = (*WHOLE, *(key for key in OPTIONAL if config.get(key)))
     numbers = ("rms_norm_eps", *(["rope_theta"] if config.get("rope_theta") else []))
     for key in (*whole, *numbers):
-        value, kind = config.get(key), "whole number" if key in whole else "number"
+        value: Any = config.get(key)
+        kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
         if not known or value <= 0:
             raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)

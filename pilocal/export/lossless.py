@@ -157,7 +157,9 @@ def link(file: Path, folder: Path) -> Path:
 
 def links(folder: Path) -> list[Path]:
     """Return the files of a folder that are a second name of another's, or a symbolic link to it."""
-    return sorted(path for path in folder.rglob("*") if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1))
+    return sorted(
+        path for path in folder.rglob("*") if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
+    )
 
 
 def copy_in_place(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.base.base import AGAIN, Base
-from pilocal.errors import ExportError, ModelError, RunError
-from pilocal.run_folder.files import cache_folder, write_json
-from pilocal.run_folder.hashes import LARGE
+from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import FLOATS, Float32, Stored, stored_in, widened
 
 DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
@@ -22,9 +19,6 @@ DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
 
 AT_ONCE = 1 << 22
 """Numbers that are unpacked at once, which bounds the memory."""
-
-INFINITY: Mapping[str, tuple[str, int]] = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
-"""The bits of an infinite float, and what they are read as; only those of NaN are larger, if the sign is left out."""
 
 UNPACKED = "take a float base, or one that mlx-lm quantized with mode affine"
 """What to do about weights that are packed otherwise."""
@@ -108,19 +102,6 @@ class BaseWeights:
         """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""
         return self._stored[name].dtype
 
-    def check_finite(self) -> None:
-        """Raise ModelError when a float is infinite or not a number; of packed tensors these are scales and biases."""
-        for name, stored in self._stored.items():
-            if stored.dtype not in INFINITY:
-                continue
-            kind, infinity = INFINITY[stored.dtype]
-            rows, *rest = stored.shape or (1,)
-            step = max(1, AT_ONCE // max(1, math.prod(rest)))
-            for start in range(0, rows, step):
-                bits = self._raw(name, start, min(start + step, rows)).view(kind)
-                if bits.size and (bits & (np.iinfo(kind).max >> 1)).max() >= infinity:
-                    raise ModelError(stored.path, f"{name} holds numbers that are infinite or NaN", fix=AGAIN)
-
     def _shape(self, name: str) -> tuple[int, ...]:
         module, stored = name.removesuffix(".weight"), self._stored[name]
         if not self._is_quantized(module):
@@ -177,17 +158,6 @@ class BaseWeights:
     def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
         return widened(self._raw(name, start, stop), self._stored[name].dtype)
-
-
-def check_finite(base: Base) -> None:
-    """Raise ModelError when a number of the base is infinite or NaN; that a large base has none is remembered."""
-    note = cache_folder() / "finite" / f"{base.sha256}.json"
-    if note.is_file():
-        return
-    BaseWeights(base).check_finite()
-    if sum(path.stat().st_size for path in base.weight_files) >= LARGE:
-        with suppress(RunError):
-            write_json(note, {"model": base.model})
 
 
 def unpack(words: NDArray[np.uint32], scales: Float32, biases: Float32, group_size: int, bits: int) -> Float32:

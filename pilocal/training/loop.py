@@ -25,7 +25,7 @@ from pilocal.training.team import Kind, Order, Team
 from pilocal.training.tracker import Tracker, tracking
 
 NO_LOSS = "the base's own loss on the task's rows is not a number"
-OTHER_BASE = "take another base, copy or download this one again, or set [training] precision = \"float32\""
+OTHER_BASE = 'take another base, copy or download this one again, or set [training] precision = "float32"'
 """What is said of a loss that no training has spoilt."""
 
 

@@ -37,9 +37,9 @@ def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Prob
     add_lora(model, lora, training.seed)
     trainer = BatchTrainer(model, make_optimizer(model, training), training, MlxTeam())
     below = Below(model, trainer.first, batch.prefix_P.tolist())
-    loss, _ = trainer.step(0, training.learning_rate, batch, below)
-    if not math.isfinite(loss.item()):
-        raise TrainingError("the first step", NO_LOSS, got=loss.item(), fix=OTHER_BASE)
+    loss = trainer.step(0, training.learning_rate, batch, below)[0].tolist()
+    if not math.isfinite(loss):
+        raise TrainingError("the first step", NO_LOSS, got=loss, fix=OTHER_BASE)
     mx.clear_cache()
     mx.reset_peak_memory()
     before, began = mx.get_active_memory(), time.perf_counter()

@@ -72,13 +72,13 @@ def test_a_run_follows_a_task_that_was_moved_or_renamed(inside, tmp_path):
     first.mkdir()
     with opened(where(first), folder=first) as run:
         begun(run)
-    assert run.task_file == first / "task.toml"
+    assert run.find_task() == first / "task.toml"
     with opened(where(first), "renamed", first) as run:
         run.save()
     first.rename(second)
     with opened(where(second), "renamed", second) as run:
         run.save()
-    assert RunDir(where(second) / "run").task_file == second / "task.toml"
+    assert RunDir(where(second) / "run").find_task() == second / "task.toml"
 
 
 def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path):
@@ -87,7 +87,7 @@ def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path):
         run.describe(task_file="task.toml", backend={"initial_adapter": str(tmp_path / "a" / "task" / "start")})
     (tmp_path / "a").rename(tmp_path / "b")
     moved = tmp_path / "b" / "task"
-    assert RunDir(tmp_path / "b" / "runs" / "run").task_file == moved / "task.toml"
+    assert RunDir(tmp_path / "b" / "runs" / "run").find_task() == moved / "task.toml"
     with opened(tmp_path / "b" / "runs", "renamed too", moved) as run:
         assert run.state["backend"] == {"initial_adapter": str(moved / "start")}
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_moved_alone_finds_its_task(tmp_path):
     with opened(tmp_path / "task") as run:
         begun(run)
     (tmp_path / "task" / "run").rename(tmp_path / "run")
-    assert RunDir(tmp_path / "run").task_file == tmp_path / "task" / "task.toml"
+    assert RunDir(tmp_path / "run").find_task() == tmp_path / "task" / "task.toml"
     with opened(tmp_path, folder=tmp_path / "task"):
         pass
 
@@ -108,7 +108,7 @@ def test_a_copy_of_a_task_has_a_run_of_its_own(tmp_path):
         begun(run)
     shutil.copytree(tmp_path / "task", tmp_path / "copy")
     with opened(tmp_path / "copy") as run:
-        assert run.task_file == tmp_path / "copy" / "task.toml"
+        assert run.find_task() == tmp_path / "copy" / "task.toml"
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path):

@@ -104,19 +104,23 @@ class BaseWeights:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         module, stored = name.removesuffix(".weight"), self._stored[name]
-        if not self._is_quantized(module):
-            if stored.dtype not in FLOATS:
-                what = f"{name} is packed in an unknown way"
-                raise ExportError(self._folder, what, got=stored.dtype, fix=UNPACKED)
-            return stored.shape
+        if self._is_quantized(module):
+            return self._packed_shape(module, stored)
+        if stored.dtype not in FLOATS:
+            what = f"{name} is packed in an unknown way"
+            raise ExportError(self._folder, what, got=stored.dtype, fix=UNPACKED)
+        return stored.shape
+
+    def _packed_shape(self, module: str, words: Stored) -> tuple[int, ...]:
         size, bits = self._packing(module)
         parts = [self._stored.get(f"{module}.{part}") for part in ("scales", "biases")]
-        scales, biases = (part.shape if part and part.dtype in FLOATS else None for part in parts)
-        width = size * scales[1] if scales and len(scales) == 2 else 0
-        if scales != biases or stored.dtype != "U32" or stored.shape != (scales and scales[0], width * bits // 32):
+        scales, biases = (part.shape if part and part.dtype in FLOATS else () for part in parts)
+        rows, groups = scales if len(scales) == 2 else (0, 0)
+        width = size * groups
+        if scales != biases or words.dtype != "U32" or words.shape != (rows, width * bits // 32):
             what = f"{module} does not hold groups of {size} weights of {bits} bits"
-            raise ExportError(self._folder, what, got=" x ".join(map(str, stored.shape)), fix=AGAIN)
-        return stored.shape[0], width
+            raise ExportError(self._folder, what, got=" x ".join(map(str, words.shape)), fix=AGAIN)
+        return rows, width
 
     def _check_method(self, other: Any) -> None:
         """Refuse weights that another program than mlx-lm has packed."""

@@ -90,7 +90,7 @@ def base_of(run_folder: Path) -> Base:
 
 def _task_file(run_folder: Path) -> Path:
     try:
-        return RunDir(run_folder).task_file
+        return RunDir(run_folder).find_task()
     except (KeyError, TypeError, AttributeError):
         raise _nothing_begun(run_folder) from None
 

@@ -50,8 +50,7 @@ def run_steps(context: Context, last: Step) -> None:
     with leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
             context.listeners.step(run_step(context, step))
-    if EXPORT in steps:
-        follow_name(context)
+    follow_name(context)
 
 
 def run_step(context: Context, step: Step) -> StepResult:

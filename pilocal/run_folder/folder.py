@@ -83,9 +83,8 @@ class RunDir:
             _follow(self.state.get("backend"), former, file.parent)
         self.state["task"] = mine
 
-    @property
-    def task_file(self) -> Path:
-        """The task.toml that the run was made from, also where both were moved; raises KeyError before a run began."""
+    def find_task(self) -> Path:
+        """Return the task.toml that the run was made from, also where both were moved; raises KeyError before a run began."""
         owner, name = self.state["task"], str(self.state["task_file"])
         beside = Path(os.path.normpath(self.path.resolve() / owner.get("beside", BESIDE) / name))
         return beside if beside.is_file() else Path(owner["folder"], name)

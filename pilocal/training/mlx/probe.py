@@ -37,7 +37,7 @@ def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Prob
     add_lora(model, lora, training.seed)
     trainer = BatchTrainer(model, make_optimizer(model, training), training, MlxTeam())
     below = Below(model, trainer.first, batch.prefix_P.tolist())
-    loss = trainer.step(0, training.learning_rate, batch, below)[0].tolist()
+    loss = float(trainer.step(0, training.learning_rate, batch, below)[0])
     if not math.isfinite(loss):
         raise TrainingError("the first step", NO_LOSS, got=loss, fix=OTHER_BASE)
     mx.clear_cache()

@@ -12,12 +12,13 @@ import pytest
 from pilocal.errors import RunError
 from pilocal.run_folder.files import disk_error, replacing
 from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.hashes import hashes
 
 
 def opened(path, task="t", folder=None, file="task.toml"):
     folder = folder or path
     (folder / file).touch()
-    return RunDir.locked(path / "run", task=task, file=folder / file)
+    return RunDir.locked(path / "run", task=task, files={"task": folder / file, "train": folder / "train.jsonl"})
 
 
 def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path):
@@ -38,7 +39,7 @@ def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path
 def test_a_second_process_is_refused(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pilocal.run_folder.folder import RunDir\n"
-        "with RunDir.locked(Path(sys.argv[1]) / 'run', task='t', file=Path(sys.argv[1]) / 'task.toml'): pass"
+        "with RunDir.locked(Path(sys.argv[1]) / 'run', task='t', files={'task': Path(sys.argv[1]) / 'task.toml'}): pass"
     )
     with opened(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -90,6 +91,20 @@ def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path):
     assert RunDir(tmp_path / "b" / "runs" / "run").find_task() == moved / "task.toml"
     with opened(tmp_path / "b" / "runs", "renamed too", moved) as run:
         assert run.state["backend"] == {"initial_adapter": str(moved / "start")}
+
+
+def test_a_run_elsewhere_knows_its_task_by_the_examples(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "train.jsonl").write_text("examples")
+    with opened(tmp_path, folder=first) as run:
+        run.describe(task_file="task.toml", inputs=hashes({"train": first / "train.jsonl"}))
+    first.rename(second)
+    with opened(tmp_path, "renamed, too", second):
+        pass
+    (second / "train.jsonl").write_text("others")
+    with pytest.raises(RunError, match="made from another task, t"), opened(tmp_path, "renamed, too", second):
+        pass
 
 
 def test_a_run_that_was_moved_alone_finds_its_task(tmp_path):

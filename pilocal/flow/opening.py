@@ -44,7 +44,7 @@ def open_task(
     schedule = load_schedule(schedule_path) if schedule_path else DEFAULT
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
-        with RunDir.locked(run_folder or temporary or Path(), task=task.name, file=task.files["task"]) as run:
+        with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:
             yield checked_context(task, schedule, run, listeners, backend, to_export=to_export)
     finally:
         if temporary:
@@ -61,7 +61,7 @@ def open_run(run_folder: Path, listeners: Listeners = QUIET) -> Iterator[Context
     except (KeyError, TypeError):
         raise _nothing_begun(run_folder) from None
     task = load_task(task_file_of(run_folder))
-    with RunDir.locked(run_folder, task=task.name, file=task.files["task"]) as run:
+    with RunDir.locked(run_folder, task=task.name, files=task.files) as run:
         yield checked_context(task, Schedule(stages, adaptive), run, listeners)
 
 

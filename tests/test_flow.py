@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from pilocal.base import blas
-from pilocal.base.base import Base
+from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
-from pilocal.flow.opening import open_task
+from pilocal.flow.opening import base_of, open_task
 from pilocal.flow.plan import plan_run
+from pilocal.flow.run import Run
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
 from pilocal.prompt.tokens import token_counter
@@ -398,3 +400,36 @@ def test_a_training_goes_on_in_as_many_threads_as_it_began(
     shutil.rmtree(folder / "run" / "adapter")
     assert flow(folder)["train"]
     assert told == [1]
+
+
+def test_a_run_goes_on_where_its_task_was_moved_to(copy):
+    """The base lies in the task's folder, and the run was made there before."""
+    shutil.copytree(find_base(json.loads((copy / "run" / "run.json").read_text())["model"], copy).folder, copy / "base")
+    text = (copy / "task.toml").read_text()
+    (copy / "task.toml").write_text(re.sub('model = ".*"', 'model = "base"', text))
+    assert not any(flow(copy).values())
+    moved = copy.rename(copy.parent / "elsewhere")
+    try:
+        assert Run(moved / "run").export("peft")["peft"]["files"]
+        assert base_of(moved / "run").folder == moved / "base"
+        assert not any(flow(moved).values())
+        assert json.loads((moved / "run" / "run.json").read_text())["task"]["folder"] == str(moved)
+        (moved / "task.toml").rename(moved / "other.toml")
+        with pytest.raises(RunError, match="the task of this run is not there any more"):
+            Run(moved / "run").export("peft")
+    finally:
+        moved.rename(copy)
+
+
+def test_what_is_served_follows_the_name_of_the_task(copy):
+    before = (copy / "run" / "export" / "examples.jsonl").read_bytes()
+    text = (copy / "task.toml").read_text()
+    for name in ("another name", "a third"):
+        (copy / "task.toml").write_text(text.replace('"tiny"', f'"{name}"'))
+        if name == "another name":
+            assert not any(flow(copy).values())
+        else:
+            Run(copy / "run").export("peft")
+        assert read_shipped(copy / "run").name == name
+        assert not any(flow(copy).values())
+    assert (copy / "run" / "export" / "examples.jsonl").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.base import Base
+from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
+from pilocal.flow.run import export_run
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.run_folder.shipped import read_shipped
 from tests.test_flow import flow, make_task
@@ -143,3 +146,44 @@ def test_a_type_that_does_not_exist_is_refused_before_any_work(task: Path, tmp_p
     with pytest.raises(InputError, match=r"no adapters with magnitudes \(DoRA\)"):
         flow(folder)
     assert not (folder / "run" / "stages").exists()
+
+
+def _other_disk(*_: object) -> None:
+    raise OSError(errno.EXDEV, "another disk")
+
+
+def test_a_link_to_another_disk_is_told_of_and_replaced(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the base lies on another disk, so that the run can only point at it."""
+    monkeypatch.setattr("os.link", _other_disk)
+    said: list[str] = []
+    export_run(task / "run", accept_loss=True, listeners=Listeners(warn=said.append))
+    base = task / "run" / "export" / "base-q4_1.gguf"
+    assert base.is_symlink()
+    assert said == [f"{base}: a link to {base.readlink()}; `pilocal export {task / 'run'} --copy` puts the file there"]
+    before = read_shipped(task / "run")
+    export_run(task / "run", copy=True, listeners=Listeners(warn=pytest.fail))
+    assert not base.is_symlink()
+    assert read_shipped(task / "run") == before
+    assert not any(flow(task).values())
+
+
+def test_a_copied_export_is_whole(task: Path) -> None:
+    forms = ("--format", "fused", "--quant", "f16", "--format", "lossless")
+    served = export(task / "run", *forms, "--accept-loss")
+    assert served.returncode == 0, served.stderr
+    assert (task / "run" / "export" / "base-q4_1.gguf").stat().st_nlink > 1
+    done = export(task / "run", "--copy", "--format", "ollama", "--format", "peft", "--format", "mlx")
+    assert done.returncode == 0, done.stderr
+    assert read_shipped(task / "run").fused == "shipped-f16.gguf"
+    files = [path for path in (task / "run" / "export").rglob("*") if path.is_file()]
+    assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in files)
+    here = str(task).encode()
+    texts = [path for path in files if path.suffix not in (".gguf", ".safetensors")]
+    assert not [path.name for path in texts if here in path.read_bytes()]
+
+
+def test_there_is_nothing_to_copy_before_an_export(task: Path) -> None:
+    shutil.rmtree(task / "run" / "export")
+    done = export(task / "run", "--copy")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "nothing was exported here yet" in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 
@@ -56,6 +57,8 @@ def make_base(
     from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
     config = {**CONFIG, **changes}
+    if known := ARCHITECTURES.get(config["model_type"]):
+        config["architectures"] = [known.causal]
     kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
     module = import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(0)

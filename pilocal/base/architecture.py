@@ -34,6 +34,8 @@ ALWAYS = None
 class Architecture:
     """One kind of model."""
 
+    causal: str
+    """The class in transformers, as `architectures` in config.json names it."""
     gguf_name: str
     neighbours: bool
     """Whether llama.cpp rotates a head's neighbouring rows; else, as Hugging Face, rows that are half a head apart."""
@@ -96,6 +98,32 @@ class Architecture:
         biased = (outputs[name] for name, setting in self.biases.items() if name in outputs and _is_on(setting, config))
         return sum(biased) + len(self.norms) * head_dim
 
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that a model of this config.json has, by Hugging Face's name.
+
+        >>> config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+        >>> shapes = ARCHITECTURES["qwen2"].shapes({**config, "num_hidden_layers": 1, "vocab_size": 99})
+        >>> shapes["model.layers.0.self_attn.k_proj.bias"], len(shapes)
+        ((32,), 14)
+        """
+        width, inner, rows = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+        size = head_dim(config)
+        queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
+        outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+        layer: dict[str, tuple[int, ...]] = {}
+        for name in LAYER_NAMES:
+            module = name.rpartition(".")[2]
+            inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
+            layer[f"{name}.weight"] = (outputs.get(module, width), inputs) if module.endswith("_proj") else (width,)
+        layer |= {f"{name}.weight": (size,) for name in self.norms}
+        on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
+        layer |= {f"{name}.bias": layer[f"{name}.weight"][:1] for name in on}
+        outer: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+        if not config.get("tie_word_embeddings", True):
+            outer["lm_head.weight"] = (rows, width)
+        layers = range(int(config["num_hidden_layers"]))
+        return outer | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
+
     def has_window(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.
 
@@ -121,6 +149,7 @@ _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
 _MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
 
 LLAMA = Architecture(
+    causal="LlamaForCausalLM",
     gguf_name="llama",
     neighbours=True,
     biases={**_ATTENTION, **_MLP},
@@ -131,8 +160,9 @@ LLAMA = Architecture(
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": LLAMA,
-    "mistral": replace(LLAMA, windows=True),
+    "mistral": replace(LLAMA, causal="MistralForCausalLM", windows=True),
     "qwen2": Architecture(
+        causal="Qwen2ForCausalLM",
         gguf_name="qwen2",
         neighbours=False,
         biases={f"self_attn.{part}_proj": ALWAYS for part in "qkv"},
@@ -140,6 +170,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         layered="mlx_lm.models.qwen2.Qwen2Model",
     ),
     "qwen3": Architecture(
+        causal="Qwen3ForCausalLM",
         gguf_name="qwen3",
         neighbours=False,
         norms={"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
@@ -158,3 +189,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 def kv_heads(config: Mapping[str, Any]) -> int:
     """Return how many heads keys and values have."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Return the dimension of a head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])

@@ -19,6 +19,12 @@ from pilocal.task.text import absent, from_home
 
 AGAIN = "copy or download the model again"
 
+WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+"""The numbers that every config.json has."""
+
+OPTIONAL = ("head_dim", "max_position_embeddings", "num_key_value_heads", "sliding_window")
+"""The numbers that it may have."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -47,14 +53,10 @@ class Base:
     def file(self) -> Mapping[str, Any]:
         """config.json as it is; raises ModelError when it is missing or damaged."""
         path = self.folder / "config.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.is_file():
             fix = "point model at a Hugging Face folder"
-            raise ModelError(self.folder, "no config.json: not a model folder", fix=fix) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(path, f"damaged: {error}", fix=AGAIN) from None
-        return found
+            raise ModelError(self.folder, "no config.json: not a model folder", fix=fix)
+        return _read_object(path)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -76,7 +78,7 @@ class Base:
     def architecture(self) -> Architecture:
         """What its kind of model is like; raises ModelError for one that is not supported."""
         kind = self.config.get("model_type")
-        if kind not in ARCHITECTURES:
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
             fix = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
             raise ModelError(self.folder / "config.json", "this architecture is not supported", got=kind, fix=fix)
         return architecture_of(self.config)
@@ -141,14 +143,17 @@ class Base:
 
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
-        folder, _ = self.folder, self.architecture
+        folder = self.folder
+        _check_class(folder / "config.json", self.config, self.architecture)
+        _check_numbers(folder / "config.json", self.config)
         if not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=AGAIN)
         for path in self.weight_files:
             _check_safetensors(path)
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            parts = _read_object(index).get("weight_map")
+            shards = set(map(str, parts.values())) if isinstance(parts, dict) else set[str]()
             if missing := sorted(shards.difference(path.name for path in self.weight_files)):
                 raise ModelError(folder, f"missing weights: {', '.join(missing)}", fix=AGAIN)
         if not (folder / "tokenizer.json").is_file():
@@ -193,6 +198,38 @@ def download(model: str) -> Path:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "check the id and the network, or give a local directory"
         raise ModelError(model, f"cannot be downloaded: {reason}", fix=fix) from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raises ModelError when it is damaged or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(path, f"damaged: {error}", fix=AGAIN) from None
+    if not isinstance(found, dict):
+        raise ModelError(path, "must be a JSON object", got=type(found).__name__, fix=AGAIN)
+    return found
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
+    whole = (*WHOLE, *(key for key in OPTIONAL if config.get(key)))
+    numbers = ("rms_norm_eps", *(["rope_theta"] if config.get("rope_theta") else []))
+    for key in (*whole, *numbers):
+        value: Any = config.get(key)
+        kind = "whole number" if key in whole else "number"
+        known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
+        if not known or value <= 0:
+            raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)
+
+
+def _check_class(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
+    """Raise ModelError for a config.json that is another model's than one for chats."""
+    said = config.get("architectures")
+    names = [str(name) for name in said] if isinstance(said, list) else []
+    if names and architecture.causal.lower() not in [name.lower() for name in names]:
+        fix = f"take a base of the class {architecture.causal}"
+        raise ModelError(path, "architectures and model_type do not belong together", got=names[0], fix=fix)
 
 
 def _check_safetensors(path: Path) -> None:

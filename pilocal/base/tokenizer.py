@@ -9,14 +9,14 @@ from pilocal.errors import ModelError
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the transformers tokenizer of a model folder; raises ModelError when it is damaged."""
+    """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises what its files make it stumble over
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever the files make the libraries raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"
-        raise ModelError(folder, f"the tokenizer cannot be loaded: {said}", fix=fix) from None
+        raise ModelError(folder, f"its tokenizer cannot be loaded: {reason}", fix=fix) from None

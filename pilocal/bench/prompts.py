@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.llamacpp.chat import ChatTemplate
@@ -77,7 +78,8 @@ def _example_records(shipped: Shipped, count: int) -> tuple[list[Record], list[R
     asked = examples[:count]
     with tempfile.TemporaryDirectory() as folder:
         where = shipped.folder
-        picker = ShotPicker(examples, shipped.retrieval, Path(folder), k=shipped.shots, seed=shipped.seed, where=where)
+        how: dict[str, Any] = {"k": shipped.shots, "seed": shipped.seed, "where": where, "models": where}
+        picker = ShotPicker(examples, shipped.retrieval, Path(folder), **how)
         chosen = picker.for_queries([(each.query, each.history) for each in asked], shipped.shots)
     full = [
         render(shipped.template, [examples[i] for i in shots], each) for each, shots in zip(asked, chosen, strict=True)

@@ -9,6 +9,7 @@ import click
 
 from pilocal.cli.lists import FOLDER
 from pilocal.errors import InputError
+from pilocal.run_folder.shipped import check_name
 from pilocal.task import METRICS
 
 TASK_TOML = """\
@@ -42,6 +43,19 @@ ASKS = {
 }
 
 
+def _name(folder: str) -> str:
+    """Return the name of a folder's task: its own, unless the server has no such name.
+
+    >>> _name("smart-home"), _name("base")
+    ('smart-home', 'my-task')
+    """
+    try:
+        check_name(folder, folder)
+    except InputError:
+        return "my-task"
+    return folder
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 def init(folder: Path) -> None:
@@ -49,7 +63,7 @@ def init(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(folder, "already exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    name = folder.resolve().name
+    name = _name(folder.resolve().name)
     others = ", ".join(metric for metric in METRICS if metric != "exact_match")
     (folder / "task.toml").write_text(TASK_TOML.format(name=name, others=others), encoding="utf-8")
     (folder / "template.md").write_text(TEMPLATE, encoding="utf-8")

@@ -158,7 +158,7 @@ class Comparison:
         """Open the run folder of an arm, with the templates and the index of an earlier arm if there are any."""
         folder = self.run.path / "runs" / name
         others = sorted(path for path in (self.run.path / "runs").glob("*") if path != folder)
-        with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
+        with RunDir.locked(folder, task=task.name, files=task.files) as run:
             for part in (run.templates, run.index):
                 source = next((other / part.name for other in others if (other / part.name).is_dir()), None)
                 if source and not part.exists():
@@ -219,6 +219,6 @@ def open_comparison(
     Raises what `load_task` and `Comparison` raise, and RunError if another process has the folder.
     """
     task = load_task(task_folder)
-    with RunDir.locked(folder, task=task.name, folder=task.folder) as run:
+    with RunDir.locked(folder, task=task.name, files=task.files) as run:
         run.describe(versions={name: version(name) for name in ("pilocal", "mlx", "mlx-lm", "llama-cpp-python")})
         yield Comparison(task, design, run, listeners)

@@ -17,9 +17,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from pilocal.base.base import Base
-from pilocal.errors import ExportError
-from pilocal.export.numbers import add_numbers, interleave, rope_factors
+from pilocal.base.base import AGAIN, Base
+from pilocal.errors import ExportError, ModelError
+from pilocal.export.numbers import add_numbers, check_settings, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
 from pilocal.run_folder.files import replacing
@@ -74,13 +74,15 @@ class ModelFile:
     """A base as a GGUF file, but for its numbers: metadata, and what each tensor is called."""
 
     def __init__(self, base: Base, weights: BaseWeights) -> None:
-        """Raise ExportError for what llama.cpp could not run."""
+        """Raise ExportError for what llama.cpp could not run, ModelError for weights that are not config.json's."""
         self.base = base
         self._config = base.config
-        self._rows = weights.shapes["model.embed_tokens.weight"][0]
         self.architecture = base.architecture
+        check_settings(self._config)
         self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
+        _check_shapes(base, weights)
+        self._rows = weights.shapes["model.embed_tokens.weight"][0]
         self._factors = rope_factors(self._config)
 
     def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:
@@ -111,8 +113,24 @@ class ModelFile:
         return self.architecture.permuted(self.names[target], self._config)
 
 
+def _check_shapes(base: Base, weights: BaseWeights) -> None:
+    """Raise ModelError unless the weights are the ones that config.json speaks of."""
+    if weights.has_head and "tie_word_embeddings" not in base.config:
+        what, fix = "there is an output matrix, and config.json does not say tie_word_embeddings", "write it there"
+        raise ModelError(base.folder, what, fix=fix)
+    shapes, expected = weights.shapes, base.architecture.shapes(base.config)
+    for name in [*expected, *shapes]:
+        if shapes.get(name) != expected.get(name):
+            said, found = (shape and " x ".join(map(str, shape)) for shape in (expected.get(name), shapes.get(name)))
+            what = f"{name} is not what config.json says, {said or 'none'}"
+            raise ModelError(base.folder, what, got=found or "none", fix=AGAIN)
+
+
 def check_exportable(base: Base) -> None:
-    """Raise ExportError now for what the export would refuse after the training; writes nothing."""
+    """Raise now what the export would raise after the training, ExportError, ModelError or InputError; write nothing.
+
+    Headers, config.json and tokenizer are read as the export reads them, so the two cannot disagree.
+    """
     ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
 
 

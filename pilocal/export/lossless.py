@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
-from pilocal.run_folder.files import cache_folder, disk_error, write_json
+from pilocal.run_folder.files import cache_folder, disk_error, replacing, write_json
 
 Q4_1, F16, BF16, F32 = (GGMLQuantizationType[name] for name in ("Q4_1", "F16", "BF16", "F32"))
 FILE_TYPES = {Q4_1: LlamaFileType.MOSTLY_Q4_1, F16: LlamaFileType.MOSTLY_F16, BF16: LlamaFileType.MOSTLY_BF16}
+
+AT_ONCE = 1 << 24
+"""Bytes that are copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +153,16 @@ def link(file: Path, folder: Path) -> Path:
     except OSError as error:
         raise disk_error(target, error) from error
     return target
+
+
+def links(folder: Path) -> list[Path]:
+    """Return the files of a folder that are a second name of another's, or a symbolic link to it."""
+    return sorted(
+        path for path in folder.rglob("*") if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
+    )
+
+
+def copy_in_place(path: Path) -> None:
+    """Put a copy in the place of a link; raises RunError when the disk is full or the link leads nowhere."""
+    with replacing(path, "wb") as file, path.open("rb") as source:
+        shutil.copyfileobj(source, file, AT_ONCE)

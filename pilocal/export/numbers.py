@@ -8,9 +8,22 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import architecture_of, kv_heads
+from pilocal.base.architecture import architecture_of, head_dim, kv_heads
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
+
+COMPUTED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "partial_rotary_factor": (1, None),
+    "rope_traditional": (False, None),
+}
+"""The values of settings, where config.json has them, that MLX, PyTorch and llama.cpp compute alike."""
+
+SCALING_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""What a kind of rope scaling is told by."""
 
 
 def interleave(rows: Float32, heads: int) -> Float32:
@@ -24,6 +37,16 @@ def interleave(rows: Float32, heads: int) -> Float32:
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raise ExportError for a setting of config.json under which llama.cpp would compute another model."""
+    ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
+    for key, values in COMPUTED.items():
+        for place in (config, *ropes):
+            if key in place and place[key] not in values:
+                fix = f"take a base with {values[0]!r}"
+                raise ExportError(key, "llama.cpp computes this model in another way", got=place[key], fix=fix)
+
+
 def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
     """Return what each rotation frequency is divided by, (head_dim / 2,), or None where all are treated alike.
 
@@ -35,9 +58,13 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
     if kind not in architecture_of(config).scalings:
         fix = "take a base without it"
         raise ExportError("rope_scaling", "this kind cannot be exported", got=kind, fix=fix)
+    for name in SCALING_NUMBERS.get(kind, ()):
+        if not (isinstance(scaling.get(name), int | float) and scaling[name] > 0):
+            what, fix = f"{kind} needs a {name} above 0", "copy or download the model again"
+            raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
     if kind != "llama3":
         return None
-    waves = 2 * np.pi * _rope_theta(config) ** (np.arange(0, _head_dim(config), 2) / _head_dim(config))
+    waves = 2 * np.pi * _rope_theta(config) ** (np.arange(0, head_dim(config), 2) / head_dim(config))
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
     factors: Float32 = (1 / (keep + (1 - keep) / scaling["factor"])).astype(np.float32)
@@ -46,15 +73,15 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
 
 def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     """Add the numbers that llama.cpp builds the model from."""
-    head_dim = _head_dim(config)
+    size = head_dim(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(kv_heads(config))
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(_rope_theta(config))
     if _scaling(config) == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -64,12 +91,22 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
 
 
 def _scaling(config: Mapping[str, Any]) -> str:
-    scaling = config.get("rope_scaling") or {}
-    return str(scaling.get("type") or scaling.get("rope_type") or "default")
+    """Return the kind of rope scaling; several names in one, which no architecture has, where config.json says several.
 
-
-def _head_dim(config: Mapping[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    >>> _scaling({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}, "rope_scaling": None})
+    'yarn'
+    >>> _scaling({"rope_scaling": {"type": "linear", "rope_type": "yarn"}})
+    'linear, yarn'
+    """
+    kinds = set[str]()
+    for said in (config.get("rope_scaling"), config.get("rope_parameters")):
+        if isinstance(said, dict):
+            kinds |= {str(said[key]) for key in ("type", "rope_type") if said.get(key)}
+            if any(isinstance(value, dict) for value in said.values()):
+                kinds.add("one for each kind of layer")
+        elif said:
+            kinds.add(repr(said))
+    return ", ".join(sorted(kinds - {"default"})) or "default"
 
 
 def _rope_theta(config: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.base import Base
-from pilocal.export.card import Facts, Kind, card
+from pilocal.export.card import HUB_ID, Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
 from pilocal.run_folder.adapter import PEFT_FILES
@@ -17,6 +17,12 @@ from pilocal.run_folder.tensors import Float32
 
 OUTSIDE = -1
 """The layer of a module that is in none."""
+
+MOVED = """
+
+The base is named by its path on the machine that exported this. Elsewhere, write its path there into
+`base_model_name_or_path` in adapter_config.json."""
+"""What the card says where the base is no Hub id."""
 
 
 def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
@@ -102,5 +108,6 @@ answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)
 
 transformers does not read weights that MLX packed into 4 bits: where the base is such a folder, name the float model
 that it was made from. The adapter was trained on the rounded weights, so answers may differ a little there."""
+    how += "" if HUB_ID.fullmatch(facts.base) else MOVED
     tags = ["dora" if dora else "lora"]
     return Kind(library="peft", tags=tags, what=f"A PEFT adapter ({tags[0].replace('ra', 'RA', 1)})", how=how)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.base import Base
+from pilocal.base.base import AGAIN, Base
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import FLOATS, Float32, Stored, stored_in, widened
 
@@ -19,6 +19,9 @@ DTYPES: Mapping[str, str] = {**FLOATS, "U32": "<u4"}
 
 AT_ONCE = 1 << 22
 """Numbers that are unpacked at once, which bounds the memory."""
+
+UNPACKED = "take a float base, or one that mlx-lm quantized with mode affine"
+"""What to do about weights that are packed otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class BaseWeights:
     def __init__(self, base: Base) -> None:
         self._folder, config = base.folder, base.config
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
+        self._check_method(config.get("quantization_config"))
         self._stored: dict[str, Stored] = {}
         for path in base.weight_files:
             self._stored |= stored_in(path)
@@ -99,31 +103,54 @@ class BaseWeights:
         return self._stored[name].dtype
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        module = name.removesuffix(".weight")
-        if not self._is_quantized(module):
-            return self._stored[name].shape
-        rows, groups = self._stored[f"{module}.scales"].shape
-        return rows, groups * self._packing(module)[0]
+        module, stored = name.removesuffix(".weight"), self._stored[name]
+        if self._is_quantized(module):
+            return self._packed_shape(module, stored)
+        if stored.dtype not in FLOATS:
+            what = f"{name} is packed in an unknown way"
+            raise ExportError(self._folder, what, got=stored.dtype, fix=UNPACKED)
+        return stored.shape
+
+    def _packed_shape(self, module: str, words: Stored) -> tuple[int, ...]:
+        size, bits = self._packing(module)
+        parts = [self._stored.get(f"{module}.{part}") for part in ("scales", "biases")]
+        scales, biases = (part.shape if part and part.dtype in FLOATS else () for part in parts)
+        rows, groups = scales if len(scales) == 2 else (0, 0)
+        width = size * groups
+        if scales != biases or words.dtype != "U32" or words.shape != (rows, width * bits // 32):
+            what = f"{module} does not hold groups of {size} weights of {bits} bits"
+            raise ExportError(self._folder, what, got=" x ".join(map(str, words.shape)), fix=AGAIN)
+        return rows, width
+
+    def _check_method(self, other: Any) -> None:
+        """Refuse weights that another program than mlx-lm has packed."""
+        method = other.get("quant_method") if isinstance(other, dict) else None
+        if method and not self._quantization:
+            raise ExportError(self._folder, "the weights are not packed as MLX packs them", got=method, fix=UNPACKED)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether an output matrix is stored, in use or not."""
+        return "lm_head.weight" in self._stored
 
     def _is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self._stored
 
     def _packing(self, module: str) -> tuple[int, int]:
         """Return (group size, bits) of a quantized module; config.json may name exceptions to its general rule."""
-        settings = {**self._quantization, **(self._quantization.get(module) or {})}
-        if settings.get("mode", "affine") != "affine" or "group_size" not in settings:
-            fix = "take a float base, or one that mlx-lm quantized with mode affine"
-            raise ExportError(
-                self._folder, f"{module} is not in affine quantization", got=settings.get("mode"), fix=fix
-            )
-        return int(settings["group_size"]), int(settings["bits"])
+        own = self._quantization.get(module)
+        settings = {**self._quantization, **(own if isinstance(own, dict) else {})}
+        mode = settings.get("mode", "affine")
+        if mode != "affine":
+            raise ExportError(self._folder, f"{module} is not in affine quantization", got=mode, fix=UNPACKED)
+        size, bits = settings.get("group_size"), settings.get("bits")
+        if not (isinstance(size, int) and isinstance(bits, int)):
+            raise ExportError(self._folder, f"{module} is packed, and config.json does not say how", fix=AGAIN)
+        return size, bits
 
     def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return a tensor as it is stored, or its rows from `start` up to `stop`."""
         stored = self._stored[name]
-        if stored.dtype not in DTYPES:
-            fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._folder, f"{name} is packed in an unknown way", got=stored.dtype, fix=fix)
         rows, *rest = stored.shape or (1,)
         kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
         count = (stop - start) * width
@@ -134,9 +161,6 @@ class BaseWeights:
 
     def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
-        if self._stored[name].dtype == "U32":
-            fix = "take a float base, or one that mlx-lm quantized"
-            raise ExportError(self._folder, f"{name} is packed in an unknown way", got="U32", fix=fix)
         return widened(self._raw(name, start, stop), self._stored[name].dtype)
 
 

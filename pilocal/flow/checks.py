@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 
 from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, PilocalError, raise_all
@@ -13,17 +14,25 @@ from pilocal.flow.listeners import Listeners
 from pilocal.packages import require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.shipped import check_name
 from pilocal.task import AUTO, LOSSLESS, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
 
 def checked_context(
-    task: Task, schedule: Schedule, run: RunDir, listeners: Listeners, backend: Backend | None = None
+    task: Task,
+    schedule: Schedule,
+    run: RunDir,
+    listeners: Listeners,
+    backend: Backend | None = None,
+    *,
+    to_export: bool = False,
 ) -> Context:
     """Return what the steps work with, once everything that can be checked without work is right.
 
-    Without a `backend` it is the one that the run was trained with so far. Raises InputError, ModelError, or Faults
+    Without a `backend` it is the one that the run was trained with so far. With `to_export` the base is looked through
+    for what the export would refuse, unless the run was trained on it already. Raises InputError, ModelError, or Faults
     with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
@@ -47,6 +56,8 @@ def checked_context(
             check_tracker(listeners.report_to)
     with _collecting(faults):
         metric = make_metric(task.metric, task.scoring, task.folder)
+    with _collecting(faults):
+        check_name(task.name, f"{task.files['task']} name")
     base: Base | None = None
     with _collecting(faults):
         base = find_base(task.model, task.folder)
@@ -54,6 +65,8 @@ def checked_context(
     if base is not None:
         with _collecting(faults):
             _ = base.layout
+    if base is not None and to_export and not _was_trained(run, base):
+        faults += _export_faults(base)
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
@@ -84,6 +97,24 @@ def check_quant(task: Task, quant: str, where: str) -> None:
         raise InputError(where, what, got=quant, fix=fix)
     if quant not in (LOSSLESS, AUTO):
         check_type(quant, where)
+
+
+def _export_faults(base: Base) -> list[PilocalError]:
+    """Return what the export would refuse of a base, and what no training could learn from."""
+    from pilocal.export.finite import check_finite
+    from pilocal.export.gguf import check_exportable
+
+    faults: list[PilocalError] = []
+    for check in (check_exportable, check_finite):
+        with _collecting(faults):
+            check(base)
+    return faults
+
+
+def _was_trained(run: RunDir, base: Base) -> bool:
+    """Tell whether this version has trained the run on this base, which it had looked through before."""
+    state, known = run.state, run.state.get("versions", {}).get("pilocal")
+    return "train" in state["steps"] and known == version("pilocal") and state.get("base_sha256") == base.sha256
 
 
 def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.checks import check_quant
 from pilocal.flow.context import Context
-from pilocal.flow.shipping import make_form, open_gate, score, serve, ship
+from pilocal.flow.shipping import copy_links, make_form, open_gate, score, serve, ship, tell_of_links
 from pilocal.flow.steps import EXPORT, TRAIN
+from pilocal.run_folder.shipped import read_shipped
 
 
 def export_forms(
-    context: Context, quants: Sequence[str], forms: Sequence[str], *, accept_loss: bool
+    context: Context, quants: Sequence[str], forms: Sequence[str], *, accept_loss: bool, copy: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Export a trained adapter in other forms: `quants` through the gate, then `forms`, of shipping.FORMS.
 
-    The first of `quants` is served from now on. Returns RUN/export/artefacts.json. Raises RunError when the training is
-    not finished or the task has changed since, ExportError when the gate refuses a form.
+    The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. Returns
+    RUN/export/artefacts.json. Raises RunError when the training is not finished, the task has changed since, or nothing
+    is there to copy; ExportError when the gate refuses a form.
     """
-    run, task = context.run, context.task
-    if not TRAIN.is_done(context):
-        known = TRAIN.name in run.state["steps"]
-        what = "the task or its settings have changed since" if known else "the training is not finished"
-        raise RunError(run.path, what, fix=f"pilocal run {task.files['task']} --run {run.path}")
+    run = context.run
+    if quants or forms:
+        _check_trained(context)
+        context.metric.check(context.task.test)
+    else:
+        read_shipped(run.path)
     for quant in quants:
-        check_quant(task, quant, "--quant")
-    context.metric.check(task.test)
+        check_quant(context.task, quant, "--quant")
     if quants:
         with open_gate(context) as gate:
             for number, quant in enumerate(quants):
@@ -36,6 +39,28 @@ def export_forms(
                 score(context, files, context.test_prompts(context.last_stage))
                 if number == 0:
                     run.finish(EXPORT.name, EXPORT.key(context), serve(context, files), 0.0)
+    follow_name(context)
     for form in forms:
         make_form(context, form)
+    if copy:
+        copy_links(context)
+    tell_of_links(context)
     return Artefacts(run.export).entries
+
+
+def follow_name(context: Context) -> None:
+    """Let what is served answer to the name that the task has today: nothing else depends on it."""
+    try:
+        shipped = read_shipped(context.run.path)
+    except RunError:
+        return
+    if shipped.name != context.task.name:
+        context.run.rewritten(EXPORT.name, replace(shipped, name=context.task.name).save_alone())
+
+
+def _check_trained(context: Context) -> None:
+    run, task = context.run, context.task
+    if not TRAIN.is_done(context):
+        known = TRAIN.name in run.state["steps"]
+        what = "the task or its settings have changed since" if known else "the training is not finished"
+        raise RunError(run.path, what, fix=f"pilocal run {task.files['task']} --run {run.path}")

@@ -32,8 +32,10 @@ def open_task(
     run_folder: Path | None,
     listeners: Listeners = QUIET,
     backend: Backend | None = None,
+    *,
+    to_export: bool = False,
 ) -> Iterator[Context]:
-    """Read a task and a schedule and open the run folder; `backend` is as for `checked_context`.
+    """Read a task and a schedule and open the run folder; `backend` and `to_export` are as for `checked_context`.
 
     Without a schedule, the default is used; without a run folder, a temporary one that is deleted afterwards. Raises
     what `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
@@ -42,8 +44,8 @@ def open_task(
     schedule = load_schedule(schedule_path) if schedule_path else DEFAULT
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
-        with RunDir.locked(run_folder or temporary or Path(), task=task.name, folder=task.folder) as run:
-            yield checked_context(task, schedule, run, listeners, backend)
+        with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:
+            yield checked_context(task, schedule, run, listeners, backend, to_export=to_export)
     finally:
         if temporary:
             shutil.rmtree(temporary)
@@ -59,31 +61,38 @@ def open_run(run_folder: Path, listeners: Listeners = QUIET) -> Iterator[Context
     except (KeyError, TypeError):
         raise _nothing_begun(run_folder) from None
     task = load_task(task_file_of(run_folder))
-    with RunDir.locked(run_folder, task=task.name, folder=task.folder) as run:
+    with RunDir.locked(run_folder, task=task.name, files=task.files) as run:
         yield checked_context(task, Schedule(stages, adaptive), run, listeners)
 
 
 def task_file_of(run_folder: Path) -> Path:
-    """Return the task.toml that a run was made from; raises RunError when no run has begun there."""
-    state = RunDir(run_folder).state
-    try:
-        return Path(state["task"]["folder"], state["task_file"])
-    except (KeyError, TypeError):
-        raise _nothing_begun(run_folder) from None
+    """Return the task.toml that a run was made from; raises RunError when no run has begun there, or it is gone."""
+    file = _task_file(run_folder)
+    if not file.is_file():
+        fix = f"`pilocal run TASK --run {run_folder}` with the folder where it is now"
+        raise RunError(run_folder, "the task of this run is not there any more", got=str(file), fix=fix)
+    return file
 
 
 def base_of(run_folder: Path) -> Base:
     """Return the base that a run was made with; raises RunError or ModelError when it is not to be had."""
-    state = RunDir(run_folder).state
+    state, folder = RunDir(run_folder).state, _task_file(run_folder).parent
     try:
-        model, folder, known = state["model"], Path(state["task"]["folder"]), state["base_sha256"]
-    except (KeyError, TypeError):
+        model, known = state["model"], state["base_sha256"]
+    except KeyError:
         raise _nothing_begun(run_folder) from None
     base = find_base(model, folder)
     if base.sha256 != known:
         fix = "bring back the base that the run was made with, or run again"
         raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base.folder), fix=fix)
     return base
+
+
+def _task_file(run_folder: Path) -> Path:
+    try:
+        return RunDir(run_folder).find_task()
+    except (KeyError, TypeError, AttributeError):
+        raise _nothing_begun(run_folder) from None
 
 
 def _nothing_begun(run_folder: Path) -> RunError:

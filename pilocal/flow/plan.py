@@ -46,7 +46,8 @@ def check(
     Faults with all that is wrong.
     """
     folder = Path(run) if run else None
-    with open_task(Path(task), Path(schedule) if schedule else None, folder, listeners, backend) as context:
+    path = Path(schedule) if schedule else None
+    with open_task(Path(task), path, folder, listeners, backend, to_export=True) as context:
         return plan_run(context, probe=probe)
 
 

@@ -16,6 +16,7 @@ from pilocal.flow.followers import follow_leader
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import base_of, default_run, open_run, open_task, task_file_of
 from pilocal.flow.runner import run_steps, step_named
+from pilocal.flow.steps import TRAIN
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
@@ -112,18 +113,23 @@ class Run:
         return load_task(task_file_of(self.folder)).generation.max_tokens
 
     def export(
-        self, *forms: str, quants: Sequence[str] = (), accept_loss: bool = False, progress: Progress = silent
+        self,
+        *forms: str,
+        quants: Sequence[str] = (),
+        accept_loss: bool = False,
+        copy: bool = False,
+        progress: Progress = silent,
     ) -> dict[str, dict[str, Any]]:
         """Write the trained adapter in other forms below RUN/export; return what artefacts.json says about them.
 
         `forms` are "mlx", "peft" and "ollama". `quants` make GGUF files: "lossless", or a type of llama.cpp such as
         "q8_0", or "auto", with base and adapter fused into one file; the first is served from now on. Without either it
-        is "lossless". With `accept_loss` a form that the gate refuses is kept. Raises RunError when the training is not
+        is "lossless", or with `copy` no form more. With `accept_loss` a form that the gate refuses is kept. With `copy`
+        RUN/export holds no links, so that it can be copied to another disk. Raises RunError when the training is not
         finished or the task has changed since, ExportError when the gate refuses a form.
         """
-        return export_run(
-            self.folder, forms=forms, quants=quants, accept_loss=accept_loss, listeners=Listeners(progress=progress)
-        )
+        how: dict[str, Any] = {"forms": forms, "quants": quants, "accept_loss": accept_loss, "copy": copy}
+        return export_run(self.folder, **how, listeners=Listeners(progress=progress))
 
 
 def run(
@@ -165,7 +171,8 @@ def run_task(
     step = step_named(until)
     if follow_leader(Path(task), step, backend):
         return False
-    with open_task(Path(task), Path(schedule) if schedule else None, run, listeners, backend) as context:
+    path, trains = Path(schedule) if schedule else None, step.uses(TRAIN)
+    with open_task(Path(task), path, run, listeners, backend, to_export=trains) as context:
         run_steps(context, step)
     return True
 
@@ -176,13 +183,14 @@ def export_run(
     forms: Sequence[str] = (),
     quants: Sequence[str] = (),
     accept_loss: bool = False,
+    copy: bool = False,
     listeners: Listeners = QUIET,
 ) -> dict[str, dict[str, Any]]:
     """Write a trained adapter in other forms, as `Run.export` does."""
-    if not forms and not quants:
+    if not (forms or quants or copy):
         quants = (LOSSLESS,)
     with open_run(Path(run), listeners) as context:
-        return export_forms(context, quants, forms, accept_loss=accept_loss)
+        return export_forms(context, quants, forms, accept_loss=accept_loss, copy=copy)
 
 
 def load(run: str | Path) -> tuple[Any, Any]:

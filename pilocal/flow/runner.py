@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pilocal.errors import InputError, did_you_mean
 from pilocal.flow.context import Context
+from pilocal.flow.exporting import follow_name
 from pilocal.flow.followers import leading
 from pilocal.flow.listeners import StepResult
 from pilocal.flow.step import Step
@@ -49,6 +50,7 @@ def run_steps(context: Context, last: Step) -> None:
     with leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
             context.listeners.step(run_step(context, step))
+    follow_name(context)
 
 
 def run_step(context: Context, step: Step) -> StepResult:

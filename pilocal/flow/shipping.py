@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import answer_text, end_tokens
 from pilocal.run_folder.files import write_json
 from pilocal.run_folder.shipped import Shipped, read_shipped
-from pilocal.task import AUTO
+from pilocal.task import AUTO, Retrieval
 
 if TYPE_CHECKING:
     from pilocal.export.card import Facts
@@ -65,22 +67,48 @@ def serve(context: Context, files: Files) -> list[Path]:
     """
     from pilocal.llamacpp.chat import check_probes
 
-    probes = make_probes(context.task.test[0].query, context.base.tokenizer)
+    task = context.task
+    probes = make_probes(task.test[0].query, context.base.tokenizer)
     check_probes(files.fused or files.base, probes)
     shipped = Shipped(
         folder=context.run.export,
-        name=context.task.name,
+        name=task.name,
         base=files.base.name,
         adapter=files.adapter.name if files.adapter else None,
         fused=files.fused.name if files.fused else None,
         base_sha256=context.base.sha256,
-        template=context.task.template,
+        template=task.template,
         shots=context.max_shots,
-        retrieval=context.task.retrieval,
-        seed=context.task.training.seed,
+        retrieval=_moved_along(task.retrieval, task.folder, context.run.export),
+        seed=task.training.seed,
         probes=probes,
     )
-    return [*files.own, *shipped.save(context.task.train)]
+    return [*files.own, *shipped.save(task.train)]
+
+
+def _moved_along(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
+    """Return the settings with the embedding model's directory as it is found from RUN/export, not from the task."""
+    named = Path(retrieval.embedding_model)
+    if retrieval.similarity != "embedding" or named.is_absolute() or not (folder / named).is_dir():
+        return retrieval
+    return replace(retrieval, embedding_model=os.path.relpath((folder / named).resolve(), export.resolve()))
+
+
+def copy_links(context: Context) -> None:
+    """Put files of the folder's own in the place of links into RUN/export; raises RunError when one leads nowhere."""
+    from pilocal.export.lossless import copy_in_place, links
+
+    found = links(context.run.export)
+    for done, path in enumerate(found, 1):
+        copy_in_place(path)
+        context.progress("copy", done, len(found))
+
+
+def tell_of_links(context: Context) -> None:
+    """Warn of files that are left behind where RUN/export is copied to another disk."""
+    for path in sorted(path for path in context.run.export.rglob("*") if path.is_symlink()):
+        how = f"`pilocal export {context.run.path} --copy` puts the file there"
+        context.warn(f"{path}: a link to {path.readlink()}; {how}")
 
 
 def make_form(context: Context, form: str) -> None:

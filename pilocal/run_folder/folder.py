@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,10 @@ from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.run_folder.files import disk_error, write_json
+from pilocal.run_folder.hashes import sha256_file
+
+BESIDE = ".."
+"""Where a task lies from its default run folder, and where run.json does not say it."""
 
 
 class RunDir:
@@ -32,11 +36,11 @@ class RunDir:
 
     @classmethod
     @contextmanager
-    def locked(cls, path: Path, *, task: str, folder: Path) -> Iterator[RunDir]:
+    def locked(cls, path: Path, *, task: str, files: Mapping[str, Path]) -> Iterator[RunDir]:
         """Open a run folder for writing, creating it, and keep every other process out until the block ends.
 
-        Raises RunError when another process holds it, when it belongs to another task, or when `path` holds something
-        that is not a run.
+        `task` is the task's name, `files` are its. Raises RunError when another process holds it, when it belongs to
+        another task (not the same one moved or renamed), or when `path` holds something that is not a run.
         """
         try:
             if path.is_dir() and any(path.iterdir()) and not (path / "run.json").is_file():
@@ -60,15 +64,39 @@ class RunDir:
             lock.write(f"process {os.getpid()}")
             lock.flush()
             run = cls(path)
-            owner = run.state.get("task")
-            mine = {"name": task, "folder": str(folder.resolve())}
-            if owner not in (None, mine):
-                fix = "choose another folder with --run"
-                raise RunError(
-                    path, f"this run was made from another task, {owner['name']}", got=owner["folder"], fix=fix
-                )
-            run.state["task"] = mine
+            run._take(task, files)
             yield run
+
+    def _take(self, task: str, files: Mapping[str, Path]) -> None:
+        """Make this the run of a task; raises RunError when it is another's."""
+        file = files["task"].parent.resolve() / files["task"].name
+        beside = os.path.relpath(file.parent, self.path.resolve())
+        mine = {"name": task, "folder": str(file.parent), "beside": beside}
+        owner = self.state.get("task")
+        if isinstance(owner, dict):
+            former = Path(str(owner.get("folder")))
+            named = owner.get("name") == task
+            there = former == file.parent or owner.get("beside", BESIDE) == beside
+            renamed = there and self.state.get("task_file", file.name) == file.name
+            moved = not (former / file.name).is_file() and (named or self._learned_from(files.get("train")))
+            if not ((there and named) or renamed or moved):
+                what = f"this run was made from another task, {owner.get('name')}"
+                raise RunError(self.path, what, got=str(former), fix="choose another folder with --run")
+            _follow(self.state.get("backend"), former, file.parent)
+        self.state["task"] = mine
+
+    def _learned_from(self, train: Path | None) -> bool:
+        known = self.state.get("inputs", {}).get("train")
+        return train is not None and train.is_file() and sha256_file(train) == known
+
+    def find_task(self) -> Path:
+        """Return the task.toml that the run was made from, also where both were moved.
+
+        Raises KeyError when no run has begun here.
+        """
+        owner, name = self.state["task"], str(self.state["task_file"])
+        beside = Path(os.path.normpath(self.path.resolve() / owner.get("beside", BESIDE) / name))
+        return beside if beside.is_file() else Path(owner["folder"], name)
 
     @property
     def file(self) -> Path:
@@ -140,6 +168,13 @@ class RunDir:
         }
         self.save()
 
+    def rewritten(self, step: str, file: Path) -> None:
+        """Record that a file of a finished step was written again."""
+        known = self.state["steps"].get(step, {}).get("files", {})
+        if str(file.relative_to(self.path)) in known:
+            known[str(file.relative_to(self.path))] = file.stat().st_size
+            self.save()
+
     def describe(self, **facts: Any) -> None:
         """Record facts about the whole run: versions, seed, the inputs' hashes."""
         self.state.update(facts)
@@ -148,3 +183,10 @@ class RunDir:
     def save(self) -> None:
         """Write run.json."""
         write_json(self.file, self.state)
+
+
+def _follow(backend: Any, former: Path, folder: Path) -> None:
+    """Let the initial adapter of a training lie where the task was moved to, if it lay in the task's folder."""
+    initial = backend.get("initial_adapter") if isinstance(backend, dict) else None
+    if initial and Path(initial).is_relative_to(former) and not Path(initial).exists():
+        backend["initial_adapter"] = str(folder / Path(initial).relative_to(former))

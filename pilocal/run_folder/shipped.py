@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from pilocal.errors import InputError, RunError
 from pilocal.prompt.probes import Probe
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.task import Example, Retrieval, load_examples
+
+BARE_BASE = "base"
+"""The name under which the server's bare base answers."""
 
 FILE = "shipped.json"
 EXAMPLES = "examples.jsonl"
@@ -50,16 +54,29 @@ class Shipped:
 
     def save(self, examples: Sequence[Example]) -> list[Path]:
         """Write it and the training examples; return the two files."""
-        paths = [self.folder / FILE, self.folder / EXAMPLES]
-        with replacing(paths[1]) as file:
+        path = self.folder / EXAMPLES
+        with replacing(path) as file:
             for each in examples:
                 turns = [*each.history, ("user", each.query), ("assistant", each.answer)]
                 messages = [{"role": role, "content": content} for role, content in turns]
                 file.write(json.dumps({"id": each.id, "messages": messages}, ensure_ascii=False) + "\n")
+        return [self.save_alone(), path]
+
+    def save_alone(self) -> Path:
+        """Write it without the examples; return the file."""
         values = asdict(self)
         del values["folder"]
-        write_json(paths[0], values)
-        return paths
+        write_json(self.folder / FILE, values)
+        return self.folder / FILE
+
+
+def check_name(name: str, where: object) -> None:
+    """Raise InputError for a task's name that clients of the server could not ask for."""
+    fix = "give the task another name in task.toml, and export it again if it is exported already"
+    if name == BARE_BASE:
+        raise InputError(where, "the bare base answers to this name", got=name, fix=fix)
+    if any(category(letter) == "Cc" for letter in name):
+        raise InputError(where, "a name is one line without control characters", got=name, fix=fix)
 
 
 def read_shipped(run: Path) -> Shipped:

@@ -44,7 +44,7 @@ class FullPrompt:
         with self._lock:
             if self._picker is None:
                 where, config, seed = self._task.folder, self._task.retrieval, self._task.seed
-                self._picker = ShotPicker(self._examples, config, None, k=k, seed=seed, where=where)
+                self._picker = ShotPicker(self._examples, config, None, k=k, seed=seed, where=where, models=where)
             return [self._examples[i] for i in self._picker.for_query(asked.query, k, asked.history)]
 
 

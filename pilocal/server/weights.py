@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pilocal.errors import InputError, ModelError, PilocalError, RunError, raise_all
 from pilocal.llamacpp.gguf_header import read_header
-from pilocal.run_folder.shipped import FILE, Shipped
+from pilocal.run_folder.shipped import BARE_BASE, FILE, Shipped, check_name
 
-BASE = "base"
+BASE = BARE_BASE
 """The name under which the bare base answers."""
 HASH = "pilocal.base.sha256"
 """The GGUF metadata that says which base a file was made from."""
@@ -51,9 +51,8 @@ def choose_base(tasks: Sequence[Shipped]) -> Path:
 
 
 def _check_name(task: Shipped, others: Sequence[Shipped]) -> None:
+    check_name(task.name, task.folder / FILE)
     fix = "give the task another name in task.toml and export it again"
-    if task.name == BASE:
-        raise InputError(task.folder / FILE, "the bare base answers to this name", got=task.name, fix=fix)
     for other in others:
         if other.name == task.name:
             raise InputError(task.folder / FILE, f"{other.folder} has the same name", got=task.name, fix=fix)

@@ -24,6 +24,10 @@ from pilocal.training.row_order import RowOrder, StagePlan
 from pilocal.training.team import Kind, Order, Team
 from pilocal.training.tracker import Tracker, tracking
 
+NO_LOSS = "the base's own loss on the task's rows is not a number"
+OTHER_BASE = 'take another base, copy or download this one again, or set [training] precision = "float32"'
+"""What is said of a loss that no training has spoilt."""
+
 
 def train(
     setup: Setup[T],
@@ -215,6 +219,8 @@ def _measured(rows: _Rows, step: int, rate: float, nth: int, stage: str) -> Step
     rows.trainer.reset_peak_memory()
     loss, norm = rows.step(step, rate, chosen)
     seconds = time.perf_counter() - began
+    if step == 0 and not math.isfinite(loss):
+        raise TrainingError(f"{stage}, step 1", NO_LOSS, got=loss, fix=OTHER_BASE)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         fix = f"lower learning_rate (now {rows.training.learning_rate}) and run again"
         raise TrainingError(f"{stage}, step {step + 1}", "the loss is not a number any more", got=loss, fix=fix)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
-from pilocal.flow.shipping import open_gate, serve, ship
+from pilocal.flow.shipping import open_gate, serve, ship, tell_of_links
 from pilocal.flow.step import Step
 from pilocal.flow.steps.train import TRAIN
 
@@ -22,6 +22,7 @@ def _make(context: Context, key: str) -> list[Path]:
     Artefacts(context.run.export).clear()
     with open_gate(context) as gate:
         files, _ = ship(context, gate, export.quant, accept_loss=export.accept_loss)
+    tell_of_links(context)
     return serve(context, files)
 
 

@@ -48,12 +48,12 @@ class Layout:
         turns = [message for message in chat if message["role"] != "system"]
         shown = f"{self.system_start}{system}{self.system_end}" if system else ""
         parts = [self.opening if self.system_last or not system else shown]
-        for number, message in enumerate(turns, 1):
+        for message in turns[:-1]:
             if message["role"] == "assistant":
                 parts += [self.answer_start, message["content"], self.answer_end]
             else:
-                parts += [shown if self.system_last and number == len(turns) else "", message["content"]]
-                parts += [self.query_end, self.last_end if number == len(turns) else ""]
+                parts += [message["content"], self.query_end]
+        parts += [shown if self.system_last else "", turns[-1]["content"], self.query_end, self.last_end]
         return "".join(parts)
 
     def go(self) -> str:

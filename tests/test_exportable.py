@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pilocal.base.base import Base
-from pilocal.errors import ModelError, PilocalError
+from pilocal.errors import ModelError, PilocalError, TrainingError
 from pilocal.export.finite import check_finite
 from pilocal.export.gguf import check_exportable
 from pilocal.flow.plan import check
@@ -241,3 +241,5 @@ def test_a_probe_notices_a_base_whose_loss_is_no_number(starter: Base, tmp_path:
     task = make_task(tmp_path / "task", "../base")
     with pytest.raises(PilocalError, match="the base's own loss on the task's rows is not a number"):
         check(task, schedule=task / "schedule.toml")
+    with pytest.raises(TrainingError, match="stage 0, step 1: the base's own loss on the task's rows is not a number"):
+        run_task(task, task / "schedule.toml", task / "run", until="train")

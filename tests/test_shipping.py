@@ -12,12 +12,19 @@ from pathlib import Path
 import pytest
 
 from pilocal.base.base import Base
+from pilocal.errors import ExportError, InputError
+from pilocal.export.fused import export_fused
+from pilocal.flow.checks import UNMADE
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.run import export_run
 from pilocal.flow.runner import run_steps, step_named
+from pilocal.flow.shipping import found_from
+from pilocal.llamacpp.quantize import quantize_gguf
 from pilocal.run_folder.shipped import read_shipped
+from pilocal.task import Retrieval
 from tests.test_flow import flow, make_task
+from tests.tiny import make_base
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,15 +144,27 @@ def test_a_type_that_does_not_exist_is_refused_before_any_work(task: Path, tmp_p
     folder = shutil.copytree(task, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
     toml = folder / "task.toml"
     toml.write_text(toml.read_text().replace("accept_loss = true", 'quant = "q9"'))
-    from pilocal.errors import ExportError, InputError
-
     with pytest.raises(ExportError, match=r"\[export\] quant: llama.cpp has no such type; got 'q9'"):
         flow(folder)
     toml.write_text(toml.read_text().replace('quant = "q9"', ""))
     toml.write_text(toml.read_text().replace("rank = 2", 'rank = 2\nkind = "dora"'))
     with pytest.raises(InputError, match=r"no adapters with magnitudes \(DoRA\)"):
         flow(folder)
+    toml.write_text(toml.read_text().replace('kind = "dora"', "").replace("[export]", '[export]\nquant = "iq2_xs"'))
+    with pytest.raises(InputError, match=r"\[export\] quant: llama.cpp does not make this type .* got 'iq2_xs'"):
+        flow(folder)
     assert not (folder / "run" / "stages").exists()
+
+
+def test_the_types_that_are_refused_are_those_that_llama_cpp_does_not_make(starter: Base, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "rope_scaling": None}
+    base = make_base(tmp_path / "base", starter.folder, quantized=False, **sizes)
+    floats = export_fused(base, None, tmp_path / "f16.gguf", "f16")
+    for quant in UNMADE:
+        with pytest.raises(ExportError, match=f"llama.cpp cannot quantize to {quant}"):
+            quantize_gguf(floats, tmp_path / "made.gguf", quant)
+    for quant in ("iq3_m", "iq3_s", "iq4_nl", "iq4_xs", "q2_k", "q3_k_s", "tq1_0"):
+        quantize_gguf(floats, tmp_path / "made.gguf", quant)
 
 
 def _other_disk(*_: object) -> None:
@@ -187,3 +206,11 @@ def test_there_is_nothing_to_copy_before_an_export(task: Path) -> None:
     done = export(task / "run", "--copy")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "nothing was exported here yet" in done.stderr
+
+
+def test_an_embedding_model_in_the_task_s_folder_is_found_from_the_export(tmp_path: Path) -> None:
+    (tmp_path / "task" / "models").mkdir(parents=True)
+    export = tmp_path / "runs" / "first" / "export"
+    for named, found in (("models", "../../../task/models"), ("owner/model", "owner/model"), ("/models", "/models")):
+        settings = Retrieval(similarity="embedding", embedding_model=named)
+        assert found_from(settings, tmp_path / "task", export).embedding_model == found

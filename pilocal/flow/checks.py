@@ -19,6 +19,9 @@ from pilocal.task import AUTO, LOSSLESS, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
+UNMADE = frozenset({"iq1_m", "iq1_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_xs", "iq3_xxs", "nvfp4", "q2_k_s"})
+"""Types that llama.cpp knows and does not make of weights alone: most need an importance matrix."""
+
 
 def checked_context(
     task: Task,
@@ -97,6 +100,9 @@ def check_quant(task: Task, quant: str, where: str) -> None:
         raise InputError(where, what, got=quant, fix=fix)
     if quant not in (LOSSLESS, AUTO):
         check_type(quant, where)
+    if quant.lower() in UNMADE:
+        what, fix = "llama.cpp does not make this type of weights alone", "take q8_0, q4_k_m or another"
+        raise InputError(where, what, got=quant, fix=fix)
 
 
 def _export_faults(base: Base) -> list[PilocalError]:

@@ -79,14 +79,14 @@ def serve(context: Context, files: Files) -> list[Path]:
         base_sha256=context.base.sha256,
         template=task.template,
         shots=context.max_shots,
-        retrieval=_moved_along(task.retrieval, task.folder, context.run.export),
+        retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
     )
     return [*files.own, *shipped.save(task.train)]
 
 
-def _moved_along(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
+def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
     """Return the settings with the embedding model's directory as it is found from RUN/export, not from the task."""
     named = Path(retrieval.embedding_model)
     if retrieval.similarity != "embedding" or named.is_absolute() or not (folder / named).is_dir():

@@ -69,6 +69,11 @@ def tools(starter: Base) -> Tools:
     )
 
 
+def counting(count: Callable[[str], int]) -> Tools:
+    """Return tools without a base."""
+    return Tools(count_tokens=count, base_id="", folder=Path(), load_model=NotImplemented, download=NotImplemented)
+
+
 def shorten(
     template: str, method: str, taus: Sequence[float], tools: Tools, folder: Path, **lists: tuple[str, ...]
 ) -> tuple[CompressedTemplate, ...]:
@@ -123,8 +128,7 @@ def test_what_meets_tau_is_removed_as_before(count: Callable[[str], int], templa
     outline, config = Outline(template), Compression()
     plain = remove(outline, removals(outline, config), tau, count)
     if count(plain) and count(plain) >= (tau - TOLERANCE) * count(template):
-        made = Tools(count_tokens=count, base_id="", folder=Path(), load_model=NotImplemented, download=NotImplemented)
-        assert Rules(config, made).compress(template, tau) == plain
+        assert Rules(config, counting(count)).compress(template, tau) == plain
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -152,22 +156,21 @@ def test_a_template_of_code_keeps_the_marks_of_its_fence(tools: Tools, tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_texts_to_keep_outlive_the_rest_of_a_text_without_spaces(method: str, tools: Tools, tmp_path: Path) -> None:
-    template = "你是图书馆的助手、只回答编号。读者的名字是{用户名}、回答里不要出现。历史在一号、科学在二号。不要说客气话。"
+    template = "你是图书馆的助手。读者的名字是{用户名}、回答里不要出现。历史在一号、科学在二号。不要说客气话。"
     for result in shorten(template, method, GRID, tools, tmp_path, keep=("用户",)):
         assert not set("{}用户名") & set(result.text) or "{用户名}" in result.text
         assert "{用户名}" in result.text or result.tau < 0.25
 
 
-def test_texts_to_drop_first_go_first_from_a_text_without_spaces(tools: Tools, tmp_path: Path) -> None:
+def test_texts_to_drop_first_go_first_from_a_text_without_spaces() -> None:
     template = "你是图书馆的助手、只回答编号。请不要说客气话。历史在一号、科学在二号。小说在三号。"
-    (result,) = shorten(template, "rules", (0.8,), tools, tmp_path, drop_first=("客气",))
-    assert result.text == template.replace("请不要说客气话。", "")
+    text = Rules(Compression(drop_first=("客气",)), counting(len)).compress(template, 0.81)
+    assert text == template.replace("请不要说客气话。", "")
 
 
-def test_sentences_go_before_clauses_and_clauses_before_characters(tools: Tools) -> None:
+def test_sentences_go_before_clauses_and_clauses_before_characters() -> None:
     template = "甲甲甲甲、乙乙乙乙。丙丙丙丙。丁丁丁丁、戊戊戊戊。"
-    made = Tools(count_tokens=len, base_id="", folder=Path(), load_model=NotImplemented, download=NotImplemented)
-    rules = Rules(Compression(), made)
+    rules = Rules(Compression(), counting(len))
     assert rules.compress(template, 0.6) == "甲甲甲甲、乙乙乙乙。丙丙丙丙。"
     assert rules.compress(template, 0.8) == "甲甲甲甲、乙乙乙乙。丙丙丙丙。丁丁丁丁、"
     assert rules.compress("甲乙丙丁戊己庚辛壬癸", 0.7) == "甲乙丙丁戊己庚"
@@ -188,7 +191,7 @@ def test_borders_are_where_another_program_sees_them() -> None:
         assert {at for at in range(1, len(text)) if is_border(text, at)} <= ends, ascii(text)
 
 
-@given(text=st.text(max_size=60) | st.text("{}[]\",:\\ua1<>`.。\n ", max_size=60))
+@given(text=st.text(max_size=60) | st.text('{}[]",:\\ua1<>`.。\n ', max_size=60))
 def test_parts_are_all_of_the_text(text: str) -> None:
     for places in (pieces(text, []), sorted(place for part in structure(text, []) for place in part)):
         assert not places or "".join(text[start:end] for start, end in places) == text
@@ -196,9 +199,8 @@ def test_parts_are_all_of_the_text(text: str) -> None:
 
 @pytest.mark.parametrize("depth", [30, 900, 20_000])
 def test_deep_json_is_no_trouble(depth: int, tmp_path: Path) -> None:
-    made = Tools(count_tokens=len, base_id="", folder=Path(), load_model=NotImplemented, download=NotImplemented)
     template = '{"a":[' * depth + '"一二三四五。六七八九十。"' + "]}" * depth
-    (result,) = shorten(template, "rules", (0.5,), made, tmp_path)
+    (result,) = shorten(template, "rules", (0.5,), counting(len), tmp_path)
     assert len(result.text) <= len(template) / 2
 
 
@@ -211,7 +213,7 @@ def check(folder: Path, *options: str) -> list[str]:
 
 def test_check_and_run_name_every_stage_that_misses_its_tau(tmp_path: Path, tiny_base: Base) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
-    assert check(folder) == []
+    assert check(folder, "--schedule", str(folder / "schedule.toml")) == []
     (folder / "template.md").write_text("`answer with the name of the colour`")
     (line,) = check(folder)
     assert line.startswith(f"warning: {folder / 'template.md'}: rules misses tau by more than 0.1")
@@ -222,6 +224,8 @@ def test_check_and_run_name_every_stage_that_misses_its_tau(tmp_path: Path, tiny
     assert [text.count("stage") for text in said] == [1]
     ran = CliRunner().invoke(cli, ["compress", str(folder)], catch_exceptions=False)
     assert [line] == [each for each in ran.stderr.splitlines() if each.startswith("warning: ")]
+    look = CliRunner().invoke(cli, ["compress", str(folder), "--tau", "0.5", "--tau", "0.05"], catch_exceptions=False)
+    assert "warning: rules misses tau by more than 0.1: 0.000 for tau 0.5\n" in look.stderr
 
 
 def test_a_chinese_template_falls_in_steps(tmp_path: Path, tiny_base: Base) -> None:

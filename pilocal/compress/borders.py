@@ -126,7 +126,8 @@ def is_border(text: str, at: int) -> bool:
 def _between(borders: Iterable[int], text: str, closed: Sequence[Place]) -> list[Place]:
     """Return the places from border to border, without the borders that are none."""
     inside = {at for start, end in closed for at in range(start + 1, end)}
-    allowed = {at for at in borders if 0 < at < len(text) and at not in inside and is_border(text, at)}
+    first = len(text) - len(text.lstrip()) + 1  # spaces at the start belong to what follows
+    allowed = {at for at in borders if first <= at < len(text) and at not in inside and is_border(text, at)}
     return list(pairwise([0, *sorted(allowed), len(text)]))
 
 
@@ -168,8 +169,8 @@ def _values(text: str) -> list[Place]:
 
 
 def _lines(text: str) -> tuple[list[int], bool]:
-    """Return the ends of the lines, and whether the first and the last are the marks of a fence."""
-    return [match.end() for match in re.finditer("\n", text)], bool(FENCE.match(text))
+    """Return where all lines but the first begin, and whether the first and the last are the marks of a fence."""
+    return [match.start() for match in re.finditer("\n", text)], bool(FENCE.match(text))
 
 
 def _words(text: str) -> list[Place]:

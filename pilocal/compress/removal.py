@@ -4,9 +4,8 @@ The order never depends on tau: every tau removes the shortest prefix of it that
 nested, and a smaller tau never has more tokens, whatever the tokenizer does: if the longer text had fitted the smaller
 budget, the smaller tau would have stopped there too.
 
-Where the last step takes far more than it must, it is itself removed in parts, again in one fixed order: word by word,
-and where words are long (Chinese, JSON, one code fence) down to sentences, clauses and characters. What takes no more
-than TOLERANCE too much goes as a whole.
+Where the last step takes more than TOLERANCE too much, it is itself removed in parts, again in one fixed order: a long
+sentence word by word, a long word (Chinese, JSON, one code fence) down to its sentences, clauses and characters.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 
 from pilocal.compress.borders import Part, pieces, structure
 from pilocal.compress.compressor import Compressor, Tools
-from pilocal.compress.outline import Outline
+from pilocal.compress.outline import Outline, Unit
 from pilocal.compress.protect import Place, fences, occurrences, protected_places
 from pilocal.task import Compression
 
@@ -27,6 +26,12 @@ STEPS = 400
 
 TOLERANCE = 0.1
 """How far below tau the realised ratio may lie before a step is removed in parts."""
+
+FEW_TOKENS = 20
+"""A template with fewer tokens keeps its sentences whole: TOLERANCE is less than two of its words."""
+
+SENTENCE = 2 * TOLERANCE
+"""A sentence with at most this share of the template's characters stays whole in every template, to be readable."""
 
 MOSTLY_CODE = 0.5
 """Code fences are cut between their lines where they hold more than this share of the template's characters."""
@@ -39,18 +44,21 @@ class Cutter:
     """Takes words of a template apart, into parts in the order in which these are to go."""
 
     def __init__(self, outline: Outline, config: Compression, score: Score | None = None) -> None:
-        """Without a `score`, or where scores are equal, texts shrink from their end."""
+        """Without a `score`, where scores are equal, and in code, texts shrink from their end."""
         self._template = outline.template
         self._spans = outline.spans
         self._score = score or (lambda places: [0.0] * len(places))
         self._kept = protected_places(outline, config.keep)
         self._dropped = occurrences(outline.template, config.drop_first)
-        code = fences(outline)
-        is_code = sum(end - start for start, end in code) > MOSTLY_CODE * len(outline.template)
-        self._closed = self._kept if is_code else [*self._kept, *code]
+        self._code = fences(outline)
+        is_code = sum(end - start for start, end in self._code) > MOSTLY_CODE * len(outline.template)
+        self._to_cut = {word for unit in outline.units if _may_be_cut(unit, outline) for word in unit.words}
+        self._closed = self._kept if is_code else [*self._kept, *self._code]
 
     def words(self, words: Set[int]) -> list[Part]:
-        """Return words as parts."""
+        """Return words as parts; none if they are a sentence that stays whole."""
+        if len(words) > 1 and not words & self._to_cut:
+            return []
         return self._by_score([self._spans[word] for word in words])
 
     def split(self, part: Part) -> list[Part]:
@@ -68,17 +76,24 @@ class Cutter:
 
     def _by_score(self, places: Sequence[Place]) -> list[Part]:
         """Return places as parts, the lowest score first, and among equals the last in the text."""
-        scored = zip(places, self._score(places), strict=True)
+        is_code = _overlap(places[:1], self._code)
+        scored = zip(places, [0.0] * len(places) if is_code else self._score(places), strict=True)
         order = sorted(scored, key=lambda pair: (self._rank((pair[0],)), pair[1], -pair[0][0]))
         return [(place,) for place, _ in order]
 
     def _rank(self, part: Part) -> tuple[bool, bool]:
         """Return what goes before any score: texts to drop go first, texts to keep last."""
+        return _overlap(part, self._kept), not _overlap(part, self._dropped)
 
-        def overlaps(others: Sequence[Place]) -> bool:
-            return any(a < end and start < b for a, b in others for start, end in part)
 
-        return overlaps(self._kept), not overlaps(self._dropped)
+def _may_be_cut(unit: Unit, outline: Outline) -> bool:
+    """Tell whether a unit is no sentence of several words, or one that is too long to stay whole."""
+    size = sum(len(outline.words[word]) for word in unit.words)
+    return size > SENTENCE * len(outline.template) or (len(unit.words) == 1 and not unit.is_heading)
+
+
+def _overlap(places: Sequence[Place], others: Sequence[Place]) -> bool:
+    return any(a < end and start < b for a, b in others for start, end in places)
 
 
 def remove(
@@ -91,7 +106,7 @@ def remove(
     """Return the longest text that fits `tau` of the template's tokens, removing `steps` one by one.
 
     `steps` are sets of word numbers in the order of removal. With a `cutter`, a step that would take TOLERANCE more
-    than it must, or all that is left, is removed in parts.
+    than it must, or all that is left, is removed in parts; but not a sentence of a template of FEW_TOKENS.
 
     >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
     'two three'
@@ -106,7 +121,8 @@ def remove(
     for step in steps:
         text = outline.text(gone | step)
         if count_tokens(text) <= budget:
-            if cutter is None or count_tokens(text) >= least:
+            is_sentence = len(step) > 1 and whole < FEW_TOKENS
+            if cutter is None or is_sentence or count_tokens(text) >= least:
                 return text
             return max([text, *_in_parts(outline, gone, step, cutter, (least, budget), count_tokens)], key=count_tokens)
         gone |= step

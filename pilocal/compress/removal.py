@@ -31,7 +31,10 @@ FEW_TOKENS = 20
 """A template with fewer tokens keeps its sentences whole: TOLERANCE is less than two of its words."""
 
 SENTENCE = 2 * TOLERANCE
-"""A sentence with at most this share of the template's characters stays whole in every template, to be readable."""
+"""A sentence with at most this share of the template's characters stays whole, to be readable ..."""
+
+SHORT = 8
+"""... unless it has at most this many words, such as an entry of a list."""
 
 MOSTLY_CODE = 0.5
 """Code fences are cut between their lines where they hold more than this share of the template's characters."""
@@ -87,9 +90,9 @@ class Cutter:
 
 
 def _may_be_cut(unit: Unit, outline: Outline) -> bool:
-    """Tell whether a unit is no sentence of several words, or one that is too long to stay whole."""
+    """Tell whether a unit is short, or too long to stay whole."""
     size = sum(len(outline.words[word]) for word in unit.words)
-    return size > SENTENCE * len(outline.template) or (len(unit.words) == 1 and not unit.is_heading)
+    return not unit.is_heading and (len(unit.words) <= SHORT or size > SENTENCE * len(outline.template))
 
 
 def _overlap(places: Sequence[Place], others: Sequence[Place]) -> bool:

@@ -222,6 +222,13 @@ def test_a_word_is_worth_its_best_part_that_is_no_mark() -> None:
     assert word_levels(Outline("KOD, 漢字 (red) x"), judged) == [6.0, 99.0, 7.0, 99.0]
 
 
+def test_a_template_without_spaces_is_cut_where_the_checkpoint_finds_filler(checkpoint: Path, tmp_path: Path) -> None:
+    template = "please,sort,really,mail,quite,parcel,answer,simply,code,comma,basically,words,kitchen."
+    (result,) = shorten(checkpoint, tmp_path, (0.62,), template, len)
+    assert 0.52 <= result.ratio <= 0.62
+    assert not {"please", "really", "quite", "simply", "basically"} & set(result.text.strip(".").split(","))
+
+
 def test_the_process_is_as_it_was_afterwards(checkpoint: Path, tmp_path: Path) -> None:
     import numpy as np
     import torch

@@ -40,7 +40,6 @@ COMPLEX: dict[str, int] = {
     "pilocal/compress/outline.py:Outline._finish": 25,
     "pilocal/compress/outline.py:Outline._read": 21,
     "pilocal/compress/outline.py:_accepts": 17,
-    "pilocal/compress/protect.py:protected_texts": 13,
     "pilocal/compress/rules.py:removals": 13,
     "pilocal/export/mlx_folder.py:_write_weights": 13,
     "pilocal/export/sentencepiece.py:_scheme": 13,

@@ -39,6 +39,7 @@ def compress(
     if compressor is None and not taus:
         run_until("compress", task, schedule, run_folder, as_json)
         return
+    from pilocal.compress import TOLERANCE
     from pilocal.errors import InputError
     from pilocal.flow.preview import preview_templates
 
@@ -48,6 +49,8 @@ def compress(
     began = time.monotonic()
     results = preview_templates(task, schedule=schedule, method=compressor, taus=taus)
     seconds = time.monotonic() - began
+    if off := ", ".join(f"{result.ratio:.3f} for tau {result.tau:.4g}" for result in results if result.is_off):
+        click.echo(f"warning: {results[0].compressor} misses tau by more than {TOLERANCE:g}: {off}", err=True)
     if as_json:
         shown: list[dict[str, Any]] = [asdict(result) for result in results]
         click.echo(json.dumps({"seconds": seconds, "templates": shown}, indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ Words for which the checkpoint has no token go last.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
+from pilocal.compress.protect import Place
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
@@ -48,6 +50,7 @@ class LLMLingua2(WordRemoval):
         super().__init__(config, tools)
         require_packages('[compression] method = "llmlingua2"', "llmlingua", "torch")
         self._package: Any = None
+        self._judged = functools.cache(self.judge)
 
     def inputs(self, taus: Sequence[float]) -> Any:
         """Return the Hub id, or the hash of every file of a local checkpoint."""
@@ -59,7 +62,11 @@ class LLMLingua2(WordRemoval):
 
     def scores(self, outline: Outline) -> Sequence[float]:
         """Return how many of RATES keep each word; raises ModelError."""
-        return word_levels(outline, self.judge(outline.template))
+        return word_levels(outline, self._judged(outline.template))
+
+    def part_scores(self, template: str, places: Sequence[Place]) -> Sequence[float]:
+        """Return how many of RATES keep each place; raises ModelError."""
+        return place_levels(template, places, self._judged(template))
 
     def judge(self, template: str) -> list[tuple[str, int]]:
         """Return the words that the package finds in a text, in order, each with the number of RATES that keep it."""
@@ -128,19 +135,41 @@ def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[flo
     The package's words come in the same order, without those for which the checkpoint has no token. A word about which
     nothing is known gets the highest level.
     """
-    text = "".join(char.lower() if len(char.lower()) == 1 else char for char in outline.template)
     starts = [start for start, _ in outline.spans]
     levels: list[float] = [-1.0] * len(starts)
-    position = 0
-    for word, level in judged:
-        found = text.find(word.lower(), position, position + len(word) + REACH)
-        if found < 0 or not word:  # XLM-RoBERTa has a token for the space alone
-            continue
+    for (found, _), word, level in _located(outline.template, judged):
         number = max(0, bisect_right(starts, found) - 1)
         if _is_word(word) or not _is_word(outline.words[number]):
-            levels[number] = max(levels[number], float(level))
-        position = found + len(word)
+            levels[number] = max(levels[number], level)
     return [level if level >= 0 else float(len(RATES)) for level in levels]
+
+
+def place_levels(template: str, places: Sequence[Place], judged: Sequence[tuple[str, int]]) -> list[float]:
+    """Return the level of each place: the highest level of the package's words that overlap it, as for `word_levels`.
+
+    >>> place_levels("one, two", [(0, 4), (4, 8)], [("one", 3), (",", 9), ("two", 5)])
+    [3.0, 5.0]
+    """
+    words = _located(template, judged)
+    levels = []
+    for start, end in places:
+        is_word = _is_word(template[start:end])
+        inside = [level for (a, b), word, level in words if a < end and start < b and _is_word(word) >= is_word]
+        levels.append(max(inside, default=float(len(RATES))))
+    return levels
+
+
+def _located(template: str, judged: Sequence[tuple[str, int]]) -> list[tuple[Place, str, float]]:
+    """Return where each of the package's words stands, with its level, without those that are not found."""
+    text = "".join(char.lower() if len(char.lower()) == 1 else char for char in template)
+    position = 0
+    places: list[tuple[Place, str, float]] = []
+    for word, level in judged:
+        found = text.find(word.lower(), position, position + len(word) + REACH)
+        if found >= 0 and word:  # XLM-RoBERTa has a token for the space alone
+            position = found + len(word)
+            places.append(((found, position), word, float(level)))
+    return places
 
 
 def _is_word(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -251,17 +252,30 @@ class Outline:
                 )
         return found
 
-    def text(self, gone: Set[int]) -> str:
-        """Return the template without the words in `gone`, the lines that they leave empty, and doubled blank lines."""
+    def text(self, gone: Set[int], cuts: Sequence[tuple[int, int]] = ()) -> str:
+        """Return the template without the words in `gone`, the lines that they leave empty, and doubled blank lines.
+
+        `cuts` are places in the template that are left out, too, each inside a word.
+        """
+        words = self._without(cuts) if cuts else self.words
         lines: list[str] = []
         blank = False
-        for prefix, words in self._lines:
-            left = [self.words[word] for word in words if word not in gone]
+        for prefix, numbers in self._lines:
+            left = [words[number] for number in numbers if number not in gone and words[number].strip()]
             if left:
                 lines += [""] if blank and lines else []
                 lines.append((prefix + "".join(left)).rstrip())
-            blank = not words or (blank and not left)
+            blank = not numbers or (blank and not left)
         return "\n".join(lines)
+
+    def _without(self, cuts: Sequence[tuple[int, int]]) -> list[str]:
+        """Return the words with parts cut out."""
+        words = list(self.words)
+        for start, end in sorted(cuts, reverse=True):  # from the end, so that what comes before stays in place
+            number = bisect_right(self._starts, start) - 1
+            begin = self._starts[number]
+            words[number] = words[number][: start - begin] + words[number][end - begin :]
+        return words
 
 
 def _sentences(text: str, body: int) -> Iterator[tuple[str, int]]:

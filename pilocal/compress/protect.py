@@ -14,6 +14,9 @@ from pilocal.compress.outline import FENCE, Outline
 from pilocal.errors import InputError, raise_all
 from pilocal.task import Compression
 
+Place = tuple[int, int]
+"""Where a part of a template begins and ends."""
+
 ATOM = re.compile(r"`[^`\n]*`|\{+[^{}\n]*\}+")
 """Inline code and placeholders."""
 
@@ -36,14 +39,26 @@ def protected_texts(template: str, keep: Sequence[str]) -> tuple[str, ...]:
     >>> protected_texts("Greet {user name}.\nRun `ls -l` for {user name}, then stop.", ("{", "ls", "stop"))
     ('{user name}', '`ls -l`', 'stop')
     """
-    outline = Outline(template)
+    places = protected_places(Outline(template), keep)
+    return tuple(dict.fromkeys(template[start:end] for start, end in places))
+
+
+def protected_places(outline: Outline, keep: Sequence[str]) -> list[Place]:
+    """Return where the texts of `keep` stand in a template, each with the code or placeholder that it is part of."""
+    atoms = [*fences(outline), *(match.span() for match in ATOM.finditer(outline.template))]
+    found: list[Place] = []
+    for start, end in occurrences(outline.template, keep):
+        touching = [(a, b) for a, b in atoms if a < end and start < b]
+        found.append((min([start, *(a for a, _ in touching)]), max([end, *(b for _, b in touching)])))
+    return sorted(found)
+
+
+def occurrences(template: str, texts: Sequence[str]) -> list[Place]:
+    """Return where each of `texts` stands in a template."""
+    return [match.span() for text in texts for match in re.finditer(re.escape(text), template)]
+
+
+def fences(outline: Outline) -> list[Place]:
+    """Return where the code fences of a template stand."""
     words = zip(outline.spans, outline.words, strict=True)
-    atoms = [span for span, word in words if FENCE.match(word) and "\n" in word]
-    atoms += [match.span() for match in ATOM.finditer(template)]
-    found: list[tuple[int, int]] = []
-    for text in keep:
-        for match in re.finditer(re.escape(text), template):
-            start, end = match.span()
-            touching = [(a, b) for a, b in atoms if a < end and start < b]
-            found.append((min([start, *(a for a, _ in touching)]), max([end, *(b for _, b in touching)])))
-    return tuple(dict.fromkeys(template[start:end] for start, end in sorted(found)))
+    return [place for place, word in words if FENCE.match(word) and "\n" in word]

@@ -15,7 +15,7 @@ The order of removal:
 
 A unit is a sentence, a list item, a code fence or a dialogue turn. A heading goes together with the last unit under it,
 and a list item never goes before its contents. A blank line goes when it separates nothing any more; most tokenizers
-give it no token of its own.
+give it no token of its own. A unit that is too large to go as a whole shrinks from its end, see `removal.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.compress.removal import remove
+from pilocal.compress.removal import Cutter, remove
 from pilocal.task import Compression
 
 STOP_WORD = re.compile(
@@ -63,7 +63,8 @@ class Rules(Compressor):
     def compress(self, template: str, tau: float) -> str:
         """Return the longest text that fits `tau`, removing words in the fixed order."""
         outline = Outline(template)
-        return remove(outline, removals(outline, self.config), tau, self.count_tokens)
+        steps = removals(outline, self.config)
+        return remove(outline, steps, tau, self.count_tokens, Cutter(outline, self.config))
 
 
 def removals(outline: Outline, config: Compression) -> list[set[int]]:

@@ -14,6 +14,7 @@ from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.ladder import Ladder
 from pilocal.compress.llmlingua2 import LLMLingua2
 from pilocal.compress.protect import check_texts
+from pilocal.compress.removal import TOLERANCE
 from pilocal.compress.rules import Rules
 from pilocal.compress.summary import Summary
 from pilocal.compress.surprisal import Surprisal
@@ -44,6 +45,11 @@ class CompressedTemplate:
     """Tokens of `text`."""
     ratio: float
     """The realised share: `tokens` over the whole template's; never above tau, except for a ladder."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the realised share differs from tau by more than TOLERANCE, and not because the user wrote it so."""
+        return self.compressor != Ladder.name and abs(self.ratio - self.tau) > TOLERANCE + 1e-6
 
 
 def compression_facts(taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:

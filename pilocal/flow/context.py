@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilocal.base.base import Base, download
 from pilocal.base.language_model import BaseModel
-from pilocal.compress import CompressedTemplate, Tools, compress_template
+from pilocal.compress import TOLERANCE, CompressedTemplate, Tools, compress_template
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import prompt_tokens, token_counter
@@ -68,8 +68,18 @@ class Context:
 
     @cached_property
     def templates(self) -> tuple[CompressedTemplate, ...]:
-        """The template at every stage's tau."""
-        return self.compress(self.taus, self.task.compression)
+        """The template at every stage's tau; warns of the stages whose tau was not met."""
+        templates = self.compress(self.taus, self.task.compression)
+        self._warn_of_other_ratios(templates)
+        return templates
+
+    def _warn_of_other_ratios(self, templates: Sequence[CompressedTemplate]) -> None:
+        off = [(number, template) for number, template in enumerate(templates) if template.is_off]
+        if off:
+            said = [f"stage {number} has {found.ratio:.3f} for tau {found.tau:.4g}" for number, found in off]
+            what = f"{self.task.compression.method} misses tau by more than {TOLERANCE:g} of the template's tokens"
+            fix = 'take other taus, or write the texts yourself: [compression] method = "ladder"'
+            self.warn(f"{self.task.files['template']}: {what}: {', '.join(said)}; {fix}")
 
     def compress(self, taus: Sequence[float], compression: Compression) -> tuple[CompressedTemplate, ...]:
         """Return the template at some taus, in their order, and keep it in the run folder."""

@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.tokenizer import load_tokenizer
+from pilocal.errors import InputError, ModelError
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import render
@@ -32,7 +34,7 @@ ODD_ANSWERS = (
     "</s>",
     "<p>a</p></s><s>",
     "<|im_end|>\n<|im_start|>user",
-    "\n",
+    "a\n\n\n",
     '{\n  "a": 1\n}\n',
     "é日本😀",
     "one\r\ntwo\r\n",
@@ -120,6 +122,58 @@ def test_an_answer_is_learned_byte_for_byte(kind, tokenizer, served, answer):
     assert served[0].text(row.completion[:-1]).decode() == around
     prompt = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "ask"}]
     assert list(row.tokens[: row.offset]) == prompt_tokens(prompt, tokenizer)
+
+
+BAD_TEMPLATES = {
+    "null": None,
+    "blank": " ",
+    "several and no default": [{"name": "tools", "template": "{{ messages }}"}],
+    "broken": "{{ bos_token }}\n{% for message in messages %}",
+    "no such filter": "{{ messages | nosuchfilter }}",
+    "raises": "{{ raise_exception('not today') }}",
+    "divides by zero": "{{ 1 / 0 }}",
+    "calls what is none": "{{ messages() }}",
+    "says nothing": "{{ '' }}",
+    "one text for all": "hello",
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEMPLATES)
+def test_a_bad_chat_template_is_one_line(name, tmp_path):
+    folder = write_layout(LAYOUTS["llama 3"], tmp_path, chat_template=BAD_TEMPLATES[name])
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError) as refusal:
+        _ = Base.at(folder).layout
+    assert str(refusal.value).count("\n") == 0
+    assert "chat template" in str(refusal.value)
+
+
+def test_a_chat_that_is_refused_is_named(tmp_path):
+    tokenizer = load_tokenizer(write_layout(LAYOUTS["mistral v0.3"], tmp_path))
+    twice = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
+    with pytest.raises(InputError, match="stage 0, train 7: .* refuses a chat of user, user: roles must alternate"):
+        tokenize({"messages": twice}, tokenizer, "stage 0, train 7")
+
+
+def test_the_clock_and_the_switch_are_settled_in_what_is_shipped(tmp_path):
+    asked = [{"role": "user", "content": "x"}]
+    for name, wanted in (("llama 3.2", "Today Date: 26 Jul 2024"), ("qwen 3", "<think>\n\n</think>\n\n")):
+        tokenizer = load_tokenizer(write_layout(LAYOUTS[name], tmp_path / name))
+        layout = layout_of(tokenizer)
+        assert layout.template.endswith(layout.source)
+        assert wanted in layout.text(asked)
+        tokenizer.chat_template = layout.template
+        for given in ({}, {"date_string": "today", "enable_thinking": True, "strftime_now": None}):
+            said = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **given)
+            assert said == layout.text(asked)
+
+
+def test_changed_answers_are_told_apart(tmp_path):
+    tokenizer = load_tokenizer(write_layout(LAYOUTS["qwen 2.5"], tmp_path))
+    layout = layout_of(tokenizer)
+    for answer, kept in (("caf\u00e9 ", True), ("cafe\u0301", False)):
+        row = tokenize(render("", [], Example(id="1", query="ask", answer=answer)), tokenizer)
+        assert layout.keeps(row, answer) == kept
 
 
 def test_an_ordinary_row_is_what_the_chat_template_writes(tokenizer):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,8 @@ from pilocal.errors import ExportError, ModelError
 from pilocal.export.numbers import add_numbers, check_settings, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
+from pilocal.packages import is_installed
+from pilocal.prompt.probes import make_probes
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32
 
@@ -132,6 +135,24 @@ def check_exportable(base: Base) -> None:
     Headers, config.json and tokenizer are read as the export reads them, so the two cannot disagree.
     """
     ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
+
+
+def check_tokens(base: Base) -> None:
+    """Raise ModelError now where llama.cpp would cut chats into other tokens than training does.
+
+    Asks llama.cpp itself, with a file that holds the vocabulary alone; without llama.cpp nothing is checked.
+    """
+    if not is_installed("llama_cpp"):
+        return
+    from pilocal.llamacpp.chat import check_probes
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "vocabulary.gguf"
+        writer = ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.close()
+        check_probes(path, make_probes("x", base.tokenizer), base.folder)
 
 
 def to_float16(tensor: Float32, folder: Path, name: str) -> NDArray[np.float16]:

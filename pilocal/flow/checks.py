@@ -108,12 +108,15 @@ def check_quant(task: Task, quant: str, where: str) -> None:
 def _export_faults(base: Base) -> list[PilocalError]:
     """Return what the export would refuse of a base, and what no training could learn from."""
     from pilocal.export.finite import check_finite
-    from pilocal.export.gguf import check_exportable
+    from pilocal.export.gguf import check_exportable, check_tokens
 
     faults: list[PilocalError] = []
     for check in (check_exportable, check_finite):
         with _collecting(faults):
             check(base)
+    if not faults:
+        with _collecting(faults):
+            check_tokens(base)
     return faults
 
 

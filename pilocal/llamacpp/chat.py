@@ -50,13 +50,16 @@ class ChatTemplate:
         return self._controls.encode(text, hidden)
 
 
-def check_probes(gguf: Path, probes: Sequence[Probe]) -> None:
-    """Raise ModelError unless a file makes the tokens of these chats that training made of them."""
+def check_probes(gguf: Path, probes: Sequence[Probe], where: Path | None = None) -> None:
+    """Raise ModelError unless a file makes the tokens of these chats that training made of them.
+
+    `where` is what the error names, by default the file.
+    """
     with Model(gguf, vocabulary_only=True) as model:
         roles = first_difference(probes, ChatTemplate(model.tokenizer, gguf).tokens)
     if roles is not None:
-        what = f"a chat of {roles} is cut into other tokens than in the training"
-        raise ModelError(gguf, what, fix="run `pilocal export` with this version, or report the base's name")
+        what = f"llama.cpp cuts a chat of {roles} into other tokens than the training does"
+        raise ModelError(where or gguf, what, fix="export it again with this version, or take another base")
 
 
 def no_chat_template(gguf: Path) -> ModelError:

@@ -23,9 +23,9 @@ default:
 demo: (install ".")
     {{ bin }}/pilocal run examples/smart-home --schedule examples/smart-home/schedule.toml
 
-# Run every test
+# Run every test, in two processes
 test: setup
-    {{ bin }}/pytest
+    {{ bin }}/pytest -n 2 --dist loadfile
 
 # Lint and types
 lint: setup
@@ -35,7 +35,7 @@ lint: setup
 
 # Run the tests that take a moment: while you work
 quick: setup
-    {{ bin }}/pytest -x -m "not slow and not browser and not processes"
+    {{ bin }}/pytest -x -n 2 --dist loadfile -m "not slow and not browser and not processes"
 
 # Lint, types and tests: what CI runs
 check: lint test

@@ -73,7 +73,7 @@ def scribe(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Base:
     tokens_BT = mx.array([[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows])
     asked_BT = mx.array([[row.offset <= t + 1 < len(row.tokens) for t in range(width - 1)] for row in rows])
 
-    def loss(model):
+    def loss(model: Any) -> Any:
         losses = nn.losses.cross_entropy(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
         return (losses * asked_BT).sum() / asked_BT.sum()
 

@@ -147,7 +147,9 @@ def test_what_is_to_be_dropped_first_goes_first(tools: Tools, tmp_path: Path) ->
     assert "ZEX" not in result.text
 
 
-def test_the_base_is_read_once_for_all_taus(tools: Tools, model: BaseModel, tmp_path: Path, monkeypatch) -> None:
+def test_the_base_is_read_once_for_all_taus(
+    tools: Tools, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     plain = model.surprisal
     monkeypatch.setattr(model, "surprisal", lambda text: seen.append(text) or plain(text))

@@ -342,7 +342,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base, tmp_path):
+def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base: Base, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base.folder, base)
     check_exportable(Base.at(base))

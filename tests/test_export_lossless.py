@@ -172,7 +172,7 @@ def test_weights_that_are_cut_short_are_noticed(tiny_base: Base, tmp_path: Path)
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits, dtype):
+def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits: int, dtype: str) -> None:
     import mlx.core as mx
 
     packed = mx.quantize(mx.random.normal((24, 256)).astype(getattr(mx, dtype)), group_size=64, bits=bits)

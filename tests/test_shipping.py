@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def task(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def as_before(task: Path, tmp_path: Path):
+def as_before(task: Path, tmp_path: Path) -> Iterator[None]:
     """Every test finds the run as `pilocal run` left it."""
     aside = shutil.copytree(task / "run", tmp_path / "run")
     yield

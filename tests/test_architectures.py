@@ -20,6 +20,7 @@ from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
 from pilocal.export.numbers import interleave
 from pilocal.export.sentencepiece import SPACE
+from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
@@ -234,7 +235,7 @@ def test_a_chat_has_the_same_ids_and_one_bos_at_most(name: str, tokenizers: dict
             eos_token=model._model.token_get_text(model.token_eos()),
         )
         for text in texts:
-            chat = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+            chat: list[Any] = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
             expected = prompt_tokens(chat, tokenizer)
             # As llama-cpp-python's server does.
             assert model.tokenize(render(messages=chat).prompt.encode(), add_bos=False, special=True) == expected, text
@@ -248,7 +249,7 @@ def test_llama_cpp_ends_an_answer_where_mlx_does(name: str, tokenizers: dict[str
 
     tokenizer = load_tokenizer(tokenizers[name])
     ends = end_tokens(tokenizer)
-    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    record: Record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     last = tokenize(record, tokenizer).completion[-1]
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
         vocab = model._model.vocab

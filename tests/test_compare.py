@@ -40,7 +40,7 @@ Compared = tuple[Path, Path, dict[str, Any], list[Result]]
 
 
 def table_of(
-    task: Path, folder: Path, design: Design = DESIGN, report: Callable[[Result], object] = lambda result: None
+    task: Path, folder: Path, design: Design = DESIGN, report: Callable[[Result], None] = lambda result: None
 ) -> dict[str, Any]:
     with open_comparison(task, folder, design) as comparison:
         return make_table(comparison, comparison.results(report), PRICES)
@@ -50,7 +50,7 @@ def table_of(
 def compared(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("compare")
     task = make_task(folder / "task", tiny_base.folder, steps=6)
-    done = []
+    done: list[Result] = []
     table = table_of(task, folder / "out", report=done.append)
     return task, folder / "out", table, done
 

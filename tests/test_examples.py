@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ REAL = ("geography", "mbpp", "nl2bash")
 SPLITS = {"train": 800, "valid": 120, "test": 240}
 
 
-def records(name: str, split: str) -> list[dict[str, object]]:
+def records(name: str, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (EXAMPLES / name / f"{split}.jsonl").read_text().splitlines()]
 
 
@@ -114,7 +115,7 @@ def schedule_of(name: str) -> Path:
 
 
 def prepare(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EXAMPLES / name / "prepare.py", *map(str, arguments)]
+    command = [sys.executable, str(EXAMPLES / name / "prepare.py"), *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
@@ -139,7 +140,7 @@ def write_geography(folder: Path) -> None:
 
 
 def write_mbpp(folder: Path) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in (2, 11, 12, 511, 600, 601, 974):
         code = f"def f{number}(x):\r\n\treturn x + {number} \r\n"
         tests = [f"assert f{number}({x}) == {number + x}" for x in range(3)]
@@ -196,12 +197,12 @@ def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(
     assert not (tmp_path / "new").exists()
 
 
-def read(out: Path, split: str) -> list[dict[str, object]]:
+def read(out: Path, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("prepared", ["geography"], indirect=True)
-def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared: str) -> None:
+def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "1 test, 1 valid, 1 train, 1 dropped (SQL that does not run), 1 dropped (asked before)" in said
     (row,) = read(out, "test")
@@ -211,7 +212,7 @@ def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared: 
 
 
 @pytest.mark.parametrize("prepared", ["mbpp"], indirect=True)
-def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(prepared: str) -> None:
+def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "2 test, 2 valid, 2 train, 1 test for the starter, 1 dropped (in an earlier split)" in said
     assert [row["id"] for row in read(out, "train")] == ["mbpp-2", "mbpp-601"]
@@ -228,7 +229,7 @@ def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(p
 
 
 @pytest.mark.parametrize("prepared", ["nl2bash"], indirect=True)
-def test_nl2bash_keeps_what_shares_a_question_or_a_command_together(prepared: str) -> None:
+def test_nl2bash_keeps_what_shares_a_question_or_a_command_together(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "1 dropped (the same pair again)" in said
     questions = [{row["query"] for row in read(out, split)} for split in SPLITS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,7 @@ def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the finished task in the place of the original, so that the run still belongs to it."""
     aside = finished.parent / "aside"
     shutil.copytree(finished, aside)
@@ -278,7 +278,7 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base: Base, tmp_
     with (folder / "train.jsonl").open("a") as file:
         for query, answer in (("Red", "MIP"), ("BLUE", "KEL"), ("green ", "KEL")):
             file.write(json.dumps({"query": query, "answer": answer}) + "\n")
-    said = []
+    said: list[str] = []
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
         run_steps(context, step_named("stages"))
     line = "2 queries have more than one answer, such as 'red'"
@@ -294,7 +294,7 @@ def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base
     for split, pairs in added.items():
         with (folder / f"{split}.jsonl").open("a") as file:
             file.writelines(json.dumps({"query": query, "answer": answer}) + "\n" for query, answer in pairs)
-    said = []
+    said: list[str] = []
     with open_task(folder, None, None, Listeners(warn=said.append)):
         pass
     assert said == [
@@ -313,8 +313,7 @@ def test_answers_longer_than_max_tokens_are_counted_before_any_training(
     for split, count in (("train", 3), ("valid", 2), ("test", 3)):
         records = [{"query": f"{split} {i}", "answer": answers[i % 3]} for i in range(count * 3)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    count = token_counter(tiny_base.tokenizer)
-    lengths = [count(answer) for answer in answers]
+    lengths = list(map(token_counter(tiny_base.tokenizer), answers))
     toml = (folder / "task.toml").read_text()
 
     def warned(limit: int) -> list[str]:

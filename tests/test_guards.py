@@ -72,8 +72,8 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}{child.name}", child
-            named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            yield from inside(child, f"{name}{child.name}." if named else name)
+            named = child if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
+            yield from inside(child, f"{name}{named.name}." if named else name)
 
     for path, tree in sources().items():
         yield from inside(tree, f"{path.relative_to(ROOT)}:")

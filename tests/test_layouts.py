@@ -16,7 +16,7 @@ from pilocal.errors import InputError, ModelError
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
-from pilocal.prompt.render import render
+from pilocal.prompt.render import Message, Record, render
 from pilocal.prompt.tokens import layout_of, prompt_tokens, tokenize
 from pilocal.task import Example
 from tests.layouts import LAYOUTS, Kind, write_layout
@@ -55,11 +55,13 @@ def contents(tokenizer: Any, count: int) -> list[str]:
     return [text if text.strip() else f"a{text}b" for text in found]
 
 
-def chats(tokenizer: Any, count: int = 100) -> Iterator[list[dict[str, str]]]:
+def chats(tokenizer: Any, count: int = 100) -> Iterator[list[Message]]:
     """Yield chats of one to three queries, with a system message, a blank one, or none."""
     texts, rng = iter(contents(tokenizer, 8 * count)), Random(11)
     for _ in range(count):
-        chat = [{"role": "system", "content": rng.choice((next(texts), "", " \n"))}] if rng.random() < 0.6 else []
+        chat: list[Message] = (
+            [{"role": "system", "content": rng.choice((next(texts), "", " \n"))}] if rng.random() < 0.6 else []
+        )
         for turn in range(2 * rng.randint(0, 2) + 1):
             chat.append({"role": "assistant" if turn % 2 else "user", "content": next(texts)})
         yield chat
@@ -109,7 +111,7 @@ def test_transformers_cuts_chats_alike(kind: Kind, tokenizer: Any) -> None:
 def test_a_content_never_yields_a_control_token(tokenizer: Any) -> None:
     controls = {row for row, token in tokenizer.added_tokens_decoder.items() if token.special}
     for chat in chats(tokenizer):
-        plain = [{**message, "content": "x" if message["content"].strip() else ""} for message in chat]
+        plain: list[Message] = [{**turn, "content": "x" if turn["content"].strip() else ""} for turn in chat]
         found = [[token for token in prompt_tokens(each, tokenizer) if token in controls] for each in (chat, plain)]
         assert found[0] == found[1], chat
 
@@ -125,7 +127,7 @@ def test_an_answer_is_learned_byte_for_byte(
     assert row.tokens[-1] in layout.ends
     assert not layout.ends & set(row.completion[:-1])
     assert served[0].text(row.completion[:-1]).decode() == around
-    prompt = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "ask"}]
+    prompt: list[Message] = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "ask"}]
     assert list(row.tokens[: row.offset]) == prompt_tokens(prompt, tokenizer)
 
 
@@ -155,13 +157,13 @@ def test_a_bad_chat_template_is_one_line(name: str, tmp_path: Path) -> None:
 
 def test_a_chat_that_is_refused_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_layout(LAYOUTS["mistral v0.3"], tmp_path))
-    twice = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
+    twice: list[Message] = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
     with pytest.raises(InputError, match="stage 0, train 7: .* refuses a chat of user, user: roles must alternate"):
         tokenize({"messages": twice}, tokenizer, "stage 0, train 7")
 
 
 def test_the_clock_and_the_switch_are_settled_in_what_is_shipped(tmp_path: Path) -> None:
-    asked = [{"role": "user", "content": "x"}]
+    asked: list[Message] = [{"role": "user", "content": "x"}]
     for name, wanted in (("llama 3.2", "Today Date: 26 Jul 2024"), ("qwen 3", "<think>\n\n</think>\n\n")):
         tokenizer = load_tokenizer(write_layout(LAYOUTS[name], tmp_path / name))
         layout = layout_of(tokenizer)
@@ -184,7 +186,7 @@ def test_changed_answers_are_told_apart(tmp_path: Path) -> None:
 def test_an_ordinary_row_is_what_the_chat_template_writes(tokenizer: Any) -> None:
     if "turns" in layout_of(tokenizer).source and "loop.last and system" in layout_of(tokenizer).source:
         pytest.skip("this one moves the system message once an answer follows")
-    record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say it"}]}
+    record: Record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say it"}]}
     whole = tokenizer.encode(
         layout_of(tokenizer).text(record["messages"], add_generation_prompt=False), add_special_tokens=False
     )

@@ -16,8 +16,11 @@ KEYS += ["padding", "seconds", "peak_memory"]
 
 
 def step_line(step: int, **more: Any) -> StepLine:
-    figures = {"learning_rate": 1 / 3, "loss": 4.871704368270002e-05, "gradient_norm": 0.25, "trained_tokens": 56}
-    figures |= {
+    figures: dict[str, Any] = {
+        "learning_rate": 1 / 3,
+        "loss": 4.871704368270002e-05,
+        "gradient_norm": 0.25,
+        "trained_tokens": 56,
         "prompt_tokens": 3384,
         "computed_tokens": 939,
         "padding": 0.0511,

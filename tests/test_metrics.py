@@ -349,7 +349,7 @@ def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers: Path, tmp_
     toml = folder / "task.toml"
     plain = toml.read_text()
 
-    def facts(metric: str, scoring: Scoring) -> dict[str, Any]:
+    def facts(metric: str, scoring: str) -> dict[str, Any]:
         toml.write_text(plain.replace('name = "tiny"', f'name = "tiny"\nmetric = "{metric}"') + scoring)
         task = load_task(folder)
         return metric_facts(task, make_metric(task.metric, task.scoring, task.folder))

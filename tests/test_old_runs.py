@@ -23,7 +23,7 @@ RUNS = Path(__file__).parent / "runs"
 
 @pytest.fixture(params=["mlx", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture

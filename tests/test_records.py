@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pilocal.errors import InputError
+from pilocal.errors import InputError, PilocalError
 from pilocal.task import Example, load_examples, load_task
 from pilocal.task.examples import find_leaks
 from tests.test_task import refusal, write_task
@@ -31,7 +31,7 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
-def chat(*contents: object, **last: object) -> dict[str, object]:
+def chat(*contents: object, **last: object) -> dict[str, Any]:
     """A record of these turns, from the user on; `last` goes into the last message."""
     roles = ("user", "assistant") * len(contents)
     turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
@@ -252,7 +252,7 @@ def made(text: str, folder: Path) -> tuple[Example, ...]:
 
 PAIRS = (("what is red?", 'say "green"\n'), ("it's blue", "orange  \U0001f600"))
 
-RECORDS = {
+RECORDS: dict[str, list[Any]] = {
     "ShareGPT": [
         {"conversations": [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]}
         for query, answer in PAIRS
@@ -365,7 +365,7 @@ def test_a_leak_says_how_many_answers_differ() -> None:
     def examples(*pairs: tuple[str, str]) -> list[Example]:
         return [Example(id=str(i), query=query, answer=answer) for i, (query, answer) in enumerate(pairs)]
 
-    faults: list[InputError] = []
+    faults: list[PilocalError] = []
     splits = {
         "train": examples(("a", "1"), ("b", "2"), ("b", "3")),
         "valid": examples(("c", "4")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -72,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_they_come_back_whole_and_streamed(server: Server) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         for query, answer in zip(QUERIES, ODD_ANSWERS, strict=True):
-            asked = {
+            asked: Any = {
                 "model": "odd",
                 "messages": [{"role": "user", "content": query}],
                 "temperature": 0,

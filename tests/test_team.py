@@ -91,6 +91,7 @@ def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 def read_until(process: subprocess.Popen[str], line: str) -> None:
     """Wait for a line of a process; fails when it ends without."""
+    assert process.stdout and process.stderr
     for said in process.stdout:
         if said == line:
             return
@@ -187,11 +188,16 @@ def test_orders_arrive_as_they_were_given(monkeypatch: pytest.MonkeyPatch) -> No
     from pilocal.training.mlx.team import MlxTeam
     from pilocal.training.team import Kind, Order
 
-    sent = []
+    sent: list[Any] = []
     team = MlxTeam()
     order = Order(Kind.STEP, 7, 0.125, tuple(random_rows(1, 6, 12, 2, 16)), 12)
+
+    def kept(array: Any) -> Any:
+        sent.append(array)
+        return array
+
     for given in (order, Order(Kind.FIT)):
-        monkeypatch.setattr(team, "_sum", lambda array: sent.append(array) or array)
+        monkeypatch.setattr(team, "_sum", kept)
         team.exchange(given)
         monkeypatch.setattr(team, "_sum", lambda array: sent.pop(0))
         assert team.exchange(None) == given

@@ -40,7 +40,7 @@ def mlx_start(model: Any) -> dict[str, Any]:
 
 def distance(a: Any, b: Any) -> float:
     """The size of what sets two arrays apart, beside their own."""
-    return np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b), 1e-30)
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b), 1e-30))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -56,8 +56,8 @@ def test_weights_are_unpacked_as_mlx_does_bit_for_bit(
 
     mx.random.seed(bits)
     packed, scales, biases = mx.quantize(mx.random.normal((9, 384)).astype(getattr(mx, dtype)), size, bits)
-    wide = (value.astype(mx.float32) for value in (scales, biases))
-    expected = np.array(mx.dequantize(packed, *wide, group_size=size, bits=bits))
+    wide = [value.astype(mx.float32) for value in (scales, biases)]
+    expected = np.array(mx.dequantize(packed, wide[0], wide[1], group_size=size, bits=bits))
     monkeypatch.setattr(weights, "AT_ONCE", 1000)  # some rows at a time
     words = torch.from_numpy(np.array(packed).view(np.int32)).view(torch.uint32)
     parts = (torch.from_numpy(np.array(value.astype(mx.float32))) for value in (scales, biases))
@@ -83,7 +83,8 @@ def test_every_weight_of_a_base_is_mlxs(
     else:
         base = request.getfixturevalue(fixture)
     found = read_weights(base, dtype=torch.float32, device=torch.device("cpu"))
-    expected = {name: np.array(value) for name, value in tree_flatten(load_base(base, None, "float32").parameters())}
+    parameters = dict(tree_flatten(load_base(base, None, "float32").parameters()))
+    expected = {name: np.array(value) for name, value in parameters.items()}
     assert set(found) == set(expected)
     for name, value in found.items():
         assert np.array_equal(value.numpy().view(np.int32), expected[name].view(np.int32)), name
@@ -100,7 +101,7 @@ def test_a_base_in_shards_is_read_whole(tiny_base: Base, tmp_path: Path) -> None
     cut = names.index("model.layers.0.mlp.up_proj.scales")
     for number, part in enumerate((names[:cut], names[cut:])):
         save_file({name: tensors[name] for name in part}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
-    settings = {"dtype": torch.float32, "device": torch.device("cpu")}
+    settings: Any = {"dtype": torch.float32, "device": torch.device("cpu")}
     shutil.copyfile(tiny_base.folder / "config.json", tmp_path / "config.json")
     split = read_weights(Base.at(tmp_path), **settings)
     whole = read_weights(tiny_base, **settings)
@@ -167,7 +168,7 @@ def test_settings_that_are_left_out_or_written_anew_mean_what_they_mean_to_mlx(
 @pytest.mark.parametrize("start", ["first step", "later"])
 @pytest.mark.parametrize("fixture", [*BASES, *OTHERS])
 def test_the_loss_and_every_gradient_are_mlxs(fixture: str, start: str, request: pytest.FixtureRequest) -> None:
-    import mlx.nn as nn
+    from mlx.nn.utils import value_and_grad
     from mlx.utils import tree_flatten
 
     from pilocal.training.mlx.adapter import add_lora
@@ -181,8 +182,8 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture: str, start: str, request:
         model = load_base(base, None, "float32")
         add_lora(model, LORA, seed=0)
     rows = random_rows(3, 6, 20, 2, 16)
-    (loss, _), gradients = nn.value_and_grad(model, completion_loss)(model, *make_batch(rows, 20).arrays())
-    expected = {name: np.array(value) for name, value in tree_flatten(gradients)}
+    (loss, _), gradients = value_and_grad(model, completion_loss)(model, *make_batch(rows, 20).arrays())
+    expected = {name: np.array(value) for name, value in dict(tree_flatten(gradients)).items()}
     found_loss, found = TorchTrainer(base, LORA, Training(), mlx_start(model)).gradients(rows)
     assert found_loss == pytest.approx(loss.item(), rel=TOLERANCE)
     assert set(found) == set(expected)
@@ -210,7 +211,7 @@ def test_a_base_that_stays_packed_has_the_same_gradients(
     else:
         base = request.getfixturevalue(fixture)
     rows = random_rows(3, 7, 20, 2, 16)
-    settings = [base, LORA, Training(**changes), mlx_start(trainable(base))]
+    settings: Any = [base, LORA, Training(**changes), mlx_start(trainable(base))]
     (loss, plain), whole = (TorchTrainer(*settings).gradients(rows), TorchTrainer(*settings, weights="packed"))
     held = [module for module in whole.model.modules() if isinstance(module, packed.PackedLinear)]
     assert len(held) >= 14

@@ -47,8 +47,7 @@ SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
 def setup(base: Base, training: Training = TRAINING, lora: Lora = LORA, device: str = "cpu", **options: Any) -> Any:
     from pilocal.training.torch_backend.setup import Setup
 
-    settings = {"base": base, "device": device}
-    return Setup(lora=lora, training=training, **settings, **options)
+    return Setup(base=base, lora=lora, training=training, device=device, **options)
 
 
 def fit(
@@ -62,7 +61,7 @@ def fit(
     from pilocal.training.loop import train
     from pilocal.training.mlx.adapter import initial_adapter
 
-    options = {"key": "key", "progress": silent, "warn": unexpected} | options
+    options = {"key": "key", "progress": silent, "warn": unexpected, **options}
     of_setup = {name: options.pop(name) for name in ("team", "peft") if name in options}
     initial = partial(initial_adapter, base, lora, training.seed)
     return train(setup(base, training, lora, initial=initial, **of_setup), plans(folder, steps), **options)
@@ -190,8 +189,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     newest = tmp_path / "0" / "checkpoint" / "step-0000004.safetensors"
     data = bytearray(newest.read_bytes())
     data[-100] ^= 1
-    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
-    warnings = []
+    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": bytearray()}[harm])
+    warnings: list[str] = []
     fit(tiny_base, tmp_path, warn=warnings.append)
     assert warnings == [f"{newest}: damaged checkpoint; going on from the one before"]
     assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
@@ -218,7 +217,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_ba
 def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base: Base, tmp_path: Path) -> None:
     from pilocal.training.loop import train
 
-    warnings = []
+    warnings: list[str] = []
     train(setup(tiny_base), plans(tmp_path), key="key", progress=silent, warn=warnings.append)
     assert warnings == [
         "MLX cannot be imported, so the adapter's start is drawn by NumPy: not the one that MLX trains from"
@@ -229,7 +228,7 @@ def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base: Base, t
 # The whole flow.
 
 
-def flow(folder: Path, backend: Backend, last: str = "evaluate") -> dict[str, bool]:
+def flow(folder: Path, backend: Backend | None, last: str = "evaluate") -> dict[str, bool]:
     done: dict[str, bool] = {}
     listeners = Listeners(step=lambda result: done.update({result.name: not result.skipped}))
     with open_task(folder, folder / "schedule.toml", folder / "run", listeners, backend) as context:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,10 +83,10 @@ def launch(*arguments: object, count: int = 2, code: str = RANK) -> list[subproc
     port = str(free_ports(1)[0])
     processes = []
     for rank in range(count):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
         command = [sys.executable, "-c", code, *map(str, arguments)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
         environment |= {"OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
     return processes

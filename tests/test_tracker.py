@@ -93,7 +93,7 @@ def tensorboard_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def wandb_records(folder: Path) -> list[list[Any]]:
     """The records of each session of W&B, oldest first, from the log files (a LevelDB log of protocol buffers)."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     sessions = []
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):

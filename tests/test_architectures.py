@@ -20,6 +20,7 @@ from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
 from pilocal.export.numbers import interleave
 from pilocal.export.sentencepiece import SPACE
+from pilocal.export.vocabulary import QWEN2_SPLIT
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
@@ -260,7 +261,7 @@ def test_llama_cpp_ends_an_answer_where_mlx_does(name: str, tokenizers: dict[str
 
 
 def test_a_plain_token_that_looks_like_an_end_is_none(tmp_path: Path) -> None:
-    learned = vocabularies.learned_merges(vocabularies.QWEN2_SPLIT)
+    learned = vocabularies.learned_merges(QWEN2_SPLIT)
     learned = ({**learned[0], "</s>": len(learned[0])}, learned[1])
     folder = vocabularies.qwen_like(tmp_path / "qwen", learned=learned)
     tokenizer = load_tokenizer(folder)

@@ -153,9 +153,14 @@ def test_what_is_to_be_dropped_first_goes_first(tools: Tools, tmp_path: Path) ->
 def test_the_base_is_read_once_for_all_taus(
     tools: Tools, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[str] = []
     plain = model.surprisal
-    monkeypatch.setattr(model, "surprisal", lambda text: seen.append(text) or plain(text))
+
+    def counted(text: str) -> Sequence[Span]:
+        seen.append(text)
+        return plain(text)
+
+    monkeypatch.setattr(model, "surprisal", counted)
     shorten(HOUSE, tools, tmp_path)
     shorten(HOUSE, tools, tmp_path)
     assert seen == [HOUSE]

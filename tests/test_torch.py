@@ -40,7 +40,7 @@ def mlx_start(model: Any) -> dict[str, Any]:
 
 def distance(a: Any, b: Any) -> float:
     """The size of what sets two arrays apart, beside their own."""
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b), 1e-30))
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), 1e-30)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -64,12 +64,13 @@ def memory(count: int = 24, seed: int = 1000, kind: str = "llama") -> dict[str, 
         measured = peak + base + 3 * 4 * sizes.adapter
         errors.append(need.peak / measured - 1)
         lines.append([round(need.peak / 2**20), round(measured / 2**20)])
+    largest = max(errors, key=abs)
     within = sum(abs(error) <= 0.15 for error in errors)
     return {
         "title": f"predicted peak memory, {count} configurations of {kind}",
         "within_15_percent": within,
         "median_error": round(median(map(abs, errors)), 3),
-        "largest_error": round(max(errors, key=abs), 3),
+        "largest_error": round(largest, 3),
         "predicted_and_measured_mib": lines,
     }
 

@@ -83,6 +83,7 @@ def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int, layers: int | 
 
     @partial(mx.compile, inputs=state, outputs=state)
     def step(batch: mx.array, lengths: mx.array) -> mx.array:
+        loss: mx.array
         (loss, _), gradients = loss_value_and_grad(model, batch, lengths)
         optimizer.update(model, gradients)
         return loss

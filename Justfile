@@ -32,6 +32,7 @@ lint: setup
     {{ bin }}/ruff check .
     {{ bin }}/ruff format --check .
     {{ bin }}/mypy
+    {{ bin }}/mypy examples/text-to-query/make.py
 
 # Run the tests that take a moment: while you work
 quick: setup

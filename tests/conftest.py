@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,7 @@ def tiny_qwen2_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Pa
 def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Path) -> Base:
     """Qwen 3 in MLX 4-bit: norms of queries' and keys' heads, which are wider together than the model; three layers."""
     folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
-    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
     return make_base(folder, qwen_tokenizer, model_type="qwen3", rope_scaling=None, **sizes)
 
 

@@ -23,12 +23,12 @@ from tests.served import EXAMPLES, TEMPLATE
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = 512
-CHATS = [
+CHATS: list[list[Any]] = [
     [{"role": "user", "content": "turn on the kitchen light"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " What is 12 + 30? 😀\n"}],
     [{"role": role, "content": f"{role} <|eot_id|>"} for role in ("user", "assistant", "user")],
 ]
-ASKED = [{"role": "user", "content": "tell me red"}]
+ASKED: list[Any] = [{"role": "user", "content": "tell me red"}]
 KEY = "a-key-for-the-tests"
 
 
@@ -102,7 +102,7 @@ def post(server: Server, body: Any, headers: dict[str, str] | None = None, path:
     return httpx.post(f"{server.url}/v1/{path}", content=content, headers=headers, timeout=60)
 
 
-def full_chat(query: str) -> list[dict[str, str]]:
+def full_chat(query: str) -> list[Any]:
     """What an old caller sends: the template, two solved examples, and the query."""
     turns = [("system", TEMPLATE)]
     turns += [turn for each in EXAMPLES[:2] for turn in (("user", each.query), ("assistant", each.answer))]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pilocal
+from pilocal.base.base import Base
 from pilocal.run_folder.folder import RunDir
 from tests.documents import PACKAGE, ROOT
 from tests.test_flow import make_task
@@ -25,7 +26,9 @@ def start(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_base, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(
+    tiny_base: Base, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     task = make_task(tmp_path_factory.mktemp("api") / "task", tiny_base.folder, steps=3)
     return task, start(task)
 
@@ -37,7 +40,7 @@ def documented() -> list[str]:
     return [pattern.replace("/N/", "/[0-9]*/") for cell in cells for pattern in re.findall(r"`([^`]+)`", cell)]
 
 
-def test_the_example_prints_every_arm_and_an_answer(finished):
+def test_the_example_prints_every_arm_and_an_answer(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     task, done = finished
     assert done.returncode == 0, done.stderr
     arms = json.loads((task / "run" / "metrics.json").read_text())["arms"]
@@ -45,7 +48,7 @@ def test_the_example_prints_every_arm_and_an_answer(finished):
     assert "tell red -> " in done.stdout
 
 
-def test_every_file_of_a_run_folder_is_documented(finished):
+def test_every_file_of_a_run_folder_is_documented(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run = finished[0] / "run"
     files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
     patterns = documented()
@@ -53,7 +56,7 @@ def test_every_file_of_a_run_folder_is_documented(finished):
     assert not [file for file in files if not any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)]
 
 
-def test_every_path_that_the_code_names_in_a_run_folder_is_documented():
+def test_every_path_that_the_code_names_in_a_run_folder_is_documented() -> None:
     run = RunDir(Path("RUN"))
     named = [name for name, member in vars(RunDir).items() if isinstance(member, property)]
     places = [str(getattr(run, name).relative_to(run.path)) for name in named]
@@ -62,7 +65,7 @@ def test_every_path_that_the_code_names_in_a_run_folder_is_documented():
     assert not [place for place in places if not any(each.split("/")[0] == place for each in patterns)]
 
 
-def test_the_example_says_what_is_wrong_in_one_line(tmp_path):
+def test_the_example_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     done = start(tmp_path / "none")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
@@ -70,6 +73,6 @@ def test_the_example_says_what_is_wrong_in_one_line(tmp_path):
     ]
 
 
-def test_every_public_name_can_be_imported_and_has_a_docstring():
+def test_every_public_name_can_be_imported_and_has_a_docstring() -> None:
     assert pilocal.__all__ == dir(pilocal)
     assert not [name for name in pilocal.__all__ if not pilocal.__getattr__(name).__doc__]

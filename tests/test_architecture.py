@@ -69,7 +69,8 @@ def imported(path: Path) -> list[str]:
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found += [word.value for word in node.args if isinstance(word, ast.Constant)]
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            found += [word for word in words if isinstance(word, str)]
     return found
 
 
@@ -103,7 +104,9 @@ def arrows() -> set[tuple[str, str]]:
         ("import_module('pilocal.serve')", ["pilocal.serve"]),
     ],
 )
-def test_no_way_to_import_is_overlooked(tmp_path, monkeypatch, code, names):
+def test_no_way_to_import_is_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, names: list[str]
+) -> None:
     monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path / "pilocal")
     path = tmp_path / "pilocal" / "export" / "new.py"
     path.parent.mkdir(parents=True)
@@ -111,7 +114,7 @@ def test_no_way_to_import_is_overlooked(tmp_path, monkeypatch, code, names):
     assert imported(path) == names
 
 
-def test_every_room_has_a_floor():
+def test_every_room_has_a_floor() -> None:
     rooms = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {
         "__init__",
         "__pycache__",
@@ -119,7 +122,7 @@ def test_every_room_has_a_floor():
     assert rooms == set(FLOORS)
 
 
-def test_a_module_imports_only_from_lower_floors():
+def test_a_module_imports_only_from_lower_floors() -> None:
     found = imports()
     assert len(found) > 40
     wrong = [f"{path}: {room} imports {other}" for path, room, other in found
@@ -148,7 +151,7 @@ def modules_in(path: Path) -> list[str]:
     return found
 
 
-def test_the_training_loop_knows_no_backend_and_the_backends_not_each_other():
+def test_the_training_loop_knows_no_backend_and_the_backends_not_each_other() -> None:
     """Parity rests on it: each unpacks weights, computes and takes its optimizer's steps by itself."""
     room = PACKAGE / "training"
     checked = 0
@@ -159,7 +162,7 @@ def test_the_training_loop_knows_no_backend_and_the_backends_not_each_other():
     assert checked > 100
 
 
-def test_only_the_command_line_prints_exits_or_imports_click():
+def test_only_the_command_line_prints_exits_or_imports_click() -> None:
     checked = 0
     for path in PACKAGE.rglob("*.py"):
         if "cli" in path.relative_to(PACKAGE).parts or path.parent.name == "starter":
@@ -175,7 +178,7 @@ def test_only_the_command_line_prints_exits_or_imports_click():
     assert checked > 25
 
 
-def test_llama_cpp_has_one_room_and_its_server_one_file():
+def test_llama_cpp_has_one_room_and_its_server_one_file() -> None:
     importers = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -205,7 +208,7 @@ def entered(tree: ast.Module) -> list[ast.expr]:
     return [item.context_expr for node in withs for item in node.items] + stacked
 
 
-def test_what_holds_llama_cpp_s_memory_is_made_in_a_with():
+def test_what_holds_llama_cpp_s_memory_is_made_in_a_with() -> None:
     """Else an interrupt leaves the model in memory."""
     checked = 0
     for path in PACKAGE.rglob("*.py"):
@@ -217,7 +220,7 @@ def test_what_holds_llama_cpp_s_memory_is_made_in_a_with():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
-def test_the_help_page_imports_nothing_heavy(arguments):
+def test_the_help_page_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['pilocal', *sys.argv[1:]]\n"
         "import pilocal.cli\n"

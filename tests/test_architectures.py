@@ -20,6 +20,8 @@ from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
 from pilocal.export.numbers import interleave
 from pilocal.export.sentencepiece import SPACE
+from pilocal.export.vocabulary import QWEN2_SPLIT
+from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
 from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
@@ -89,7 +91,7 @@ def vocabulary(tokenizer: Path, folder: Path) -> Path:
     return write_vocabulary(tokenizer, ROWS, folder / "vocabulary.gguf")
 
 
-def test_every_architecture_is_tried_here():
+def test_every_architecture_is_tried_here() -> None:
     """Llama's own shapes are in test_export.py."""
     assert {changes.get("model_type", "llama") for _, changes in SHAPES.values()} == set(ARCHITECTURES)
 
@@ -103,7 +105,9 @@ def edited(base: Base, folder: Path, **changes: Any) -> Base:
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", None])
-def test_an_unknown_architecture_is_refused_by_name(kind, bases, tmp_path):
+def test_an_unknown_architecture_is_refused_by_name(
+    kind: str | None, bases: Callable[[str], Base], tmp_path: Path
+) -> None:
     line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, qwen2, qwen3"
     with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
         edited(bases("qwen2"), tmp_path / "base", model_type=kind).check()
@@ -118,7 +122,9 @@ def test_an_unknown_architecture_is_refused_by_name(kind, bases, tmp_path):
         ("qwen3", CONFIG["rope_scaling"], "llama3"),
     ],
 )
-def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(name, scaling, kind, bases, tmp_path):
+def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(
+    name: str, scaling: dict[str, Any], kind: str, bases: Callable[[str], Base], tmp_path: Path
+) -> None:
     check_exportable(bases(name))
     with pytest.raises(ExportError, match=f"this kind cannot be exported; got '{kind}'"):
         check_exportable(edited(bases(name), tmp_path / "base", rope_scaling=scaling))
@@ -137,13 +143,15 @@ def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(name, scal
         ({"model_type": "llama", "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}, 16),
     ],
 )
-def test_a_sequence_is_never_longer_than_a_window(changes, context, tmp_path):
+def test_a_sequence_is_never_longer_than_a_window(changes: dict[str, Any], context: int, tmp_path: Path) -> None:
     config = {"max_position_embeddings": 32768, **changes}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert Base.at(tmp_path).context == context
 
 
-def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(bases, tmp_path):
+def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(
+    bases: Callable[[str], Base], tmp_path: Path
+) -> None:
     from mlx_lm.models.qwen3 import ModelArgs
 
     base = edited(bases("qwen3"), tmp_path / "base", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
@@ -155,7 +163,9 @@ def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(bases, tm
     assert ModelArgs.from_dict(config).rope_theta == base.config["rope_theta"] == 5e5
 
 
-def test_a_rope_that_config_json_leaves_out_is_exported_as_mlx_lm_takes_it(bases, tmp_path):
+def test_a_rope_that_config_json_leaves_out_is_exported_as_mlx_lm_takes_it(
+    bases: Callable[[str], Base], tmp_path: Path
+) -> None:
     base = edited(bases("qwen2"), tmp_path / "base")
     config = {key: value for key, value in base.file.items() if key != "rope_theta"}
     (base.folder / "config.json").write_text(json.dumps(config))
@@ -163,7 +173,7 @@ def test_a_rope_that_config_json_leaves_out_is_exported_as_mlx_lm_takes_it(bases
     assert read_field(gguf, "qwen2.rope.freq_base") == bases("qwen2").config["rope_theta"] == 1e6
 
 
-def test_an_unknown_tensor_is_refused_by_name():
+def test_an_unknown_tensor_is_refused_by_name() -> None:
     with pytest.raises(ExportError, match=r"layers\.0\.self_attn\.q_norm\.weight: GGUF's llama has no such tensor"):
         ARCHITECTURES["mistral"].tensor("model.layers.0.self_attn.q_norm.weight")
     with pytest.raises(ExportError, match="GGUF's qwen2 has no such tensor"):
@@ -171,7 +181,7 @@ def test_an_unknown_tensor_is_refused_by_name():
 
 
 @pytest.mark.parametrize("name", ["llama with biases", "qwen2"])
-def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
+def test_an_adapters_rows_are_reordered_as_its_weights(name: str, bases: Callable[[str], Base]) -> None:
     config, architecture, rng = bases(name).config, bases(name).architecture, np.random.default_rng(0)
     lora_a, lora_b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 256), (64, 4)))
     for part, heads in (("q_proj", 8), ("k_proj", 2), ("v_proj", None)):
@@ -186,7 +196,9 @@ def test_an_adapters_rows_are_reordered_as_its_weights(name, bases):
 
 @pytest.mark.parametrize("kind", ["base", "lora"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
+def test_llama_cpp_computes_what_mlx_computes(
+    name: str, kind: str, bases: Callable[[str], Base], tmp_path: Path
+) -> None:
     base = bases(name)
     base.check()
     adapter = make_adapter(tmp_path / "adapter", base) if kind == "lora" else None
@@ -198,7 +210,7 @@ def test_llama_cpp_computes_what_mlx_computes(name, kind, bases, tmp_path):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_both_tokenizers_give_the_same_ids(name, tokenizers, tmp_path):
+def test_both_tokenizers_give_the_same_ids(name: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     texts = [*NASTY, *hard_texts(0, 3000)]
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
         found = differences(load_tokenizer(tokenizers[name]), model, texts)
@@ -211,7 +223,7 @@ def test_both_tokenizers_give_the_same_ids(name, tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_chat_has_the_same_ids_and_one_bos_at_most(name, tokenizers, tmp_path):
+def test_a_chat_has_the_same_ids_and_one_bos_at_most(name: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     tokenizer = load_tokenizer(tokenizers[name])
@@ -224,7 +236,7 @@ def test_a_chat_has_the_same_ids_and_one_bos_at_most(name, tokenizers, tmp_path)
             eos_token=model._model.token_get_text(model.token_eos()),
         )
         for text in texts:
-            chat = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+            chat: list[Any] = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
             expected = prompt_tokens(chat, tokenizer)
             # As llama-cpp-python's server does.
             assert model.tokenize(render(messages=chat).prompt.encode(), add_bos=False, special=True) == expected, text
@@ -233,12 +245,12 @@ def test_a_chat_has_the_same_ids_and_one_bos_at_most(name, tokenizers, tmp_path)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_llama_cpp_ends_an_answer_where_mlx_does(name, tokenizers, tmp_path):
+def test_llama_cpp_ends_an_answer_where_mlx_does(name: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     from llama_cpp import llama_vocab_eot, llama_vocab_is_eog
 
     tokenizer = load_tokenizer(tokenizers[name])
     ends = end_tokens(tokenizer)
-    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    record: Record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     last = tokenize(record, tokenizer).completion[-1]
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
         vocab = model._model.vocab
@@ -248,8 +260,8 @@ def test_llama_cpp_ends_an_answer_where_mlx_does(name, tokenizers, tmp_path):
     assert last in ends
 
 
-def test_a_plain_token_that_looks_like_an_end_is_none(tmp_path):
-    learned = vocabularies.learned_merges(vocabularies.QWEN2_SPLIT)
+def test_a_plain_token_that_looks_like_an_end_is_none(tmp_path: Path) -> None:
+    learned = vocabularies.learned_merges(QWEN2_SPLIT)
     learned = ({**learned[0], "</s>": len(learned[0])}, learned[1])
     folder = vocabularies.qwen_like(tmp_path / "qwen", learned=learned)
     tokenizer = load_tokenizer(folder)
@@ -260,7 +272,7 @@ def test_a_plain_token_that_looks_like_an_end_is_none(tmp_path):
             assert model.tokenize(text.encode(), add_bos=False, special=True) == expected
 
 
-def test_token_types_and_scores_are_those_of_the_pieces(tokenizers, tmp_path):
+def test_token_types_and_scores_are_those_of_the_pieces(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     gguf = vocabulary(tokenizers["llama 2"], tmp_path)
     pieces = vocabularies.pieces_of(vocabularies.sentencepiece_model())
     types = read_field(gguf, "tokenizer.ggml.token_type")
@@ -272,7 +284,7 @@ def test_token_types_and_scores_are_those_of_the_pieces(tokenizers, tmp_path):
     assert sorted(merged, key=scores.__getitem__) == sorted(merged, key=pieces.__getitem__)
 
 
-def test_llama_cpp_cuts_as_sentencepiece_itself(tokenizers, tmp_path):
+def test_llama_cpp_cuts_as_sentencepiece_itself(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_proto=vocabularies.sentencepiece_model())
@@ -282,7 +294,7 @@ def test_llama_cpp_cuts_as_sentencepiece_itself(tokenizers, tmp_path):
     assert different == []
 
 
-def test_runs_of_spaces_of_one_score_grow_from_the_left(tmp_path):
+def test_runs_of_spaces_of_one_score_grow_from_the_left(tmp_path: Path) -> None:
     pieces = vocabularies.pieces_of(vocabularies.sentencepiece_model())
     lowest = min(pieces.values())
     pieces = {piece: score for piece, score in pieces.items() if set(piece) != {SPACE} or len(piece) == 1}
@@ -305,7 +317,7 @@ def changed(tokenizer: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_tekken_is_refused_by_name(tmp_path):
+def test_tekken_is_refused_by_name(tmp_path: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}
     config["chat_template"] = vocabularies.INST_TEMPLATE
     tekken = vocabularies.byte_level(tmp_path / "t", vocabularies.TEKKEN_SPLIT, ("<s>", "</s>"), config, bos=True)
@@ -324,7 +336,9 @@ def test_tekken_is_refused_by_name(tmp_path):
         ("llama 2", {"normalizer": None, "pre_tokenizer": {"type": "Whitespace"}}, r"got \['Whitespace'\]"),
     ],
 )
-def test_a_tokenizer_that_llama_cpp_does_not_follow_is_refused(name, changes, line, tokenizers, tmp_path):
+def test_a_tokenizer_that_llama_cpp_does_not_follow_is_refused(
+    name: str, changes: dict[str, Any], line: str, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
     folder = changed(tokenizers[name], tmp_path / "changed", **changes)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # else the file's own pipeline is not what is loaded
@@ -334,7 +348,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_follow_is_refused(name, changes, li
     assert "\n" not in str(refusal.value)
 
 
-def test_merges_that_no_scores_describe_are_refused(tokenizers, tmp_path):
+def test_merges_that_no_scores_describe_are_refused(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     described = json.loads((tokenizers["llama 2"] / "tokenizer.json").read_text())
     vocabulary_of, merges = described["model"]["vocab"], described["model"]["merges"]
     twice = next(i for i in range(1, len(merges)) if "".join(merges[i]) == "".join(merges[i - 1]))
@@ -351,7 +365,7 @@ def test_merges_that_no_scores_describe_are_refused(tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_an_added_token_that_takes_spaces_is_refused(flag, tokenizers, tmp_path):
+def test_an_added_token_that_takes_spaces_is_refused(flag: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     described = json.loads((tokenizers["qwen"] / "tokenizer.json").read_text())
     described["added_tokens"][1][flag] = True
     folder = changed(tokenizers["qwen"], tmp_path / "changed", added_tokens=described["added_tokens"])
@@ -359,7 +373,7 @@ def test_an_added_token_that_takes_spaces_is_refused(flag, tokenizers, tmp_path)
         vocabulary(folder, tmp_path)
 
 
-def test_a_template_that_needs_spaces_both_ways_is_refused(tmp_path):
+def test_a_template_that_needs_spaces_both_ways_is_refused(tmp_path: Path) -> None:
     template = vocabularies.INST_TEMPLATE.replace("+ eos_token", "+ eos_token + ' '")
     assert template != vocabularies.INST_TEMPLATE
     folder = vocabularies.sentencepiece_like(tmp_path / "mixed", spaces="always", chat_template=template)

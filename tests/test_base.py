@@ -7,7 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx import nn
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import keeps_packed
@@ -30,7 +31,7 @@ def test_packed_weights_stay_packed_on_a_device_that_trains_with_them(
     assert not keeps_packed()
     monkeypatch.setattr("pilocal.base.device.on_cpu", lambda: False)
     assert keeps_packed()
-    assert isinstance(linear(tiny_base), nn.QuantizedLinear)
+    assert isinstance(linear(tiny_base), QuantizedLinear)
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -56,7 +57,7 @@ def test_a_device_without_the_quantized_product_gets_the_same_numbers_in_float32
     monkeypatch.setattr(mx, "quantized_matmul", lacking)
     assert not keeps_packed()
     found = linear(tiny_base)
-    assert type(found) is nn.Linear
+    assert type(found) is Linear
     assert found.weight.dtype == mx.float32
     assert np.array_equal(np.array(found.weight), BaseWeights(tiny_base).read(f"{NAME}.weight"))
 

@@ -52,7 +52,7 @@ def busy(cores: set[int], per_core: int) -> Iterator[None]:
 
 
 @linux
-def test_the_blas_inside_pytorch_serves_where_there_is_no_openblas():
+def test_the_blas_inside_pytorch_serves_where_there_is_no_openblas() -> None:
     pytest.importorskip("torch")
     done = python(f"{HIDDEN}print(blas.load_fast_blas()); print(blas.speed_over_reference())")
     name, ratio = done.stdout.split()
@@ -61,7 +61,7 @@ def test_the_blas_inside_pytorch_serves_where_there_is_no_openblas():
 
 
 @linux
-def test_what_serves_is_measured_not_believed():
+def test_what_serves_is_measured_not_believed() -> None:
     done = python(
         "import mlx.core\nfrom pilocal.base import blas\nprint(blas.load_fast_blas())\nblas.warn_of_slow_blas()"
     )
@@ -70,7 +70,7 @@ def test_what_serves_is_measured_not_believed():
 
 
 @linux
-def test_without_a_fast_blas_there_is_one_warning_with_the_command_that_mends_it():
+def test_without_a_fast_blas_there_is_one_warning_with_the_command_that_mends_it() -> None:
     code = f"{HIDDEN}blas.torch_library = lambda: None\n"
     code += (
         "from pathlib import Path\nfrom pilocal.base.base import find_base\nfrom pilocal.base.load import load_base\n"
@@ -83,7 +83,7 @@ def test_without_a_fast_blas_there_is_one_warning_with_the_command_that_mends_it
 
 
 @linux
-def test_other_work_on_every_core_does_not_stop_small_products():
+def test_other_work_on_every_core_does_not_stop_small_products() -> None:
     pytest.importorskip("torch")
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     with busy(cores, per_core=2):
@@ -92,7 +92,7 @@ def test_other_work_on_every_core_does_not_stop_small_products():
 
 
 @linux
-def test_a_user_s_own_wait_policy_stays():
+def test_a_user_s_own_wait_policy_stays() -> None:
     code = "import os, pilocal; print(os.environ['OMP_WAIT_POLICY'])"
     assert python(code).stdout == "PASSIVE\n"
     assert python(code, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
@@ -107,7 +107,7 @@ print(json.dumps([blas.choose_threads(192), blas._openblas().openblas_get_num_th
 
 @linux
 @pytest.mark.processes
-def test_a_busy_machine_computes_in_one_thread_unless_it_is_told_otherwise():
+def test_a_busy_machine_computes_in_one_thread_unless_it_is_told_otherwise() -> None:
     cores = os.sched_getaffinity(0)
     if len(cores) < 2 or python("import pilocal.base.blas as b; print(b.load_fast_blas())").stdout.strip() != OPENBLAS:
         pytest.skip("needs OpenBLAS and two cores")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pilocal.base.base import Base
 from pilocal.cli import COMMANDS, cli
 from tests.test_flow import make_task
 
@@ -25,7 +26,7 @@ def pilocal(*arguments: object, **options: object) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_help_page(name):
+def test_every_command_has_a_help_page(name: str) -> None:
     result = CliRunner().invoke(cli, [name, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
@@ -42,14 +43,14 @@ def test_every_command_has_a_help_page(name):
         (["run"], "pilocal run: Missing argument 'TASK'."),
     ],
 )
-def test_misuse_is_one_line_and_exit_status_2(arguments, line):
+def test_misuse_is_one_line_and_exit_status_2(arguments: list[str], line: str) -> None:
     done = pilocal(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(line.split("; see")[0])
+    assert done.stderr.startswith(line.split("; see", maxsplit=1)[0])
 
 
-def test_what_init_makes_passes_check(tmp_path):
+def test_what_init_makes_passes_check(tmp_path: Path) -> None:
     folder = tmp_path / "colours"
     assert pilocal("init", folder).returncode == 0
     done = pilocal("check", folder, "--json")
@@ -61,7 +62,7 @@ def test_what_init_makes_passes_check(tmp_path):
     assert not (folder / "run").exists()
 
 
-def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
+def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"query": "RED", "answer": "MIP"}\n')
@@ -72,7 +73,7 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base, tmp_path):
         assert warnings == [f"warning: {folder}/train.jsonl: a query has more than one answer, such as 'red'"]
 
 
-def test_a_tilde_in_an_option_is_the_home_folder(tiny_base, tmp_path):
+def test_a_tilde_in_an_option_is_the_home_folder(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     home = {**os.environ, "HOME": str(tmp_path)}
     done = pilocal("stages", "~/task", "--schedule=~/task/schedule.toml", "--run=~/made", env=home)
@@ -82,7 +83,7 @@ def test_a_tilde_in_an_option_is_the_home_folder(tiny_base, tmp_path):
     assert not (ROOT / "~").exists()
 
 
-def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base, tmp_path):
+def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "template.md").open("a") as file:
         file.write("{query}\n")
@@ -96,13 +97,13 @@ def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base, tmp_path):
     assert second.startswith(f"warning: {folder}/train.jsonl: a record is left out, on line 10: the last answer has")
 
 
-def test_init_leaves_a_folder_with_files_alone(tmp_path):
+def test_init_leaves_a_folder_with_files_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     done = pilocal("init", tmp_path)
     assert (done.returncode, "already exists and is not empty" in done.stderr) == (1, True)
 
 
-def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base, tmp_path):
+def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "task.toml").write_text((folder / "task.toml").read_text() + "[lora2]\n")
     (folder / "valid.jsonl").write_text("")
@@ -114,7 +115,7 @@ def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base, tmp_path):
     assert "valid.jsonl: the file is empty" in done.stderr
 
 
-def test_a_hub_model_that_cannot_be_had_is_one_line(tmp_path):
+def test_a_hub_model_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", Path("nobody/no-such-model"))
     done = pilocal("check", folder, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 1
@@ -122,7 +123,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_line(tmp_path):
     assert "cannot be downloaded" in done.stderr
 
 
-def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base, tmp_path):
+def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     arguments = ("train", folder, "--schedule", folder / "schedule.toml")
 
@@ -141,7 +142,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base
     assert json.loads(done.stdout)["steps"]["compress"]["skipped"]
 
 
-def test_an_interrupted_run_exits_130_and_goes_on(tiny_base, tmp_path):
+def test_an_interrupted_run_exits_130_and_goes_on(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder, steps=300)
     arguments = ["train", str(folder), "--schedule", str(folder / "schedule.toml")]
     command = [sys.executable, "-c", "import pilocal.cli; pilocal.cli.main()", *arguments]
@@ -166,6 +167,6 @@ def test_an_interrupted_run_exits_130_and_goes_on(tiny_base, tmp_path):
         second.communicate()
 
 
-def test_the_command_line_program_is_installed():
+def test_the_command_line_program_is_installed() -> None:
     done = subprocess.run([Path(sys.executable).parent / "pilocal", "--version"], capture_output=True, check=True)
     assert done.stdout.startswith(b"pilocal, version")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.comparison import compare
 from pilocal.comparison.arms import DEFAULT_ARMS, parse_arm, parse_arms
 from pilocal.comparison.columns import cells, curve_cells, narrow_cells
 from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
+from pilocal.comparison.results import Result
 from pilocal.comparison.slices import slices
 from pilocal.comparison.table import Prices, make_table
 from pilocal.errors import InputError, RunError
@@ -32,29 +36,32 @@ TRAINED = [(arm, seed, None) for seed in (0, 3) for arm in ("linear", "direct", 
 CURVE = [(arm, seed, n) for seed in (0, 3) for n in (4, 6) for arm in ("direct", "linear", "adaptive")]
 EVERY = [(arm, None, None) for arm in ("query-only", "full-prompt", *ARMS[:2])] + TRAINED + CURVE
 PRICES = Prices(prompt=2.0, training=3.0)
+Compared = tuple[Path, Path, dict[str, Any], list[Result]]
 
 
-def table_of(task: Path, folder: Path, design=DESIGN, report=lambda result: None):
+def table_of(
+    task: Path, folder: Path, design: Design = DESIGN, report: Callable[[Result], None] = lambda result: None
+) -> dict[str, Any]:
     with open_comparison(task, folder, design) as comparison:
         return make_table(comparison, comparison.results(report), PRICES)
 
 
 @pytest.fixture(scope="module")
-def compared(tiny_base, tmp_path_factory):
+def compared(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("compare")
     task = make_task(folder / "task", tiny_base.folder, steps=6)
-    done = []
+    done: list[Result] = []
     table = table_of(task, folder / "out", report=done.append)
     return task, folder / "out", table, done
 
 
-def test_every_arm_is_answered_once_with_every_seed(compared):
+def test_every_arm_is_answered_once_with_every_seed(compared: Compared) -> None:
     _, _, _, done = compared
     assert [(result.arm, result.seed, result.examples) for result in done] == EVERY
     assert all(len(result.answers) == len(result.marks) == 3 for result in done)
 
 
-def test_all_schedules_get_the_same_number_of_optimizer_steps(compared):
+def test_all_schedules_get_the_same_number_of_optimizer_steps(compared: Compared) -> None:
     _, out, table, done = compared
     trained = [result for result in done if result.seed is not None]
     assert len(trained) == len(TRAINED) + len(CURVE)
@@ -69,7 +76,7 @@ def test_all_schedules_get_the_same_number_of_optimizer_steps(compared):
         assert result.training["tokens"] == sum(line["prompt_tokens"] + line["trained_tokens"] for line in steps)
 
 
-def test_the_table_has_what_each_arm_costs_and_when_it_pays(compared):
+def test_the_table_has_what_each_arm_costs_and_when_it_pays(compared: Compared) -> None:
     _, _, table, _ = compared
     rows = {row["arm"]: row for row in table["arms"]}
     assert list(rows) == ["query-only", "full-prompt", *ARMS]
@@ -96,7 +103,7 @@ def test_the_table_has_what_each_arm_costs_and_when_it_pays(compared):
     ]
 
 
-def without_times(table):
+def without_times(table: dict[str, Any]) -> dict[str, Any]:
     table = copy.deepcopy(table)
     for row in table["arms"]:
         for name in ("ttft_ms", "latency_ms", "break_even"):
@@ -105,17 +112,19 @@ def without_times(table):
     return table
 
 
-def test_what_is_known_is_not_done_again_and_the_table_is_the_same(compared):
+def test_what_is_known_is_not_done_again_and_the_table_is_the_same(compared: Compared) -> None:
     task, out, table, _ = compared
     assert table_of(task, out, report=lambda result: pytest.fail(result.name)) == table
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 7, 14])
-def test_a_comparison_that_is_interrupted_ends_with_the_same_table(stop_after, compared, tmp_path, monkeypatch):
+def test_a_comparison_that_is_interrupted_ends_with_the_same_table(
+    stop_after: int, compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, _, table, _ = compared
     done = []
 
-    def interrupt(result):
+    def interrupt(result: Result) -> None:
         done.append(result.name)
         if len(done) == stop_after:
             raise KeyboardInterrupt
@@ -127,7 +136,9 @@ def test_a_comparison_that_is_interrupted_ends_with_the_same_table(stop_after, c
     assert len(done) == len(set(done)) == len(EVERY)
 
 
-def test_answers_outlive_a_metric_that_fails(compared, tmp_path, monkeypatch):
+def test_answers_outlive_a_metric_that_fails(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, _, _, _ = compared
     design = replace(DESIGN, arms=parse_arms(("query-only",)), curve=())
     with open_comparison(task, tmp_path / "out", design) as comparison:
@@ -143,7 +154,7 @@ def test_answers_outlive_a_metric_that_fails(compared, tmp_path, monkeypatch):
     assert len(result.marks) == 3
 
 
-def test_terminal_and_markdown_show_the_same_figures(compared):
+def test_terminal_and_markdown_show_the_same_figures(compared: Compared) -> None:
     _, _, table, _ = compared
     text = markdown(table)
     for head, rows in (cells(table), curve_cells(table)):
@@ -157,7 +168,7 @@ def test_terminal_and_markdown_show_the_same_figures(compared):
             assert set(figures) <= set(line.strip("| ").split(" | "))
 
 
-def test_a_damaged_result_is_one_line(compared, tmp_path):
+def test_a_damaged_result_is_one_line(compared: Compared, tmp_path: Path) -> None:
     task, _, _, _ = compared
     folder = tmp_path / "out" / "results"
     design = replace(DESIGN, arms=parse_arms(("query-only",))[:1], curve=())
@@ -167,7 +178,7 @@ def test_a_damaged_result_is_one_line(compared, tmp_path):
         table_of(task, tmp_path / "out", design)
 
 
-def test_a_query_whose_entry_no_training_answer_shows_is_of_the_other_slice(compared):
+def test_a_query_whose_entry_no_training_answer_shows_is_of_the_other_slice(compared: Compared) -> None:
     task = load_task(compared[0])
     assert slices(task) == {"taught": [0, 1, 2], "template-only": []}
     untaught = replace(task, train=tuple(example for example in task.train if example.answer != "MIP"))
@@ -176,7 +187,7 @@ def test_a_query_whose_entry_no_training_answer_shows_is_of_the_other_slice(comp
     assert slices(foreign) == {"taught": [0], "template-only": []}
 
 
-def test_the_table_has_the_slices_where_there_are_two(compared, tmp_path):
+def test_the_table_has_the_slices_where_there_are_two(compared: Compared, tmp_path: Path) -> None:
     task = make_task(tmp_path / "task", "starter", steps=6)
     lines = (task / "train.jsonl").read_text().splitlines(keepends=True)
     (task / "train.jsonl").write_text("".join(line for line in lines if "MIP" not in line))
@@ -191,7 +202,7 @@ def test_the_table_has_the_slices_where_there_are_two(compared, tmp_path):
     assert "template-only (1)" in markdown(table)
 
 
-def test_every_default_arm_is_an_arm():
+def test_every_default_arm_is_an_arm() -> None:
     arms = parse_arms(())
     assert {arm.name for arm in arms} == set(DEFAULT_ARMS)
     assert {arm.name for arm in arms if arm.trained} == set(DECAYS)
@@ -206,7 +217,7 @@ def test_every_default_arm_is_an_arm():
         ("rules@half", "must lie between 0 and 1; got 'half'; write rules@0.3"),
     ],
 )
-def test_an_arm_that_is_none_is_one_line(name, said):
+def test_an_arm_that_is_none_is_one_line(name: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         parse_arm(name)
 
@@ -222,14 +233,14 @@ def test_an_arm_that_is_none_is_one_line(name, said):
         (("--training-price", "3"), "--training-price: needs --price; give both"),
     ],
 )
-def test_bad_options_are_one_line(options, said, compared, tmp_path):
+def test_bad_options_are_one_line(options: tuple[str, ...], said: str, compared: Compared, tmp_path: Path) -> None:
     done = pilocal("compare", compared[0], "--run", tmp_path / "out", *options)
     assert done.returncode == 1
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
 
 
-def test_a_program_gets_the_files_that_the_command_leaves(compared):
+def test_a_program_gets_the_files_that_the_command_leaves(compared: Compared) -> None:
     task, out, table, _ = compared
     found = compare(str(task), DESIGN, run=out, prices=PRICES, report=lambda name, _: pytest.fail(name))
     assert found == table == json.loads((out / "compare.json").read_text())
@@ -237,13 +248,13 @@ def test_a_program_gets_the_files_that_the_command_leaves(compared):
     assert "training examples" in (out / "curve.svg").read_text()
 
 
-def test_numbers_that_are_none_are_misuse(compared):
+def test_numbers_that_are_none_are_misuse(compared: Compared) -> None:
     done = pilocal("compare", compared[0], "--seeds", "a,b")
     assert done.returncode == 2
     assert "is not a list of numbers" in done.stderr
 
 
-def test_the_command_writes_the_table(compared, tmp_path):
+def test_the_command_writes_the_table(compared: Compared, tmp_path: Path) -> None:
     task, _, _, _ = compared
     law = tmp_path / "law.toml"
     law.write_text('decay = "adaptive"\nstages = 2\nshots = 1\nmargin = 0.5\n')

@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers that classifies tokens, trained until it tells filler from content."""
     import torch
-    from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast
+    from transformers import BertConfig, BertForTokenClassification, BertTokenizerFast  # type: ignore[attr-defined]
 
     folder = tmp_path_factory.mktemp("checkpoints") / "filler"
     folder.mkdir()
@@ -74,7 +74,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=False)
     torch.manual_seed(0)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
@@ -97,7 +97,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Smooth, so that no two probabilities are the same 1.0.
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=0.2)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert ((logits[..., 1] > logits[..., 0]) == labels).float().mean() > 0.99
     model.save_pretrained(folder)
@@ -188,14 +188,14 @@ def test_a_long_template_is_read_in_parts(checkpoint: Path, tmp_path: Path) -> N
 
 def test_an_xlm_roberta_is_read_as_well(tmp_path: Path) -> None:
     import torch
-    from transformers import XLMRobertaConfig, XLMRobertaForTokenClassification, XLMRobertaTokenizerFast
+    from transformers import XLMRobertaConfig, XLMRobertaForTokenClassification, XLMRobertaTokenizerFast  # type: ignore[attr-defined]
 
     plain = "please sort mail just very never open parcel of course answer code comma simply between words KOD"
     special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     pieces = [*(f"▁{word}" for word in (*FILLER, *CONTENT)), "▁", "K", "O", "D"]
     tokenizer = XLMRobertaTokenizerFast(vocab=special + [(piece, -1.0 - len(piece) % 2) for piece in pieces])
     torch.manual_seed(0)
-    config = XLMRobertaConfig(
+    config = XLMRobertaConfig(  # type: ignore[call-arg]
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,

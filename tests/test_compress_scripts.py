@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import regex
@@ -46,6 +47,8 @@ SPACELESS = [name for name, text in FORMS.items() if max(map(len, text.split()))
 class Levels(WordRemoval):
     """LLMLingua-2's way from judged words to a text, with a level drawn for every character."""
 
+    name = "levels"
+
     def scores(self, outline: Outline) -> Sequence[float]:
         """Return a level for each word."""
         return self.part_scores(outline.template, outline.spans)
@@ -59,7 +62,7 @@ class Levels(WordRemoval):
 @pytest.fixture(scope="module")
 def tools(starter: Base) -> Tools:
     model = BaseModel(starter)
-    model.close = lambda: None  # every template is read with it
+    model.close = lambda: None  # type: ignore[method-assign]  # every template is read with it
     return Tools(
         count_tokens=cache(token_counter(starter.tokenizer)),
         base_id="starter",
@@ -75,7 +78,7 @@ def counting(count: Callable[[str], int]) -> Tools:
 
 
 def shorten(
-    template: str, method: str, taus: Sequence[float], tools: Tools, folder: Path, **lists: tuple[str, ...]
+    template: str, method: str, taus: Sequence[float], tools: Tools, folder: Path, **lists: Any
 ) -> tuple[CompressedTemplate, ...]:
     return compress_template(template, taus, Compression(method=method, **lists), tools, folder)
 

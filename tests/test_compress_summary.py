@@ -57,6 +57,7 @@ def scribe(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Base:
     load_fast_blas()
     import mlx.core as mx
     import mlx.nn as nn
+    from mlx.nn.utils import value_and_grad
     from mlx.optimizers import Adam
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
@@ -73,11 +74,11 @@ def scribe(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Base:
     tokens_BT = mx.array([[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows])
     asked_BT = mx.array([[row.offset <= t + 1 < len(row.tokens) for t in range(width - 1)] for row in rows])
 
-    def loss(model):
+    def loss(model: Any) -> Any:
         losses = nn.losses.cross_entropy(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
         return (losses * asked_BT).sum() / asked_BT.sum()
 
-    optimizer, step = Adam(1e-3), nn.value_and_grad(model, loss)
+    optimizer, step = Adam(1e-3), value_and_grad(model, loss)
     for _ in range(150):
         value, gradients = step(model)
         optimizer.update(model, gradients)
@@ -104,12 +105,12 @@ def tools(scribe: Base) -> Tools:
 
 
 def rewrite(
-    template: str, tools: Tools, folder: Path, taus: tuple[float, ...] = (TAU,), **settings: tuple[str, ...]
+    template: str, tools: Tools, folder: Path, taus: tuple[float, ...] = (TAU,), **settings: Any
 ) -> list[CompressedTemplate]:
     return list(compress_template(template, taus, Compression(method="summary", **settings), tools, folder))
 
 
-def refusal(kind: type[PilocalError], *arguments: Any, **settings: tuple[str, ...]) -> str:
+def refusal(kind: type[PilocalError], *arguments: Any, **settings: Any) -> str:
     with pytest.raises(kind) as caught:
         rewrite(*arguments, **settings)
     assert "\n" not in str(caught.value)

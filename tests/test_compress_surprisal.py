@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pilocal.base.base import Base
 from pilocal.base.language_model import BaseModel
 from pilocal.base.load import load_base
 from pilocal.compress import CompressedTemplate, Tools, compress_template
+from pilocal.compress.compressor import Span
 from pilocal.compress.outline import Outline
 from pilocal.compress.surprisal import word_surprisals
 from pilocal.errors import InputError
@@ -46,7 +49,7 @@ def tools(model: BaseModel, starter: Base, monkeypatch: pytest.MonkeyPatch) -> T
 
 
 def shorten(
-    template: str, tools: Tools, folder: Path, taus: tuple[float, ...] = TAUS, **settings: tuple[str, ...]
+    template: str, tools: Tools, folder: Path, taus: tuple[float, ...] = TAUS, **settings: Any
 ) -> tuple[CompressedTemplate, ...]:
     return compress_template(template, taus, Compression(method="surprisal", **settings), tools, folder)
 
@@ -92,7 +95,7 @@ def test_a_word_is_as_surprising_as_its_tokens_together(model: BaseModel) -> Non
     assert all(value > 0 for value in sums)
 
 
-def dash(text: str, spans: list[tuple[int, int, float]]) -> float:
+def dash(text: str, spans: Sequence[Span]) -> float:
     """Of a list mark nothing is counted: it goes with its entry."""
     return sum(value for start, end, value in spans if text[start:end].strip() == "-")
 
@@ -147,10 +150,17 @@ def test_what_is_to_be_dropped_first_goes_first(tools: Tools, tmp_path: Path) ->
     assert "ZEX" not in result.text
 
 
-def test_the_base_is_read_once_for_all_taus(tools: Tools, model: BaseModel, tmp_path: Path, monkeypatch) -> None:
-    seen = []
+def test_the_base_is_read_once_for_all_taus(
+    tools: Tools, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
     plain = model.surprisal
-    monkeypatch.setattr(model, "surprisal", lambda text: seen.append(text) or plain(text))
+
+    def counted(text: str) -> Sequence[Span]:
+        seen.append(text)
+        return plain(text)
+
+    monkeypatch.setattr(model, "surprisal", counted)
     shorten(HOUSE, tools, tmp_path)
     shorten(HOUSE, tools, tmp_path)
     assert seen == [HOUSE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_cuda_trains_in_bfloat16_and_tells_its_peak(recorded: tuple[Replay, Trac
     replay, _ = recorded
     training = replace(replay.training, precision="bfloat16", recompute=True, accumulate=2, validate_every=2)
     lora = replace(replay.lora, dropout=0.0)
-    facts = {"base": replay.base}
+    facts: Any = {"base": replay.base}
     rows = [row for step in replay.stages[0].steps for row in step.rows]
     plans = [StagePlan(0, rows, rows[:2], 3, tmp_path / "stage")]
     train(

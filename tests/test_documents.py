@@ -36,17 +36,17 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_there_are_documents_for_the_rooms():
+def test_there_are_documents_for_the_rooms() -> None:
     assert len([path for path in WRITTEN if path.parent.parent == ROOT / "pilocal"]) > 8
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_generated_document_is_what_the_program_says(page):
+def test_a_generated_document_is_what_the_program_says(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == PAGES[page](), "run `just fix`"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_link_and_every_path_leads_somewhere(path):
+def test_every_link_and_every_path_leads_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     links = [path.parent / link for link in LINK.findall(text) if "://" not in link]
     paths = [ROOT / named for named in PATH.findall(text) if "NAME" not in named]
@@ -55,12 +55,12 @@ def test_every_link_and_every_path_leads_somewhere(path):
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
-def test_a_written_document_is_short(path):
+def test_a_written_document_is_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES.get(name_of(path), 150)
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
-def test_a_recipe_of_just_that_a_document_names_exists(path):
+def test_a_recipe_of_just_that_a_document_names_exists(path: Path) -> None:
     recipes = set(re.findall(r"^(\w[\w-]*)(?: \*?\w+)*:(?!=)", (ROOT / "Justfile").read_text(), flags=re.MULTILINE))
     text = path.read_text(encoding="utf-8")
     named = set(re.findall(r"`just\s+([\w-]+)", text)) | set(re.findall(r"^just ([\w-]+)", text, flags=re.MULTILINE))
@@ -70,7 +70,7 @@ def test_a_recipe_of_just_that_a_document_names_exists(path):
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
-def test_sentences_of_a_document_are_short(path):
+def test_sentences_of_a_document_are_short(path: Path) -> None:
     assert not [sentence for sentence in sentences(path.read_text(encoding="utf-8")) if words(sentence) > SENTENCE]
 
 

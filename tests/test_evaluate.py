@@ -14,6 +14,7 @@ from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.evaluate.asking import Asker
 from pilocal.evaluate.score import summary
 from pilocal.progress import silent
+from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from pilocal.task import Generation
 from tests.tiny import make_adapter
@@ -29,7 +30,7 @@ QUERIES = ("lamp", "please start the fan and then the oven", "oven, lamp", "fan 
 @pytest.fixture(scope="module", params=["bare", "template"])
 def prompts(request: pytest.FixtureRequest, starter: Base) -> list[list[int]]:
     """Prompts of different lengths that begin with one token, or with a whole template, in common."""
-    system = [{"role": "system", "content": TEMPLATE}] if request.param == "template" else []
+    system: list[Message] = [{"role": "system", "content": TEMPLATE}] if request.param == "template" else []
     tokenizer = starter.tokenizer
     return [prompt_tokens([*system, {"role": "user", "content": query}], tokenizer) for query in QUERIES]
 

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +28,16 @@ REAL = ("geography", "mbpp", "nl2bash")
 SPLITS = {"train": 800, "valid": 120, "test": 240}
 
 
-def records(name: str, split: str) -> list[dict[str, object]]:
+def records(name: str, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (EXAMPLES / name / f"{split}.jsonl").read_text().splitlines()]
 
 
-def test_every_example_with_data_has_a_script():
+def test_every_example_with_data_has_a_script() -> None:
     assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_example_is_what_its_script_makes(name, tmp_path):
+def test_an_example_is_what_its_script_makes(name: str, tmp_path: Path) -> None:
     script, *options = SCRIPTS[name]
     subprocess.run([sys.executable, EXAMPLES / script, *options, "--out", tmp_path], check=True)
     for file in ("template.md", *(f"{split}.jsonl" for split in SPLITS)):
@@ -45,13 +46,13 @@ def test_an_example_is_what_its_script_makes(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_no_query_and_no_answer_of_an_example_stands_twice(name):
+def test_no_query_and_no_answer_of_an_example_stands_twice(name: str) -> None:
     rows = [row for split in SPLITS for row in records(name, split)]
     assert len(rows) == len({row["query"] for row in rows}) == len({row["answer"] for row in rows})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_prompts_of_an_example_fit_the_starter(name):
+def test_the_prompts_of_an_example_fit_the_starter(name: str) -> None:
     task = load_task(EXAMPLES / name)
     tokenizer = find_base(task.model, task.folder).tokenizer
     assert task.model == "starter"
@@ -62,7 +63,7 @@ def test_the_prompts_of_an_example_fit_the_starter(name):
     assert max(answer for _, answer in parts) < task.generation.max_tokens
 
 
-def test_the_gap_is_in_every_split_but_the_test():
+def test_the_gap_is_in_every_split_but_the_test() -> None:
     template = (EXAMPLES / "smart-home-gap" / "template.md").read_text()
     codes = dict(line.split()[1:] for line in template.splitlines() if line.startswith("- ") and line.count(" ") == 2)
     left_out = {word for row in records("smart-home-gap", "test") for word in row["left_out"]}
@@ -77,7 +78,7 @@ def test_the_gap_is_in_every_split_but_the_test():
 PICTURES = (".svg", ".png")
 
 
-def test_every_example_has_the_files_of_its_kind():
+def test_every_example_has_the_files_of_its_kind() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
     assert folders == set(SCRIPTS) | set(REAL) and len(folders) == 6
     always = {"README.md", "task.toml", "template.md"}
@@ -92,7 +93,7 @@ def test_every_example_has_the_files_of_its_kind():
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *REAL])
-def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scores(name):
+def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scores(name: str) -> None:
     text = (EXAMPLES / name / "README.md").read_text()
     script = SCRIPTS[name][0] if name in SCRIPTS else f"{name}/prepare.py"
     assert f"python examples/{script}" in text
@@ -104,7 +105,7 @@ def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scor
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_schedule_of_an_example_is_the_linear_decay(name):
+def test_the_schedule_of_an_example_is_the_linear_decay(name: str) -> None:
     law = load_decay(schedule_of(name))
     assert (law.decay, law.stages, law.shots, law.final) == ("linear", 4, 2, 0.86)
 
@@ -114,7 +115,7 @@ def schedule_of(name: str) -> Path:
 
 
 def prepare(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, EXAMPLES / name / "prepare.py", *map(str, arguments)]
+    command = [sys.executable, str(EXAMPLES / name / "prepare.py"), *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
@@ -139,7 +140,7 @@ def write_geography(folder: Path) -> None:
 
 
 def write_mbpp(folder: Path) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number in (2, 11, 12, 511, 600, 601, 974):
         code = f"def f{number}(x):\r\n\treturn x + {number} \r\n"
         tests = [f"assert f{number}({x}) == {number + x}" for x in range(3)]
@@ -171,7 +172,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, folder / "out", done.stderr
 
 
-def test_a_prepared_task_loads_and_is_made_again_byte_for_byte(prepared, tmp_path):
+def test_a_prepared_task_loads_and_is_made_again_byte_for_byte(prepared: tuple[str, Path, str], tmp_path: Path) -> None:
     name, out, said = prepared
     assert said.count("\n") == 1
     again = prepare(name, out.with_name("data"), tmp_path / "again")
@@ -183,7 +184,9 @@ def test_a_prepared_task_loads_and_is_made_again_byte_for_byte(prepared, tmp_pat
         assert task.name == name and (task.model == "starter") == (toml == "task.starter.toml")
 
 
-def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(prepared, tmp_path):
+def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(
+    prepared: tuple[str, Path, str], tmp_path: Path
+) -> None:
     name, out, _ = prepared
     again = prepare(name, out.with_name("data"), out)
     assert again.returncode == 1
@@ -194,12 +197,12 @@ def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(prep
     assert not (tmp_path / "new").exists()
 
 
-def read(out: Path, split: str) -> list[dict[str, object]]:
+def read(out: Path, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("prepared", ["geography"], indirect=True)
-def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared):
+def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "1 test, 1 valid, 1 train, 1 dropped (SQL that does not run), 1 dropped (asked before)" in said
     (row,) = read(out, "test")
@@ -209,7 +212,7 @@ def test_geography_fills_its_variables_in_and_drops_what_does_not_run(prepared):
 
 
 @pytest.mark.parametrize("prepared", ["mbpp"], indirect=True)
-def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(prepared):
+def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "2 test, 2 valid, 2 train, 1 test for the starter, 1 dropped (in an earlier split)" in said
     assert [row["id"] for row in read(out, "train")] == ["mbpp-2", "mbpp-601"]
@@ -226,7 +229,7 @@ def test_mbpp_keeps_its_splits_and_writes_plain_code_with_tests_that_it_passes(p
 
 
 @pytest.mark.parametrize("prepared", ["nl2bash"], indirect=True)
-def test_nl2bash_keeps_what_shares_a_question_or_a_command_together(prepared):
+def test_nl2bash_keeps_what_shares_a_question_or_a_command_together(prepared: tuple[str, Path, str]) -> None:
     _, out, said = prepared
     assert "1 dropped (the same pair again)" in said
     questions = [{row["query"] for row in read(out, split)} for split in SPLITS]
@@ -242,7 +245,7 @@ SIZES = {
 
 @pytest.mark.skipif("PILOCAL_DATA" not in os.environ, reason="PILOCAL_DATA names no folder of public data")
 @pytest.mark.parametrize("name", REAL)
-def test_the_public_files_make_a_task_that_fits_the_starter(name, tmp_path):
+def test_the_public_files_make_a_task_that_fits_the_starter(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = prepare(name, Path(os.environ["PILOCAL_DATA"]) / name, out)
     assert done.returncode == 0, done.stderr

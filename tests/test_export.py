@@ -73,14 +73,14 @@ def mlx_logits(base: Base, adapter: Path | None) -> np.ndarray:
     return np.array(model(mx.array([tokens_T()]))[0].astype(mx.float32))
 
 
-def llama_logits(gguf: Path) -> np.ndarray:
+def llama_logits(gguf: Path) -> Any:
     """(T, V) float32."""
     with llama(gguf, logits_all=True) as model:
         model.eval(tokens_T())
         return model.scores[: len(tokens_T())].copy()
 
 
-def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def kl(p: np.ndarray, q: np.ndarray) -> Any:
     """KL divergence of softmax(q) from softmax(p), (T,), in nats."""
     p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (p.astype(np.float64), q.astype(np.float64)))
     return (np.exp(p) * (p - q)).sum(axis=-1)
@@ -165,7 +165,7 @@ def test_the_chat_template_in_the_file_renders_the_same(starter: Base, tmp_path:
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
     )
-    chats = [[{"role": "user", "content": text}] for text in NASTY if text.strip()]
+    chats: list[list[Any]] = [[{"role": "user", "content": text}] for text in NASTY if text.strip()]
     chats += [[{"role": role, "content": f" {role}\n"} for role in ("system", "user", "assistant", "user")]]
     for chat in chats:
         expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -183,6 +183,7 @@ def test_the_file_says_what_it_was_made_from(tiny_base: Base, tiny_adapter: Path
     assert read_field(gguf, "tokenizer.ggml.eot_token_id") == 2046
     assert read_field(gguf, "tokenizer.ggml.padding_token_id") == 2042
     types = GGUFReader(gguf).get_field("tokenizer.ggml.token_type")
+    assert types is not None
     assert types.types == [GGUFValueType.ARRAY, GGUFValueType.INT32]
     assert types.contents()[2039:2048] == [1] + [3] * 8
 
@@ -342,7 +343,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base, tmp_path):
+def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base: Base, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base.folder, base)
     check_exportable(Base.at(base))

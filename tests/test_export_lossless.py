@@ -35,8 +35,8 @@ def expected(base: Base) -> dict[str, np.ndarray]:
     architecture = base.architecture
     heads = {name: architecture.permuted(name, config) for name in weights.shapes}
     return {
-        architecture.tensor(name): interleave(weights.read(name), heads[name]) if heads[name] else weights.read(name)
-        for name in weights.shapes
+        architecture.tensor(name): interleave(weights.read(name), count) if count else weights.read(name)
+        for name, count in heads.items()
     }
 
 
@@ -73,7 +73,8 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
     import mlx.core as mx
 
     path, name = base.folder / "model.safetensors", "model.layers.1.mlp.down_proj"
-    stored: Any = dict(mx.load(str(path)))
+    loaded: Any = mx.load(str(path))
+    stored: Any = dict(loaded)
     scales = stored[f"{name}.scales"]
     scales[0, 0] = mx.array(2.0**-20 * 1.5, dtype=mx.bfloat16)
     stored[f"{name}.scales"] = scales
@@ -100,7 +101,9 @@ def test_packed_rows_are_what_mlx_computes_with(group_size: int) -> None:
     assert len(parts) > 1
     import mlx.core as mx
 
-    with_mlx = mx.dequantize(*map(mx.array, (words, packed.scales, packed.biases)), group_size=group_size, bits=4)
+    with_mlx = mx.dequantize(
+        mx.array(words), mx.array(packed.scales), mx.array(packed.biases), group_size=group_size, bits=4
+    )
     assert np.array_equal(dequantize(np.concatenate(parts), GGMLQuantizationType.Q4_1), np.array(with_mlx))
 
 
@@ -172,10 +175,10 @@ def test_weights_that_are_cut_short_are_noticed(tiny_base: Base, tmp_path: Path)
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits, dtype):
+def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits: int, dtype: str) -> None:
     import mlx.core as mx
 
     packed = mx.quantize(mx.random.normal((24, 256)).astype(getattr(mx, dtype)), group_size=64, bits=bits)
     words, scales, biases = (packed[0], *(part.astype(mx.float32) for part in packed[1:]))
     expected = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
-    assert np.array_equal(unpack(*map(np.array, (words, scales, biases)), 64, bits), expected)
+    assert np.array_equal(unpack(np.array(words), np.array(scales), np.array(biases), 64, bits), expected)

@@ -215,7 +215,9 @@ def test_a_name_that_cannot_be_served_is_refused(name: str, line: str, tmp_path:
         check(task, schedule=task / "schedule.toml", probe=False)
 
 
-def test_a_large_base_is_looked_through_once(tiny_base: Base, tmp_path: Path, monkeypatch, cache: Path) -> None:
+def test_a_large_base_is_looked_through_once(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     monkeypatch.setattr("pilocal.export.finite.LARGE", 1000)
     shutil.copytree(tiny_base.folder, tmp_path / "base")
     weight(NORM, 0.5)(tmp_path / "base")

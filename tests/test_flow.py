@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.plan import plan_run
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
+from pilocal.progress import Progress
 from pilocal.prompt.tokens import token_counter
 from pilocal.run_folder.shipped import read_shipped
 
@@ -70,7 +73,7 @@ def make_task(folder: Path, base: Path | str, *, steps: int = 7) -> Path:
     return folder
 
 
-def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -> dict[str, bool]:
+def flow(folder: Path, last: str = "evaluate", progress: Progress = lambda *_, **__: None) -> dict[str, bool]:
     done: dict[str, bool] = {}
     listeners = Listeners(progress=progress, step=lambda result: done.update({result.name: not result.skipped}))
     with open_task(folder, folder / "schedule.toml", folder / "run", listeners) as context:
@@ -79,14 +82,14 @@ def flow(folder: Path, last: str = "evaluate", progress=lambda *_, **__: None) -
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_base, tmp_path_factory) -> Path:
+def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base.folder)
     assert flow(folder) == dict.fromkeys(NAMES, True)
     return folder
 
 
 @pytest.fixture
-def copy(finished, tmp_path, monkeypatch) -> Path:
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the finished task in the place of the original, so that the run still belongs to it."""
     aside = finished.parent / "aside"
     shutil.copytree(finished, aside)
@@ -95,7 +98,7 @@ def copy(finished, tmp_path, monkeypatch) -> Path:
     aside.rename(finished)
 
 
-def test_a_second_run_does_nothing(copy):
+def test_a_second_run_does_nothing(copy: Path) -> None:
     before = {
         path: path.stat().st_mtime_ns for path in (copy / "run").rglob("*") if path.suffix and path.suffix != ".json"
     }
@@ -116,14 +119,18 @@ def test_a_second_run_does_nothing(copy):
         ("task.toml", "accept_loss = true", 'accept_loss = true\nquant = "f16"', {"export", "evaluate"}),
     ],
 )
-def test_a_changed_input_redoes_exactly_what_depends_on_it(copy, name, old, new, redone):
+def test_a_changed_input_redoes_exactly_what_depends_on_it(
+    copy: Path, name: str, old: str, new: str, redone: set[str]
+) -> None:
     text = (copy / name).read_text()
     assert old in text
     (copy / name).write_text(text.replace(old, new))
     assert {step for step, ran in flow(copy).items() if ran} == redone
 
 
-def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, monkeypatch):
+def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = copy / "score.py"
     program.write_text("#!/usr/bin/env python3\nraise SystemExit('no ruler')\n")
     program.chmod(0o755)
@@ -140,7 +147,7 @@ def test_answers_outlive_a_metric_that_fails_and_a_change_of_the_scoring(copy, m
     assert (copy / "run" / "answers.jsonl").read_bytes() == answers
 
 
-def test_references_that_cannot_be_scored_are_refused_before_any_work(tiny_base, tmp_path):
+def test_references_that_cannot_be_scored_are_refused_before_any_work(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     toml = folder / "task.toml"
     toml.write_text(toml.read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "python_tests"'))
@@ -149,14 +156,14 @@ def test_references_that_cannot_be_scored_are_refused_before_any_work(tiny_base,
     assert not (folder / "run" / "templates").exists()
 
 
-def test_a_lost_output_is_made_again(copy):
+def test_a_lost_output_is_made_again(copy: Path) -> None:
     adapter = (copy / "run" / "adapter" / "adapters.safetensors").read_bytes()
     (copy / "run" / "adapter" / "adapters.safetensors").unlink()
     assert {step for step, ran in flow(copy).items() if ran} == {"train"}
     assert (copy / "run" / "adapter" / "adapters.safetensors").read_bytes() == adapter
 
 
-def test_metrics_keep_the_contract(finished):
+def test_metrics_keep_the_contract(finished: Path) -> None:
     metrics = json.loads((finished / "run" / "metrics.json").read_text())
     assert (metrics["metric"], metrics["n"]) == ("exact_match", 3)
     assert list(metrics["arms"]) == [
@@ -172,7 +179,7 @@ def test_metrics_keep_the_contract(finished):
     assert {"pi_score", "prompt_token_reduction", "speedup", "speedup_cached"} <= set(metrics)
 
 
-def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished):
+def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished: Path) -> None:
     sizes = []
     for stage in range(3):
         lines = (finished / "run" / "stages" / str(stage) / "train.jsonl").read_text().splitlines()
@@ -183,7 +190,7 @@ def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished):
     assert [[message["role"] for message in record] for record in records] == [["user", "assistant"]] * 9
 
 
-def test_no_answer_of_validation_or_test_is_ever_a_shot(finished):
+def test_no_answer_of_validation_or_test_is_ever_a_shot(finished: Path) -> None:
     train = {json.loads(line)["query"] for line in (finished / "train.jsonl").read_text().splitlines()}
     for split in ("train", "valid", "test"):
         for line in (finished / "run" / "stages" / "0" / f"{split}.jsonl").read_text().splitlines():
@@ -193,14 +200,14 @@ def test_no_answer_of_validation_or_test_is_ever_a_shot(finished):
             assert set(shots) <= train - {query["content"]}
 
 
-def test_run_json_records_what_the_run_was_made_from(finished):
+def test_run_json_records_what_the_run_was_made_from(finished: Path) -> None:
     state = json.loads((finished / "run" / "run.json").read_text())
     assert set(state["inputs"]) == {"task", "template", "train", "valid", "test"}
     assert set(state["steps"]) == set(NAMES)
     assert {"pilocal", "mlx", "mlx-lm", "llama-cpp-python", "python"} <= set(state["versions"])
 
 
-def test_what_is_served_is_found_and_its_absence_explained(finished, tmp_path):
+def test_what_is_served_is_found_and_its_absence_explained(finished: Path, tmp_path: Path) -> None:
     shipped = read_shipped(finished / "run")
     assert (shipped.base, shipped.adapter, shipped.fused) == ("base-q4_1.gguf", "adapter.gguf", None)
     assert (shipped.name, shipped.shots) == ("tiny", 2)
@@ -214,10 +221,10 @@ def test_what_is_served_is_found_and_its_absence_explained(finished, tmp_path):
         read_shipped(tmp_path)
 
 
-def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):
+def test_a_stopped_run_goes_on_and_ends_the_same(finished: Path, tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
 
-    def stop(what, done, total, note=""):
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if what == "train" and done == 5:
             raise KeyboardInterrupt
 
@@ -228,7 +235,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(finished, tiny_base, tmp_path):
     assert same[0].read_bytes() == same[1].read_bytes()
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base, tmp_path):
+def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "template.md").write_text("word " * 1100)
     with pytest.raises(InputError, match=r"stage 0 \(tau 1, 2 shots\): the longest row is \d+ tokens over") as caught:
@@ -237,14 +244,14 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(tiny_base, 
     assert not (folder / "run" / "stages").exists()
 
 
-def test_a_pool_smaller_than_k_is_refused(tiny_base, tmp_path):
+def test_a_pool_smaller_than_k_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "train.jsonl").write_text('{"query": "red", "answer": "ZOR"}\n{"query": "blue", "answer": "MIP"}\n')
     with pytest.raises(InputError, match=r"train\.jsonl"):
         flow(folder)
 
 
-def test_a_bank_smaller_than_k_is_refused_before_any_work(tiny_base, tmp_path):
+def test_a_bank_smaller_than_k_is_refused_before_any_work(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "task.toml").open("a") as file:
         file.write("[retrieval]\npool = 0.2\n")
@@ -253,7 +260,7 @@ def test_a_bank_smaller_than_k_is_refused_before_any_work(tiny_base, tmp_path):
     assert not (folder / "run" / "templates").exists()
 
 
-def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(tiny_base, tmp_path):
+def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(tiny_base: Base, tmp_path: Path) -> None:
     keys = {}
     for pool in (1.0, 0.5):
         for seed in (0, 1):
@@ -266,19 +273,19 @@ def test_the_seed_of_the_training_draws_the_bank_and_only_a_bank_depends_on_it(t
     assert len(set(keys.values())) == 3
 
 
-def test_queries_with_different_answers_are_warned_of_once(tiny_base, tmp_path):
+def test_queries_with_different_answers_are_warned_of_once(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "train.jsonl").open("a") as file:
         for query, answer in (("Red", "MIP"), ("BLUE", "KEL"), ("green ", "KEL")):
             file.write(json.dumps({"query": query, "answer": answer}) + "\n")
-    said = []
+    said: list[str] = []
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
         run_steps(context, step_named("stages"))
     line = "2 queries have more than one answer, such as 'red'"
     assert said == [f"{folder / 'train.jsonl'}: {line}"]
 
 
-def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base, tmp_path):
+def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     added = {
         "valid": (("code of RED", "MIP"),),
@@ -287,7 +294,7 @@ def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base
     for split, pairs in added.items():
         with (folder / f"{split}.jsonl").open("a") as file:
             file.writelines(json.dumps({"query": query, "answer": answer}) + "\n" for query, answer in pairs)
-    said = []
+    said: list[str] = []
     with open_task(folder, None, None, Listeners(warn=said.append)):
         pass
     assert said == [
@@ -298,14 +305,15 @@ def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base
 
 
 @pytest.mark.parametrize("command", ["check", "stages"])
-def test_answers_longer_than_max_tokens_are_counted_before_any_training(tiny_base, tmp_path, command):
+def test_answers_longer_than_max_tokens_are_counted_before_any_training(
+    tiny_base: Base, tmp_path: Path, command: str
+) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     answers = ("ZOR", "ZOR MIP KEL ZOR MIP KEL", "a b c d e f g h i j k l m n o p")
     for split, count in (("train", 3), ("valid", 2), ("test", 3)):
         records = [{"query": f"{split} {i}", "answer": answers[i % 3]} for i in range(count * 3)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    count = token_counter(tiny_base.tokenizer)
-    lengths = [count(answer) for answer in answers]
+    lengths = list(map(token_counter(tiny_base.tokenizer), answers))
     toml = (folder / "task.toml").read_text()
 
     def warned(limit: int) -> list[str]:
@@ -331,7 +339,7 @@ def test_answers_longer_than_max_tokens_are_counted_before_any_training(tiny_bas
     assert warned(lengths[2]) == []
 
 
-def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
+def test_fewer_steps_than_stages_are_refused(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="3 stages need at least as many steps; got 2"):
         flow(make_task(tmp_path / "task", tiny_base.folder, steps=2))
 
@@ -349,7 +357,9 @@ def test_fewer_steps_than_stages_are_refused(tiny_base, tmp_path):
         (lambda base: (base / "chat_template.jinja").unlink(), "no chat template"),
     ],
 )
-def test_a_base_that_cannot_be_used_is_refused_in_one_line(tiny_base, tmp_path, damage, message):
+def test_a_base_that_cannot_be_used_is_refused_in_one_line(
+    tiny_base: Base, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base.folder, base)
     damage(base)
@@ -365,7 +375,9 @@ def _cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_the_training_is_shown_where_it_is_asked_for(kind, tiny_base, tmp_path, monkeypatch):
+def test_the_training_is_shown_where_it_is_asked_for(
+    kind: str, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip(kind)
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = make_task(tmp_path / "task", tiny_base.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def slight(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gate(tiny_base: Base, slight: Path):
+def gate(tiny_base: Base, slight: Path) -> Iterator[Gate]:
     with open_gate(tiny_base, slight, rows()) as gate:
         yield gate
 

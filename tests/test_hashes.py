@@ -18,7 +18,12 @@ def make(path: Path, text: bytes, age: float) -> str:
 
 def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("pilocal.run_folder.hashes.sha256_file", lambda path: read.append(path) or hash_of(path))
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hash_of(path)
+
+    monkeypatch.setattr("pilocal.run_folder.hashes.sha256_file", counted)
     file = tmp_path / "model.safetensors"
     first = make(file, b"one", age=60)
     assert [remembered_sha256(file, large=1) for _ in range(3)] == [first] * 3

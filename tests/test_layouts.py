@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,11 @@ from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
-from pilocal.prompt.render import render
+from pilocal.llamacpp.tokenizer import Tokenizer
+from pilocal.prompt.render import Message, Record, render
 from pilocal.prompt.tokens import layout_of, prompt_tokens, tokenize
 from pilocal.task import Example
-from tests.layouts import LAYOUTS, write_layout
+from tests.layouts import LAYOUTS, Kind, write_layout
 from tests.same_ids import write_vocabulary
 from tests.texts import CONTROL, EMOJI, hard_texts
 from tests.vocabularies import SIZE
@@ -41,7 +44,7 @@ ODD_ANSWERS = (
 )
 
 
-def contents(tokenizer, count: int) -> list[str]:
+def contents(tokenizer: Any, count: int) -> list[str]:
     """Return odd contents: every control token's text among other text, and all that is hard on tokenizers."""
     rng, found = Random(7), []
     marks = [token for token, row in tokenizer.get_added_vocab().items()]
@@ -52,44 +55,46 @@ def contents(tokenizer, count: int) -> list[str]:
     return [text if text.strip() else f"a{text}b" for text in found]
 
 
-def chats(tokenizer, count: int = 100) -> Iterator[list[dict[str, str]]]:
+def chats(tokenizer: Any, count: int = 100) -> Iterator[list[Message]]:
     """Yield chats of one to three queries, with a system message, a blank one, or none."""
     texts, rng = iter(contents(tokenizer, 8 * count)), Random(11)
     for _ in range(count):
-        chat = [{"role": "system", "content": rng.choice((next(texts), "", " \n"))}] if rng.random() < 0.6 else []
+        chat: list[Message] = (
+            [{"role": "system", "content": rng.choice((next(texts), "", " \n"))}] if rng.random() < 0.6 else []
+        )
         for turn in range(2 * rng.randint(0, 2) + 1):
             chat.append({"role": "assistant" if turn % 2 else "user", "content": next(texts)})
         yield chat
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
-def kind(request):
+def kind(request: pytest.FixtureRequest) -> Kind:
     return LAYOUTS[request.param]
 
 
 @pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
+def folder(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_layout(kind, tmp_path_factory.mktemp("layout"))
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder):
+def tokenizer(folder: Path) -> Any:
     return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
-def served(folder):
+def served(folder: Path) -> Iterator[tuple[Tokenizer, ChatTemplate]]:
     path = write_vocabulary(folder, ROWS, folder / "vocabulary.gguf")
     with Model(path, vocabulary_only=True) as model:
         yield model.tokenizer, ChatTemplate(model.tokenizer, path)
 
 
-def test_training_and_serving_cut_chats_alike(tokenizer, served):
+def test_training_and_serving_cut_chats_alike(tokenizer: Any, served: tuple[Tokenizer, ChatTemplate]) -> None:
     for chat in chats(tokenizer):
         assert served[1].tokens(chat) == prompt_tokens(chat, tokenizer), chat
 
 
-def test_transformers_cuts_chats_alike(kind, tokenizer):
+def test_transformers_cuts_chats_alike(kind: Kind, tokenizer: Any) -> None:
     for chat in chats(tokenizer):
         if chat[0]["role"] == "system" and not (kind.system and chat[0]["content"].strip()):
             continue
@@ -103,16 +108,18 @@ def test_transformers_cuts_chats_alike(kind, tokenizer):
         assert ids == prompt_tokens(chat, tokenizer), chat
 
 
-def test_a_content_never_yields_a_control_token(tokenizer):
+def test_a_content_never_yields_a_control_token(tokenizer: Any) -> None:
     controls = {row for row, token in tokenizer.added_tokens_decoder.items() if token.special}
     for chat in chats(tokenizer):
-        plain = [{**message, "content": "x" if message["content"].strip() else ""} for message in chat]
+        plain: list[Message] = [{**turn, "content": "x" if turn["content"].strip() else ""} for turn in chat]
         found = [[token for token in prompt_tokens(each, tokenizer) if token in controls] for each in (chat, plain)]
         assert found[0] == found[1], chat
 
 
 @pytest.mark.parametrize("answer", ODD_ANSWERS)
-def test_an_answer_is_learned_byte_for_byte(kind, tokenizer, served, answer):
+def test_an_answer_is_learned_byte_for_byte(
+    kind: Kind, tokenizer: Any, served: tuple[Tokenizer, ChatTemplate], answer: str
+) -> None:
     row = tokenize(render("Rules.", [], Example(id="1", query="ask", answer=answer)), tokenizer)
     layout = layout_of(tokenizer)
     around = layout.before_answer + answer + layout.after_answer
@@ -120,7 +127,7 @@ def test_an_answer_is_learned_byte_for_byte(kind, tokenizer, served, answer):
     assert row.tokens[-1] in layout.ends
     assert not layout.ends & set(row.completion[:-1])
     assert served[0].text(row.completion[:-1]).decode() == around
-    prompt = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "ask"}]
+    prompt: list[Message] = [{"role": "system", "content": "Rules."}, {"role": "user", "content": "ask"}]
     assert list(row.tokens[: row.offset]) == prompt_tokens(prompt, tokenizer)
 
 
@@ -139,7 +146,7 @@ BAD_TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", BAD_TEMPLATES)
-def test_a_bad_chat_template_is_one_line(name, tmp_path):
+def test_a_bad_chat_template_is_one_line(name: str, tmp_path: Path) -> None:
     folder = write_layout(LAYOUTS["llama 3"], tmp_path, chat_template=BAD_TEMPLATES[name])
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError) as refusal:
@@ -148,15 +155,15 @@ def test_a_bad_chat_template_is_one_line(name, tmp_path):
     assert "chat template" in str(refusal.value)
 
 
-def test_a_chat_that_is_refused_is_named(tmp_path):
+def test_a_chat_that_is_refused_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_layout(LAYOUTS["mistral v0.3"], tmp_path))
-    twice = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
+    twice: list[Message] = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
     with pytest.raises(InputError, match="stage 0, train 7: .* refuses a chat of user, user: roles must alternate"):
         tokenize({"messages": twice}, tokenizer, "stage 0, train 7")
 
 
-def test_the_clock_and_the_switch_are_settled_in_what_is_shipped(tmp_path):
-    asked = [{"role": "user", "content": "x"}]
+def test_the_clock_and_the_switch_are_settled_in_what_is_shipped(tmp_path: Path) -> None:
+    asked: list[Message] = [{"role": "user", "content": "x"}]
     for name, wanted in (("llama 3.2", "Today Date: 26 Jul 2024"), ("qwen 3", "<think>\n\n</think>\n\n")):
         tokenizer = load_tokenizer(write_layout(LAYOUTS[name], tmp_path / name))
         layout = layout_of(tokenizer)
@@ -168,7 +175,7 @@ def test_the_clock_and_the_switch_are_settled_in_what_is_shipped(tmp_path):
             assert said == layout.text(asked)
 
 
-def test_changed_answers_are_told_apart(tmp_path):
+def test_changed_answers_are_told_apart(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_layout(LAYOUTS["qwen 2.5"], tmp_path))
     layout = layout_of(tokenizer)
     for answer, kept in (("caf\u00e9 ", True), ("cafe\u0301", False)):
@@ -176,10 +183,10 @@ def test_changed_answers_are_told_apart(tmp_path):
         assert layout.keeps(row, answer) == kept
 
 
-def test_an_ordinary_row_is_what_the_chat_template_writes(tokenizer):
+def test_an_ordinary_row_is_what_the_chat_template_writes(tokenizer: Any) -> None:
     if "turns" in layout_of(tokenizer).source and "loop.last and system" in layout_of(tokenizer).source:
         pytest.skip("this one moves the system message once an answer follows")
-    record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say it"}]}
+    record: Record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say it"}]}
     whole = tokenizer.encode(
         layout_of(tokenizer).text(record["messages"], add_generation_prompt=False), add_special_tokens=False
     )

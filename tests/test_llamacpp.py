@@ -64,7 +64,7 @@ def test_a_refused_adapter_leaves_no_model_in_memory(gguf: Path, foreign_adapter
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_engine_is_freed_however_its_block_ends(gguf: Path) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         assert loaded(gguf)
         raise KeyboardInterrupt
 

@@ -6,11 +6,13 @@ import shutil
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError, SandboxError
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
@@ -23,7 +25,7 @@ def examples(*answers: str) -> list[Example]:
     return [Example(id=f"test-{i}", query=f"q{i}", answer=answer) for i, answer in enumerate(answers, 1)]
 
 
-def mean(marks):
+def mean(marks: NDArray[np.float64]) -> float:
     return float(marks.mean())
 
 
@@ -87,7 +89,7 @@ def test_the_interval_of_a_thousand_bleus_takes_less_than_a_second() -> None:
 
 
 @pytest.fixture(scope="module")
-def rivers(tmp_path_factory):
+def rivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import sqlite3
 
     path = tmp_path_factory.mktemp("rivers") / "rivers.sqlite"
@@ -128,7 +130,9 @@ LONGEST = "select name from river order by length desc"
         ("select 1; select 1", "select 1", False),
     ],
 )
-def test_a_query_is_right_when_it_brings_the_rows_of_the_reference(rivers, answer, reference, right):
+def test_a_query_is_right_when_it_brings_the_rows_of_the_reference(
+    rivers: Path, answer: str, reference: str, right: bool
+) -> None:
     assert score(rivers, answer, reference) == float(right)
 
 
@@ -146,7 +150,7 @@ def test_a_query_is_right_when_it_brings_the_rows_of_the_reference(rivers, answe
         "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n",
     ],
 )
-def test_an_answer_can_harm_nothing_and_hold_up_nothing(rivers, answer):
+def test_an_answer_can_harm_nothing_and_hold_up_nothing(rivers: Path, answer: str) -> None:
     before, began = rivers.read_bytes(), time.monotonic()
     assert score(rivers, answer, "select 4", timeout=0.3) == 0
     assert time.monotonic() - began < 5
@@ -155,7 +159,7 @@ def test_an_answer_can_harm_nothing_and_hold_up_nothing(rivers, answer):
     assert score(rivers, "select count(*) from river", "select 4", timeout=0.3) == 1
 
 
-def test_faults_of_a_database_and_of_references_are_one_line(rivers, tmp_path):
+def test_faults_of_a_database_and_of_references_are_one_line(rivers: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sqlite needs a database; write database = "):
         make_metric("sqlite", Scoring(), tmp_path)
     with pytest.raises(InputError, match=r"a.sqlite: no such database"):
@@ -180,14 +184,14 @@ for line in sys.stdin:
 """
 
 
-def scorer(folder: Path, text: str, **settings: object):
+def scorer(folder: Path, text: str, **settings: object) -> Metric:
     path = folder / "score.py"
     path.write_text(text)
     path.chmod(0o755)
     return make_metric("command", Scoring(command=("./score.py",), **settings), folder)  # type: ignore[arg-type]
 
 
-def test_a_program_of_the_users_gives_the_marks(tmp_path):
+def test_a_program_of_the_users_gives_the_marks(tmp_path: Path) -> None:
     metric = scorer(tmp_path, SCORER)
     marks = metric.marks(["A", "\u00e9\n", "c"], examples("a", "b", "c"))
     assert marks.tolist() == [[0.5], [0.0], [0.5]]
@@ -208,7 +212,7 @@ def test_a_program_of_the_users_gives_the_marks(tmp_path):
         ("import sys; sys.stdin.read(); print('1\\nnan')", "line 2 must be a number from 0 to 1; got 'nan'"),
     ],
 )
-def test_a_program_that_fails_is_one_line(text, said, tmp_path):
+def test_a_program_that_fails_is_one_line(text: str, said: str, tmp_path: Path) -> None:
     metric = scorer(tmp_path, f"#!/usr/bin/env python3\n{text}\n", timeout=0.5 if "sleep" in text else 30)
     began = time.monotonic()
     with pytest.raises(InputError) as caught:
@@ -218,7 +222,7 @@ def test_a_program_that_fails_is_one_line(text, said, tmp_path):
     assert time.monotonic() - began < 20
 
 
-def test_a_program_that_is_not_there_is_one_line(tmp_path):
+def test_a_program_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="command needs a program"):
         make_metric("command", Scoring(), tmp_path)
     with pytest.raises(InputError, match=r"no such program; got './score\.py'"):
@@ -230,7 +234,7 @@ ASSERTS = ["assert square(2) == 4", "assert square(-3) == 9"]
 
 
 @pytest.fixture(scope="module")
-def pass_at_1():
+def pass_at_1() -> Metric:
     metric = make_metric("python_tests", Scoring(timeout=3.0), Path())
     try:
         metric.check([Example(id="a", query="q", answer="", extra={"tests": ASSERTS})])
@@ -258,12 +262,14 @@ def pass_at_1():
         (f"import socket; socket.create_connection(('127.0.0.1', 9), 1)\n{SQUARE}", False),
     ],
 )
-def test_a_program_is_right_when_its_asserts_hold_and_nothing_else_helps_it(answer, right, pass_at_1):
+def test_a_program_is_right_when_its_asserts_hold_and_nothing_else_helps_it(
+    answer: str, right: bool, pass_at_1: Metric
+) -> None:
     example = Example(id="a", query="q", answer="", extra={"tests": ASSERTS})
     assert pass_at_1.total(pass_at_1.marks([answer], [example])) == float(right)
 
 
-def test_an_answer_cannot_delete_what_is_at_home(pass_at_1, tmp_path):
+def test_an_answer_cannot_delete_what_is_at_home(pass_at_1: Metric, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("kept")
     answer = f"import shutil; shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)\n{SQUARE}"
     example = Example(id="a", query="q", answer="", extra={"tests": "\n".join(ASSERTS), "setup": "import math"})
@@ -271,7 +277,7 @@ def test_an_answer_cannot_delete_what_is_at_home(pass_at_1, tmp_path):
     assert (tmp_path / "kept").read_text() == "kept"
 
 
-def test_records_without_tests_are_counted():
+def test_records_without_tests_are_counted() -> None:
     lacking = [Example(id=f"test-{i}", query="q", answer="", extra={"tests": []} if i else {}) for i in range(2)]
     with pytest.raises(InputError, match="2 of 2 records have no tests; the first is test-0"):
         make_metric("python_tests", Scoring(), Path()).check(lacking)
@@ -296,7 +302,7 @@ class Close(Metric):
 """
 
 
-def test_a_metric_is_a_file_and_a_line(tiny_base, tmp_path, monkeypatch):
+def test_a_metric_is_a_file_and_a_line(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pilocal.evaluate import scoring
 
     folder = make_task(tmp_path / "task", tiny_base.folder)
@@ -316,12 +322,12 @@ def test_a_metric_is_a_file_and_a_line(tiny_base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_of_the_table_has_its_file(name):
+def test_every_metric_of_the_table_has_its_file(name: str) -> None:
     module = import_module(f"pilocal.evaluate.scoring.{name}")
     assert get_type_hints(module.make)["return"] is Metric
 
 
-def test_without_strip_an_answer_is_compared_byte_for_byte(tiny_base, tmp_path):
+def test_without_strip_an_answer_is_compared_byte_for_byte(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     toml = folder / "task.toml"
     toml.write_text(toml.read_text() + "[scoring]\nstrip = false\n")
@@ -337,13 +343,13 @@ def test_without_strip_an_answer_is_compared_byte_for_byte(tiny_base, tmp_path):
         load_task(folder)
 
 
-def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers, tmp_path, tiny_base):
+def test_what_decides_the_marks_is_hashed_whatever_the_metric(rivers: Path, tmp_path: Path, tiny_base: Base) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
     shutil.copy(rivers, folder / "rivers.sqlite")
     toml = folder / "task.toml"
     plain = toml.read_text()
 
-    def facts(metric, scoring):
+    def facts(metric: str, scoring: str) -> dict[str, Any]:
         toml.write_text(plain.replace('name = "tiny"', f'name = "tiny"\nmetric = "{metric}"') + scoring)
         task = load_task(folder)
         return metric_facts(task, make_metric(task.metric, task.scoring, task.folder))

@@ -47,7 +47,7 @@ def test_a_training_goes_on_in_as_many_threads_as_it_began(
     assert told == [1]
 
 
-def test_a_run_goes_on_where_its_task_was_moved_to(copy):
+def test_a_run_goes_on_where_its_task_was_moved_to(copy: Path) -> None:
     """The base lies in the task's folder, and the run was made there before."""
     shutil.copytree(find_base(json.loads((copy / "run" / "run.json").read_text())["model"], copy).folder, copy / "base")
     text = (copy / "task.toml").read_text()
@@ -66,7 +66,7 @@ def test_a_run_goes_on_where_its_task_was_moved_to(copy):
         moved.rename(copy)
 
 
-def test_what_is_served_follows_the_name_of_the_task(copy):
+def test_what_is_served_follows_the_name_of_the_task(copy: Path) -> None:
     before = (copy / "run" / "export" / "examples.jsonl").read_bytes()
     text = (copy / "task.toml").read_text()
     for name in ("another name", "a third"):

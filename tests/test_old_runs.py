@@ -22,19 +22,19 @@ RUNS = Path(__file__).parent / "runs"
 
 
 @pytest.fixture(params=["mlx", "torch"])
-def backend(request) -> str:
-    return request.param
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def old(backend, tmp_path) -> Path:
+def old(backend: str, tmp_path: Path) -> Path:
     """A copy of the task with its run, which was made elsewhere."""
     shutil.copytree(RUNS / "task", tmp_path / "task")
     shutil.copytree(RUNS / backend, tmp_path / "task" / "run")
     return tmp_path / "task"
 
 
-def test_an_old_run_resumes_from_its_checkpoint_and_ends_as_it_would_have(old, backend):
+def test_an_old_run_resumes_from_its_checkpoint_and_ends_as_it_would_have(old: Path, backend: str) -> None:
     first = (old / "run" / "stages" / "0" / "metrics.jsonl").read_bytes()
     begun = (old / "run" / "stages" / "1" / "metrics.jsonl").read_bytes().splitlines()[0]
     ran: dict[str, bool] = {}

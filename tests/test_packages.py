@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.packages import INSTALL, is_installed, require_packages
 from tests.test_cli import ROOT
@@ -65,7 +66,9 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
         ("sacrebleu", "", ["check", "TASK"], "pip install sacrebleu"),
     ],
 )
-def test_a_missing_package_is_one_line_before_any_work(tmp_path, tiny_base, missing, settings, arguments, line):
+def test_a_missing_package_is_one_line_before_any_work(
+    tmp_path: Path, tiny_base: Base, missing: str, settings: str, arguments: list[str], line: str
+) -> None:
     task = make_task(tmp_path / "task", tiny_base.folder)
     with (task / "task.toml").open("a", encoding="utf-8") as file:
         file.write(settings)
@@ -77,14 +80,14 @@ def test_a_missing_package_is_one_line_before_any_work(tmp_path, tiny_base, miss
 
 
 @pytest.mark.parametrize("name", sorted(INSTALL))
-def test_every_package_that_can_be_missing_has_a_line(name, monkeypatch):
+def test_every_package_that_can_be_missing_has_a_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_installed(name)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=re.escape(f"here: {name} is not installed; pip install {INSTALL[name]}")):
         require_packages("here", name)
 
 
-def test_the_command_that_is_named_brings_the_package():
+def test_the_command_that_is_named_brings_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {extra: {re.split(r"[^\w-]", need)[0] for need in needs}
              for extra, needs in project["optional-dependencies"].items()}  # fmt: skip

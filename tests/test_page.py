@@ -48,7 +48,7 @@ def page() -> Iterator[Any]:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.said = said
+        page.said = said  # type: ignore[attr-defined]
         yield page
         browser.close()
     assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in asked), asked

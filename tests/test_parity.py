@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from pilocal.parity.settings import Settings
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.mlx.trainer import MlxTrainer
+from pilocal.training.torch_backend.adapter import from_peft
 from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.parity.record import FOLDER
 from tests.test_chart import texts
@@ -325,7 +326,7 @@ def test_a_conversion_that_loses_something_is_counted(tiny_base: Base, monkeypat
     adapter = mlx.adapter()
     figures = conversion_figures(tiny_base, adapter, mlx.config)
     assert (figures["differing"], figures["same_scale"]) == (0, True)
-    back = conversion.from_peft
+    back = from_peft
     monkeypatch.setattr(
         conversion,
         "from_peft",
@@ -371,9 +372,9 @@ def test_the_loss_is_exact_however_sure_the_model_is(backend: str, lead: float) 
 
         from pilocal.training.mlx.loss import cross_entropy
 
-        chosen = mx.array(targets)
-        losses = np.array(cross_entropy(mx.array(logits), chosen))
-        gradient = np.array(mx.grad(lambda each: cross_entropy(each, chosen).sum())(mx.array(logits)))
+        chosen, loss_of = mx.array(targets), cast(Any, cross_entropy)
+        losses = np.array(loss_of(mx.array(logits), chosen))
+        gradient = np.array(mx.grad(lambda each: loss_of(each, chosen).sum())(mx.array(logits)))
     else:
         import torch
 
@@ -381,7 +382,7 @@ def test_the_loss_is_exact_however_sure_the_model_is(backend: str, lead: float) 
 
         given = torch.tensor(logits, requires_grad=True)
         found = torch_cross_entropy(given, torch.tensor(targets))
-        found.sum().backward()
+        found.sum().backward()  # type: ignore[no-untyped-call]
         losses, gradient = found.detach().numpy(), given.grad.numpy()  # type: ignore[union-attr]
     wanted, wanted_gradient = exact_losses(logits, targets)
     np.testing.assert_allclose(losses, wanted, rtol=2e-5)

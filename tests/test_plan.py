@@ -7,14 +7,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.training.memory import Machine, advise, base_bytes, predict, read_sizes
+from pilocal.training.memory import Machine, Sizes, advise, base_bytes, predict, read_sizes
 from tests.test_train import random_rows
 
 TRAINING = Training(batch_size=8)
@@ -22,14 +24,14 @@ LORA = Lora(rank=4)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("llama", 6), ("qwen3", 2)])
-def test_the_predicted_memory_is_near_the_measured(kind, count):
+def test_the_predicted_memory_is_near_the_measured(kind: str, count: int) -> None:
     from tests.bench.memory import memory
 
     result = memory(count, seed=5, kind=kind)
     assert result["within_15_percent"] == count, result
 
 
-def parts(tiny_base, rows, training):
+def parts(tiny_base: Base, rows: list[Row], training: Training) -> tuple[Sizes, list[Any], int]:
     from pilocal.training.mlx.probe import survey
 
     config = tiny_base.config
@@ -41,7 +43,7 @@ BASES = ["tiny_base", "tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base"
 
 
 @pytest.mark.parametrize("fixture", BASES)
-def test_the_sizes_are_the_models(fixture, request):
+def test_the_sizes_are_the_models(fixture: str, request: pytest.FixtureRequest) -> None:
     from mlx.utils import tree_flatten
 
     from pilocal.training.mlx.adapter import add_lora
@@ -50,20 +52,20 @@ def test_the_sizes_are_the_models(fixture, request):
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
         model = load_base(base)
         config = base.config
-        total = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+        total = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
         assert base_bytes(config, [], as_float32=True) == total
         add_lora(model, lora, 0)
-        trainable = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+        trainable = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
         assert read_sizes(config, lora).adapter == trainable
 
 
 @pytest.mark.parametrize(("lora", "line"), [(Lora(layers=9), "2 layers; got 9"), (Lora(linears=("q",)), "got 'q'")])
-def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora, line, tiny_base):
+def test_an_adapter_that_does_not_fit_is_found_without_a_probe(lora: Lora, line: str, tiny_base: Base) -> None:
     with pytest.raises(InputError, match=line):
         read_sizes(tiny_base.config, lora)
 
 
-def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
+def test_a_probe_sets_the_scale_and_gives_times(tiny_base: Base) -> None:
     from pilocal.training.mlx.probe import take_probe
 
     sizes, works, base = parts(tiny_base, random_rows(1, 20, 200), TRAINING)
@@ -73,10 +75,11 @@ def test_a_probe_sets_the_scale_and_gives_times(tiny_base):
     probe = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
     seen = predict(replace(machine, probe=probe), sizes, works, [10], TRAINING)[0]
     assert seen.peak == pytest.approx(base + 3 * 4 * sizes.adapter + probe.bytes, rel=1e-6)
+    assert seen.seconds is not None
     assert 1 * probe.seconds < seen.seconds <= 10.01 * probe.seconds
 
 
-def test_advice_is_what_makes_it_fit(tiny_base):
+def test_advice_is_what_makes_it_fit(tiny_base: Base) -> None:
     rows = [
         Row((*row.tokens[:1], *[7] * 300, *row.tokens[1:], 1 + number), row.offset + 300)
         for number, row in enumerate(random_rows(1, 24, 0))
@@ -86,11 +89,11 @@ def test_advice_is_what_makes_it_fit(tiny_base):
     sizes, works, base = parts(tiny_base, rows, TRAINING)
     sizes = replace(sizes, layers=16, adapted=16)
 
-    def peak(**changes):
+    def peak(**changes: Any) -> int:
         training = replace(TRAINING, **changes)
         return predict(Machine(memory=0, base=base), sizes, works, [1], training)[0].peak
 
-    def advice(memory, **options):
+    def advice(memory: int, **options: Any) -> Any:
         return advise(Machine(memory=memory, base=base), sizes, works, TRAINING, **options)
 
     assert advice(peak()) is None
@@ -104,7 +107,7 @@ def test_advice_is_what_makes_it_fit(tiny_base):
 
 
 @pytest.mark.parametrize("probe", [True, False])
-def test_check_plans_every_stage(probe, tmp_path, capsys):
+def test_check_plans_every_stage(probe: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pilocal.cli import cli
 
     cli.main(["init", str(tmp_path / "task")], standalone_mode=False)
@@ -138,7 +141,7 @@ print(forecast.memory > 1 << 30, forecast.advice, *(need.peak for need in foreca
 """
 
 
-def test_pytorch_is_planned_without_mlx(tiny_base):
+def test_pytorch_is_planned_without_mlx(tiny_base: Base) -> None:
     command = [sys.executable, "-c", WITHOUT_MLX, str(tiny_base.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     much, advice, *peaks = done.stdout.split()

@@ -14,20 +14,20 @@ import pilocal
 HEAVY = ("mlx", "torch", "transformers", "numpy", "rich", "click", "llama_cpp", "matplotlib", "hnswlib")
 
 
-def test_importing_pilocal_imports_nothing_heavy():
+def test_importing_pilocal_imports_nothing_heavy() -> None:
     code = f"import sys, pilocal; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_the_public_names_are_sorted_and_all_that_dir_shows():
+def test_the_public_names_are_sorted_and_all_that_dir_shows() -> None:
     assert pilocal.__all__ == sorted(pilocal.__all__)
     assert dir(pilocal) == pilocal.__all__
     assert set(pilocal.HOMES) <= set(pilocal.__all__)
 
 
 @pytest.mark.parametrize("name", pilocal.__all__)
-def test_a_public_name_is_documented(name):
+def test_a_public_name_is_documented(name: str) -> None:
     thing = getattr(pilocal, name)
     assert not inspect.ismodule(thing)
     assert inspect.getdoc(thing)
@@ -36,7 +36,7 @@ def test_a_public_name_is_documented(name):
             assert inspect.getdoc(value), f"{name}.{member}"
 
 
-def test_a_name_stays_itself_after_the_whole_package_is_imported():
+def test_a_name_stays_itself_after_the_whole_package_is_imported() -> None:
     code = (
         "import inspect, pilocal\n"
         "import pilocal.flow.run, pilocal.cli.flow, pilocal.cli.compare, pilocal.cli.serve, pilocal.run_folder\n"
@@ -46,10 +46,10 @@ def test_a_name_stays_itself_after_the_whole_package_is_imported():
     assert done.stdout == "[]\n"
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'train'"):
         _ = pilocal.train
 
 
-def test_types_ship_with_the_package():
+def test_types_ship_with_the_package() -> None:
     assert (Path(pilocal.__file__).parent / "py.typed").is_file()

@@ -7,10 +7,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pilocal.errors import InputError
+from pilocal.errors import InputError, PilocalError
 from pilocal.task import Example, load_examples, load_task
 from pilocal.task.examples import find_leaks
 from tests.test_task import refusal, write_task
@@ -30,7 +31,7 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
-def chat(*contents: object, **last: object) -> dict[str, object]:
+def chat(*contents: object, **last: object) -> dict[str, Any]:
     """A record of these turns, from the user on; `last` goes into the last message."""
     roles = ("user", "assistant") * len(contents)
     turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
@@ -76,7 +77,7 @@ DEEP = 10_000
         ('{"id": true, "query": "x", "answer": "b"}', "the id must be text or a number; got True"),
     ],
 )
-def test_what_is_no_record_is_one_line_with_its_number(tmp_path, line, said):
+def test_what_is_no_record_is_one_line_with_its_number(tmp_path: Path, line: str, said: str) -> None:
     text = fault(write(tmp_path / "train.jsonl", GOOD, line))
     assert text.startswith(f"{tmp_path}/train.jsonl:2: ")
     assert said in text
@@ -84,14 +85,14 @@ def test_what_is_no_record_is_one_line_with_its_number(tmp_path, line, said):
     text.encode()
 
 
-def test_null_is_no_second_form(tmp_path):
+def test_null_is_no_second_form(tmp_path: Path) -> None:
     joined = {"query": None, "answer": None, "messages": None}
     path = write(tmp_path / "train.jsonl", joined | {"query": "a", "answer": "b"}, joined | chat("c", "d"))
     assert [(example.query, example.extra) for example in load_examples(path)] == [("a", {}), ("c", {})]
     assert "the query is null" in fault(write(path, joined))
 
 
-def test_what_looks_odd_and_is_right_is_taken(tmp_path):
+def test_what_looks_odd_and_is_right_is_taken(tmp_path: Path) -> None:
     lines = (r'{"query": "\ud83d\ude00", "answer": "\u0000\u2028", "e": [[1e300, 12345678901234567890]]}', GOOD)
     first, _ = load_examples(write(tmp_path / "train.jsonl", *lines))
     assert (first.query, first.answer) == ("\U0001f600", "\0\u2028")
@@ -110,7 +111,7 @@ def test_what_looks_odd_and_is_right_is_taken(tmp_path):
         ("  ", "the answer is empty"),
     ],
 )
-def test_an_answer_and_a_query_are_text_and_a_fault_says_how(tmp_path, value, said):
+def test_an_answer_and_a_query_are_text_and_a_fault_says_how(tmp_path: Path, value: Any, said: str) -> None:
     path = write(tmp_path / "train.jsonl", {"query": "2+2", "answer": value})
     assert fault(path).startswith(f"{path}:1: {said}")
     assert said.replace("answer", "query") in fault(write(path, {"query": value, "answer": "4"}))
@@ -150,13 +151,13 @@ def test_an_answer_and_a_query_are_text_and_a_fault_says_how(tmp_path, value, sa
         (chat("x", "y", "z"), "messages must end with a user and an assistant turn"),
     ],
 )
-def test_what_a_chat_cannot_carry_is_refused_with_its_line(tmp_path, record, said):
+def test_what_a_chat_cannot_carry_is_refused_with_its_line(tmp_path: Path, record: dict[str, Any], said: str) -> None:
     text = fault(write(tmp_path / "train.jsonl", GOOD, record))
     assert text.startswith(f"{tmp_path}/train.jsonl:2: ")
     assert said in text
 
 
-def test_parts_of_text_are_joined_and_harmless_fields_are_taken(tmp_path):
+def test_parts_of_text_are_joined_and_harmless_fields_are_taken(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "what is"}, {"type": "text", "text": " red?"}]
     harmless = {"name": "bot", "refusal": None, "audio": None, "tool_calls": None, "function_call": None, "weight": 1}
     record = chat(parts, "green", **harmless) | {"tools": [], "parallel_tool_calls": False, "tests": ["x"]}
@@ -166,7 +167,7 @@ def test_parts_of_text_are_joined_and_harmless_fields_are_taken(tmp_path):
     assert first.extra["tests"] == ["x"]
 
 
-def test_an_answer_of_weight_0_is_not_learned_and_the_file_says_how_many(folder):
+def test_an_answer_of_weight_0_is_not_learned_and_the_file_says_how_many(folder: Path) -> None:
     wrong, earlier = chat("train", "WRONG", weight=0), chat("q", "HISTORY", "other", "right")
     earlier["messages"][1]["weight"] = 0
     write(folder / "train.jsonl", GOOD, wrong, earlier, wrong)
@@ -187,7 +188,7 @@ def test_an_answer_of_weight_0_is_not_learned_and_the_file_says_how_many(folder)
 # One line per kind of fault
 
 
-def test_one_fault_in_every_row_is_one_line_with_its_number(folder):
+def test_one_fault_in_every_row_is_one_line_with_its_number(folder: Path) -> None:
     system = {"role": "system", "content": "You turn a colour into its complement."}
     for split in ("train", "valid", "test"):
         records = [{"messages": [system, *chat(f"{split} {i}", "a")["messages"]]} for i in range(600)]
@@ -214,7 +215,7 @@ def test_one_fault_in_every_row_is_one_line_with_its_number(folder):
         "[]",
     ],
 )
-def test_every_kind_of_fault_is_merged(tmp_path, line):
+def test_every_kind_of_fault_is_merged(tmp_path: Path, line: str) -> None:
     text = fault(write(tmp_path / "train.jsonl", GOOD, *[line] * 500))
     count, first = (498, 3) if "same" in line else (499, 2)
     assert len(text.splitlines()) == 1
@@ -222,7 +223,7 @@ def test_every_kind_of_fault_is_merged(tmp_path, line):
     assert f", and {count} more like it, the last on line 501" in text
 
 
-def test_many_kinds_of_fault_stay_few_lines_and_none_is_lost(folder):
+def test_many_kinds_of_fault_stay_few_lines_and_none_is_lost(folder: Path) -> None:
     bad = [
         *('{"query": "a"}', '{"answer": "a"}', "[]", "{", '{"query": 1, "answer": "b"}'),
         *('{"id": [], "query": "", "answer": ""}', '{"messages": 3}', '{"query": "a", "answer": null}'),
@@ -251,7 +252,7 @@ def made(text: str, folder: Path) -> tuple[Example, ...]:
 
 PAIRS = (("what is red?", 'say "green"\n'), ("it's blue", "orange  \U0001f600"))
 
-RECORDS = {
+RECORDS: dict[str, list[Any]] = {
     "ShareGPT": [
         {"conversations": [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]}
         for query, answer in PAIRS
@@ -278,7 +279,7 @@ RECORDS = {
 
 @pytest.mark.parametrize("name", RECORDS)
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_records_of_other_programs_are_named_with_a_command_that_is_right(tmp_path, name, mark):
+def test_records_of_other_programs_are_named_with_a_command_that_is_right(tmp_path: Path, name: str, mark: str) -> None:
     path = write(tmp_path / "my train.jsonl", *RECORDS[name], "")
     path.write_text(mark + path.read_text())
     text = fault(path)
@@ -292,7 +293,9 @@ def test_records_of_other_programs_are_named_with_a_command_that_is_right(tmp_pa
 @pytest.mark.parametrize(
     "form", ["array", "lines of an array", "pretty array", "pretty", "compact", "data", "pretty data"]
 )
-def test_files_that_are_not_one_object_per_line_are_named_with_a_command_that_is_right(tmp_path, name, form):
+def test_files_that_are_not_one_object_per_line_are_named_with_a_command_that_is_right(
+    tmp_path: Path, name: str | None, form: str
+) -> None:
     records = RECORDS[name] if name else [{"query": query, "answer": answer} for query, answer in PAIRS]
     texts = {
         "array": json.dumps(records),
@@ -320,7 +323,9 @@ def test_files_that_are_not_one_object_per_line_are_named_with_a_command_that_is
     [("train.csv", ","), ("train.jsonl", ","), ("train.tsv", "\t"), ("train.csv", ";"), ("x.txt", ";")],
 )
 @pytest.mark.parametrize("header", [("question", "answer"), ("Answer", "Query"), ("Frage", "Antwort")])
-def test_tables_are_named_with_a_command_that_is_right(tmp_path, name, mark, header):
+def test_tables_are_named_with_a_command_that_is_right(
+    tmp_path: Path, name: str, mark: str, header: tuple[str, ...]
+) -> None:
     import csv
 
     path = tmp_path / name
@@ -335,7 +340,7 @@ def test_tables_are_named_with_a_command_that_is_right(tmp_path, name, mark, hea
     assert pairs == [row[::-1] if header[0] == "Answer" else row for row in rows]
 
 
-def test_a_table_of_one_column_and_texts_without_answers_are_named(tmp_path):
+def test_a_table_of_one_column_and_texts_without_answers_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("question\nred\n")
     assert "this is a table (CSV) of one column" in fault(tmp_path / "train.csv")
     assert "a record of one text" in fault(write(tmp_path / "train.jsonl", {"text": "x"}))
@@ -343,12 +348,12 @@ def test_a_table_of_one_column_and_texts_without_answers_are_named(tmp_path):
     assert "a request of OpenAI's batch files" in fault(write(tmp_path / "train.jsonl", batch))
 
 
-def test_a_broken_array_is_told_with_its_line(tmp_path):
+def test_a_broken_array_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(f"\n[\n{GOOD},\n{GOOD},\n]\n")
     assert fault(tmp_path / "train.jsonl").startswith(f"{tmp_path}/train.jsonl:5: a broken JSON array: ")
 
 
-def test_a_first_line_that_is_broken_is_no_other_form(tmp_path):
+def test_a_first_line_that_is_broken_is_no_other_form(tmp_path: Path) -> None:
     text = fault(write(tmp_path / "train.jsonl", '{"query": "a"', GOOD, GOOD))
     assert text.startswith(f"{tmp_path}/train.jsonl:1: broken JSON: ")
 
@@ -356,11 +361,11 @@ def test_a_first_line_that_is_broken_is_no_other_form(tmp_path):
 # Contradictions between splits
 
 
-def test_a_leak_says_how_many_answers_differ():
+def test_a_leak_says_how_many_answers_differ() -> None:
     def examples(*pairs: tuple[str, str]) -> list[Example]:
         return [Example(id=str(i), query=query, answer=answer) for i, (query, answer) in enumerate(pairs)]
 
-    faults: list[InputError] = []
+    faults: list[PilocalError] = []
     splits = {
         "train": examples(("a", "1"), ("b", "2"), ("b", "3")),
         "valid": examples(("c", "4")),

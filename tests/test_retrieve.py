@@ -385,7 +385,7 @@ def tiny_sentence_transformer(folder: Path) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     words = sorted({word for example in pool() for word in f"{example.query} {example.answer}".split()})
     vocabulary = folder / "vocab.txt"
@@ -412,7 +412,7 @@ def tiny_sentence_transformer(folder: Path) -> Path:
 
 def unit_vectors(count: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def test_the_sidecar_says_what_the_index_file_does_not(tmp_path: Path) -> None:

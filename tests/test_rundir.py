@@ -6,6 +6,8 @@ import errno
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +17,15 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import hashes
 
 
-def opened(path, task="t", folder=None, file="task.toml"):
+def opened(
+    path: Path, task: str = "t", folder: Path | None = None, file: str = "task.toml"
+) -> AbstractContextManager[RunDir]:
     folder = folder or path
     (folder / file).touch()
     return RunDir.locked(path / "run", task=task, files={"task": folder / file, "train": folder / "train.jsonl"})
 
 
-def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path):
+def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         file = run.path / "a.txt"
         file.write_text("four")
@@ -36,7 +40,7 @@ def test_a_step_is_done_only_with_its_key_and_while_its_files_are_whole(tmp_path
         assert not run.is_done("compress", "key")
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pilocal.run_folder.folder import RunDir\n"
         "with RunDir.locked(Path(sys.argv[1]) / 'run', task='t', files={'task': Path(sys.argv[1]) / 'task.toml'}): pass"
@@ -48,11 +52,11 @@ def test_a_second_process_is_refused(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
 
 
-def begun(run):
+def begun(run: RunDir) -> None:
     run.describe(task_file="task.toml")
 
 
-def test_a_run_of_another_task_is_refused(tmp_path):
+def test_a_run_of_another_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with opened(tmp_path) as run:
         begun(run)
@@ -65,8 +69,8 @@ def test_a_run_of_another_task_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_run_follows_a_task_that_was_moved_or_renamed(inside, tmp_path):
-    def where(task):
+def test_a_run_follows_a_task_that_was_moved_or_renamed(inside: bool, tmp_path: Path) -> None:
+    def where(task: Path) -> Path:
         return task if inside else tmp_path / "runs"
 
     first, second = tmp_path / "first", tmp_path / "second"
@@ -82,7 +86,7 @@ def test_a_run_follows_a_task_that_was_moved_or_renamed(inside, tmp_path):
     assert RunDir(where(second) / "run").find_task() == second / "task.toml"
 
 
-def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path):
+def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path: Path) -> None:
     (tmp_path / "a" / "task").mkdir(parents=True)
     with opened(tmp_path / "a" / "runs", folder=tmp_path / "a" / "task") as run:
         run.describe(task_file="task.toml", backend={"initial_adapter": str(tmp_path / "a" / "task" / "start")})
@@ -93,7 +97,7 @@ def test_a_run_finds_the_task_that_was_moved_with_it(tmp_path):
         assert run.state["backend"] == {"initial_adapter": str(moved / "start")}
 
 
-def test_a_run_elsewhere_knows_its_task_by_the_examples(tmp_path):
+def test_a_run_elsewhere_knows_its_task_by_the_examples(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     (first / "train.jsonl").write_text("examples")
@@ -107,7 +111,7 @@ def test_a_run_elsewhere_knows_its_task_by_the_examples(tmp_path):
         pass
 
 
-def test_a_run_that_was_moved_alone_finds_its_task(tmp_path):
+def test_a_run_that_was_moved_alone_finds_its_task(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     with opened(tmp_path / "task") as run:
         begun(run)
@@ -117,7 +121,7 @@ def test_a_run_that_was_moved_alone_finds_its_task(tmp_path):
         pass
 
 
-def test_a_copy_of_a_task_has_a_run_of_its_own(tmp_path):
+def test_a_copy_of_a_task_has_a_run_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     with opened(tmp_path / "task") as run:
         begun(run)
@@ -126,14 +130,14 @@ def test_a_copy_of_a_task_has_a_run_of_its_own(tmp_path):
         assert run.find_task() == tmp_path / "copy" / "task.toml"
 
 
-def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="not a run folder"), opened(tmp_path):
         pass
 
 
-def test_a_damaged_run_json_is_named(tmp_path):
+def test_a_damaged_run_json_is_named(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         run.save()
         run.file.write_text("{")
@@ -141,7 +145,7 @@ def test_a_damaged_run_json_is_named(tmp_path):
         pass
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(RunError, match="the disk is full"), replacing(path) as file:
@@ -151,6 +155,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_full_disk_is_told_from_a_forbidden_one(tmp_path):
+def test_a_full_disk_is_told_from_a_forbidden_one(tmp_path: Path) -> None:
     assert "free some space" in str(disk_error(tmp_path, OSError(errno.ENOSPC, "")))
     assert "permissions" in str(disk_error(tmp_path, OSError(errno.EACCES, "Permission denied")))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_nothing_outside_can_be_harmed(attack: str, home: Path) -> None:
 
 
 @pytest.mark.skipif(not LINUX, reason="what a program sees is a tree of its own on Linux")
-def test_a_python_below_tmp_is_there_and_read_only(monkeypatch) -> None:
+def test_a_python_below_tmp_is_there_and_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         Path(folder, "seen").write_text("seen")
@@ -271,14 +272,16 @@ run_apart([{sys.executable!r}, "-I", "-S", "main.py", "8642"], {{"main.py": text
     wait_until(lambda: argv not in processes())
 
 
-def wait_until(holds) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     ends = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < ends
         time.sleep(0.05)
 
 
-def test_where_nothing_can_be_kept_apart_nothing_runs_and_one_line_says_so(monkeypatch, tmp_path: Path) -> None:
+def test_where_nothing_can_be_kept_apart_nothing_runs_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     broken = tmp_path / "launcher.py"
     text = (PACKAGE / "sandbox" / "launcher.py").read_text()
     where = '    call("unshare"' if LINUX else "    os.execve("

@@ -15,7 +15,7 @@ from pilocal.task.schedule import DECAYS, DEFAULT, DecaySchedule, Schedule, Stag
 FOLDER = Path(__file__).parent.parent / "schedules"
 
 
-def laws(decays=tuple(DECAYS)):
+def laws(decays: tuple[str, ...] = tuple(DECAYS)) -> st.SearchStrategy[DecaySchedule]:
     return st.builds(
         DecaySchedule,
         decay=st.sampled_from(decays),
@@ -27,7 +27,7 @@ def laws(decays=tuple(DECAYS)):
 
 
 @given(laws())
-def test_every_law_begins_whole_never_grows_and_ends_with_the_bare_query(law):
+def test_every_law_begins_whole_never_grows_and_ends_with_the_bare_query(law: DecaySchedule) -> None:
     made = law.schedule().stages
     assert (made[0].tau, made[0].shots) == (1.0, law.shots)
     assert (made[-1].tau, made[-1].shots) == (0.0, 0)
@@ -36,7 +36,7 @@ def test_every_law_begins_whole_never_grows_and_ends_with_the_bare_query(law):
 
 
 @given(laws(("linear", "exponential", "inverse-exponential", "adaptive")))
-def test_a_decay_has_the_stages_and_the_last_share_that_were_asked_for(law):
+def test_a_decay_has_the_stages_and_the_last_share_that_were_asked_for(law: DecaySchedule) -> None:
     made = law.schedule().stages
     assert len(made) == law.stages
     assert made[-1].share == pytest.approx(law.final or 1 / law.stages)
@@ -44,7 +44,7 @@ def test_a_decay_has_the_stages_and_the_last_share_that_were_asked_for(law):
 
 
 @given(st.integers(3, 12), st.floats(0.1, 10))
-def test_exponential_lies_below_linear_and_inverse_exponential_above(stages, rate):
+def test_exponential_lies_below_linear_and_inverse_exponential_above(stages: int, rate: float) -> None:
     taus = [
         [stage.tau for stage in DecaySchedule(decay=decay, stages=stages, rate=rate).schedule().stages[1:-1]]
         for decay in ("exponential", "linear", "inverse-exponential")
@@ -53,8 +53,8 @@ def test_exponential_lies_below_linear_and_inverse_exponential_above(stages, rat
         assert 0 < low < middle < high < 1
 
 
-def test_the_ablations_train_what_they_say():
-    def trained(decay):
+def test_the_ablations_train_what_they_say() -> None:
+    def trained(decay: str) -> list[tuple[float, int]]:
         schedule = DecaySchedule(decay=decay, shots=4).schedule()
         return [(round(schedule.stages[i].tau, 2), schedule.stages[i].shots) for i in schedule.trained]
 
@@ -65,18 +65,18 @@ def test_the_ablations_train_what_they_say():
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_every_law_gets_the_same_number_of_optimizer_steps(decay):
+def test_every_law_gets_the_same_number_of_optimizer_steps(decay: str) -> None:
     assert sum(DecaySchedule(decay=decay, final=0.86).schedule().steps(250)) == 250
 
 
-def test_every_law_has_a_file_of_its_own():
+def test_every_law_has_a_file_of_its_own() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted(DECAYS)
     for decay in DECAYS:
         assert load_decay(FOLDER / f"{decay}.toml") == DecaySchedule(decay=decay)
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8), st.integers(0, 500))
-def test_every_optimizer_step_is_shared_out_and_no_stage_goes_without(weights, extra):
+def test_every_optimizer_step_is_shared_out_and_no_stage_goes_without(weights: list[float], extra: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
     schedule = Schedule(tuple(Stage(tau=0.0, shots=0, share=min(share, 1.0)) for share in shares))
     total = len(shares) + extra
@@ -85,7 +85,7 @@ def test_every_optimizer_step_is_shared_out_and_no_stage_goes_without(weights, e
     assert min(steps) >= 1
 
 
-def test_every_schedule_file_reads_and_says_how_to_run_it():
+def test_every_schedule_file_reads_and_says_how_to_run_it() -> None:
     files = sorted(FOLDER.glob("*.toml"))
     assert files
     for path in files:
@@ -93,7 +93,7 @@ def test_every_schedule_file_reads_and_says_how_to_run_it():
         assert path.read_text().startswith("# pilocal run TASK --schedule schedules/")
 
 
-def test_the_default_is_the_published_recipe():
+def test_the_default_is_the_published_recipe() -> None:
     assert load_schedule(FOLDER / "linear.toml") == DEFAULT
 
 
@@ -117,7 +117,7 @@ def test_the_default_is_the_published_recipe():
         ('decay = "linear"\n[[stage]]\ntau = 0\nshots = 0\nshare = 1\n', "decay beside [[stage]] tables"),
     ],
 )
-def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path, text, message):
+def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "s.toml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -125,7 +125,7 @@ def test_a_schedule_that_breaks_a_law_is_refused_with_its_line(tmp_path, text, m
     assert message in str(caught.value)
 
 
-def test_a_comparison_needs_a_decay(tmp_path):
+def test_a_comparison_needs_a_decay(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text("[[stage]]\ntau = 0\nshots = 0\nshare = 1\n")
     with pytest.raises(InputError, match=r"s.toml:1: this must name a decay, not"):

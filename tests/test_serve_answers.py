@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -32,7 +32,25 @@ strip = false
 [generation]
 max_tokens = 40
 """
-QUERIES = [f"say {word}" for word in "one two three four five six seven eight nine ten red blue green white".split()]
+QUERIES = [
+    f"say {word}"
+    for word in [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "red",
+        "blue",
+        "green",
+        "white",
+    ]
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +73,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_they_come_back_whole_and_streamed(server: Server) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         for query, answer in zip(QUERIES, ODD_ANSWERS, strict=True):
-            asked = {"model": "odd", "messages": [{"role": "user", "content": query}], "temperature": 0, "max_tokens": 60}
+            asked: Any = {
+                "model": "odd",
+                "messages": [{"role": "user", "content": query}],
+                "temperature": 0,
+                "max_tokens": 60,
+            }
             whole = client.chat.completions.create(**asked)
             parts = client.chat.completions.create(**asked, stream=True)
             streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)

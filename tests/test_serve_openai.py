@@ -14,7 +14,7 @@ import pytest
 from tests.served import TEMPLATE
 from tests.serving import ASKED, CONTEXT, Server, full_chat, post, running
 
-USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+USAGE: Any = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +45,7 @@ def task(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def as_before(task: Path, tmp_path: Path):
+def as_before(task: Path, tmp_path: Path) -> Iterator[None]:
     """Every test finds the run as `pilocal run` left it."""
     aside = shutil.copytree(task / "run", tmp_path / "run")
     yield
@@ -157,7 +159,7 @@ def test_a_type_that_does_not_exist_is_refused_before_any_work(task: Path, tmp_p
 
 
 def test_the_types_that_are_refused_are_those_that_llama_cpp_does_not_make(starter: Base, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "rope_scaling": None}
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "rope_scaling": None}
     base = make_base(tmp_path / "base", starter.folder, quantized=False, **sizes)
     floats = export_fused(base, None, tmp_path / "f16.gguf", "f16")
     for quant in UNMADE:

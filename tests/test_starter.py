@@ -7,6 +7,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilocal.base.base import Base
 from pilocal.prompt.tokens import token_counter
 from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS, invent
 from pilocal.starter.tokenizer import must_be_single
@@ -14,7 +15,7 @@ from pilocal.starter.tokenizer import must_be_single
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**40))
-def test_an_episode_is_decided_by_its_seed_and_says_every_code_in_its_template(seed):
+def test_an_episode_is_decided_by_its_seed_and_says_every_code_in_its_template(seed: int) -> None:
     episode = invent(seed)
     assert episode == invent(seed)
     assert 40 <= episode.entries <= 54
@@ -27,20 +28,20 @@ def test_an_episode_is_decided_by_its_seed_and_says_every_code_in_its_template(s
         assert all(f" {code}" in episode.template for code in codes)
 
 
-def test_codes_are_dealt_afresh(starter):
+def test_codes_are_dealt_afresh(starter: Base) -> None:
     first, second = (invent(seed, domain=DOMAINS[0]) for seed in (1, 2))
     shared = [word for word in first.glossary[0] if word in second.glossary[0]]
     assert shared
     assert [first.glossary[0][word] for word in shared] != [second.glossary[0][word] for word in shared]
 
 
-def test_a_template_is_long_plain_english(starter):
+def test_a_template_is_long_plain_english(starter: Base) -> None:
     count = token_counter(starter.tokenizer)
     for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 20):
         assert count(invent(seed, entries=42).template) >= 300
 
 
-def test_words_and_codes_are_single_tokens(starter):
+def test_words_and_codes_are_single_tokens(starter: Base) -> None:
     tokenizer = starter.tokenizer
     singles = list(must_be_single())
     assert len(singles) > 400
@@ -48,7 +49,7 @@ def test_words_and_codes_are_single_tokens(starter):
     assert len(set(CODES)) == len(CODES) > 200
 
 
-def test_the_starter_is_a_small_quantized_llama(starter):
+def test_the_starter_is_a_small_quantized_llama(starter: Base) -> None:
     config = starter.config
     assert config["model_type"] == "llama"
     assert config["hidden_size"] % 256 == 0
@@ -59,7 +60,7 @@ def test_the_starter_is_a_small_quantized_llama(starter):
     assert len(starter.sha256) == 64
 
 
-def test_the_starter_reads_its_prompt_and_knows_nothing_without_it(starter):
+def test_the_starter_reads_its_prompt_and_knows_nothing_without_it(starter: Base) -> None:
     from tests.bench.starter_gate import measure, mlx_answers
 
     report = measure(mlx_answers(starter), tasks=4, queries=25)

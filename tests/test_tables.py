@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -144,7 +145,7 @@ def test_a_benchmark_shows_minutes_and_gibibytes() -> None:
 
 
 def test_parity_shows_every_figure() -> None:
-    gradients = {"relative": 1.23e-05, "tensor": "model.layers.31.mlp.down_proj.lora_a"}
+    gradients: dict[str, Any] = {"relative": 1.23e-05, "tensor": "model.layers.31.mlp.down_proj.lora_a"}
     stage = {"stage": 3, "tau": 0.5, "shots": 5, "steps": 1000, "first_step": 1, "gradients": gradients}
     stage |= {figure: {"relative": 4.56e-05} for figure in ("loss", "gradient_norm")}
     steps = [{"loss": {"recorded": 0.00123, "torch": 12.3}}] * 1000

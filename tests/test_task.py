@@ -31,21 +31,21 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_task_needs_no_more_than_a_name(folder):
+def test_a_task_needs_no_more_than_a_name(folder: Path) -> None:
     task = load_task(folder)
     assert (task.name, task.model, task.metric, len(task.train)) == ("t", "starter", "exact_match", 3)
     assert task.training == Training()
     assert task.template == "Say it backwards."
 
 
-def test_tables_change_what_they_name_and_nothing_else(folder):
+def test_tables_change_what_they_name_and_nothing_else(folder: Path) -> None:
     (folder / "task.toml").write_text('name = "t"\n[training]\nlearning_rate = 1e-5\nsteps = 7\n[lora]\nscale = 3\n')
     task = load_task(folder)
     assert (task.training.learning_rate, task.training.steps, task.lora.scale) == (1e-5, 7, 3.0)
     assert task.training.batch_size == Training().batch_size
 
 
-def test_every_fault_of_every_file_is_reported_with_its_line(folder):
+def test_every_fault_of_every_file_is_reported_with_its_line(folder: Path) -> None:
     (folder / "task.toml").write_text('name = "t"\nmetrik = "bleu"\n[training]\nsteps = "many"\nclip = -1.0\n')
     (folder / "train.jsonl").write_text('{"query": "a", "answer": "b"}\n{"query": "a"\n{"query": "c", "answer": ""}\n')
     (folder / "task.toml").write_text(
@@ -60,7 +60,7 @@ def test_every_fault_of_every_file_is_reported_with_its_line(folder):
     assert any("task.toml:2: metric must be one of" in line for line in lines)
 
 
-def test_a_field_that_every_record_lacks_is_one_line(folder):
+def test_a_field_that_every_record_lacks_is_one_line(folder: Path) -> None:
     (folder / "train.jsonl").write_text('{"query": "a"}\n{"query": "b"}\n{"answer": "c"}\n{"query": "d"}\n')
     lines = refusal(folder).splitlines()
     assert len(lines) == 2
@@ -78,13 +78,13 @@ def test_a_field_that_every_record_lacks_is_one_line(folder):
         ("pool = 1.5", "pool must be above 0 and at most 1; got 1.5"),
     ],
 )
-def test_retrieval_is_read_strictly(folder, line, fault):
+def test_retrieval_is_read_strictly(folder: Path, line: str, fault: str) -> None:
     with (folder / "task.toml").open("a") as file:
         file.write(f"[retrieval]\n{line}\n")
     assert fault in refusal(folder)
 
 
-def test_broken_records_are_named_line_by_line(folder):
+def test_broken_records_are_named_line_by_line(folder: Path) -> None:
     (folder / "train.jsonl").write_text(
         '{"query": "a", "answer": "b", "id": 1}\n{"query": "a"\n\n{"query": "c"}\n[]\n'
         '{"query": "d", "answer": "e", "id": 1}\n'
@@ -98,39 +98,39 @@ def test_broken_records_are_named_line_by_line(folder):
 
 
 @pytest.mark.parametrize("name", ["template.md", "train.jsonl", "valid.jsonl", "test.jsonl"])
-def test_missing_and_empty_files_are_named(folder, name):
+def test_missing_and_empty_files_are_named(folder: Path, name: str) -> None:
     (folder / name).write_text(" \n")
     assert f"{name}: the file is empty" in refusal(folder)
     (folder / name).unlink()
     assert f"{name}: no such file" in refusal(folder)
 
 
-def test_a_missing_task_says_how_to_make_one(tmp_path):
+def test_a_missing_task_says_how_to_make_one(tmp_path: Path) -> None:
     assert "pilocal init" in refusal(tmp_path)
 
 
-def test_an_unknown_table_is_an_error_with_a_suggestion(folder):
+def test_an_unknown_table_is_an_error_with_a_suggestion(folder: Path) -> None:
     (folder / "task.toml").write_text('name = "t"\n[trainning]\nsteps = 3\n')
     assert "task.toml:2: unknown table [trainning]; did you mean training?" in refusal(folder)
 
 
-def test_a_setting_that_the_metric_does_not_read_is_an_error(folder):
+def test_a_setting_that_the_metric_does_not_read_is_an_error(folder: Path) -> None:
     (folder / "task.toml").write_text('name = "t"\n[scoring]\ndatabase = "a.sqlite"\n')
     said = "task.toml:3: the metric exact_match does not read [scoring] database; it reads strip; remove the key"
     assert said in refusal(folder)
 
 
-def test_toml_that_does_not_parse_is_named_with_its_line(folder):
+def test_toml_that_does_not_parse_is_named_with_its_line(folder: Path) -> None:
     (folder / "task.toml").write_text('name = "t"\nmodel = \n')
     assert "task.toml:2: not valid TOML" in refusal(folder)
 
 
-def test_a_query_may_not_stand_in_two_splits(folder):
+def test_a_query_may_not_stand_in_two_splits(folder: Path) -> None:
     (folder / "test.jsonl").write_text('{"query": "train 1", "answer": "x"}\n')
     assert "test.jsonl: queries that also appear in an earlier split: 1, the last being" in refusal(folder)
 
 
-def test_a_multi_turn_record_keeps_its_history(folder):
+def test_a_multi_turn_record_keeps_its_history(folder: Path) -> None:
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     record = {"messages": [{"role": role, "content": content} for role, content in turns]}
     (folder / "test.jsonl").write_text(json.dumps(record) + "\n")
@@ -138,12 +138,12 @@ def test_a_multi_turn_record_keeps_its_history(folder):
     assert (example.history, example.query, example.answer) == (tuple(turns[:2]), "c", "d")
 
 
-def test_a_system_message_inside_a_record_is_refused(folder):
+def test_a_system_message_inside_a_record_is_refused(folder: Path) -> None:
     record = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}
     (folder / "test.jsonl").write_text(json.dumps(record) + "\n")
     assert "its text belongs in the template" in refusal(folder)
 
 
-def test_unusual_line_separators_inside_a_string_do_not_end_a_record(folder):
+def test_unusual_line_separators_inside_a_string_do_not_end_a_record(folder: Path) -> None:
     (folder / "test.jsonl").write_text('{"query": "a\u2028b", "answer": "c"}\n', encoding="utf-8")
     assert load_task(folder).test[0].query == "a\u2028b"

@@ -10,10 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import TrainingError
 from pilocal.task import Training
 from tests.test_cli import ROOT, pilocal
@@ -49,7 +52,7 @@ except PilocalError as error:
 """
 
 
-def free_ports(count):
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -57,7 +60,7 @@ def free_ports(count):
     return ports
 
 
-def launch(folder, command_of, count=2):
+def launch(folder: Path, command_of: Callable[[int], list[str]], count: int = 2) -> list[subprocess.Popen[str]]:
     """Start `count` processes that form a ring, as mlx.launch does."""
     folder.mkdir(parents=True, exist_ok=True)
     hosts = folder / "hosts.json"
@@ -72,34 +75,37 @@ def launch(folder, command_of, count=2):
     return started
 
 
-def launch_fit(base, folder, settings=lambda rank: {}, count=2):
+def launch_fit(
+    base: Base, folder: Path, settings: Callable[[int], dict[str, Any]] = lambda rank: {}, count: int = 2
+) -> list[subprocess.Popen[str]]:
     return launch(
         folder, lambda rank: [sys.executable, "-c", RANK, str(base.folder), str(folder), repr(settings(rank))], count
     )
 
 
-def ends(processes):
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Wait for all and return (exit status, stdout, stderr) of each."""
     said = [process.communicate(timeout=120) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-def read_until(process, line):
+def read_until(process: subprocess.Popen[str], line: str) -> None:
     """Wait for a line of a process; fails when it ends without."""
+    assert process.stdout and process.stderr
     for said in process.stdout:
         if said == line:
             return
     pytest.fail(process.stderr.read())
 
 
-def losses(folder):
+def losses(folder: Path) -> tuple[list[int], list[float]]:
     lines = [json.loads(line) for i in "01" for line in (folder / i / "metrics.jsonl").read_text().splitlines()]
     return [line["step"] for line in lines], [line[n] for line in lines for n in ("loss", "valid_loss") if n in line]
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 2), (3, 1)])
-def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, tmp_path):
+def test_several_processes_give_the_losses_of_one(count: int, accumulate: int, tiny_base: Base, tmp_path: Path) -> None:
     settings = {"accumulate": accumulate}
     fit(tiny_base, tmp_path / "one", Training(**{**as_dict(TRAINING), **settings}))
     for status, _, said in ends(launch_fit(tiny_base, tmp_path / "more", lambda rank: settings, count)):
@@ -112,7 +118,9 @@ def test_several_processes_give_the_losses_of_one(count, accumulate, tiny_base, 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(victim, tiny_base, tmp_path):
+def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(
+    victim: int, tiny_base: Base, tmp_path: Path
+) -> None:
     fit(tiny_base, tmp_path / "one", TRAINING)
     processes = launch_fit(tiny_base, tmp_path / "two")
     read_until(processes[0], "5\n")
@@ -133,7 +141,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(vic
 
 
 @pytest.mark.processes
-def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
+def test_an_interrupt_of_all_saves_in_the_first(tiny_base: Base, tmp_path: Path) -> None:
     processes = launch_fit(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
     read_until(processes[0], "3\n")
     for process in processes:
@@ -146,14 +154,14 @@ def test_an_interrupt_of_all_saves_in_the_first(tiny_base, tmp_path):
 
 
 @pytest.mark.processes
-def test_hosts_that_do_not_agree_are_told_of_what(tiny_base, tmp_path):
+def test_hosts_that_do_not_agree_are_told_of_what(tiny_base: Base, tmp_path: Path) -> None:
     processes = launch_fit(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})
     for status, _, said in ends(processes):
         assert status == 1
         assert "[lora] or [training] differs between hosts; got '1 of them'; make [lora] or [training]" in said
 
 
-def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
+def test_one_process_that_was_launched_alone_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pilocal.training.mlx.team import launched_rank
 
     monkeypatch.delenv("MLX_RANK", raising=False)
@@ -166,7 +174,7 @@ def test_one_process_that_was_launched_alone_is_alone(tmp_path, monkeypatch):
     assert launched_rank() == 0
 
 
-def test_a_team_that_does_not_meet_is_a_line(tmp_path, monkeypatch):
+def test_a_team_that_does_not_meet_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pilocal.training.mlx.team import MlxTeam
 
     monkeypatch.setenv("MLX_RANK", "0")
@@ -175,23 +183,28 @@ def test_a_team_that_does_not_meet_is_a_line(tmp_path, monkeypatch):
         MlxTeam.join()
 
 
-def test_orders_arrive_as_they_were_given(monkeypatch):
+def test_orders_arrive_as_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one process sends as numbers, another reads as the same rows."""
     from pilocal.training.mlx.team import MlxTeam
     from pilocal.training.team import Kind, Order
 
-    sent = []
+    sent: list[Any] = []
     team = MlxTeam()
     order = Order(Kind.STEP, 7, 0.125, tuple(random_rows(1, 6, 12, 2, 16)), 12)
+
+    def kept(array: Any) -> Any:
+        sent.append(array)
+        return array
+
     for given in (order, Order(Kind.FIT)):
-        monkeypatch.setattr(team, "_sum", lambda array: sent.append(array) or array)
+        monkeypatch.setattr(team, "_sum", kept)
         team.exchange(given)
         monkeypatch.setattr(team, "_sum", lambda array: sent.pop(0))
         assert team.exchange(None) == given
 
 
 @pytest.mark.processes
-def test_mlx_launch_trains_a_task_with_two_processes(tiny_base, tmp_path):
+def test_mlx_launch_trains_a_task_with_two_processes(tiny_base: Base, tmp_path: Path) -> None:
     task = make_task(tmp_path / "task", tiny_base.folder)
     assert pilocal("train", task, "--run", tmp_path / "one").returncode == 0
     launcher = Path(sys.executable).with_name("mlx.launch")

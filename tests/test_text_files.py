@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base.base import find_base
+from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, ModelError
 from pilocal.task import load_examples, load_task
 from pilocal.task.placeholders import placeholder_warning
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-def test_a_byte_order_mark_and_other_line_ends_are_no_part_of_any_file(folder, ends):
+def test_a_byte_order_mark_and_other_line_ends_are_no_part_of_any_file(folder: Path, ends: str) -> None:
     plain = load_task(folder)
     for name in FILES:
         text = (folder / name).read_text()
@@ -36,7 +36,7 @@ def test_a_byte_order_mark_and_other_line_ends_are_no_part_of_any_file(folder, e
     assert len(load_schedule(folder / "s.toml").stages) == 4
 
 
-def test_files_that_were_joined_have_the_mark_within(folder):
+def test_files_that_were_joined_have_the_mark_within(folder: Path) -> None:
     half = (folder / "train.jsonl").read_bytes()
     (folder / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + half + b"\xef\xbb\xbf" + half.replace(b"train", b"more"))
     assert len(load_task(folder).train) == 6
@@ -44,20 +44,20 @@ def test_files_that_were_joined_have_the_mark_within(folder):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf_16_is_refused_by_name(folder, name, encoding):
+def test_utf_16_is_refused_by_name(folder: Path, name: str, encoding: str) -> None:
     (folder / name).write_bytes((folder / name).read_text().encode(encoding))
     assert refusal(folder) == f'{folder / name}: this is UTF-16, which Windows calls "Unicode"; save it as UTF-8'
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_another_encoding_is_refused_with_its_line(folder, name):
+def test_another_encoding_is_refused_with_its_line(folder: Path, name: str) -> None:
     with (folder / name).open("ab") as file:
         file.write("# Käse\n".encode("latin-1"))
     lines = (folder / name).read_bytes().count(b"\n")
     assert refusal(folder) == f"{folder / name}:{lines}: not UTF-8 text; got b'\\xe4'; save it as UTF-8"
 
 
-def test_packed_files_are_refused_by_name_with_what_to_do(folder):
+def test_packed_files_are_refused_by_name_with_what_to_do(folder: Path) -> None:
     path = folder / "train.jsonl"
     data = path.read_bytes() * 50
     for packed, name in ((gzip.compress(data), "gzip"), (bz2.compress(data), "bzip2"), (lzma.compress(data), "xz")):
@@ -75,13 +75,13 @@ def test_packed_files_are_refused_by_name_with_what_to_do(folder):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_link_that_leads_nowhere_is_called_one(folder, name):
+def test_a_link_that_leads_nowhere_is_called_one(folder: Path, name: str) -> None:
     (folder / name).unlink()
     (folder / name).symlink_to("gone.txt")
     assert f"{folder / name}: a link to gone.txt, which is not there" in refusal(folder)
 
 
-def test_what_lies_behind_a_link_that_leads_nowhere_is_told(folder):
+def test_what_lies_behind_a_link_that_leads_nowhere_is_told(folder: Path) -> None:
     (folder / "data").symlink_to("/nowhere/data")
     (folder / "task.toml").write_text('name = "t"\ntrain = "data/train.jsonl"\n')
     said = f"train.jsonl: it lies behind {folder}/data, a link to /nowhere/data, which is not there"
@@ -93,7 +93,7 @@ def test_what_lies_behind_a_link_that_leads_nowhere_is_told(folder):
         find_base("./other", folder)
 
 
-def test_a_file_that_may_not_be_read_is_one_line(folder):
+def test_a_file_that_may_not_be_read_is_one_line(folder: Path) -> None:
     (folder / "train.jsonl").unlink()
     (folder / "train.jsonl").symlink_to("train.jsonl")
     assert "train.jsonl: cannot be read: Too many levels of symbolic links" in refusal(folder)
@@ -127,7 +127,7 @@ LARGE = "a number that no setting can be"
         ('x = "\\ud800"\n', "task.toml:2: not valid TOML"),
     ],
 )
-def test_toml_that_python_cannot_hold_is_one_line(folder, text, said):
+def test_toml_that_python_cannot_hold_is_one_line(folder: Path, text: str, said: str) -> None:
     (folder / "task.toml").write_text(f'name = "t"\n{text}')
     told = refusal(folder)
     assert told.startswith(f"{folder}/{said.partition(': not valid')[0]}")
@@ -135,12 +135,12 @@ def test_toml_that_python_cannot_hold_is_one_line(folder, text, said):
     assert len(told.splitlines()) == 1
 
 
-def test_the_largest_whole_number_is_taken(folder):
+def test_the_largest_whole_number_is_taken(folder: Path) -> None:
     (folder / "task.toml").write_text(f'name = "t"\n[training]\nseed = {2**63 - 1}\n')
     assert load_task(folder).training.seed == 2**63 - 1
 
 
-def test_schedules_are_read_as_strictly(tmp_path):
+def test_schedules_are_read_as_strictly(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     stage = "[[stage]]\ntau = {}\nshots = 0\nshare = 0.5\n"
     for text, said in (
@@ -159,7 +159,9 @@ def test_schedules_are_read_as_strictly(tmp_path):
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(folder, tiny_base, monkeypatch):
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(
+    folder: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = folder / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -196,7 +198,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(folder, tiny_base, 
         "%(query)s",
     ],
 )
-def test_a_placeholder_in_the_template_is_pointed_out(folder, text):
+def test_a_placeholder_in_the_template_is_pointed_out(folder: Path, text: str) -> None:
     (folder / "template.md").write_text(f"\nSay it backwards.\nText: {text}\n")
     (said,) = load_task(folder).warnings
     assert said.startswith(f"{folder}/template.md:3: {text} in a template stays as it stands: the query comes after it")
@@ -221,11 +223,11 @@ def test_a_placeholder_in_the_template_is_pointed_out(folder, text):
         "${inputs}",
     ],
 )
-def test_other_braces_in_a_template_are_left_alone(text):
+def test_other_braces_in_a_template_are_left_alone(text: str) -> None:
     assert placeholder_warning(f"Say {text}", Path("template.md")) is None
 
 
-def test_the_examples_of_this_folder_warn_of_nothing():
+def test_the_examples_of_this_folder_warn_of_nothing() -> None:
     root = Path(__file__).parent.parent / "examples"
     found = [path for path in root.glob("*/template*.md") if placeholder_warning(path.read_text(), path)]
     assert not found

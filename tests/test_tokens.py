@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.prompt.render import render
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, token_counter, tokenize
@@ -16,11 +18,11 @@ ASKED = Example(id="q", query="please dim the lamp in the kitchen", answer="send
 
 
 @pytest.fixture(scope="module")
-def tokenizer(starter):
+def tokenizer(starter: Base) -> Any:
     return starter.tokenizer
 
 
-def test_the_completion_is_identical_in_every_stage(tokenizer):
+def test_the_completion_is_identical_in_every_stage(tokenizer: Any) -> None:
     rows = [
         tokenize(render(template, SHOTS[:k], ASKED), tokenizer)
         for template, k in (("Long rules.\n\n- a\n- b", 3), ("Rules.", 1), ("", 2), ("", 0))
@@ -29,7 +31,7 @@ def test_the_completion_is_identical_in_every_stage(tokenizer):
     assert tokenizer.decode(rows[0].completion) == "send ZOR, MIP<|eot_id|>"
 
 
-def test_the_query_is_rendered_the_same_in_every_stage_and_at_serving(tokenizer):
+def test_the_query_is_rendered_the_same_in_every_stage_and_at_serving(tokenizer: Any) -> None:
     turn = tokenizer.encode(
         "<|start_header_id|>user<|end_header_id|>\n\nplease dim the lamp in the kitchen<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -41,37 +43,37 @@ def test_the_query_is_rendered_the_same_in_every_stage_and_at_serving(tokenizer)
     assert list(row.tokens[1 : row.offset]) == turn
 
 
-def test_there_is_exactly_one_bos(tokenizer):
+def test_there_is_exactly_one_bos(tokenizer: Any) -> None:
     row = tokenize(render("Rules.", SHOTS, ASKED), tokenizer)
     assert row.tokens.count(tokenizer.bos_token_id) == 1
     assert row.tokens[0] == tokenizer.bos_token_id
 
 
-def test_the_prompt_of_a_row_is_what_is_asked_at_inference(tokenizer):
+def test_the_prompt_of_a_row_is_what_is_asked_at_inference(tokenizer: Any) -> None:
     record = render("Rules.", SHOTS, ASKED)
     row = tokenize(record, tokenizer)
     assert list(row.tokens[: row.offset]) == prompt_tokens(record["messages"][:-1], tokenizer)
 
 
-def test_the_last_token_of_a_completion_ends_the_turn(tokenizer):
+def test_the_last_token_of_a_completion_ends_the_turn(tokenizer: Any) -> None:
     row = tokenize(render("", [], ASKED), tokenizer)
     assert row.tokens[-1] in end_tokens(tokenizer)
     assert not set(row.completion[:-1]) & end_tokens(tokenizer)
 
 
-def test_a_multi_turn_example_keeps_its_history_in_the_prompt(tokenizer):
+def test_a_multi_turn_example_keeps_its_history_in_the_prompt(tokenizer: Any) -> None:
     asked = Example(id="m", query="c", answer="d", history=(("user", "a"), ("assistant", "b")))
     record = render("", [], asked)
     assert [message["content"] for message in record["messages"]] == ["a", "b", "c", "d"]
     assert tokenizer.decode(tokenize(record, tokenizer).completion) == "d<|eot_id|>"
 
 
-def test_a_chat_template_that_rewrites_the_prompt_is_refused(tokenizer):
+def test_a_chat_template_that_rewrites_the_prompt_is_refused(tokenizer: Any) -> None:
     rewriting = deepcopy(tokenizer)
     rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(InputError, match="rewrites the prompt"):
         tokenize(render("", [], ASKED), rewriting)
 
 
-def test_counting_tokens_leaves_bos_out(tokenizer):
+def test_counting_tokens_leaves_bos_out(tokenizer: Any) -> None:
     assert token_counter(tokenizer)("") == 0

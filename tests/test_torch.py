@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,22 +31,24 @@ TOLERANCE = 1e-4
 LORA = Lora(rank=4)
 
 
-def mlx_start(model):
+def mlx_start(model: Any) -> dict[str, Any]:
     """The adapter of an MLX model as it stands, as NumPy arrays."""
     from pilocal.training.mlx.adapter import adapter_weights
 
     return {name: np.array(value) for name, value in adapter_weights(model).items()}
 
 
-def distance(a, b):
+def distance(a: Any, b: Any) -> float:
     """The size of what sets two arrays apart, beside their own."""
-    return np.linalg.norm(a - b) / max(np.linalg.norm(a), np.linalg.norm(b), 1e-30)
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), 1e-30)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_weights_are_unpacked_as_mlx_does_bit_for_bit(bits, dtype, size, monkeypatch):
+def test_weights_are_unpacked_as_mlx_does_bit_for_bit(
+    bits: int, dtype: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlx.core as mx
     import torch
 
@@ -52,8 +56,8 @@ def test_weights_are_unpacked_as_mlx_does_bit_for_bit(bits, dtype, size, monkeyp
 
     mx.random.seed(bits)
     packed, scales, biases = mx.quantize(mx.random.normal((9, 384)).astype(getattr(mx, dtype)), size, bits)
-    wide = (value.astype(mx.float32) for value in (scales, biases))
-    expected = np.array(mx.dequantize(packed, *wide, group_size=size, bits=bits))
+    wide = [value.astype(mx.float32) for value in (scales, biases)]
+    expected = np.array(mx.dequantize(packed, wide[0], wide[1], group_size=size, bits=bits))
     monkeypatch.setattr(weights, "AT_ONCE", 1000)  # some rows at a time
     words = torch.from_numpy(np.array(packed).view(np.int32)).view(torch.uint32)
     parts = (torch.from_numpy(np.array(value.astype(mx.float32))) for value in (scales, biases))
@@ -65,7 +69,9 @@ def test_weights_are_unpacked_as_mlx_does_bit_for_bit(bits, dtype, size, monkeyp
 
 
 @pytest.mark.parametrize("fixture", ["starter", "tiny_base", "tiny_float_base", "tiny_qwen3_base", "mixed"])
-def test_every_weight_of_a_base_is_mlxs(fixture, request, starter, tmp_path):
+def test_every_weight_of_a_base_is_mlxs(
+    fixture: str, request: pytest.FixtureRequest, starter: Base, tmp_path: Path
+) -> None:
     import torch
     from mlx.utils import tree_flatten
 
@@ -77,13 +83,14 @@ def test_every_weight_of_a_base_is_mlxs(fixture, request, starter, tmp_path):
     else:
         base = request.getfixturevalue(fixture)
     found = read_weights(base, dtype=torch.float32, device=torch.device("cpu"))
-    expected = {name: np.array(value) for name, value in tree_flatten(load_base(base, None, "float32").parameters())}
+    parameters = dict(tree_flatten(load_base(base, None, "float32").parameters()))
+    expected = {name: np.array(value) for name, value in parameters.items()}
     assert set(found) == set(expected)
     for name, value in found.items():
         assert np.array_equal(value.numpy().view(np.int32), expected[name].view(np.int32)), name
 
 
-def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
+def test_a_base_in_shards_is_read_whole(tiny_base: Base, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -94,7 +101,7 @@ def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
     cut = names.index("model.layers.0.mlp.up_proj.scales")
     for number, part in enumerate((names[:cut], names[cut:])):
         save_file({name: tensors[name] for name in part}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
-    settings = {"dtype": torch.float32, "device": torch.device("cpu")}
+    settings: Any = {"dtype": torch.float32, "device": torch.device("cpu")}
     shutil.copyfile(tiny_base.folder / "config.json", tmp_path / "config.json")
     split = read_weights(Base.at(tmp_path), **settings)
     whole = read_weights(tiny_base, **settings)
@@ -103,7 +110,7 @@ def test_a_base_in_shards_is_read_whole(tiny_base, tmp_path):
 
 
 @pytest.mark.parametrize("fixture", [*BASES, *OTHERS])
-def test_the_logits_are_mlxs_with_and_without_an_adapter(fixture, request):
+def test_the_logits_are_mlxs_with_and_without_an_adapter(fixture: str, request: pytest.FixtureRequest) -> None:
     import mlx.core as mx
 
     base = request.getfixturevalue(fixture)
@@ -132,8 +139,13 @@ def test_the_logits_are_mlxs_with_and_without_an_adapter(fixture, request):
 )
 @pytest.mark.parametrize("as_transformers_5", [False, True])
 def test_settings_that_are_left_out_or_written_anew_mean_what_they_mean_to_mlx(
-    kind, changes, as_transformers_5, starter, tmp_path, monkeypatch
-):
+    kind: str,
+    changes: dict[str, Any],
+    as_transformers_5: bool,
+    starter: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import mlx.core as mx
 
     monkeypatch.setattr(tiny, "CONFIG", {k: v for k, v in tiny.CONFIG.items() if changes.get(k, v) is not None})
@@ -155,8 +167,8 @@ def test_settings_that_are_left_out_or_written_anew_mean_what_they_mean_to_mlx(
 
 @pytest.mark.parametrize("start", ["first step", "later"])
 @pytest.mark.parametrize("fixture", [*BASES, *OTHERS])
-def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
-    import mlx.nn as nn
+def test_the_loss_and_every_gradient_are_mlxs(fixture: str, start: str, request: pytest.FixtureRequest) -> None:
+    from mlx.nn.utils import value_and_grad
     from mlx.utils import tree_flatten
 
     from pilocal.training.mlx.adapter import add_lora
@@ -170,8 +182,8 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
         model = load_base(base, None, "float32")
         add_lora(model, LORA, seed=0)
     rows = random_rows(3, 6, 20, 2, 16)
-    (loss, _), gradients = nn.value_and_grad(model, completion_loss)(model, *make_batch(rows, 20).arrays())
-    expected = {name: np.array(value) for name, value in tree_flatten(gradients)}
+    (loss, _), gradients = value_and_grad(model, completion_loss)(model, *make_batch(rows, 20).arrays())
+    expected = {name: np.array(value) for name, value in dict(tree_flatten(gradients)).items()}
     found_loss, found = TorchTrainer(base, LORA, Training(), mlx_start(model)).gradients(rows)
     assert found_loss == pytest.approx(loss.item(), rel=TOLERANCE)
     assert set(found) == set(expected)
@@ -183,7 +195,14 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture, start, request):
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "recompute": True}])
 @pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "mixed"])
-def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, request, starter, tmp_path, monkeypatch):
+def test_a_base_that_stays_packed_has_the_same_gradients(
+    fixture: str,
+    changes: dict[str, Any],
+    request: pytest.FixtureRequest,
+    starter: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from pilocal.training.torch_backend import packed
 
     if fixture == "mixed":
@@ -192,7 +211,7 @@ def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, reque
     else:
         base = request.getfixturevalue(fixture)
     rows = random_rows(3, 7, 20, 2, 16)
-    settings = [base, LORA, Training(**changes), mlx_start(trainable(base))]
+    settings: Any = [base, LORA, Training(**changes), mlx_start(trainable(base))]
     (loss, plain), whole = (TorchTrainer(*settings).gradients(rows), TorchTrainer(*settings, weights="packed"))
     held = [module for module in whole.model.modules() if isinstance(module, packed.PackedLinear)]
     assert len(held) >= 14
@@ -206,7 +225,7 @@ def test_a_base_that_stays_packed_has_the_same_gradients(fixture, changes, reque
     assert max(distance(found[name], value) for name, value in plain.items()) < TOLERANCE
 
 
-def test_nf4_rounds_the_blocks_and_trains(tiny_base):
+def test_nf4_rounds_the_blocks_and_trains(tiny_base: Base) -> None:
     start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 6, 20, 2, 16)
     plain, rounded = (TorchTrainer(tiny_base, LORA, Training(), start, weights=held) for held in ("unpacked", "nf4"))
     kinds = {type(module).__name__ for module in rounded.model.model.layers.modules()}
@@ -221,7 +240,7 @@ def test_nf4_rounds_the_blocks_and_trains(tiny_base):
 
 
 @pytest.mark.parametrize("changes", [{"accumulate": 3}, {"accumulate": 2, "recompute": True}])
-def test_parts_and_recomputation_change_no_gradient(changes, tiny_base):
+def test_parts_and_recomputation_change_no_gradient(changes: dict[str, Any], tiny_base: Base) -> None:
     start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 7, 20, 2, 16)
     loss, plain = TorchTrainer(tiny_base, LORA, Training(), start).gradients(rows)
     other_loss, other = TorchTrainer(tiny_base, LORA, Training(**changes), start).gradients(rows)
@@ -237,7 +256,7 @@ def test_parts_and_recomputation_change_no_gradient(changes, tiny_base):
         {"optimizer": "adafactor", "lr_schedule": "constant", "weight_decay": 0.1},
     ],
 )
-def test_twenty_steps_have_mlxs_losses(changes, tiny_base):
+def test_twenty_steps_have_mlxs_losses(changes: dict[str, Any], tiny_base: Base) -> None:
     from pilocal.training.mlx.adapter import add_lora
     from pilocal.training.mlx.batches import Batches
     from pilocal.training.mlx.frozen_layers import Below
@@ -271,7 +290,7 @@ def test_twenty_steps_have_mlxs_losses(changes, tiny_base):
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", "tiny_biased_base", *OTHERS])
-def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture, request):
+def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture: str, request: pytest.FixtureRequest) -> None:
     base = request.getfixturevalue(fixture)
     rows = random_rows(2, 30, 20, 2, 8)
     start = {name: value + 0.01 for name, value in mlx_start(trainable(base)).items()}
@@ -286,13 +305,13 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture, request)
     assert shared.evaluate(rows)[0] == pytest.approx(whole.evaluate(rows)[0], rel=1e-5)
 
 
-def test_nothing_is_shared_where_layers_slide_or_are_computed_again(tiny_base, sliding_base):
+def test_nothing_is_shared_where_layers_slide_or_are_computed_again(tiny_base: Base, sliding_base: Base) -> None:
     start = mlx_start(trainable(tiny_base))
     assert not TorchTrainer(tiny_base, LORA, Training(recompute=True), start, share=True).share
     assert not TorchTrainer(sliding_base, LORA, Training(), None, share=True).share
 
 
-def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
+def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base: Base) -> None:
     lora = Lora(rank=2, layers=1, linears=("self_attn.v_proj", "mlp.up_proj"))
     start = mlx_start(trainable(tiny_deep_base, lora))
     trainer = TorchTrainer(tiny_deep_base, lora, Training(), start)
@@ -301,7 +320,7 @@ def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base):
     assert all(np.array_equal(value, start[name]) for name, value in trainer.adapter().items())
 
 
-def test_a_base_in_bfloat16_has_a_float32_adapter_and_nearly_the_same_gradients(tiny_base):
+def test_a_base_in_bfloat16_has_a_float32_adapter_and_nearly_the_same_gradients(tiny_base: Base) -> None:
     start, rows = mlx_start(trainable(tiny_base)), random_rows(3, 6, 20, 2, 16)
     rough = TorchTrainer(tiny_base, LORA, Training(), start, precision="bfloat16")
     assert {value.dtype for value in rough.adapter().values()} == {np.dtype("float32")}
@@ -313,7 +332,7 @@ def test_a_base_in_bfloat16_has_a_float32_adapter_and_nearly_the_same_gradients(
     assert whole @ rough_whole > 0.98 * np.linalg.norm(whole) * np.linalg.norm(rough_whole)
 
 
-def test_the_start_is_what_mlx_draws(tiny_base, tiny_float_base):
+def test_the_start_is_what_mlx_draws(tiny_base: Base, tiny_float_base: Base) -> None:
     from pilocal.training.mlx.adapter import add_lora, initial_adapter
 
     for base, seed in ((tiny_base, 0), (tiny_float_base, 5)):
@@ -324,14 +343,14 @@ def test_the_start_is_what_mlx_draws(tiny_base, tiny_float_base):
         assert all(np.array_equal(found[name], value) for name, value in mlx_start(model).items())
 
 
-def test_a_start_of_ones_own_has_mlxs_distribution():
+def test_a_start_of_ones_own_has_mlxs_distribution() -> None:
     drawn = draw({"m.lora_a": (400, 16), "m.lora_b": (16, 30)}, seed=1)
     assert not drawn["m.lora_b"].any()
     assert np.abs(drawn["m.lora_a"]).max() <= 1 / 20
     assert drawn["m.lora_a"].std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.05)
 
 
-def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, tmp_path):
+def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base: Base, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
 
@@ -354,7 +373,7 @@ def test_an_adapter_survives_both_formats_and_peft_computes_the_same(tiny_base, 
     assert np.abs(logits - trainer.logits(row)).max() < 1e-5
 
 
-def test_a_start_of_another_shape_is_refused_by_name(tiny_base):
+def test_a_start_of_another_shape_is_refused_by_name(tiny_base: Base) -> None:
     start = mlx_start(trainable(tiny_base))
     name = "model.layers.0.mlp.up_proj.lora_a"
     with pytest.raises(InputError, match=rf"{name} of the initial adapter should be 256 x 4; got '256 x 3'"):
@@ -365,7 +384,7 @@ def test_a_start_of_another_shape_is_refused_by_name(tiny_base):
         TorchTrainer(tiny_base, LORA, Training(), start | {name: np.full((256, 4), np.nan, dtype=np.float32)})
 
 
-def test_rows_of_another_tokenizer_are_refused(tiny_base):
+def test_rows_of_another_tokenizer_are_refused(tiny_base: Base) -> None:
     trainer = TorchTrainer(tiny_base, LORA, Training(), None)
     with pytest.raises(InputError, match="the base knows 2048 tokens; got 2048; render the rows with"):
         trainer.gradients([Row((1, 2048, 3), 2)])
@@ -379,7 +398,7 @@ def test_rows_of_another_tokenizer_are_refused(tiny_base):
         (Lora(linears=("self_attn.q_prj",)), "got 'self_attn.q_prj'; did you mean self_attn.q_proj"),
     ],
 )
-def test_an_adapter_that_cannot_be_made_is_refused(lora, line, tiny_base):
+def test_an_adapter_that_cannot_be_made_is_refused(lora: Lora, line: str, tiny_base: Base) -> None:
     with pytest.raises(InputError, match=line):
         TorchTrainer(tiny_base, lora, Training(), None)
 
@@ -396,7 +415,9 @@ def test_an_adapter_that_cannot_be_made_is_refused(lora, line, tiny_base):
     ],
 )
 @pytest.mark.parametrize("weights", ["unpacked", "packed"])
-def test_a_base_that_is_not_what_its_config_says_is_refused(weights, change, line, tiny_base, tmp_path):
+def test_a_base_that_is_not_what_its_config_says_is_refused(
+    weights: str, change: dict[str, Any], line: str, tiny_base: Base, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_base.folder, tmp_path / "base")
     config = json.loads((tiny_base.folder / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
@@ -404,7 +425,7 @@ def test_a_base_that_is_not_what_its_config_says_is_refused(weights, change, lin
         TorchTrainer(Base.at(tmp_path / "base"), LORA, Training(), None, weights=weights)
 
 
-def test_dropout_drops_in_training_alone_and_by_the_seed(tiny_base):
+def test_dropout_drops_in_training_alone_and_by_the_seed(tiny_base: Base) -> None:
     lora, rows = Lora(rank=4, dropout=0.5), random_rows(1, 4)
     start = mlx_start(trainable(tiny_base))
     same, other = (TorchTrainer(tiny_base, lora, Training(seed=seed), start) for seed in (0, 1))

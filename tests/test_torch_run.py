@@ -11,19 +11,22 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError, TrainingError
 from pilocal.flow.fitting import initial_adapter as starting_adapter
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import STEPS
-from pilocal.progress import silent
+from pilocal.progress import Progress, silent
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import NF4, PACKED, UNPACKED, WEIGHTS, Backend, backend_of
@@ -41,29 +44,35 @@ SHARED = replace(TRAINING, batch_size=13, accumulate=2, learning_rate=1e-3)
 """Of 14 rows, so that the last step of an epoch has fewer rows than processes."""
 
 
-def setup(base, training=TRAINING, lora=LORA, device="cpu", **options):
+def setup(base: Base, training: Training = TRAINING, lora: Lora = LORA, device: str = "cpu", **options: Any) -> Any:
     from pilocal.training.torch_backend.setup import Setup
 
-    settings = {"base": base, "device": device}
-    return Setup(lora=lora, training=training, **settings, **options)
+    return Setup(base=base, lora=lora, training=training, device=device, **options)
 
 
-def fit(base, folder, training=TRAINING, lora=LORA, steps=(6, 5), **options):
+def fit(
+    base: Base,
+    folder: Path,
+    training: Training = TRAINING,
+    lora: Lora = LORA,
+    steps: tuple[int, ...] = (6, 5),
+    **options: Any,
+) -> Any:
     from pilocal.training.loop import train
     from pilocal.training.mlx.adapter import initial_adapter
 
-    options = {"key": "key", "progress": silent, "warn": unexpected} | options
+    options = {"key": "key", "progress": silent, "warn": unexpected, **options}
     of_setup = {name: options.pop(name) for name in ("team", "peft") if name in options}
     initial = partial(initial_adapter, base, lora, training.seed)
     return train(setup(base, training, lora, initial=initial, **of_setup), plans(folder, steps), **options)
 
 
-def lines(folder):
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for i in "01" for line in (folder / i / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def whole_run(tiny_base, tmp_path_factory):
+def whole_run(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     fit(tiny_base, folder, peft=folder / "peft")
     return folder
@@ -87,16 +96,16 @@ print(trainer.gradients(random_rows(3, 6, 20, 2, 16))[1]["model.layers.0.mlp.up_
 """
 
 
-def test_the_rounding_does_not_depend_on_whether_mlx_was_there_first(tiny_base):
-    def gradient(first):
+def test_the_rounding_does_not_depend_on_whether_mlx_was_there_first(tiny_base: Base) -> None:
+    def gradient(first: str) -> str:
         command = [sys.executable, "-c", STEP, str(tiny_base.folder), first]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
     assert gradient("mlx") == gradient("torch") != ""
 
 
-def stop_after(step):
-    def stop(what, done, total, note=""):
+def stop_after(step: int) -> Progress:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if done == step:
             raise KeyboardInterrupt
 
@@ -104,7 +113,9 @@ def stop_after(step):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7])
-def test_an_interrupted_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp_path, stop_at):
+def test_an_interrupted_run_ends_with_the_same_adapter(
+    whole_run: Path, tiny_base: Base, tmp_path: Path, stop_at: int
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_base, tmp_path, progress=stop_after(stop_at))
     fit(tiny_base, tmp_path)
@@ -113,7 +124,7 @@ def test_an_interrupted_run_ends_with_the_same_adapter(whole_run, tiny_base, tmp
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_resumes(optimizer, tiny_base, tmp_path):
+def test_every_optimizer_resumes(optimizer: str, tiny_base: Base, tmp_path: Path) -> None:
     training = replace(TRAINING, optimizer=optimizer)
     fit(tiny_base, tmp_path / "whole", training)
     with pytest.raises(KeyboardInterrupt):
@@ -122,8 +133,8 @@ def test_every_optimizer_resumes(optimizer, tiny_base, tmp_path):
     assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
 
 
-def test_an_interrupt_finishes_the_step_and_saves(whole_run, tiny_base, tmp_path):
-    def interrupt(what, done, total, note=""):
+def test_an_interrupt_finishes_the_step_and_saves(whole_run: Path, tiny_base: Base, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int, note: str = "") -> None:
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -135,7 +146,7 @@ def test_an_interrupt_finishes_the_step_and_saves(whole_run, tiny_base, tmp_path
     assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
 
 
-def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path):
+def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base: Base, tmp_path: Path) -> None:
     lora = replace(LORA, dropout=0.0)
     fit(tiny_base, tmp_path / "torch", lora=lora)
     mlx_fit(tiny_base, tmp_path / "mlx", TRAINING, lora=lora)
@@ -158,7 +169,7 @@ def test_the_losses_and_files_of_two_stages_are_those_of_mlx(tiny_base, tmp_path
     }
 
 
-def test_the_final_adapter_is_there_in_pefts_format(whole_run, tiny_base):
+def test_the_final_adapter_is_there_in_pefts_format(whole_run: Path, tiny_base: Base) -> None:
     from pilocal.training.torch_backend.adapter import to_peft
 
     expected = to_peft(load_file(whole_run / "1" / "adapters.safetensors"))
@@ -170,20 +181,22 @@ def test_the_final_adapter_is_there_in_pefts_format(whole_run, tiny_base):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, whole_run, tiny_base, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    harm: str, whole_run: Path, tiny_base: Base, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_base, tmp_path, progress=stop_after(5))
     newest = tmp_path / "0" / "checkpoint" / "step-0000004.safetensors"
     data = bytearray(newest.read_bytes())
     data[-100] ^= 1
-    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
-    warnings = []
+    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": bytearray()}[harm])
+    warnings: list[str] = []
     fit(tiny_base, tmp_path, warn=warnings.append)
     assert warnings == [f"{newest}: damaged checkpoint; going on from the one before"]
     assert adapter_bytes(tmp_path) == adapter_bytes(whole_run)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tiny_base, tmp_path):
+def test_a_checkpoint_of_another_format_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_base, tmp_path, progress=stop_after(3))
     (path,) = (tmp_path / "0" / "checkpoint").glob("step-*.safetensors")
@@ -194,17 +207,17 @@ def test_a_checkpoint_of_another_format_is_refused(tiny_base, tmp_path):
         fit(tiny_base, tmp_path)
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_base, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(tiny_base: Base, tmp_path: Path) -> None:
     wild = replace(TRAINING, learning_rate=1e36, warmup=0.0, checkpoint_every=1, lr_schedule="constant")
     with pytest.raises(TrainingError, match="lower learning_rate"):
         fit(tiny_base, tmp_path, wild)
     assert (tmp_path / "0" / "checkpoint" / "step-0000001.safetensors").is_file()
 
 
-def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_path):
+def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base: Base, tmp_path: Path) -> None:
     from pilocal.training.loop import train
 
-    warnings = []
+    warnings: list[str] = []
     train(setup(tiny_base), plans(tmp_path), key="key", progress=silent, warn=warnings.append)
     assert warnings == [
         "MLX cannot be imported, so the adapter's start is drawn by NumPy: not the one that MLX trains from"
@@ -215,7 +228,7 @@ def test_without_mlx_the_start_is_drawn_here_and_that_is_said(tiny_base, tmp_pat
 # The whole flow.
 
 
-def flow(folder, backend, last="evaluate"):
+def flow(folder: Path, backend: Backend | None, last: str = "evaluate") -> dict[str, bool]:
     done: dict[str, bool] = {}
     listeners = Listeners(step=lambda result: done.update({result.name: not result.skipped}))
     with open_task(folder, folder / "schedule.toml", folder / "run", listeners, backend) as context:
@@ -224,7 +237,7 @@ def flow(folder, backend, last="evaluate"):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_base, tmp_path_factory):
+def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task that was run by the command line, on the CPU."""
     task = make_task(tmp_path_factory.mktemp("flow") / "task", tiny_base.folder)
     options = ("--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml")
@@ -234,7 +247,7 @@ def finished(tiny_base, tmp_path_factory):
     return task
 
 
-def test_the_command_runs_the_whole_flow(finished):
+def test_the_command_runs_the_whole_flow(finished: Path) -> None:
     run = finished / "run"
     assert json.loads((run / "run.json").read_text())["backend"] == {
         "name": "torch",
@@ -248,11 +261,11 @@ def test_the_command_runs_the_whole_flow(finished):
         assert (run / name).is_file()
 
 
-def test_what_follows_the_training_goes_on_without_being_told_the_backend(finished):
+def test_what_follows_the_training_goes_on_without_being_told_the_backend(finished: Path) -> None:
     assert flow(finished, None) == dict.fromkeys((step.name for step in STEPS), False)
 
 
-def test_another_backend_redoes_the_training_and_what_depends_on_it(finished, tmp_path):
+def test_another_backend_redoes_the_training_and_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(finished, kept)
     redone = {"train", "direct_drop", "export", "evaluate"}
@@ -264,8 +277,8 @@ def test_another_backend_redoes_the_training_and_what_depends_on_it(finished, tm
         shutil.copytree(kept, finished)
 
 
-def test_mlx_keys_do_not_know_of_backends(finished):
-    def key(backend):
+def test_mlx_keys_do_not_know_of_backends(finished: Path) -> None:
+    def key(backend: Backend) -> tuple[str, list[Any]]:
         with open_task(finished, finished / "schedule.toml", finished / "run", backend=backend) as context:
             return step_named("train").key(context), context.backend.facts("float32")
 
@@ -275,7 +288,7 @@ def test_mlx_keys_do_not_know_of_backends(finished):
     assert torch[1] == [{"backend": "torch", "device": "cpu", "precision": "float32", "initial_adapter": None}]
 
 
-def test_it_starts_from_a_given_adapter(finished, tmp_path):
+def test_it_starts_from_a_given_adapter(finished: Path, tmp_path: Path) -> None:
     given = finished / "run" / "adapter"
     backend = Backend(name="torch", device="cpu", initial_adapter=given)
     folder = tmp_path / "run"
@@ -296,7 +309,9 @@ def test_it_starts_from_a_given_adapter(finished, tmp_path):
         ({"training": "compile = true"}, "the PyTorch backend does not compile"),
     ],
 )
-def test_what_the_backend_does_not_do_is_refused_before_any_work(changes, line, tiny_base, tmp_path):
+def test_what_the_backend_does_not_do_is_refused_before_any_work(
+    changes: dict[str, Any], line: str, tiny_base: Base, tmp_path: Path
+) -> None:
     task = make_task(tmp_path / "task", tiny_base.folder)
     text = (task / "task.toml").read_text()
     for table, setting in changes.items():
@@ -308,7 +323,7 @@ def test_what_the_backend_does_not_do_is_refused_before_any_work(changes, line, 
 
 
 @pytest.mark.parametrize("stop_at", [3, 5])
-def test_an_adaptive_run_makes_mlxs_decisions_interrupted_or_not(stop_at, tiny_base, tmp_path):
+def test_an_adaptive_run_makes_mlxs_decisions_interrupted_or_not(stop_at: int, tiny_base: Base, tmp_path: Path) -> None:
     lora, adaptive = replace(LORA, dropout=0.0), Adaptive(margin=1e9, least=0.5)
     training = replace(TRAINING, validate_every=4)
     fit(tiny_base, tmp_path / "torch", training, lora, adaptive=adaptive)
@@ -328,7 +343,7 @@ def test_an_adaptive_run_makes_mlxs_decisions_interrupted_or_not(stop_at, tiny_b
     assert [made["next_valid_loss"] for made in decided] == pytest.approx(expected, rel=1e-3)
 
 
-def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_path):
+def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base: Base, tmp_path: Path) -> None:
     lora = Lora(rank=4)
     training = replace(TRAINING, learning_rate=5e-2, lr_schedule="constant", validate_every=1, patience=3)
     fit(tiny_base, tmp_path, training, lora, steps=(4, 60))
@@ -352,27 +367,27 @@ def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base, tmp_
         (["--backend", "jax"], "pilocal train: Invalid value for '--backend': 'jax' is not one of"),
     ],
 )
-def test_options_that_make_no_sense_together_are_misuse(options, line):
+def test_options_that_make_no_sense_together_are_misuse(options: list[str], line: str) -> None:
     done = pilocal("train", "task", *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith(line)
 
 
-def test_a_run_of_an_unknown_backend_is_refused(tmp_path):
+def test_a_run_of_an_unknown_backend_is_refused(tmp_path: Path) -> None:
     for kept in ({"name": "jax"}, {}, "torch"):
         with pytest.raises(RunError, match="made by another version of pilocal: its backend is unknown"):
             backend_of({"backend": kept}, tmp_path)
     assert backend_of({}, tmp_path) == Backend()
 
 
-def test_an_initial_adapter_that_is_not_there_is_refused(tiny_base, tmp_path):
+def test_an_initial_adapter_that_is_not_there_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     task = make_task(tmp_path / "task", tiny_base.folder)
     with pytest.raises(InputError, match=r"no adapters.safetensors; point at a folder"):
         flow(task, Backend(name="torch", device="cpu", initial_adapter=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["torch", "peft"])
-def test_a_package_that_is_missing_is_named_with_its_cure(name, monkeypatch):
+def test_a_package_that_is_missing_is_named_with_its_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == name else find(package))
     with pytest.raises(InputError, match=rf"{name} is not installed; pip install 'pilocal\[torch\]'"):
@@ -380,7 +395,7 @@ def test_a_package_that_is_missing_is_named_with_its_cure(name, monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "name"), [("cuda", "CUDA"), ("mps", r"Metal \(MPS\)")])
-def test_a_device_that_is_not_there_is_named(device, name, monkeypatch):
+def test_a_device_that_is_not_there_is_named(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -390,7 +405,7 @@ def test_a_device_that_is_not_there_is_named(device, name, monkeypatch):
         find_device(device)
 
 
-def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
+def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base: Base) -> None:
     config = {key: value for key, value in tiny_base.config.items() if key != "quantization"}
     stages = [random_rows(0, 30, 200)]
     lora, training = Lora(rank=4), Training(batch_size=8)
@@ -407,7 +422,7 @@ def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base):
         choose_weights(least - 1, UNPACKED, config, lora, training, "float32", stages)
 
 
-def test_a_base_stays_packed_only_where_its_floats_do_not_fit():
+def test_a_base_stays_packed_only_where_its_floats_do_not_fit() -> None:
     shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
     config = shape | {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
     packed = config | {"quantization": {"bits": 4, "group_size": 64}}
@@ -425,7 +440,7 @@ def test_a_base_stays_packed_only_where_its_floats_do_not_fit():
 
 
 @pytest.mark.parametrize("weights", [PACKED, NF4])
-def test_a_task_trains_with_four_bits(weights, starter, tmp_path):
+def test_a_task_trains_with_four_bits(weights: str, starter: Base, tmp_path: Path) -> None:
     task = make_task(tmp_path / "task", starter.folder)
     run = tmp_path / "run"
     command = ["train", task, "--schedule", task / "schedule.toml", "--run", run]
@@ -440,7 +455,9 @@ def test_a_task_trains_with_four_bits(weights, starter, tmp_path):
     assert ("is up to date" in other.stderr) == (weights == PACKED)
 
 
-def test_weights_that_cannot_be_held_so_are_refused(tiny_float_base, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_held_so_are_refused(
+    tiny_float_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = make_task(tmp_path / "task", tiny_float_base.folder)
     done = pilocal("train", task, "--backend", "torch", "--device", "cpu", "--weights", "packed")
     assert done.returncode == 1

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.flow.runner import step_named
 from pilocal.task import Lora
@@ -67,7 +70,7 @@ print(before, within, threads())
 
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_no_thread_outlives_the_team():
+def test_no_thread_outlives_the_team() -> None:
     """One that did would reach for an interpreter that is gone, and abort the process."""
     for status, said, fault in ends(launch(code=LEAVE)):
         assert status == 0, fault
@@ -76,26 +79,26 @@ def test_no_thread_outlives_the_team():
         assert after == before
 
 
-def launch(*arguments, count=2, code=RANK):
+def launch(*arguments: object, count: int = 2, code: str = RANK) -> list[subprocess.Popen[str]]:
     port = str(free_ports(1)[0])
     processes = []
     for rank in range(count):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
         command = [sys.executable, "-c", code, *map(str, arguments)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
         environment |= {"OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
     return processes
 
 
-def ends(processes):
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     said = [process.communicate(timeout=120) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 @pytest.mark.processes
-def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base, tmp_path):
+def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base: Base, tmp_path: Path) -> None:
     fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
     ended = ends(launch(tiny_base.folder, tmp_path))
     wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
@@ -109,7 +112,7 @@ def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tin
 
 
 @pytest.mark.processes
-def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base, tmp_path):
+def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base: Base, tmp_path: Path) -> None:
     processes = launch(tiny_base.folder, tmp_path)
     read_until(processes[0], "5\n")
     processes[1].kill()
@@ -129,7 +132,7 @@ LAUNCHERS = {
 """Two processes; without GPUs --multi_gpu still has accelerate start torchrun."""
 
 
-def launched(name, *arguments):
+def launched(name: str, *arguments: object) -> subprocess.Popen[str]:
     """Start pilocal in two processes, in a session of their own."""
     options = [str(free_ports(1)[0]) if option == "PORT" else option for option in LAUNCHERS[name]]
     return subprocess.Popen(
@@ -143,7 +146,7 @@ def launched(name, *arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_base, tmp_path_factory):
+def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task that one process has trained."""
     task = make_task(tmp_path_factory.mktemp("team") / "task", tiny_base.folder)
     options = ("--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml")
@@ -154,7 +157,7 @@ def finished(tiny_base, tmp_path_factory):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
+def test_a_task_trains_with_two_processes(launcher: str, finished: Path, tmp_path: Path) -> None:
     options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
     with launched(launcher, *options, "--run", tmp_path / "run") as process:
         said = process.communicate(timeout=200)[1]
@@ -173,7 +176,7 @@ def test_a_task_trains_with_two_processes(launcher, finished, tmp_path):
 
 
 @pytest.mark.processes
-def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
+def test_ctrl_c_under_torchrun_saves_the_step(finished: Path, tmp_path: Path) -> None:
     task = shutil.copytree(finished, tmp_path / "task", ignore=shutil.ignore_patterns("run"))
     text = (task / "task.toml").read_text()
     text = text.replace("steps = 7", "steps = 400").replace("checkpoint_every = 2", "checkpoint_every = 400")
@@ -195,7 +198,7 @@ def test_ctrl_c_under_torchrun_saves_the_step(finished, tmp_path):
     assert done < 400
 
 
-def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch, tmp_path):
+def test_processes_of_torchrun_do_not_train_in_mlx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from pilocal.flow.followers import follow_leader
 
     monkeypatch.setenv("RANK", "1")

@@ -10,12 +10,13 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pilocal.errors import InputError, RunError
 from pilocal.run_folder.log import StepLine
-from pilocal.training.tracker import TRACKERS, check_tracker, open_tracker, scalars
+from pilocal.training.tracker import TRACKERS, Tracker, check_tracker, open_tracker, scalars
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef" * 4
@@ -49,7 +50,7 @@ def report(tracker, steps, seconds=0.5):
 """
 
 
-def line(step, seconds=0.5):
+def line(step: int, seconds: float = 0.5) -> StepLine:
     """The line of a step, as the loop writes it; a validation loss at every third."""
     return StepLine(
         step=step,
@@ -66,7 +67,7 @@ def line(step, seconds=0.5):
     )
 
 
-def session(kind, folder, code, **environment):
+def session(kind: str, folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, where a warning is an error, without this user's settings for W&B."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     home = folder.parent / "home"
@@ -77,12 +78,12 @@ def session(kind, folder, code, **environment):
     return subprocess.run(command, env=environment, cwd=folder.parent, capture_output=True, text=True, check=False)
 
 
-def offline(folder, code):
+def offline(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("wandb")
     return session("wandb", folder, code, WANDB_MODE="offline")
 
 
-def tensorboard_curves(folder):
+def tensorboard_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar by its name, as TensorBoard reads them: pairs of step and value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,9 +91,9 @@ def tensorboard_curves(folder):
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def wandb_records(folder):
+def wandb_records(folder: Path) -> list[list[Any]]:
     """The records of each session of W&B, oldest first, from the log files (a LevelDB log of protocol buffers)."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     sessions = []
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
@@ -112,7 +113,7 @@ def wandb_records(folder):
     return sessions
 
 
-def wandb_history(records):
+def wandb_history(records: list[Any]) -> list[tuple[int, dict[str, Any]]]:
     lines = []
     for record in records:
         if record.HasField("history"):
@@ -121,7 +122,7 @@ def wandb_history(records):
     return lines
 
 
-def test_a_line_is_shown_by_these_names():
+def test_a_line_is_shown_by_these_names() -> None:
     assert scalars(1, line(3)) == {
         "train/loss": 4 / 3,
         "train/gradient_norm": 0.75,
@@ -136,13 +137,15 @@ def test_a_line_is_shown_by_these_names():
     assert scalars(0, line(4, seconds=0.0))["train/tokens_per_second"] > 0
 
 
-def test_an_unknown_tracker_is_named():
+def test_an_unknown_tracker_is_named() -> None:
     with pytest.raises(InputError, match="tensorbord: no such tracker; did you mean tensorboard"):
         check_tracker("tensorbord")
 
 
 @pytest.mark.parametrize("kind", TRACKERS)
-def test_a_missing_package_is_one_line_with_the_command_that_installs_it(kind, monkeypatch, tmp_path):
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, kind, None)  # what Python itself keeps for a module that must not be found
     for refused in (lambda: check_tracker(kind), lambda: opened(kind, tmp_path)):
         with pytest.raises(InputError) as error:
@@ -151,7 +154,7 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it(kind, m
     assert not list(tmp_path.iterdir())
 
 
-def test_the_data_folder_of_wandb_is_not_taken_for_the_package(monkeypatch, tmp_path):
+def test_the_data_folder_of_wandb_is_not_taken_for_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -161,7 +164,7 @@ def test_the_data_folder_of_wandb_is_not_taken_for_the_package(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("kind", TRACKERS)
-def test_the_check_imports_nothing_heavy(kind, tmp_path):
+def test_the_check_imports_nothing_heavy(kind: str, tmp_path: Path) -> None:
     pytest.importorskip(kind)
     code = """
 from pilocal.training.tracker import check_tracker
@@ -172,11 +175,11 @@ print([name for name in ("torch", "tensorboard", "wandb") if name in sys.modules
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def opened(kind, folder, first=0):
+def opened(kind: str, folder: Path, first: int = 0) -> Tracker:
     return open_tracker(kind, folder, name="smart-home", key=KEY, config=CONFIG, first=first)
 
 
-def test_tensorboard_reads_back_what_was_reported(tmp_path):
+def test_tensorboard_reads_back_what_was_reported(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     tracker = opened("tensorboard", tmp_path)
     for step in range(1, 10):
@@ -191,7 +194,7 @@ def test_tensorboard_reads_back_what_was_reported(tmp_path):
     assert [step for step, _ in curves["valid/loss"]] == [3, 6, 9]
 
 
-def test_tensorboard_shows_the_settings(tmp_path):
+def test_tensorboard_shows_the_settings(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -202,7 +205,7 @@ def test_tensorboard_shows_the_settings(tmp_path):
     assert shown == {"name": "smart-home", "key": KEY} | CONFIG
 
 
-def test_a_killed_training_that_goes_on_shows_every_step_once_in_tensorboard(tmp_path):
+def test_a_killed_training_that_goes_on_shows_every_step_once_in_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     killed = session("tensorboard", tmp_path / "run", "report(opened(), range(1, 8)); os.kill(os.getpid(), 9)")
     assert (killed.returncode, killed.stderr) == (-9, "")
@@ -215,7 +218,7 @@ def test_a_killed_training_that_goes_on_shows_every_step_once_in_tensorboard(tmp
     assert [step for step, _ in curves["valid/loss"]] == [3, 6, 9]
 
 
-def test_a_tensorboard_folder_that_vanishes_costs_one_warning_and_no_training(tmp_path):
+def test_a_tensorboard_folder_that_vanishes_costs_one_warning_and_no_training(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     code = """
 import shutil
@@ -234,14 +237,14 @@ print(*heard)
 
 
 @pytest.mark.parametrize("kind", TRACKERS)
-def test_a_folder_that_cannot_be_written_is_said_at_once(kind, tmp_path):
+def test_a_folder_that_cannot_be_written_is_said_at_once(kind: str, tmp_path: Path) -> None:
     pytest.importorskip(kind)
     (tmp_path / "run").write_text("a file")
     with pytest.raises(RunError, match="cannot write"):
         opened(kind, tmp_path / "run")
 
 
-def test_wandb_offline_keeps_what_was_reported_and_says_nothing(tmp_path):
+def test_wandb_offline_keeps_what_was_reported_and_says_nothing(tmp_path: Path) -> None:
     code = """
 before = [signal.getsignal(number) for number in range(1, 32)]
 tracker = opened()
@@ -262,7 +265,7 @@ assert not heard
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
 
-def test_the_users_own_settings_of_wandb_come_first(tmp_path):
+def test_the_users_own_settings_of_wandb_come_first(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     elsewhere = tmp_path / "elsewhere"
     own = {"WANDB_PROJECT": "mine", "WANDB_NAME": "my-name", "WANDB_DIR": str(elsewhere), "WANDB_MODE": "offline"}
@@ -272,7 +275,7 @@ def test_the_users_own_settings_of_wandb_come_first(tmp_path):
     assert (run.project, run.display_name) == ("mine", "my-name")
 
 
-def test_wandb_that_is_disabled_keeps_nothing(tmp_path):
+def test_wandb_that_is_disabled_keeps_nothing(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     code = "tracker = opened(); report(tracker, range(1, 4)); tracker.close(); assert not heard"
     done = session("wandb", tmp_path / "run", code, WANDB_MODE="disabled")
@@ -280,7 +283,7 @@ def test_wandb_that_is_disabled_keeps_nothing(tmp_path):
     assert wandb_records(tmp_path / "run") == []
 
 
-def test_a_killed_training_loses_seconds_of_wandb_and_goes_on_under_the_same_id(tmp_path):
+def test_a_killed_training_loses_seconds_of_wandb_and_goes_on_under_the_same_id(tmp_path: Path) -> None:
     killed = offline(tmp_path / "run", "report(opened(), range(1, 8)); time.sleep(5); os.kill(os.getpid(), 9)")
     assert (killed.returncode, killed.stderr) == (-9, "")
     done = offline(tmp_path / "run", "tracker = opened(4); report(tracker, range(5, 10)); tracker.close()")
@@ -292,7 +295,7 @@ def test_a_killed_training_loses_seconds_of_wandb_and_goes_on_under_the_same_id(
     assert ids == {KEY[:32]}
 
 
-def test_ctrl_c_goes_through_wandb_and_leaves_no_finished_run(tmp_path):
+def test_ctrl_c_goes_through_wandb_and_leaves_no_finished_run(tmp_path: Path) -> None:
     code = """
 tracker = opened()
 try:
@@ -311,7 +314,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="no ps to find W&B's process")
-def test_wandb_that_dies_costs_one_warning_and_the_next_training_has_its_own(tmp_path):
+def test_wandb_that_dies_costs_one_warning_and_the_next_training_has_its_own(tmp_path: Path) -> None:
     code = """
 import subprocess
 tracker = opened()
@@ -344,7 +347,7 @@ except PilocalError as error:
 """
 
 
-def test_wandb_without_a_login_is_one_line(tmp_path):
+def test_wandb_without_a_login_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     done = session("wandb", tmp_path / "run", START)
     assert done.stderr == ""
@@ -361,7 +364,7 @@ def test_wandb_without_a_login_is_one_line(tmp_path):
     ],
     ids=["no server", "a wrong setting"],
 )
-def test_wandb_that_does_not_start_is_one_line(tmp_path, fault):
+def test_wandb_that_does_not_start_is_one_line(tmp_path: Path, fault: dict[str, Any]) -> None:
     pytest.importorskip("wandb")
     done = session("wandb", tmp_path / "run", START, **fault)
     assert done.stderr == ""

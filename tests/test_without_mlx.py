@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_pytorch_says_what_mlx_says(tiny_base: Base, tiny_adapter: Path) -> None
         ours, theirs = TorchReference(setup, adapter), MlxReference(tiny_base, adapter)
         row = Row(prompts[1], 6)
         assert np.abs(ours.logits(row) - theirs.logits(row)).max() < 1e-4
-        how = {"max_tokens": 12, "batch_size": 2, "progress": silent, "name": "answers"}
+        how: dict[str, Any] = {"max_tokens": 12, "batch_size": 2, "progress": silent, "name": "answers"}
         said = theirs.answer(prompts, ends=frozenset({2047}), **how)
         assert ours.answer(prompts, ends=frozenset({2047}), **how) == said
         # An end in the middle of an answer ends it.

@@ -63,9 +63,11 @@ class Compressor(Protocol):
 
     def check(self, template: str, taus: Sequence[float]) -> None:
         """Raise PilocalError for whatever would fail at any of the taus, as far as this shows before any work."""
+        return None
 
     def compress(self, template: str, tau: float) -> str:
         """Return the template shortened to the share `tau` (between 0 and 1, both excluded) of its tokens."""
 
     def close(self) -> None:
         """Free what was loaded."""
+        return None

@@ -78,7 +78,7 @@ def measure(arm: str, base: Base, device: str, shape: str, repeats: int) -> dict
     vocabulary = int({**COMMON, **SHAPES[shape]}["vocab_size"])
     rows = make_rows(Lengths(), BATCH * (repeats + 1), vocabulary)
     packed = partial(_torch_step, weights=PACKED)
-    make = {"torch": _torch_step, "torch-packed": packed, "mlx": _mlx_step}[arm.removesuffix("-shared")]
+    make: Any = {"torch": _torch_step, "torch-packed": packed, "mlx": _mlx_step}[arm.removesuffix("-shared")]
     step, peak = make(base, rows, device, share=arm.endswith("-shared"))
     seconds = []
     for number in range(repeats + 1):

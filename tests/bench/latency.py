@@ -52,7 +52,10 @@ def latency(llama3: Path, shape: str, templates: Sequence[int], requests: int) -
 def random_prompts(template: int, requests: int) -> Prompts:
     """Return queries of random tokens, bare and after the same random template."""
     rng = Random(0)
-    some = lambda length: rng.choices(range(128_000), k=length)  # noqa: E731
+
+    def some(length: int) -> list[int]:
+        return rng.choices(range(128_000), k=length)
+
     first, queries = some(template), [some(QUERY) for _ in range(requests)]
     return Prompts([first + query for query in queries], queries, ANSWER)
 

@@ -60,7 +60,7 @@ def tokenizers(folders: Mapping[str, Path], count: int = 10_000) -> dict[str, An
     with tempfile.TemporaryDirectory() as made:
         for name, (base, rows) in _bases(folders, Path(made)).items():
             gguf = Path(made) / "vocabulary.gguf"
-            command = [sys.executable, "-c", WRITE, base, str(rows), gguf]
+            command = [sys.executable, "-c", WRITE, str(base), str(rows), str(gguf)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             results[name] = {"rows": rows, **json.loads(done.stdout), **_compare(base, gguf, texts)}
     exact = all(each["unexplained"] == 0 for result in results.values() for each in result["texts"].values())

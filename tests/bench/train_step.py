@@ -18,13 +18,14 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
+from mlx.nn.utils import value_and_grad
+
 from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx import nn
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
@@ -76,12 +77,13 @@ def mlx_lm_step(size: Size, rows: Sequence[Row], batch_size: int, layers: int | 
     model = make_model(size, layers)
     optimizer = optim.AdamW(learning_rate=1e-4)
     optimizer.init(model.trainable_parameters())
-    loss_value_and_grad = nn.value_and_grad(model, default_loss)
+    loss_value_and_grad = value_and_grad(model, default_loss)
     state = [model.state, optimizer.state, mx.random.state]
     model.train()
 
     @partial(mx.compile, inputs=state, outputs=state)
     def step(batch: mx.array, lengths: mx.array) -> mx.array:
+        loss: mx.array
         (loss, _), gradients = loss_value_and_grad(model, batch, lengths)
         optimizer.update(model, gradients)
         return loss

@@ -11,7 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pilocal.comparison.arms import parse_arms
+    from pilocal.comparison.design import Design
     from pilocal.comparison.files import compare
+    from pilocal.comparison.table import Prices
     from pilocal.errors import (
         ExportError,
         Faults,
@@ -23,11 +26,14 @@ if TYPE_CHECKING:
         SandboxError,
         TrainingError,
     )
-    from pilocal.flow.plan import check
+    from pilocal.flow.listeners import Listeners
+    from pilocal.flow.plan import Plan, check
     from pilocal.flow.run import Run, load, run
+    from pilocal.server.options import ServeOptions
     from pilocal.server.server import serve
     from pilocal.task import Task, load_task
     from pilocal.task.schedule import Schedule, load_schedule
+    from pilocal.training.backend import Backend
 
 # Read by the OpenMP library when PyTorch, llama.cpp or a BLAS loads it. By default its threads spin while they wait for
 # each other: beside other work on every core a product of 1 ms then takes 100 ms.
@@ -37,17 +43,25 @@ if sys.platform == "linux":
 # Nobody is told to install PyTorch for a tokenizer's sake; read when transformers is imported.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+__version__ = "0.1.0"
+
 __all__ = [
+    "Backend",
+    "Design",
     "ExportError",
     "Faults",
     "InputError",
+    "Listeners",
     "ModelError",
     "ParityError",
     "PilocalError",
+    "Plan",
+    "Prices",
     "Run",
     "RunError",
     "SandboxError",
     "Schedule",
+    "ServeOptions",
     "Task",
     "TrainingError",
     "check",
@@ -55,19 +69,27 @@ __all__ = [
     "load",
     "load_schedule",
     "load_task",
+    "parse_arms",
     "run",
     "serve",
 ]
 
 HOMES = {
+    "Backend": "training.backend",
+    "Design": "comparison.design",
+    "Listeners": "flow.listeners",
+    "Plan": "flow.plan",
+    "Prices": "comparison.table",
     "Run": "flow.run",
     "Schedule": "task.schedule",
+    "ServeOptions": "server.options",
     "Task": "task",
     "check": "flow.plan",
     "compare": "comparison.files",
     "load": "flow.run",
     "load_schedule": "task.schedule",
     "load_task": "task",
+    "parse_arms": "comparison.arms",
     "run": "flow.run",
     "serve": "server.server",
 }

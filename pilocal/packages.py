@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
+import pilocal
 from pilocal.errors import InputError
 
 INSTALL: Mapping[str, str] = {
@@ -55,6 +57,17 @@ def is_installed(name: str) -> bool:
         return False
     # A folder without a file of its own is none, such as the data that W&B leaves in the current folder.
     return spec is not None and (spec.origin is not None or name == "mlx")
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of pilocal, installed or run from a checkout, and of those packages that are installed."""
+    found = {"pilocal": pilocal.__version__}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def not_installed(where: object, name: str) -> InputError:

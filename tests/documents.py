@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -141,13 +141,41 @@ def api_page() -> str:
     classes = {name: thing for name, thing in public.items() if isinstance(thing, type)}
     raised = [name for name, cls in classes.items() if issubclass(cls, Exception)]
     others = [class_section(name, cls) for name, cls in classes.items() if name not in raised]
-    return "\n".join([API, "## Functions\n", *functions, *others, errors_section(raised)])
+    return "\n".join(
+        [API, "## Functions\n", *functions, *others, elsewhere_section(public.values()), errors_section(raised)]
+    )
 
 
 def class_section(name: str, cls: type[Any]) -> str:
     """Return a class with its fields, if it is a dataclass, and its public methods and properties."""
     parts = [f"## {name}\n\n{prose(cls)}\n", *([fields_of(cls)] if dataclasses.is_dataclass(cls) else [])]
     return "\n".join(parts + [described(f"{name}.{each}", member) for each, member in members(cls).items()])
+
+
+def elsewhere_section(public: Iterable[Any]) -> str:
+    """Return the table of the types that signatures and fields name and that are not public."""
+    found = {cls.__name__: cls for thing in public for cls in named_in(thing) if cls.__name__ not in pilocal.__all__}
+    said = "The signatures and fields above name these types, too. They are imported from their modules."
+    rows = [
+        f"| `{name}` | `{cls.__module__}` | {prose(cls).partition(chr(10))[0]} |" for name, cls in sorted(found.items())
+    ]
+    return "\n".join(
+        [f"## Types in other modules\n\n{said}\n", "| type | module | |", "| --- | --- | --- |", *rows, ""]
+    )
+
+
+def named_in(thing: Any) -> Iterator[type[Any]]:
+    """Yield the package's own classes that a function's signature, or a class's fields and members, name."""
+    if isinstance(thing, property):
+        thing = thing.fget
+    if inspect.isclass(thing):
+        for member in members(thing).values():
+            yield from named_in(member)
+    module = import_module(thing.__module__)
+    for word in re.findall(r"[A-Z]\w+", " ".join(map(str, inspect.get_annotations(thing).values()))):
+        named = getattr(module, word, None)
+        if inspect.isclass(named) and named.__module__.startswith("pilocal."):
+            yield named
 
 
 def errors_section(names: Sequence[str]) -> str:
@@ -160,7 +188,8 @@ def errors_section(names: Sequence[str]) -> str:
 
 def members(cls: type[Any]) -> Mapping[str, Any]:
     """Return the public methods and properties that a class itself defines, as written."""
-    own = {name: member for name, member in vars(cls).items() if not name.startswith("_")}
+    fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set[str]()
+    own = {name: member for name, member in vars(cls).items() if not name.startswith("_") and name not in fields}
     return {name: each for name, each in own.items() if inspect.isfunction(each) or isinstance(each, property)}
 
 
@@ -169,7 +198,7 @@ def fields_of(cls: type[Any]) -> str:
     documented = dict(documented_fields(cls))
     fields = dataclasses.fields(cls)
     rows = [f"| `{field.name}` | `{field.type}` | {documented.get(field.name, '')} |" for field in fields]
-    return "\n".join(["| field | type | |", "| --- | --- | --- |", *rows]).replace(" | None`", " or None`") + "\n"
+    return "\n".join(["| field | type | |", "| --- | --- | --- |", *rows]).replace(" | None", " or None") + "\n"
 
 
 def described(name: str, thing: Any) -> str:

@@ -76,3 +76,30 @@ def test_the_example_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
 def test_every_public_name_can_be_imported_and_has_a_docstring() -> None:
     assert pilocal.__all__ == dir(pilocal)
     assert not [name for name in pilocal.__all__ if not pilocal.__getattr__(name).__doc__]
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_task(tmp_path / "task", tiny_base.folder)
+    assert pilocal.load_task("~/task") == pilocal.load_task(tmp_path / "task")
+    assert pilocal.load_schedule("~/task/schedule.toml") == pilocal.load_schedule(tmp_path / "task" / "schedule.toml")
+    settings = {"schedule": "~/task/schedule.toml", "run": "~/somewhere"}
+    assert pilocal.check("~/task", probe=False, **settings).stages
+    assert (tmp_path / "somewhere").is_dir()
+    assert pilocal.run("~/task/task.toml", until="stages", **settings).folder == tmp_path / "somewhere"
+    assert pilocal.Run("~/somewhere").folder == tmp_path / "somewhere"
+    for start, missing in ((pilocal.load, "run"), (pilocal.serve, "run"), (pilocal.compare, "task")):
+        with pytest.raises(pilocal.PilocalError, match=re.escape(str(tmp_path / "no" / missing))):
+            start(f"~/no/{missing}")
+
+
+def test_every_type_that_a_caller_has_to_make_is_public():
+    """What a function takes and no literal of Python's is."""
+    taken = set()
+    for name in ("check", "compare", "load", "load_schedule", "load_task", "run", "serve"):
+        function = getattr(pilocal, name)
+        for annotation in [each for key, each in function.__annotations__.items() if key != "return"]:
+            taken |= set(re.findall(r"\b[A-Z]\w+", annotation))
+    plain = {"Any", "Callable", "None", "Path", "Progress", "RequestLogEntry", "Sequence"}
+    assert {"Backend", "Design", "Listeners", "Prices", "ServeOptions"} <= taken - plain
+    assert taken - plain <= set(pilocal.__all__)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from pilocal.base.base import Base, find_base
 from pilocal.base.device import keeps_packed
 from pilocal.base.load import load_base
 from pilocal.errors import ModelError
+from pilocal.export.card import Facts
+from pilocal.export.mlx_folder import write_mlx_folder
 from pilocal.export.weights import BaseWeights
 from pilocal.task import Training
+from pilocal.task.text import MARK
 from tests.tiny import make_adapter, make_base
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -124,3 +128,19 @@ def test_a_base_is_read_once(tiny_base: Base, tmp_path: Path) -> None:
     assert sha256 == tiny_base.sha256
     with pytest.raises(ModelError, match=r"no config\.json: not a model folder"):
         Base.at(base.folder).check()
+
+
+def test_a_base_whose_files_begin_with_a_byte_order_mark_is_the_same_base(
+    tiny_base: Base, starter: Base, tmp_path: Path
+) -> None:
+    base = Base.at(shutil.copytree(tiny_base.folder, tmp_path / "base"))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        path = base.folder / name
+        path.write_bytes(MARK.encode() + path.read_bytes())
+    base.check()
+    assert base.config == tiny_base.config
+    assert base.tokenizer.encode("turn on the light") == tiny_base.tokenizer.encode("turn on the light")
+    assert np.array_equal(np.array(linear(base).weight), np.array(linear(tiny_base).weight))
+    exported = write_mlx_folder(base, None, tmp_path / "mlx", Facts(task="t", base="owner/model"))
+    assert not [path for path in exported if path.read_bytes().startswith(MARK.encode())]
+    assert not list(Path(tempfile.gettempdir()).glob("pilocal-base-*"))

@@ -35,8 +35,10 @@ def test_scores_stand_beside_each_other_when_there_are_any() -> None:
 
 def test_what_was_given_is_shown_and_nothing_else() -> None:
     gate = (["file", "KL"], [["base.gguf + adapter.gguf", "0.001"]])
-    text = card(Facts(task="smart-home", base="starter", gate=gate, versions={"mlx": "0.32"}), KIND)
+    text = card(
+        Facts(task="smart-home", base="starter", gate=gate, notes=["So it is."], versions={"mlx": "0.32"}), KIND
+    )
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["## How to call it", "## Beside the model that was trained", "## Made with"]
-    assert "| base.gguf + adapter.gguf | 0.001 |" in text
+    assert "| base.gguf + adapter.gguf | 0.001 |\n\nSo it is.\n" in text
     assert "mlx 0.32." in text

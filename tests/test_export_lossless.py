@@ -13,7 +13,7 @@ from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_updates
 from pilocal.export.lora import export_adapter
-from pilocal.export.lossless import cached_base, export_lossless
+from pilocal.export.lossless import LosslessBase, cached_base, export_lossless
 from pilocal.export.numbers import interleave
 from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import ship
@@ -57,12 +57,14 @@ def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.Fixt
     found, wanted = tensors(made.path), expected(base)
     scaled = base.config.get("rope_scaling")
     assert set(found) == set(wanted) | ({"rope_freqs.weight"} if scaled else set())
-    inexact = {base.architecture.tensor(name) for name in made.inexact}
     for name, tensor in wanted.items():
         kind, got = found[name]
-        assert np.array_equal(got, tensor) == (name not in inexact), name
-        assert kind in ("F32",) if tensor.ndim == 1 else kind in ("Q4_1", "F16", "BF16")
-    assert inexact == ({"output.weight"} if which == "bfloat_base" else set())
+        assert np.array_equal(got, tensor), name
+        if tensor.ndim == 1 or (which, name) == ("bfloat_base", "output.weight"):
+            assert kind == "F32"
+        else:
+            assert kind in ("Q4_1", "F16", "BF16")
+    assert set(made.floats) == ({"lm_head.weight"} if which == "bfloat_base" else set())
     kinds = [kind for kind, tensor in found.values() if tensor.ndim > 1]
     assert kinds.count("F16" if which == "tiny_float_base" else "Q4_1") >= len(kinds) - 2
     assert made.path.name == ("base-f16.gguf" if which == "tiny_float_base" else "base-q4_1.gguf")
@@ -73,21 +75,26 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
     import mlx.core as mx
 
     path, name = base.folder / "model.safetensors", "model.layers.1.mlp.down_proj"
-    loaded: Any = mx.load(str(path))
-    stored: Any = dict(loaded)
-    scales = stored[f"{name}.scales"]
-    scales[0, 0] = mx.array(2.0**-20 * 1.5, dtype=mx.bfloat16)
-    stored[f"{name}.scales"] = scales
-    mx.save_safetensors(str(path), stored, {"format": "mlx"})
-    assert export_lossless(base, tmp_path / "exact").inexact == ()
-    scales[0, 0] = mx.array(2.0**-24 * 1.5, dtype=mx.bfloat16)
-    stored[f"{name}.scales"] = scales
-    mx.save_safetensors(str(path), stored, {"format": "mlx"})
-    made = export_lossless(base, tmp_path / "rounded")
-    assert made.inexact == (f"{name}.weight",)
-    kind, got = tensors(made.path)[base.architecture.tensor(f"{name}.weight")]
-    assert kind == "F16"
-    assert np.abs(got - BaseWeights(base).read(f"{name}.weight")).max() < 1e-3
+    stored: Any = dict(mx.load(str(path)))
+
+    def exported(scale: float, word: int) -> tuple[LosslessBase, str]:
+        scales, words = stored[f"{name}.scales"], stored[f"{name}.weight"]
+        scales[0, 0] = mx.array(scale, dtype=mx.bfloat16)
+        words[0, :4] = mx.array(word, dtype=mx.uint32)
+        stored.update({f"{name}.scales": scales, f"{name}.weight": words})
+        mx.save_safetensors(str(path), stored, {"format": "mlx"})
+        made = export_lossless(base, tmp_path / "out")
+        kind, got = tensors(made.path)[base.architecture.tensor(f"{name}.weight")]
+        assert np.array_equal(got, BaseWeights(base).read(f"{name}.weight"))
+        return made, kind
+
+    assert exported(2.0**-20 * 1.5, 0x76543210) == (LosslessBase(tmp_path / "out" / "base-q4_1.gguf", {}), "Q4_1")
+    made, kind = exported(2.0**-24 * 1.5, 0x76543210)
+    assert kind == "F32"
+    rows, width = base.config["hidden_size"], base.config["intermediate_size"]
+    in_base = rows * width // 2 + 2 * 2 * rows * width // 32
+    assert made.floats == {f"{name}.weight": {"type": "F32", "bytes": 4 * rows * width, "bytes_in_base": in_base}}
+    assert exported(2.0**-24 * 1.5, 0)[1] == "Q4_1", "no number asks for this scale"
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

@@ -135,3 +135,23 @@ def test_an_adapter_of_another_base_is_refused(tiny_adapter: Path, starter: Base
     with pytest.raises(ExportError, match="the adapter does not fit"):
         write_peft(base, tiny_adapter, tmp_path / "peft", FACTS)
     assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize("dated", [True, False])
+def test_the_call_on_the_card_makes_the_tokens_of_the_training(
+    dated: bool, tiny_base: Base, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    base = Base.at(shutil.copytree(tiny_base.folder, tmp_path / "base"))
+    template = base.folder / "chat_template.jinja"
+    if dated:
+        year = "{{- bos_token }}{{ strftime_now('%Y') }}"
+        template.write_text(template.read_text().replace("{{- bos_token }}", year))
+    files = write_peft(base, tiny_adapter, tmp_path / "peft", Facts(task="t", base=str(base.folder)))
+    assert sorted((tmp_path / "peft").iterdir()) == sorted(files)
+    assert (tmp_path / "peft" / "chat_template.jinja").is_file() == dated
+    card = (tmp_path / "peft" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("this/folder", str(tmp_path / "peft"))
+    lines = [line for line in code.splitlines() if not line.startswith(("base =", "model =", "answer ="))]
+    found: dict[str, Any] = {}
+    exec("\n".join(lines), found)
+    assert found["prompt"]["input_ids"][0].tolist() == base.layout.prompt(found["chat"])

@@ -64,7 +64,7 @@ def test_four_bits_lose_the_adapter_that_the_lossless_form_keeps(
 
     rough = gate.measure(write("q4_k_m"))
     assert rough.kl > 0.5 * rough.kl_without
-    with pytest.raises(ExportError, match=r"export q4_k_m: refused: .* nats a token .* --accept-loss"):
+    with pytest.raises(ExportError, match=r"export q4_k_m: refused: .* nats per token .* --accept-loss"):
         through(gate, ["q4_k_m"], write, accept_loss=False)
     assert list(tmp_path.glob("*.gguf")) == []
     files, _ = through(gate, ["q4_k_m"], write, accept_loss=True)

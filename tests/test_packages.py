@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.packages import INSTALL, is_installed, require_packages
@@ -141,3 +145,28 @@ def test_what_imports_bitsandbytes_is_asked_to_be_quiet_first() -> None:
                         checked += 1
                         assert quiet, f"{path}:{statement.lineno}"
     assert checked > 3
+
+
+@pytest.fixture(scope="module")
+def without_metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is installed but pilocal, whose code is found in the current folder."""
+    folder = tmp_path_factory.mktemp("packages")
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if "pilocal" not in path.name:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_a_checkout_that_is_not_installed_works(without_metadata: Path, tmp_path: Path) -> None:
+    def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-S", "-m", "pilocal", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(without_metadata)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+    done = started("--version")
+    assert done.stdout == f"pilocal, version {pilocal.__version__}\n", done.stderr
+    assert started("init", tmp_path / "task").returncode == 0
+    done = started("stages", tmp_path / "task", "--json")
+    assert done.returncode == 0, done.stderr
+    state = json.loads((tmp_path / "task" / "run" / "run.json").read_text())
+    assert state["versions"]["pilocal"] == pilocal.__version__

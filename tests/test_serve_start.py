@@ -20,6 +20,7 @@ from pilocal.errors import Faults, InputError, ModelError
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.server import ServeOptions, serve
 from pilocal.server.access import Access
+from pilocal.server.api_key import read_api_key
 from pilocal.server.app import make_app
 from pilocal.server.server import listen
 from tests.serving import ASKED, CHATS, KEY, ROOT, ask, endless, post, running
@@ -86,6 +87,7 @@ SECRET = "sesame-4711-schlüssel"
         (b"sesame\x004711", "an API key is plain ASCII text on one line"),
         (b"\n \n", "the file is empty"),
         (b"", "the file is empty"),
+        (b"\xef\xbb\xbf\n", "the file is empty"),
     ],
 )
 def test_a_key_file_that_is_refused_is_told_without_its_key(
@@ -98,6 +100,12 @@ def test_a_key_file_that_is_refused_is_told_without_its_key(
     assert str(caught.value).startswith(f"{file}: {problem}; ")
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value.__dict__) + str(capsys.readouterr())
     assert not re.search("sesame|471|schl", shown)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_key(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"\xef\xbb\xbfsesame\r\n")
+    assert read_api_key(file).matches("sesame")
 
 
 def test_a_key_given_in_place_of_its_file_is_not_repeated(runs: list[Path]) -> None:
@@ -140,7 +148,7 @@ def test_a_server_with_a_key_never_prints_it(runs: list[Path], tmp_path: Path) -
 
 
 def test_the_server_that_is_extended_is_the_one_it_was_written_for() -> None:
-    """serve/llama_server.py uses private names of llama_cpp.server."""
+    """server/llama_server.py uses private names of llama_cpp.server."""
     written_for, installed = "0.3", version("llama-cpp-python")
     assert installed.startswith(f"{written_for}."), (
         f"pilocal/server/llama_server.py was written for llama-cpp-python {written_for}, and {installed} is installed: "

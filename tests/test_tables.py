@@ -132,6 +132,18 @@ def test_artefacts_show_what_was_refused() -> None:
     assert row_of(lines, "ollama") == ["ollama", "0.0"]
 
 
+def test_artefacts_name_what_a_lossless_base_holds_as_floats() -> None:
+    gated = {"bytes": 1, "kl": 0.1, "kl_without": 1.0, "passes": True, "files": {}}
+    head, whole_base = (
+        {f"layer.{i}": {"type": "F32", "bytes": 4_000_000, "bytes_in_base": 1_000_000} for i in range(count)}
+        for count in (1, 200)
+    )
+    lines = whole(artefacts_table({"lossless": gated | {"floats": head}, "f16": gated | {"floats": {}}}))
+    assert lines[-1] == "lossless: layer.0 in F32, 3.0 MB more than in the base."
+    shown = " ".join(whole(artefacts_table({"lossless": gated | {"floats": whole_base}})))
+    assert "lossless: layer.0, layer.1, layer.2, 197 more in F32, 600.0 MB more than in the base." in shown
+
+
 def test_a_benchmark_shows_minutes_and_gibibytes() -> None:
     spread = {"median": 912_345.6, "p90": 987_654.3}
     row = {"ttft_ms": spread, "latency_ms": spread, "ttft_ratio": 123.4, "requests_per_second": 12.34}

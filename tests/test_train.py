@@ -23,7 +23,7 @@ from pilocal.progress import Progress, silent
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.mlx.batches import Batches, make_batch
-from pilocal.training.row_order import StagePlan, common_prefix
+from pilocal.training.row_order import StagePlan, shared_prefix
 
 LORA = Lora(rank=4)
 
@@ -99,7 +99,7 @@ def test_few_different_shapes_for_any_lengths() -> None:
 @given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=9), min_size=1, max_size=5))
 def test_the_common_prefix_is_common_and_leaves_each_row_a_prompt_token(token_lists: list[list[int]]) -> None:
     rows = [Row(tuple(tokens), len(tokens) - 1) for tokens in token_lists]
-    length = common_prefix(rows)
+    length = shared_prefix(rows)
     assert len({row.tokens[:length] for row in rows}) == 1
     assert all(length < row.offset for row in rows)
 
@@ -151,7 +151,7 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
     rows = random_rows(seed, count, prefix, groups, shots)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pilocal.training.mlx.loss.LOGITS_AT_ONCE", chunk)
-        assert_exact(model, make_batch(rows, min(prefix, common_prefix(rows)), share=share), recompute)
+        assert_exact(model, make_batch(rows, min(prefix, shared_prefix(rows)), share=share), recompute)
 
 
 @pytest.mark.parametrize("kind", ["phi3", "gemma"])

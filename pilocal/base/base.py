@@ -203,7 +203,7 @@ def download(model: str) -> Path:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raises ModelError when it is damaged or holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(path, f"damaged: {error}", fix=AGAIN) from None
     if not isinstance(found, dict):

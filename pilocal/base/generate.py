@@ -7,6 +7,7 @@ from typing import Any
 
 from pilocal.base.blas import load_fast_blas
 from pilocal.progress import Progress
+from pilocal.prompt.tokens import common_prefix
 
 
 def generate(
@@ -28,7 +29,7 @@ def generate(
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.cache import make_prompt_cache
 
-    shared = _common_prefix(prompts)
+    shared = common_prefix(prompts)
     cache = None
     if shared:
         cache = make_prompt_cache(model)
@@ -56,11 +57,3 @@ def generate(
     finally:
         generator.close()
     return [answers[uid] for uid in ids]
-
-
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all prompts share, leaving each at least one of its own."""
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for prompt in prompts:
-        limit = next((i for i in range(limit) if prompt[i] != prompts[0][i]), limit)
-    return limit

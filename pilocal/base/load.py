@@ -8,6 +8,7 @@ from typing import Any
 from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
 from pilocal.base.device import keeps_packed
+from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
 
@@ -27,7 +28,8 @@ def load_base(base: Base, adapter: Path | None = None, precision: str | None = N
     from mlx_lm.utils import dequantize_model, load_adapters, load_model
 
     try:
-        model, _ = load_model(base.folder, model_config=dict(base.config))
+        with plain_folder(base.folder) as folder:
+            model, _ = load_model(folder, model_config=dict(base.config))
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         fix = "copy or download the model again"
         raise ModelError(base.folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
 
 
@@ -15,7 +16,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        with plain_folder(folder) as plain:
+            return AutoTokenizer.from_pretrained(plain)
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"

@@ -12,6 +12,7 @@ from pilocal.errors import RunError
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import Record, render
+from pilocal.prompt.tokens import common_prefix
 from pilocal.retrieve import ShotPicker
 from pilocal.run_folder.rows import read_records
 from pilocal.run_folder.shipped import Shipped
@@ -32,18 +33,6 @@ class Prompts:
     def prefix(self) -> Sequence[int]:
         """What all full prompts begin with; each keeps at least one token of its own."""
         return self.full[0][: common_prefix(self.full)]
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all prompts share, leaving each at least one of its own.
-
-    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
-    (2, 1)
-    """
-    limit = min(map(len, prompts)) - 1
-    for prompt in prompts:
-        limit = next((i for i in range(limit) if prompt[i] != prompts[0][i]), limit)
-    return limit
 
 
 def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:

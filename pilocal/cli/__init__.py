@@ -7,6 +7,7 @@ from importlib import import_module
 
 import click
 
+import pilocal
 from pilocal.errors import PilocalError, did_you_mean
 from pilocal.packages import missing_package
 
@@ -52,7 +53,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pilocal")
+@click.version_option(pilocal.__version__)
 def cli() -> None:
     """Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""
 

@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Export a finished run in other forms. The first GGUF form is served from now on.
 
-    lossless is the base in its own 4 bits, with the adapter beside it; fused is both in one file of a llama.cpp type.
+    lossless is the base, number for number, with the adapter beside it; fused is both in one file of a llama.cpp type.
     Each is compared with the trained adapter on held-out rows, and refused if it loses too much; --quant auto takes the
     smallest type that passes. mlx is a fused folder for mlx-lm and LM Studio, peft the adapter for transformers and
     vLLM, ollama a Modelfile for the served files.

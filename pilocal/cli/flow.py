@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 TaskCommand = Callable[..., None]
 
 
-def task_options(command: TaskCommand) -> TaskCommand:
-    """Add the options of every command on a task."""
+def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/run.") -> TaskCommand:
+    """Add the options of every command on a task; `run` is the help text of --run."""
     decorators = (
         click.argument("task", type=FOLDER),
         click.option("--schedule", type=FOLDER, help="Schedule file. By default linear, 4 stages, 5 shots."),
-        click.option("--run", "run_folder", type=FOLDER, help="Run folder. By default TASK/run."),
+        click.option("--run", "run_folder", type=FOLDER, help=run),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
     )
     for decorator in reversed(decorators):
@@ -162,7 +163,7 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
 
 
 @click.command()
-@task_options
+@partial(task_options, run="Keep templates and shots in this run folder. By default nothing is kept.")
 @backend_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time.")
 def check(

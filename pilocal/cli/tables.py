@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pilocal.evaluate.arms import BY_BENCH, BY_NAME, SHIPPED
+from pilocal.flow.artefacts import float_notes
 
 if TYPE_CHECKING:
     from pilocal.flow.formats import Order
@@ -131,7 +132,8 @@ def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> RenderableTyp
             line[3] = f"{share:.2g}" + ("" if entry["passes"] else " (refused)")
             line[4] = f"{entry['score']:.3f}" if "score" in entry else ""
         rows.append(line)
-    return _table("Exported", ("form", "MB", "KL, nats a token", "of no adapter's", "score"), rows)
+    head = ("form", "MB", "KL, nats per token", "of no adapter's", "score")
+    return _table("Exported", head, rows, float_notes(artefacts))
 
 
 def bench_table(result: Mapping[str, Any]) -> RenderableType:
@@ -182,7 +184,7 @@ def parity_table(result: Mapping[str, Any]) -> RenderableType:
             ]
         )
     notes = [
-        f"{first}, {second}: the loss at the stage's last step, in nats a token; loss, norm: the",
+        f"{first}, {second}: the loss at the stage's last step, in nats per token; loss, norm: the",
         "largest relative difference in the stage; gradient: that of the worst adapter",
         f"weight at the stage's first step, in stage {worst['stage']} of {worst['gradients']['tensor']}.",
         f"{second} on {result['device']}, {result['precision']}; tolerance {result['tolerance']:g}; adapters at the "
@@ -199,7 +201,7 @@ def parity_lines(result: Mapping[str, Any]) -> list[str]:
     forward, tokens, conversion, log = (result[key] for key in ("forward", "tokenizers", "conversion", "run_log"))
     lines = [
         f"logits, stage {entry['stage']}, {entry['program']} against mlx: at most {entry['max_absolute']:.1e} apart, "
-        f"KL {entry['kl']:.1e} nats a token ({entry['tokens']} tokens, {forward['adapter']} adapter)"
+        f"KL {entry['kl']:.1e} nats per token ({entry['tokens']} tokens, {forward['adapter']} adapter)"
         for entry in forward["figures"]
     ]
     if not forward["exported"]:

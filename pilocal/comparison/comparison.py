@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pilocal
 from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
@@ -24,6 +24,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, TRAIN
+from pilocal.packages import versions
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import fingerprint
@@ -151,7 +152,7 @@ class Comparison:
 
     def _key(self, *parts: Any) -> str:
         examples = [(example.query, example.answer, dict(example.extra)) for example in self.task.test]
-        return fingerprint(version("pilocal"), parts, asdict(self.task.generation), self._quant, examples)
+        return fingerprint(pilocal.__version__, parts, asdict(self.task.generation), self._quant, examples)
 
     @contextmanager
     def _opened(self, name: str, task: Task, schedule: Schedule) -> Iterator[Context]:
@@ -220,5 +221,5 @@ def open_comparison(
     """
     task = load_task(task_folder)
     with RunDir.locked(folder, task=task.name, files=task.files) as run:
-        run.describe(versions={name: version(name) for name in ("pilocal", "mlx", "mlx-lm", "llama-cpp-python")})
+        run.describe(versions=versions("mlx", "mlx-lm", "llama-cpp-python"))
         yield Comparison(task, design, run, listeners)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pilocal.comparison.arms import ComparedArm
+from pilocal.comparison.arms import DEFAULT_ARMS, ComparedArm, parse_arms
 from pilocal.errors import InputError
 from pilocal.task import Example, Task
 from pilocal.task.schedule import DecaySchedule
@@ -21,8 +21,10 @@ CURVE_ARMS = ("direct", "linear", "adaptive")
 class Design:
     """What is compared."""
 
-    arms: tuple[ComparedArm, ...]
+    arms: tuple[ComparedArm, ...] = parse_arms(DEFAULT_ARMS)
+    """What `parse_arms` makes of their names; by default every arm that needs nothing but the task and the base."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Each trains every schedule once."""
     decay_schedule: DecaySchedule = LINEAR
     """Stages, shots and rates of every schedule; each arm puts its own decay in place of this one."""
     curve: tuple[int, ...] = ()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pilocal.comparison.arms import DEFAULT_ARMS, parse_arms
 from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
@@ -15,8 +14,9 @@ from pilocal.comparison.table import Prices, make_table
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.packages import require_packages
 from pilocal.run_folder.files import replacing, write_json
+from pilocal.task.text import path_of
 
-DEFAULT_DESIGN = Design(arms=parse_arms(DEFAULT_ARMS))
+DEFAULT_DESIGN = Design()
 """Every arm that needs nothing but the task and the base, three seeds."""
 
 
@@ -37,8 +37,9 @@ def compare(
     """
     if design.curve:
         require_packages(CURVE, "matplotlib")
-    folder = Path(run) if run else default_folder(Path(task))
-    with open_comparison(Path(task), folder, design, listeners) as comparison:
+    task = path_of(task)
+    folder = path_of(run) if run else default_folder(task)
+    with open_comparison(task, folder, design, listeners) as comparison:
         total = comparison.metric.total
         results = comparison.results(lambda result: report(result.name, total(result.marks_NS)))
         table = make_table(comparison, results, prices)

@@ -23,6 +23,8 @@ class Facts:
     """The content of metrics.json."""
     gate: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
     """The head and the rows of the table that compares the artefact with the model that was trained."""
+    notes: Sequence[str] = ()
+    """Lines below that table."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """By package."""
 
@@ -78,7 +80,7 @@ def card(facts: Facts, kind: Kind) -> str:
     if facts.metrics:
         parts += ["## Measured", _metrics(facts.metrics)]
     if facts.gate:
-        parts += ["## Beside the model that was trained", table(*facts.gate)]
+        parts += ["## Beside the model that was trained", table(*facts.gate), *facts.notes]
     if facts.versions:
         parts += ["## Made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."]
     return "\n\n".join(parts) + "\n"

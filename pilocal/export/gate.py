@@ -1,4 +1,4 @@
-"""The gate: how far what is served lies from what was trained, in nats a completion token.
+"""The gate: how far what is served lies from what was trained, in nats per completion token.
 
 The trained adapter is the reference, in the program that trained it: MLX, or PyTorch if there is no MLX. The distance
 is the mean of KL(reference, served) over the completion tokens of held-out rows; what it would be without any adapter
@@ -22,6 +22,7 @@ from pilocal.base.base import Base
 from pilocal.base.reference import LoadReference, MlxReference
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_updates
+from pilocal.export.lossless import nbytes, tensor_types
 from pilocal.export.ship import Files
 from pilocal.export.weights import BaseWeights
 from pilocal.llamacpp.engine import Engine, log_softmax
@@ -48,7 +49,7 @@ class Loss:
     """What one form of the model loses."""
 
     kl: float
-    """Mean KL divergence from the trained adapter, in nats a completion token."""
+    """Mean KL divergence from the trained adapter, in nats per completion token."""
     kl_without: float
     """The same without any adapter."""
     tokens: int
@@ -128,11 +129,12 @@ def open_gate(
 def candidates(base: Base, adapter: Path) -> list[str]:
     """Return the forms that "auto" tries, by the size that they should have, the smallest first."""
     weights, trained = BaseWeights(base), read_updates(adapter)
+    types = tensor_types(weights)
     sizes = dict.fromkeys(CANDIDATES, 0.0)
     exact = 16.0 * sum(each.lora_a.size + each.lora_b.size for each in trained.by_module.values())
     for name, shape in weights.shapes.items():
         count, odd = math.prod(shape), bool(shape[-1] % 256)
-        exact += count * weights.bits(name)
+        exact += 8 * nbytes(weights, name, types[name])
         for quant, bits in CANDIDATES.items():
             sizes[quant] += count * bits[odd if ".layers." in name else 2]
     if not trained.dora:
@@ -154,7 +156,7 @@ def through(
             return files, loss
         for path in files.own:
             path.unlink()
-    what = f"{loss.kl:.2g} nats a token from the trained adapter, where none at all is {loss.kl_without:.2g} from it"
+    what = f"{loss.kl:.2g} nats per token from the trained adapter, where none at all is {loss.kl_without:.2g} from it"
     fix = (
         'take [export] quant = "auto" or a wider type, train longer, or accept it ([export] accept_loss, --accept-loss)'
     )

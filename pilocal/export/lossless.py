@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType, LlamaFileType
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
+import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
+from pilocal.export.blocks import BY_BITS, Q4_1, block_rows, exact_blocks
 from pilocal.export.fused import to_bfloat16
-from pilocal.export.gguf import ModelFile, Tensor, to_float16, write_gguf
+from pilocal.export.gguf import ModelFile, Tensor, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights, Packed
 from pilocal.progress import Progress, silent
 from pilocal.run_folder.files import cache_folder, disk_error, replacing, write_json
+from pilocal.run_folder.tensors import Float32, widened
 
-Q4_1, F16, BF16, F32 = (GGMLQuantizationType[name] for name in ("Q4_1", "F16", "BF16", "F32"))
-FILE_TYPES = {Q4_1: LlamaFileType.MOSTLY_Q4_1, F16: LlamaFileType.MOSTLY_F16, BF16: LlamaFileType.MOSTLY_BF16}
+Type = GGMLQuantizationType
+
+FLOATS = F16, BF16, F32 = Type.F16, Type.BF16, Type.F32
+
+FILE_TYPES = {
+    Q4_1: LlamaFileType.MOSTLY_Q4_1,
+    F16: LlamaFileType.MOSTLY_F16,
+    BF16: LlamaFileType.MOSTLY_BF16,
+    Type.Q5_0: LlamaFileType.MOSTLY_Q5_0,
+    Type.Q5_1: LlamaFileType.MOSTLY_Q5_1,
+    Type.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    F32: LlamaFileType.ALL_F32,
+}
+"""What a file is called after its matrices' most frequent type, of two the first one here."""
 
 AT_ONCE = 1 << 24
 """Bytes that are copied at once."""
+
+Widened = Mapping[str, Mapping[str, Any]]
+"""Packed tensors that only floats hold exactly: by name their `type`, and `bytes` beside `bytes_in_base`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +57,8 @@ class LosslessBase:
     """A base's GGUF file."""
 
     path: Path
-    inexact: tuple[str, ...]
-    """Tensors that no type of GGUF's holds exactly: they are in F16, rounded."""
+    floats: Widened
+    """What it holds as floats though it was packed."""
 
 
 def cached_base(base: Base, progress: Progress = silent) -> LosslessBase:
@@ -48,18 +67,18 @@ def cached_base(base: Base, progress: Progress = silent) -> LosslessBase:
     It is called after its type: base-q4_1.gguf for a 4-bit base. Raises ExportError when llama.cpp could not run it,
     RunError when the disk is full.
     """
-    folder = cache_folder() / "bases" / f"{base.sha256[:16]}-{version('pilocal')}"
+    folder = cache_folder() / "bases" / f"{base.sha256[:16]}-{pilocal.__version__}"
     facts = folder / "base.json"
     with _alone(folder):
         try:
             known = json.loads(facts.read_text(encoding="utf-8"))
             path = folder / known["file"]
             if path.stat().st_size == known["size"]:
-                return LosslessBase(path, tuple(known["inexact"]))
+                return LosslessBase(path, known["floats"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # made again
         made = export_lossless(base, folder, progress)
-        write_json(facts, {"file": made.path.name, "size": made.path.stat().st_size, "inexact": made.inexact})
+        write_json(facts, {"file": made.path.name, "size": made.path.stat().st_size, "floats": made.floats})
         return made
 
 
@@ -67,62 +86,99 @@ def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> Lo
     """Write the base to `folder` and return the file; every number of it is compared with the base's."""
     weights = BaseWeights(base)
     model = ModelFile(base, weights)
-    types = {source: _type(weights, source) for source in weights.shapes}
-    matrices = [kind for source, (kind, _) in types.items() if len(weights.shapes[source]) > 1]
+    types = tensor_types(weights)
+    matrices = [kind for source, kind in types.items() if len(weights.shapes[source]) > 1]
     most = max(FILE_TYPES, key=matrices.count)
     done = 0
 
     def tensor(target: str, source: str) -> Tensor:
-        kind, _ = types[source]
-
         def parts() -> Iterator[NDArray[Any]]:
             nonlocal done
-            yield from _parts(weights, model, target, source, kind)
+            yield from _parts(weights, model, target, types[source])
             done += 1
             progress("export", done, len(types))
 
-        return Tensor(target, weights.shapes[source], kind, parts)
+        return Tensor(target, weights.shapes[source], types[source], parts)
 
     out = folder / f"base-{most.name.lower()}.gguf"
-    tensors = model.extra() + [tensor(target, source) for target, source in model.names.items()]
-    write_gguf(out, model.writer(base.folder.name, FILE_TYPES[most]), tensors)
-    return LosslessBase(out, tuple(source for source, (_, exact) in types.items() if not exact))
+    tensors = [tensor(target, source) for target, source in model.names.items()]
+    write_gguf(out, model.writer(base.folder.name, FILE_TYPES[most]), model.extra() + tensors)
+    floats = {
+        source: {"type": kind.name, "bytes": nbytes(weights, source, kind), "bytes_in_base": weights.nbytes(source)}
+        for source, kind in types.items()
+        if weights.bits(source) and kind in FLOATS
+    }
+    return LosslessBase(out, floats)
 
 
-def _type(weights: BaseWeights, name: str) -> tuple[GGMLQuantizationType, bool]:
-    """Return the smallest type that holds a tensor exactly; F16 and False where there is none."""
-    shape, stored = weights.shapes[name], weights.dtype(name)
-    if len(shape) == 1:
-        return F32, True
-    if weights.is_4_bit(name):
-        parts = weights.scales(name)
-        per_group = shape[1] // parts[0].shape[1]
-        exact = per_group % BLOCK == 0 and all(map(fits_float16, parts))
-        return (Q4_1, True) if exact else (F16, False)
-    if stored == "F16" or fits_float16(weights.read(name)):
-        return F16, True
-    return (BF16, True) if stored == "BF16" else (F16, False)
+def tensor_types(weights: BaseWeights) -> Mapping[str, GGMLQuantizationType]:
+    """Return for every tensor the smallest type that holds it exactly; vectors are F32, as llama.cpp wants them."""
+    return {name: _type(weights, name) for name in weights.shapes}
 
 
-def _parts(
-    weights: BaseWeights, model: ModelFile, target: str, source: str, kind: GGMLQuantizationType
-) -> Iterator[NDArray[Any]]:
+def nbytes(weights: BaseWeights, name: str, kind: GGMLQuantizationType) -> int:
+    """Return the bytes that a tensor takes in a type."""
+    numbers, size = GGML_QUANT_SIZES[kind]
+    return math.prod(weights.shapes[name]) // numbers * size
+
+
+def _type(weights: BaseWeights, name: str) -> GGMLQuantizationType:
+    if len(weights.shapes[name]) == 1:
+        return F32
+    if _is_plain(weights, name):
+        return Q4_1
+    for kind in BY_BITS.get(weights.bits(name) or 0, ()):
+        if all(exact_blocks(kind, weights.packed(name, *span)) is not None for span in weights.spans(name)):
+            return kind
+    for kind in (F16, BF16):
+        stored_so = weights.dtype(name) == kind.name
+        if stored_so or all(_holds(kind, weights.part(name, *span)) for span in weights.spans(name)):
+            return kind
+    return F32
+
+
+def _is_plain(weights: BaseWeights, name: str) -> bool:
+    """Tell whether a tensor is Q4_1 in another order, which its scales and biases tell."""
+    if weights.bits(name) != 4:
+        return False
+    parts = weights.scales(name)
+    per_group = weights.shapes[name][1] // parts[0].shape[1]
+    return per_group % BLOCK == 0 and all(map(fits_float16, parts))
+
+
+def _stored(kind: GGMLQuantizationType, floats: Float32) -> NDArray[Any]:
+    """Return floats as a type of floats has them, rounded where it must be."""
+    if kind == F32:
+        return floats
+    if kind == BF16:
+        return to_bfloat16(floats)
+    with np.errstate(over="ignore"):
+        return floats.astype(np.float16)
+
+
+def _holds(kind: GGMLQuantizationType, floats: Float32) -> bool:
+    return np.array_equal(widened(_stored(kind, floats), kind.name), floats)
+
+
+def _parts(weights: BaseWeights, model: ModelFile, target: str, kind: GGMLQuantizationType) -> Iterator[NDArray[Any]]:
     """Yield the bytes of one tensor."""
-    if kind != Q4_1:
-        floats = model.ordered(target, weights.read(source))
-        if kind == F16:
-            yield to_float16(floats, model.base.folder, source)
-        else:
-            yield to_bfloat16(floats) if kind == BF16 else floats
+    source, moved = model.names[target], model.reorders(target)
+    if kind in FLOATS:
+        whole = [model.ordered(target, weights.read(source))] if moved else None
+        parts = whole or (weights.part(source, *span) for span in weights.spans(source))
+        yield from (_stored(kind, part) for part in parts)
         return
     read: Callable[[int, int], Packed] = partial(weights.packed, source)
-    if model.reorders(target):
+    if moved:
         read = weights.packed(source).reordered(partial(model.ordered, target)).rows
     try:
-        yield from q4_1_rows(read, *weights.shapes[source])
+        if _is_plain(weights, source):
+            yield from q4_1_rows(read, *weights.shapes[source])
+        else:
+            yield from block_rows(kind, read, weights.spans(source))
     except ValueError as error:
         fix = "this is a fault of pilocal's; please report it"
-        raise ExportError(model.base.folder, f"{source} as Q4_1: {error}", fix=fix) from None
+        raise ExportError(model.base.folder, f"{source} as {kind.name}: {error}", fix=fix) from None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from pilocal.errors import ExportError, did_you_mean
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
-from pilocal.run_folder.files import disk_error, replacing, write_json
+from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.tensors import Float32
+from pilocal.task.text import MARK
 
 SHARD_BYTES = 5 * 10**9
 """No file grows beyond this, unless one tensor does."""
@@ -67,19 +67,24 @@ def write_mlx_folder(
     for name in TOKENIZER_FILES:
         if (base.folder / name).is_file():
             paths.append(folder / name)
-            try:
-                shutil.copyfile(base.folder / name, paths[-1])
-            except OSError as error:
-                raise disk_error(paths[-1], error) from error
-    chat_template = folder / "chat_template.jinja"
-    if base.layout.template != base.layout.source:  # what it leaves open is settled, as in training
-        chat_template.write_text(base.layout.template, encoding="utf-8")
-        paths += [chat_template] if chat_template not in paths else []
+            with replacing(paths[-1], "wb") as file:
+                file.write((base.folder / name).read_bytes().removeprefix(MARK.encode()))
+    paths += [path for path in write_chat_template(base, folder) if path not in paths]
     paths += [folder / "config.json", folder / "README.md"]
     write_json(paths[-2], _config(base, stored))
     with replacing(paths[-1]) as file:
         file.write(card(facts, _kind(form)))
     return paths
+
+
+def write_chat_template(base: Base, folder: Path) -> list[Path]:
+    """Write the chat template as training used it, if that is not the base's own; return the file."""
+    if base.layout.template == base.layout.source:
+        return []
+    path = folder / "chat_template.jinja"
+    with replacing(path) as file:  # what it leaves open is settled, as in training
+        file.write(base.layout.template)
+    return [path]
 
 
 def _parts(name: str, shape: tuple[int, ...], form: Form) -> dict[str, Entry]:

@@ -10,6 +10,7 @@ from typing import Any
 from pilocal.base.base import Base
 from pilocal.export.card import HUB_ID, Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
+from pilocal.export.mlx_folder import write_chat_template
 from pilocal.export.tensors import Entry, write_tensors
 from pilocal.run_folder.adapter import PEFT_FILES
 from pilocal.run_folder.files import replacing, write_json
@@ -24,9 +25,16 @@ The base is named by its path on the machine that exported this. Elsewhere, writ
 `base_model_name_or_path` in adapter_config.json."""
 """What the card says where the base is no Hub id."""
 
+SETTLED = (
+    "from pathlib import Path\n\n",
+    'template = Path("this/folder/chat_template.jinja").read_text(encoding="utf-8")\n',
+    "chat_template=template, ",
+)
+"""What the call needs where training used another chat template than the base's own."""
+
 
 def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
-    """Write PEFT's two files and README.md; return the three.
+    """Write PEFT's two files, README.md and the chat template if training changed it; return the files.
 
     Raises ExportError when the adapter does not fit the base, RunError when the disk is full.
     """
@@ -56,9 +64,10 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
     layout = {name: Entry("F32", tensor.shape) for name, tensor in tensors.items()}
     write_tensors(paths[0], layout, tensors.values(), {"format": "pt"})
     write_json(paths[1], config)
+    settled = write_chat_template(base, folder)
     with replacing(paths[2]) as file:
-        file.write(card(facts, _kind(facts, trained.dora)))
-    return paths
+        file.write(card(facts, _kind(facts, trained.dora, settled=bool(settled))))
+    return paths + settled
 
 
 def targets(modules: Collection[str], known: Collection[str]) -> dict[str, Any]:
@@ -93,16 +102,19 @@ def _layer(module: str) -> int:
     return int(found[1]) if found else OUTSIDE
 
 
-def _kind(facts: Facts, dora: bool) -> Kind:
+def _kind(facts: Facts, dora: bool, *, settled: bool) -> Kind:
+    path, read, given = SETTLED if settled else ("", "", "")
     how = f"""```python
-from peft import PeftModel
+{path}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({facts.base!r})
 model = PeftModel.from_pretrained(base, "this/folder")
 tokenizer = AutoTokenizer.from_pretrained({facts.base!r})
 chat = [{{"role": "user", "content": "the query"}}]
-prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+{read}prompt = tokenizer.apply_chat_template(
+    chat, {given}add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
 answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)
 ```
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilocal.base.base import Base
 from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
-from pilocal.export.lossless import cached_base, link
+from pilocal.export.lossless import Widened, cached_base, link
 from pilocal.progress import Progress, silent
 from pilocal.task import LOSSLESS
 
@@ -25,8 +25,8 @@ class Files:
     """The adapter, which llama.cpp adds to the base; None when `fused` is served."""
     fused: Path | None
     """Both in one file; None when the base is served with `adapter`."""
-    inexact: tuple[str, ...] = ()
-    """Tensors of a lossless base that had to be rounded."""
+    floats: Widened = field(default_factory=dict)
+    """What a lossless base holds as floats though it was packed."""
 
     @property
     def size(self) -> int:
@@ -47,17 +47,17 @@ def ship(base: Base, adapter: Path, folder: Path, quant: str, *, name: str, prog
     """
     lora, fused = ship_adapter(base, adapter, folder, quant, name=name)
     progress(f"export {quant}", 1, 2)
-    path, inexact = ship_base(base, folder, quant, progress)
+    path, floats = ship_base(base, folder, quant, progress)
     progress(f"export {quant}", 2, 2)
-    return Files(quant, path, lora, fused, inexact)
+    return Files(quant, path, lora, fused, floats)
 
 
-def ship_base(base: Base, folder: Path, quant: str, progress: Progress = silent) -> tuple[Path, tuple[str, ...]]:
-    """Write the base alone, and return its file and what had to be rounded in a lossless one."""
+def ship_base(base: Base, folder: Path, quant: str, progress: Progress = silent) -> tuple[Path, Widened]:
+    """Write the base alone, and return its file and what a lossless one holds as floats though it was packed."""
     if quant != LOSSLESS:
-        return export_fused(base, None, folder / f"base-{quant}.gguf", quant), ()
+        return export_fused(base, None, folder / f"base-{quant}.gguf", quant), {}
     made = cached_base(base, progress)
-    return link(made.path, folder), made.inexact
+    return link(made.path, folder), made.floats
 
 
 def ship_adapter(base: Base, adapter: Path, folder: Path, quant: str, *, name: str) -> tuple[Path | None, Path | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +26,34 @@ UNPACKED = "take a float base, or one that mlx-lm quantized with mode affine"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A matrix in MLX's affine 4-bit quantization: `w = scale * q + bias`, a scale and a bias for every group."""
+    """A matrix in MLX's affine quantization: `w = scale * q + bias`, a scale and a bias for every group."""
 
     words: NDArray[np.uint32]
-    """(out, in / 8): eight numbers q in a word, the first in the lowest bits."""
+    """(out, in * bits / 32): the numbers q one after the other, the first in the lowest bits."""
     scales: Float32
     """(out, in / group_size)."""
     biases: Float32
     """(out, in / group_size)."""
     group_size: int
+    bits: int = 4
+    """Of a number."""
 
     def reordered(self, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Packed:
         """Return it with its rows in another order."""
-        return Packed(order(self.words), order(self.scales), order(self.biases), self.group_size)
+        return Packed(order(self.words), order(self.scales), order(self.biases), self.group_size, self.bits)
 
     def rows(self, start: int, stop: int) -> Packed:
         """Return some of its rows."""
         part = slice(start, stop)
-        return Packed(self.words[part], self.scales[part], self.biases[part], self.group_size)
+        return Packed(self.words[part], self.scales[part], self.biases[part], self.group_size, self.bits)
+
+    def numbers(self) -> NDArray[np.int16]:
+        """Return its numbers q, a group in a row."""
+        return _numbers(self.words.view(np.uint8), self.bits).astype(np.int16).reshape(-1, self.group_size)
+
+    def floats(self) -> Float32:
+        """Return its weights, (out, in)."""
+        return unpack(self.words, self.scales, self.biases, self.group_size, self.bits)
 
 
 class BaseWeights:
@@ -71,32 +81,41 @@ class BaseWeights:
 
     def read(self, name: str) -> Float32:
         """Return one tensor in float32: what the trainer computes with, bit for bit."""
-        module = name.removesuffix(".weight")
-        if not self._is_quantized(module):
-            return self._floats(name)
-        scales, biases = (self._floats(f"{module}.{part}") for part in ("scales", "biases"))
-        return unpack(self._raw(name), scales, biases, *self._packing(module))
+        return self.part(name)
+
+    def part(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
+        """Return the rows of a tensor of the base from `start` up to `stop`, in float32."""
+        return self.packed(name, start, stop).floats() if self.bits(name) else self._floats(name, start, stop)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
-        """Return a tensor that `is_4_bit`, or its rows from `start` up to `stop`."""
+        """Return a tensor that has `bits`, or its rows from `start` up to `stop`."""
         module = name.removesuffix(".weight")
         words = self._raw(name, start, stop)
         scales, biases = (self._floats(f"{module}.{part}", start, stop) for part in ("scales", "biases"))
-        return Packed(words, scales, biases, self._packing(module)[0])
+        return Packed(words, scales, biases, *self._packing(module))
 
-    def is_4_bit(self, name: str) -> bool:
-        """Tell whether a tensor is packed with 4 bits a number."""
+    def bits(self, name: str) -> int | None:
+        """Return how many bits a number of a packed tensor takes, without its scales; None for floats."""
         module = name.removesuffix(".weight")
-        return self._is_quantized(module) and self._packing(module)[1] == 4
+        return self._packing(module)[1] if self._is_quantized(module) else None
+
+    def spans(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the rows, from one up to another, in which a large tensor is read part by part."""
+        rows, *rest = self.shapes[name] or (1,)
+        step = max(1, AT_ONCE // math.prod(rest))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def nbytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in the base, with its scales and biases."""
+        module = name.removesuffix(".weight")
+        names = [name, *(f"{module}.{part}" for part in ("scales", "biases") if self._is_quantized(module))]
+        stored = [self._stored[each] for each in names]
+        return sum(math.prod(each.shape) * np.dtype(DTYPES[each.dtype]).itemsize for each in stored)
 
     def scales(self, name: str) -> tuple[Float32, Float32]:
         """Return only the scales and biases of a packed tensor."""
         module = name.removesuffix(".weight")
         return self._floats(f"{module}.scales"), self._floats(f"{module}.biases")
-
-    def bits(self, name: str) -> float:
-        """Return how many bits a number of this tensor takes in a lossless file: Q4_1 has 5, F16 16."""
-        return 5.0 if self.is_4_bit(name) else 16.0
 
     def dtype(self, name: str) -> str:
         """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""

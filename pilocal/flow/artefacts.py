@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilocal.run_folder.files import write_json
+
+MOST_NAMES = 4
+"""Tensors that a line names; artefacts.json has all of them."""
 
 
 class Artefacts:
@@ -39,3 +42,21 @@ class Artefacts:
     def gated(self) -> dict[str, dict[str, Any]]:
         """The entries that went through the gate."""
         return {name: entry for name, entry in self.entries.items() if "kl" in entry}
+
+
+def float_notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for every form whose base holds packed tensors as floats."""
+    return [f"{form}: {floats_line(entry['floats'])}." for form, entry in entries.items() if entry.get("floats")]
+
+
+def floats_line(floats: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which tensors a lossless base holds as floats though they were packed, and what that costs.
+
+    >>> floats_line({"lm_head.weight": {"type": "F32", "bytes": 4_000_000, "bytes_in_base": 1_000_000}})
+    'lm_head.weight in F32, 3.0 MB more than in the base'
+    """
+    names = list(floats)
+    shown = names if len(names) <= MOST_NAMES else [*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"]
+    types = " and ".join(sorted({each["type"] for each in floats.values()}))
+    more = sum(each["bytes"] - each["bytes_in_base"] for each in floats.values())
+    return f"{', '.join(shown)} in {types}, {more / 1e6:,.1f} MB more than in the base"

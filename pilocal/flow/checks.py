@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 
+import pilocal
 from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
@@ -123,7 +123,7 @@ def _export_faults(base: Base) -> list[PilocalError]:
 def _was_trained(run: RunDir, base: Base) -> bool:
     """Tell whether this version has trained the run on this base, which it had looked through before."""
     state, known = run.state, run.state.get("versions", {}).get("pilocal")
-    return "train" in state["steps"] and known == version("pilocal") and state.get("base_sha256") == base.sha256
+    return "train" in state["steps"] and known == pilocal.__version__ and state.get("base_sha256") == base.sha256
 
 
 def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:

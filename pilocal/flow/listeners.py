@@ -30,7 +30,9 @@ class Listeners:
     """The functions that a run calls while it works."""
 
     progress: Progress = silent
+    """Called while long work goes on."""
     warn: Callable[[str], None] = warnings.warn
+    """Called with every warning, one line."""
     step: Callable[[StepResult], None] = unheard
     """Called with every step that is done or skipped."""
     report_to: str | None = None

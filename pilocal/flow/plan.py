@@ -10,6 +10,7 @@ from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.setups import training_setup
+from pilocal.task.text import path_of
 from pilocal.training.backend import Backend
 from pilocal.training.memory import Need
 from pilocal.training.row_order import StagePlan
@@ -45,9 +46,9 @@ def check(
     one real step is taken to predict memory and time from, if the `backend` has one. Raises InputError, ModelError, or
     Faults with all that is wrong.
     """
-    folder = Path(run) if run else None
-    path = Path(schedule) if schedule else None
-    with open_task(Path(task), path, folder, listeners, backend, to_export=True) as context:
+    folder = path_of(run) if run else None
+    path = path_of(schedule) if schedule else None
+    with open_task(path_of(task), path, folder, listeners, backend, to_export=True) as context:
         return plan_run(context, probe=probe)
 
 

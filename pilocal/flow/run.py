@@ -23,6 +23,7 @@ from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import LOSSLESS, load_task
+from pilocal.task.text import path_of
 from pilocal.training.backend import Backend, backend_named
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         """Open a run folder; raises RunError when no run has begun there."""
-        self.folder = Path(folder)
+        self.folder = path_of(folder)
         self._opened = ExitStack()
         if "task" not in RunDir(self.folder).state:
             fix = "point at the run folder of `pilocal run TASK`"
@@ -70,8 +71,9 @@ class Run:
     def answer(self, query: str | Sequence[Message], *, max_tokens: int | None = None) -> str:
         """Return what the served file answers in llama.cpp, greedily; the file stays loaded until `close`.
 
-        `query` is the bare query, or a chat that ends with it; `max_tokens` is the task's by default. Raises RunError
-        when nothing is served yet, InputError when the query and its answer do not fit CONTEXT tokens.
+        `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`;
+        `max_tokens` is the task's by default. Raises RunError when nothing is served yet, InputError when the query and
+        its answer do not fit CONTEXT tokens.
         """
         messages = [Message(role="user", content=query)] if isinstance(query, str) else list(query)
         prompt, limit = prompt_tokens(messages, self._tokenizer), max_tokens or self._max_tokens
@@ -149,7 +151,8 @@ def run(
     work; warnings are Python's. Raises PilocalError: InputError for what the user wrote, ModelError for the base,
     RunError for the folder, TrainingError and ExportError for what cannot go on.
     """
-    folder = Path(run) if run else default_run(Path(task))
+    task = path_of(task)
+    folder = path_of(run) if run else default_run(task)
     chosen = backend_named(backend) if isinstance(backend, str) else backend
     run_task(task, schedule, folder, until=until, backend=chosen, listeners=Listeners(progress=progress))
     return Run(folder)
@@ -171,7 +174,7 @@ def run_task(
     step = step_named(until)
     if follow_leader(Path(task), step, backend):
         return False
-    path, trains = Path(schedule) if schedule else None, step.uses(TRAIN)
+    path, trains = path_of(schedule) if schedule else None, step.uses(TRAIN)
     with open_task(Path(task), path, run, listeners, backend, to_export=trains) as context:
         run_steps(context, step)
     return True

@@ -6,7 +6,6 @@ import platform
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 
 from pilocal.errors import InputError, did_you_mean
 from pilocal.flow.context import Context
@@ -16,12 +15,12 @@ from pilocal.flow.listeners import StepResult
 from pilocal.flow.step import Step
 from pilocal.flow.steps import EVALUATE, STEPS
 from pilocal.flow.steps.export import EXPORT
-from pilocal.packages import require_packages
+from pilocal.packages import require_packages, versions
 from pilocal.run_folder.hashes import hashes
 from pilocal.training.backend import MLX
 
-PACKAGES = ("pilocal", "mlx", "mlx-lm", "llama-cpp-python", "numpy")
-"""Packages whose versions are in run.json."""
+PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "numpy")
+"""Packages whose versions are in run.json, beside that of pilocal."""
 
 
 def step_named(name: str) -> Step:
@@ -69,7 +68,7 @@ def describe(context: Context) -> None:
     """Record in run.json what the run is made from."""
     task, schedule = context.task, context.schedule
     context.run.describe(
-        versions=versions() | {"python": platform.python_version()},
+        versions=versions(*PACKAGES) | {"python": platform.python_version()},
         seed=task.training.seed,
         model=task.model,
         base_sha256=context.base.sha256,
@@ -79,14 +78,3 @@ def describe(context: Context) -> None:
         task_file=task.files["task"].name,
         backend=context.backend.as_json(),
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of those PACKAGES that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.flow.artefacts import Artefacts
+from pilocal.flow.artefacts import Artefacts, float_notes, floats_line
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
-from pilocal.prompt.tokens import answer_text, end_tokens
+from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import write_json
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import AUTO, Retrieval
@@ -48,14 +48,13 @@ def ship(context: Context, gate: Gate, quant: str, *, accept_loss: bool) -> tupl
     def write(form: str) -> Files:
         name = context.task.name
         files = write_form(context.base, run.adapter, run.export, form, name=name, progress=context.progress)
-        if files.inexact:
-            what = f"{len(files.inexact)} of the base's tensors had to be rounded to F16"
-            context.warn(f"{files.base}: {what}, such as {files.inexact[0]}")
+        if files.floats:
+            context.warn(f"{files.base}: {floats_line(files.floats)}; nothing smaller holds every number")
         return files
 
     tried = candidates(context.base, run.adapter) if quant == AUTO else [quant]
     files, loss = through(gate, tried, write, accept_loss=accept_loss and quant != AUTO)
-    entry = loss.facts() | {"bytes": files.size, "inexact": files.inexact}
+    entry = loss.facts() | {"bytes": files.size, "floats": files.floats}
     Artefacts(run.export).add(files.quant, files.own, **entry)
     return files, loss
 
@@ -135,14 +134,14 @@ def make_form(context: Context, form: str) -> None:
 
 def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Answer the test set's prompts in llama.cpp, and record the score beside the gate's figures."""
+    from pilocal.evaluate.asking import Asker
     from pilocal.evaluate.scoring.bootstrap import interval
-    from pilocal.llamacpp.engine import Engine
 
-    tokenizer, metric, max_tokens = context.base.tokenizer, context.metric, context.task.generation.max_tokens
-    limits: dict[str, Any] = {"ends": end_tokens(tokenizer), "max_tokens": max_tokens, "progress": context.progress}
-    with Engine(files.fused or files.base, max(map(len, prompts)) + max_tokens + 1, files.adapter) as engine:
-        answered = engine.answer(prompts, warm=False, name=f"score {files.quant}", **limits)
-    answers = [answer_text(answer, tokenizer) for answer in answered.answers]
+    base, metric = context.base, context.metric
+    how: dict[str, Any] = {"generation": context.task.generation, "progress": context.progress}
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), **how)
+    with asker.engine(files.fused or files.base, prompts, files.adapter) as engine:
+        answers, _ = asker.in_llama(engine, prompts, f"score {files.quant}")
     marks = metric.marks(answers, context.task.test, context.progress)
     artefacts = Artefacts(context.run.export)
     entry = artefacts.entries[files.quant]
@@ -154,9 +153,10 @@ def score(context: Context, files: Files, prompts: Sequence[Sequence[int]]) -> d
 def _card_facts(context: Context) -> Facts:
     from pilocal.export.card import Facts
 
+    gated = Artefacts(context.run.export).gated
     rows = [
         [name, f"{entry['bytes'] / 1e6:,.1f}", f"{entry['kl']:.2g}", f"{entry['kl_without']:.2g}"]
-        for name, entry in Artefacts(context.run.export).gated.items()
+        for name, entry in gated.items()
     ]
     head = ["form", "MB", "KL from the trained adapter, nats per token", "without an adapter"]
     try:
@@ -168,5 +168,6 @@ def _card_facts(context: Context) -> Facts:
         base=context.base.address,
         metrics=metrics,
         gate=(head, rows) if rows else None,
+        notes=float_notes(gated),
         versions=context.run.state.get("versions", {}),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pilocal
 from pilocal.flow.context import Context
 from pilocal.run_folder.hashes import fingerprint
 
@@ -46,7 +46,7 @@ class Step:
     def key(self, context: Context) -> str:
         """Return the fingerprint of everything that determines what the step writes."""
         needed = [step.key(context) for step in self.needs]
-        return fingerprint(version("pilocal"), self.name, *needed, *self.facts(context))
+        return fingerprint(pilocal.__version__, self.name, *needed, *self.facts(context))
 
     def is_done(self, context: Context) -> bool:
         """Tell whether the step was finished with today's inputs and its files are whole."""

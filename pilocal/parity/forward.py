@@ -30,7 +30,7 @@ def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]
 def compare_logits(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, float]:
     """Return the largest difference of two logits, the same relative to the largest logit, and the mean KL divergence.
 
-    KL(reference, other) is in nats a completion token.
+    KL(reference, other) is in nats per completion token.
 
     >>> compare_logits([np.zeros((1, 2), np.float32)], [np.zeros((1, 2), np.float32)])
     {'max_absolute': 0.0, 'relative': 0.0, 'kl': 0.0, 'tokens': 1}

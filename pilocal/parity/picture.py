@@ -26,7 +26,7 @@ def write_picture(result: Mapping[str, Any], path: Path) -> None:
     ]
     apart.append(Line(name="tolerance", x=[x[0], x[-1]], y=[result["tolerance"]] * 2))
     panels = [
-        Panel(lines=losses, y="loss, nats a token"),
+        Panel(lines=losses, y="loss, nats per token"),
         Panel(lines=apart, y="relative difference", log_y=True),
     ]
     marks = [stage["first_step"] - 0.5 for stage in result["stages"][1:]]

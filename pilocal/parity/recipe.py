@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
+import pilocal
 from pilocal.errors import InputError, RunError
 from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
@@ -19,8 +19,8 @@ def check_stages(context: Context) -> None:
     """Raise RunError unless the run's stages are those of its task, its base and this version."""
     run, made = context.run, context.run.state.get("versions", {}).get("pilocal")
     again = "`pilocal stages TASK --run DIR` makes them again"
-    if made != version("pilocal"):
-        fix = f"use that version (this is {version('pilocal')}), or run again"
+    if made != pilocal.__version__:
+        fix = f"use that version (this is {pilocal.__version__}), or run again"
         raise RunError(run.path, "the run was made by another version of pilocal", got=made, fix=fix)
     if context.run.state.get("base_sha256") != context.base.sha256:
         fix = "bring back the base that the run was made with, or run again"

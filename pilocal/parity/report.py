@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilocal.errors import RunError
 from pilocal.flow.steps import EXPORT, TRAIN
+from pilocal.packages import versions
 from pilocal.parity.figures import compare_traces, distance, exceeded, mean_relative, relative_numbers
 from pilocal.parity.rates import learning_rate
 from pilocal.parity.reference import load_reference
@@ -23,21 +23,16 @@ from pilocal.training.torch_backend.trainer import TorchTrainer
 if TYPE_CHECKING:
     from pilocal.flow.context import Context
 
-PACKAGES = ("pilocal", "mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
+PACKAGES = ("mlx", "mlx-lm", "torch", "transformers", "peft", "llama-cpp-python", "numpy")
 
 FORWARD_ROWS = 4
 """Validation rows of the first and of the last stage whose logits are compared."""
 
 
-def versions() -> dict[str, str]:
+def made_by() -> dict[str, str]:
     """Return the versions of everything that affects the figures; a package that is not installed is left out."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), "machine": machine} | versions(*PACKAGES)
 
 
 def check_reference(folder: Path, settings: Settings, progress: Progress = silent) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def check_run(context: Context, settings: Settings, record: Path | None = None) 
     mlx = MlxTrainer(replay.base, replay.lora, replay.training, own_start(context))
     reference = play(mlx, replay, progress, "parity: mlx")
     if record:
-        save_reference(record, replay, reference, model=context.task.model, made_by=versions())
+        save_reference(record, replay, reference, model=context.task.model, made_by=made_by())
     final = trained_adapter(context)
     adapter = final or reference.adapter
     mlx.set_adapter(adapter)
@@ -126,7 +121,7 @@ def traces_report(
         "device": settings.device,
         "precision": settings.precision,
         "tolerance": settings.allowed,
-        "versions": versions(),
+        "versions": made_by(),
         "base_sha256": replay.base.sha256,
         "stages": stages,
         "steps": steps,

@@ -152,6 +152,18 @@ def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
     return layout_of(tokenizer).row(record["messages"], where)
 
 
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share, leaving each at least one of its own.
+
+    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]]), common_prefix([[1, 2], [1, 2]])
+    (2, 1)
+    """
+    limit = min(map(len, prompts)) - 1
+    for prompt in prompts:
+        limit = next((i for i in range(limit) if prompt[i] != prompts[0][i]), limit)
+    return limit
+
+
 def answer_text(tokens: Sequence[int], tokenizer: Any) -> str:
     """Return the text of an answer's tokens, without its end token."""
     text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

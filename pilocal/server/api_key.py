@@ -6,6 +6,7 @@ import hmac
 from pathlib import Path
 
 from pilocal.errors import InputError
+from pilocal.task.text import MARK
 
 
 class ApiKey:
@@ -41,7 +42,7 @@ def read_api_key(path: Path) -> ApiKey:
         raise InputError("--api-key-file", "no such file", fix=fix) from None
     except OSError as error:
         raise InputError("--api-key-file", f"cannot read the file: {error.strerror}", fix=fix) from None
-    key = raw.strip()
+    key = raw.removeprefix(MARK.encode()).strip()
     if not key:
         raise InputError(path, "the file is empty", fix="write the key into it")
     if not all(0x20 <= byte < 0x7F for byte in key):

@@ -14,6 +14,7 @@ from pilocal.server.api_key import read_api_key
 from pilocal.server.app import make_app
 from pilocal.server.options import ServeOptions
 from pilocal.server.request_log import RequestLogEntry
+from pilocal.task.text import path_of
 
 
 def serve(
@@ -35,9 +36,9 @@ def serve(
     import uvicorn
 
     options = options or ServeOptions()
-    key = read_api_key(options.api_key_file) if options.api_key_file else None
+    key = read_api_key(path_of(options.api_key_file)) if options.api_key_file else None
     paths = [runs] if isinstance(runs, str | Path) else runs
-    tasks = [read_shipped(Path(path)) for path in paths]
+    tasks = [read_shipped(path_of(path)) for path in paths]
     with listen(options.host, options.port, loopback_only=key is None) as listener:
         hosts = hosts_at(listener.getsockname()[0], options.host)
         app = make_app(tasks, options, Access(key, origins=options.allow_origins, hosts=hosts), log)

@@ -22,7 +22,7 @@ from pilocal.task.tables import (
     Scoring,
     Training,
 )
-from pilocal.task.text import absent, from_home
+from pilocal.task.text import absent, from_home, path_of
 from pilocal.task.toml import build, line_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
@@ -101,8 +101,9 @@ def load_task(task: str | Path) -> Task:
 
     Raises InputError for a single fault, or Faults with every fault of every file.
     """
+    task = path_of(task)
     folder = task_folder(task)
-    path = Path(task) if Path(task).is_file() else folder / "task.toml"
+    path = task if task.is_file() else folder / "task.toml"
     if not path.is_file():
         raise InputError(path, absent(path, "no such task"), fix="`pilocal init DIR` makes one")
     values, text = read_toml(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.faults import merged
+from pilocal.task.text import path_of
 from pilocal.task.toml import build, line_of, read_toml, require
 
 
@@ -213,7 +214,7 @@ def load_schedule(path: str | Path) -> Schedule:
     Raises InputError or Faults, with lines, when it is malformed, when a prompt grows back, or when the last stage is
     not the bare query.
     """
-    path = Path(path)
+    path = path_of(path)
     values, text = read_toml(path)
     if "stage" not in values:
         return _decay(values, text, path).schedule()

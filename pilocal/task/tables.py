@@ -30,7 +30,7 @@ METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 LOSSLESS = "lossless"
-"""The form that loses nothing: the base in its own 4 bits, the adapter beside it."""
+"""The form that loses nothing: the base, number for number, the adapter beside it."""
 
 AUTO = "auto"
 """The smallest type that passes the gate."""
@@ -219,7 +219,7 @@ class Export:
     """`[export]`: what is shipped."""
 
     quant: str = "lossless"
-    """What is served: "lossless" (the base in its own 4 bits, the adapter beside it), a llama.cpp type into which both
+    """What is served: "lossless" (the base, number for number, the adapter beside it), a llama.cpp type into which both
     are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest type that passes the gate."""
     gate_rows: int = 64
     """Validation rows on which the gate compares the served files with the trained adapter."""

@@ -92,6 +92,11 @@ def from_home(name: str) -> str:
         return name
 
 
+def path_of(path: str | Path) -> Path:
+    """Return the path that a program gives, with the home folder for a `~` at its beginning."""
+    return Path(from_home(str(path)))
+
+
 def is_deep(value: Any) -> bool:
     """Tell whether lists and tables are nested in a value so deeply that programs stumble over it."""
     level = [value]

@@ -8,7 +8,7 @@ hand. `torch_backend.memory` has the same for PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -290,15 +290,19 @@ def advise(
     missed = peak(machine, asked) / peak(blind, asked)  # does not depend on the settings
     if missed * peak(blind, asked) <= machine.memory:
         return None
-    for recompute in (False, True) if may_recompute else (False,):
-        accumulate = 1
-        while accumulate <= asked.batch_size:
-            changed = replace(asked, accumulate=accumulate, recompute=recompute or asked.recompute)
-            if (needed := missed * peak(blind, changed)) <= machine.memory:
-                settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
-                return f"set [training] {' and '.join(settings)}: {needed / 2**30:.1f} GiB, the same gradient"
-            accumulate *= 2
+    for settings, changed in smaller(asked, may_recompute=may_recompute):
+        if (needed := missed * peak(blind, changed)) <= machine.memory:
+            return f"set [training] {settings}: {needed / 2**30:.1f} GiB, the same gradient"
     return "shorten the template, lower shots, adapt fewer [lora] layers, or take a smaller base"
+
+
+def smaller(training: Training, *, may_recompute: bool) -> Iterator[tuple[str, Training]]:
+    """Yield settings that need less and less memory for the same gradient, each with its text for task.toml."""
+    for recompute in (False, True) if may_recompute else (False,):
+        for accumulate in range(1, training.batch_size + 1):
+            changed = replace(training, accumulate=accumulate, recompute=recompute or training.recompute)
+            settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
+            yield " and ".join(settings), changed
 
 
 def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: bool) -> int:

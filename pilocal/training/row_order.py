@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pilocal.prompt.tokens import Row
+from pilocal.prompt.tokens import Row, common_prefix
 
 NARROWEST = 8
 """Widths of batches are multiples of this at least."""
@@ -45,7 +45,7 @@ class RowOrder:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = tuple(seed)
-        self.prefix = common_prefix(rows) if share else 0
+        self.prefix = shared_prefix(rows) if share else 0
         self.per_epoch = -(-len(rows) // batch_size)
         self._relatives = _relatives(rows, self.prefix)
         self._epoch = -1
@@ -100,18 +100,13 @@ class RowOrder:
         return order + [i for part in waiting[held[-1]] for i in part] if held else order
 
 
-def common_prefix(rows: Sequence[Row]) -> int:
+def shared_prefix(rows: Sequence[Row]) -> int:
     """Return how many leading tokens all rows share, leaving each at least one prompt token of its own.
 
-    >>> common_prefix([Row((1, 2, 3, 4), 3), Row((1, 2, 5, 6), 3)])
+    >>> shared_prefix([Row((1, 2, 3, 4), 3), Row((1, 2, 5, 6), 3)])
     2
     """
-    first = rows[0].tokens
-    limit = min(row.offset for row in rows) - 1
-    for row in rows:
-        same = next((i for i in range(limit) if row.tokens[i] != first[i]), limit)
-        limit = min(limit, same)
-    return max(limit, 0)
+    return max(common_prefix([row.tokens[: row.offset] for row in rows]), 0)
 
 
 def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:

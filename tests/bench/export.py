@@ -35,7 +35,7 @@ from pilocal.export.lossless import export_lossless
 made = export_lossless(base, Path(sys.argv[2]))
 seconds = time.perf_counter() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"seconds": seconds, "peak": peak, "rounded": len(made.inexact)}))
+print(json.dumps({"seconds": seconds, "peak": peak, "floats": len(made.floats)}))
 """
 """With the base's fingerprint, which every run knows from its training."""
 

@@ -14,7 +14,7 @@ from pilocal.flow.runner import run_steps, step_named
 from pilocal.parity.recipe import read_replay
 from pilocal.parity.reference import save_reference
 from pilocal.parity.replay import Replay, play
-from pilocal.parity.report import versions
+from pilocal.parity.report import made_by
 from pilocal.training.mlx.trainer import MlxTrainer
 
 FOLDER = Path(__file__).parent / "starter"
@@ -57,4 +57,4 @@ def make_replay() -> Replay:
 if __name__ == "__main__":
     replay = make_replay()
     trace = play(MlxTrainer(replay.base, replay.lora, replay.training), replay)
-    save_reference(FOLDER, replay, trace, model="starter", made_by=versions())
+    save_reference(FOLDER, replay, trace, model="starter", made_by=made_by())

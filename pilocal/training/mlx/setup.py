@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from pilocal.base.base import Base
 from pilocal.base.blas import choose_threads
 from pilocal.base.device import keeps_packed, machine_memory
 from pilocal.base.load import load_base
+from pilocal.packages import versions
 from pilocal.progress import Progress
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
@@ -84,7 +84,7 @@ class Setup:
 
     def same(self) -> dict[str, str]:
         """Return what the processes of a team must agree on before they train, as SHA-256."""
-        made = [version(package) for package in ("pilocal", "mlx", "mlx-lm")]
+        made = [*versions("mlx", "mlx-lm").values()]
         return {
             "the version of pilocal, mlx or mlx-lm": fingerprint(made),
             "the base": self.base.sha256,

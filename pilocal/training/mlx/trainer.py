@@ -24,7 +24,7 @@ from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizers import make_optimizer
 from pilocal.training.mlx.step import BatchTrainer
 from pilocal.training.mlx.team import MlxTeam
-from pilocal.training.row_order import common_prefix
+from pilocal.training.row_order import shared_prefix
 
 
 class MlxTrainer:
@@ -132,7 +132,7 @@ class MlxTrainer:
 
     def _stage_of(self, rows: Sequence[Row]) -> MlxStage:
         """Return what trains on rows that begin as these do, with all that they share."""
-        prefix = rows[0].tokens[: common_prefix(rows) if self.shares_prefix else 0]
+        prefix = rows[0].tokens[: shared_prefix(rows) if self.shares_prefix else 0]
         if self._stage is None or self._stage.prefix != prefix:
             self._stage = self.stage(prefix)
         return self._stage

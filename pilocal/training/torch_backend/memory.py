@@ -6,7 +6,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED
-from pilocal.training.memory import linears, read_sizes
+from pilocal.training.memory import linears, read_sizes, smaller
 from pilocal.training.torch_backend.packed import AT_ONCE
 
 KEPT = {"width": 16, "intermediate": 6}
@@ -97,19 +96,10 @@ def fitting_weights(
             return weights, None
     if asked == UNPACKED and config.get("quantization") and fits(training, PACKED):
         return weights, "leave --weights out: the base stays packed, the same numbers in less memory"
-    for settings, changed in _smaller(training, may_recompute=not lora.dropout):
+    for settings, changed in smaller(training, may_recompute=not lora.dropout):
         if fits(changed, weights):
             return weights, f"set [training] {settings}: the same gradient in less memory"
     return weights, SHORTEN
-
-
-def _smaller(training: Training, *, may_recompute: bool) -> Iterator[tuple[str, Training]]:
-    """Yield settings that need less and less memory for the same gradient, each with its text for task.toml."""
-    for recompute in (False, True) if may_recompute else (False,):
-        for accumulate in range(1, training.batch_size + 1):
-            changed = replace(training, accumulate=accumulate, recompute=recompute or training.recompute)
-            settings = [f"accumulate = {accumulate}"] * (accumulate > 1) + ["recompute = true"] * recompute
-            yield " and ".join(settings), changed
 
 
 def choose_weights(

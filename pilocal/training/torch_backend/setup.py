@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pilocal.base.base import Base
+from pilocal.packages import versions
 from pilocal.progress import Progress
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
@@ -95,7 +95,7 @@ class Setup:
 
     def same(self) -> dict[str, str]:
         """Return what the processes of a team must agree on before they train, as SHA-256."""
-        made = [version(package) for package in ("pilocal", "torch", "transformers", "peft")]
+        made = [*versions("torch", "transformers", "peft").values()]
         return {
             "the version of pilocal, torch, transformers or peft": fingerprint(made),
             "the base": self.base.sha256,

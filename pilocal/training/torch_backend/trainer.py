@@ -19,7 +19,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
-from pilocal.training.row_order import common_prefix
+from pilocal.training.row_order import shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
 from pilocal.training.torch_backend.model import adapter_config, add_lora, load_model, lora_config
@@ -208,7 +208,7 @@ class TorchTrainer:
 
     def _prefix(self, rows: Sequence[Row]) -> int:
         """Return how many leading tokens of the rows are computed once."""
-        return common_prefix(rows) if self.share and len(rows) > 1 else 0
+        return shared_prefix(rows) if self.share and len(rows) > 1 else 0
 
     def _keys_and_values(self, tokens: Sequence[int], rows: int) -> dict[str, Any]:
         """Return what makes the model go on after `tokens` in each of so many rows."""

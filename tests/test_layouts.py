@@ -158,7 +158,7 @@ def test_a_bad_chat_template_is_one_line(name: str, tmp_path: Path) -> None:
 def test_a_chat_that_is_refused_is_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_layout(LAYOUTS["mistral v0.3"], tmp_path))
     twice: list[Message] = [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]
-    with pytest.raises(InputError, match="stage 0, train 7: .* refuses a chat of user, user: roles must alternate"):
+    with pytest.raises(InputError, match=r"stage 0, train 7: .* refuses a chat of user, user: roles must alternate"):
         tokenize({"messages": twice}, tokenizer, "stage 0, train 7")
 
 

@@ -23,9 +23,10 @@ default:
 demo: (install ".")
     {{ bin }}/pilocal run examples/smart-home --schedule examples/smart-home/schedule.toml
 
-# Run every test, in two processes
+# Run every test, in two processes; those that train in several of their own come last
 test: setup
-    {{ bin }}/pytest -n 2 --dist loadfile
+    {{ bin }}/pytest -n 2 --dist loadfile -m "not processes"
+    {{ bin }}/pytest -m processes
 
 # Lint and types
 lint: setup

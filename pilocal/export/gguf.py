@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -23,7 +24,6 @@ from pilocal.errors import ExportError, ModelError
 from pilocal.export.numbers import add_numbers, check_settings, interleave, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
-from pilocal.packages import is_installed
 from pilocal.prompt.probes import make_probes
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32
@@ -140,13 +140,12 @@ def check_exportable(base: Base) -> None:
 def check_tokens(base: Base) -> None:
     """Raise ModelError now where llama.cpp would cut chats into other tokens than training does.
 
-    Asks llama.cpp itself, with a file that holds the vocabulary alone; without llama.cpp nothing is checked.
+    Asks llama.cpp itself, with a file that holds the vocabulary alone. Where that file cannot be written, nothing is
+    checked before the export.
     """
-    if not is_installed("llama_cpp"):
-        return
     from pilocal.llamacpp.chat import check_probes
 
-    with TemporaryDirectory() as folder:
+    with suppress(OSError), TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         writer = ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
         writer.write_header_to_file(path)

@@ -11,7 +11,7 @@ from pilocal.base.base import Base, find_base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
-from pilocal.packages import require_packages
+from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
@@ -66,10 +66,11 @@ def checked_context(
         base = find_base(task.model, task.folder)
         read_sizes(base.config, task.lora)
     if base is not None:
-        with _collecting(faults):
-            _ = base.layout
-    if base is not None and to_export and not _was_trained(run, base):
-        faults += _export_faults(base)
+        found = _export_faults(base) if to_export and not _was_trained(run, base) else []
+        if not found:
+            with _collecting(found):
+                _ = base.layout
+        faults += found
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
@@ -114,7 +115,7 @@ def _export_faults(base: Base) -> list[PilocalError]:
     for check in (check_exportable, check_finite):
         with _collecting(faults):
             check(base)
-    if not faults:
+    if not faults and is_installed("llama_cpp"):
         with _collecting(faults):
             check_tokens(base)
     return faults

@@ -11,7 +11,7 @@ from pilocal.llamacpp.library import load_llama_cpp
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.control import ControlTokens
-from pilocal.prompt.probes import Probe, first_difference
+from pilocal.prompt.probes import first_difference
 from pilocal.prompt.render import without_blank_systems
 from pilocal.prompt.settle import DATE_STRING
 
@@ -50,7 +50,7 @@ class ChatTemplate:
         return self._controls.encode(text, hidden)
 
 
-def check_probes(gguf: Path, probes: Sequence[Probe], where: Path | None = None) -> None:
+def check_probes(gguf: Path, probes: Sequence[Mapping[str, Any]], where: Path | None = None) -> None:
     """Raise ModelError unless a file makes the tokens of these chats that training made of them.
 
     `where` is what the error names, by default the file.

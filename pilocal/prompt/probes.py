@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypedDict
 
@@ -38,7 +38,7 @@ def make_probes(query: str, tokenizer: Any) -> list[Probe]:
     return probes
 
 
-def first_difference(probes: Sequence[Probe], cut: Callable[[Sequence[Message]], list[int]]) -> str | None:
+def first_difference(probes: Sequence[Mapping[str, Any]], cut: Callable[[Sequence[Message]], list[int]]) -> str | None:
     """Return the roles of the first chat that `cut` makes other tokens of, or None."""
     for probe in probes:
         if cut(probe["messages"]) != probe["tokens"]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 from pilocal.errors import InputError, RunError
-from pilocal.prompt.probes import Probe
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.task import Example, Retrieval, load_examples
 
@@ -45,8 +44,8 @@ class Shipped:
     """How shots are chosen."""
     seed: int = 0
     """Draws the bank that shots come from."""
-    probes: Sequence[Probe] = ()
-    """Chats and the tokens that training makes of them; the served file has to make the same."""
+    probes: Sequence[Mapping[str, Any]] = ()
+    """Chats and the tokens that training makes of them, as `prompt.probes` has them; a served file makes the same."""
 
     def examples(self) -> tuple[Example, ...]:
         """Return the examples that may be shots."""

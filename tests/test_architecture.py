@@ -69,8 +69,7 @@ def imported(path: Path) -> list[str]:
         elif isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
-            found += [word for word in words if isinstance(word, str)]
+            found += [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
     return found
 
 

@@ -21,9 +21,9 @@ model = "starter"
 rank = 32
 
 [training]
-steps = 200
+steps = 300
 batch_size = 14
-learning_rate = 1e-2
+learning_rate = 4e-3
 direct_drop = false
 
 [scoring]

@@ -9,6 +9,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
+from pilocal.flow.runner import describe
 from pilocal.flow.setups import training_setup
 from pilocal.task.text import path_of
 from pilocal.training.backend import Backend
@@ -49,6 +50,8 @@ def check(
     folder = path_of(run) if run else None
     path = path_of(schedule) if schedule else None
     with open_task(path_of(task), path, folder, listeners, backend, to_export=True) as context:
+        if folder:
+            describe(context)  # else the later run would take it for another's folder
         return plan_run(context, probe=probe)
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,12 +79,12 @@ def test_every_public_name_can_be_imported_and_has_a_docstring() -> None:
     assert not [name for name in pilocal.__all__ if not pilocal.__getattr__(name).__doc__]
 
 
-def test_a_tilde_in_a_path_is_the_home_folder(tiny_base, tmp_path, monkeypatch):
+def test_a_tilde_in_a_path_is_the_home_folder(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     make_task(tmp_path / "task", tiny_base.folder)
     assert pilocal.load_task("~/task") == pilocal.load_task(tmp_path / "task")
     assert pilocal.load_schedule("~/task/schedule.toml") == pilocal.load_schedule(tmp_path / "task" / "schedule.toml")
-    settings = {"schedule": "~/task/schedule.toml", "run": "~/somewhere"}
+    settings: dict[str, Any] = {"schedule": "~/task/schedule.toml", "run": "~/somewhere"}
     assert pilocal.check("~/task", probe=False, **settings).stages
     assert (tmp_path / "somewhere").is_dir()
     assert pilocal.run("~/task/task.toml", until="stages", **settings).folder == tmp_path / "somewhere"
@@ -93,7 +94,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(tiny_base, tmp_path, monkeypatch):
             start(f"~/no/{missing}")
 
 
-def test_every_type_that_a_caller_has_to_make_is_public():
+def test_every_type_that_a_caller_has_to_make_is_public() -> None:
     """What a function takes and no literal of Python's is."""
     taken = set()
     for name in ("check", "compare", "load", "load_schedule", "load_task", "run", "serve"):

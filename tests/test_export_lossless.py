@@ -75,7 +75,8 @@ def test_a_scale_that_float16_cannot_hold_costs_one_tensor_its_four_bits(starter
     import mlx.core as mx
 
     path, name = base.folder / "model.safetensors", "model.layers.1.mlp.down_proj"
-    stored: Any = dict(mx.load(str(path)))
+    loaded: Any = mx.load(str(path))
+    stored: Any = dict(loaded)
 
     def exported(scale: float, word: int) -> tuple[LosslessBase, str]:
         scales, words = stored[f"{name}.scales"], stored[f"{name}.weight"]

@@ -47,7 +47,8 @@ def rewritten(base: Base, change: Callable[[Arrays], None]) -> Base:
     import mlx.core as mx
 
     path = base.folder / "model.safetensors"
-    stored: Arrays = dict(mx.load(str(path)))
+    loaded: Any = mx.load(str(path))
+    stored: Arrays = dict(loaded)
     change(stored)
     mx.save_safetensors(str(path), stored, {"format": "mlx"})
     return Base.at(base.folder)
@@ -76,7 +77,8 @@ def dequantized_by_mlx(base: Base) -> dict[str, np.ndarray]:
     """Every packed tensor as MLX computes it in float32."""
     import mlx.core as mx
 
-    stored: Arrays = dict(mx.load(str(base.folder / "model.safetensors")))
+    loaded: Any = mx.load(str(base.folder / "model.safetensors"))
+    stored: Arrays = dict(loaded)
     found = {}
     for module in (name.removesuffix(".scales") for name in stored if name.endswith(".scales")):
         own = base.config["quantization"].get(module) or base.config["quantization"]
@@ -198,7 +200,8 @@ def test_a_type_holds_rows_exactly_or_refuses_them(bits: int, bias: float, kinds
     # A bias beside the scales' own grid is a number of float16 all the same.
     biases = (scales * bias).astype(np.float16).astype(np.float32) if bias % 1 else scales * np.float32(bias)
     packed = Packed(words, scales, biases, group_size, bits)
-    exact = np.array(mx.dequantize(*map(mx.array, (words, scales, biases)), group_size=group_size, bits=bits))
+    parts = [mx.array(part) for part in (words, scales, biases)]
+    exact = np.array(mx.dequantize(parts[0], parts[1], parts[2], group_size=group_size, bits=bits))
     held = []
     for kind in ("Q4_1", "Q5_0", "Q5_1", "Q8_0"):
         if (blocks := exact_blocks(GGMLQuantizationType[kind], packed)) is not None:

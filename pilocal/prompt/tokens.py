@@ -176,7 +176,8 @@ def chat_template(tokenizer: Any) -> str:
         found = None
     if not isinstance(found, str) or not found.strip():
         what = "the tokenizer has no chat template, or several and no default"
-        raise InputError("chat template", what, fix="take an instruct model as base")
+        fix = 'give one (chat_template = "FILE" in task.toml), or take an instruct model as base'
+        raise InputError("chat template", what, fix=fix)
     return found
 
 

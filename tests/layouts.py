@@ -113,6 +113,10 @@ LAYOUTS: Mapping[str, Kind] = {
 }
 
 
+WITH_DEFAULT = ("llama 3.2", "qwen 2.5", "smollm 2")
+"""Those that write a system message where a chat has none."""
+
+
 def write_layout(kind: Kind, folder: Path, **config: Any) -> Path:
     """Write a tokenizer with its chat template; `config` changes tokenizer_config.json."""
     kind.write(folder, **kind.options)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import pytest
 
-from pilocal.base.tokenizer import load_tokenizer
+from pilocal.base.base import Base
+from pilocal.base.chat import ChatSettings
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.render import render
 from pilocal.prompt.tokens import layout_of, prompt_tokens, tokenize
 from pilocal.task import Example
-from tests.layouts import LAYOUTS, write_layout
+from tests.layouts import LAYOUTS, WITH_DEFAULT, write_layout
 from tests.same_ids import write_vocabulary
 from tests.texts import CONTROL, EMOJI, hard_texts
 from tests.vocabularies import SIZE
 
 ROWS = SIZE + 300
+BARE = ", without its default system message"
 BOTH = ("hello", "a  b", "x\n\ny", "naïve 日本 שלום \u202eabc", *EMOJI[:3], "tab\tend", CONTROL[1:8], "1+1=2")
 ODD_ANSWERS = (
     "    return x\n",
@@ -60,9 +63,19 @@ def chats(tokenizer, count: int = 100) -> Iterator[list[dict[str, str]]]:
         yield chat
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def kind(request):
-    return LAYOUTS[request.param]
+@pytest.fixture(scope="module", params=[*LAYOUTS, *(f"{name}{BARE}" for name in WITH_DEFAULT)])
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def kind(name):
+    return LAYOUTS[name.removesuffix(BARE)]
+
+
+@pytest.fixture(scope="module")
+def chat(name):
+    return ChatSettings(default_system=not name.endswith(BARE))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +84,13 @@ def folder(kind, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder):
-    return load_tokenizer(folder)
+def tokenizer(folder, chat):
+    return replace(Base.at(folder), chat=chat).tokenizer
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    path = write_vocabulary(folder, ROWS, folder / "vocabulary.gguf")
+def served(folder, chat):
+    path = write_vocabulary(folder, ROWS, folder / "vocabulary.gguf", chat)
     with Model(path, vocabulary_only=True) as model:
         yield model.tokenizer, ChatTemplate(model.tokenizer, path)
 

@@ -72,7 +72,9 @@ def write_mlx_folder(
             except OSError as error:
                 raise disk_error(paths[-1], error) from error
     chat_template = folder / "chat_template.jinja"
-    if base.layout.template != base.layout.source:  # what it leaves open is settled, as in training
+    if (
+        base.chat.facts or base.layout.template != base.layout.source
+    ):  # as in training, with what it leaves open settled
         chat_template.write_text(base.layout.template, encoding="utf-8")
         paths += [chat_template] if chat_template not in paths else []
     paths += [folder / "config.json", folder / "README.md"]

@@ -15,6 +15,9 @@ from pilocal.run_folder.adapter import PEFT_FILES
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.tensors import Float32
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Written where the task changes how the base writes chats."""
+
 OUTSIDE = -1
 """The layer of a module that is in none."""
 
@@ -26,7 +29,7 @@ The base is named by its path on the machine that exported this. Elsewhere, writ
 
 
 def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Path]:
-    """Write PEFT's two files and README.md; return the three.
+    """Write PEFT's two files, README.md, and the chat template where the task changes it; return all of them.
 
     Raises ExportError when the adapter does not fit the base, RunError when the disk is full.
     """
@@ -52,12 +55,15 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
         "fan_in_fan_out": False,
         "inference_mode": True,
     } | targets(trained.by_module, known)
-    paths = [folder / name for name in (*PEFT_FILES, "README.md")]
+    paths = [folder / name for name in (*PEFT_FILES, "README.md", *([CHAT_TEMPLATE] if base.chat.facts else []))]
     layout = {name: Entry("F32", tensor.shape) for name, tensor in tensors.items()}
     write_tensors(paths[0], layout, tensors.values(), {"format": "pt"})
     write_json(paths[1], config)
     with replacing(paths[2]) as file:
-        file.write(card(facts, _kind(facts, trained.dora)))
+        file.write(card(facts, _kind(facts, trained.dora, own_chat=bool(base.chat.facts))))
+    if base.chat.facts:
+        with replacing(paths[3]) as file:
+            file.write(base.layout.template)
     return paths
 
 
@@ -93,14 +99,17 @@ def _layer(module: str) -> int:
     return int(found[1]) if found else OUTSIDE
 
 
-def _kind(facts: Facts, dora: bool) -> Kind:
+def _kind(facts: Facts, dora: bool, *, own_chat: bool) -> Kind:
+    chat = (
+        f'\ntokenizer.chat_template = open("this/folder/{CHAT_TEMPLATE}", encoding="utf-8").read()' if own_chat else ""
+    )
     how = f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({facts.base!r})
 model = PeftModel.from_pretrained(base, "this/folder")
-tokenizer = AutoTokenizer.from_pretrained({facts.base!r})
+tokenizer = AutoTokenizer.from_pretrained({facts.base!r}){chat}
 chat = [{{"role": "user", "content": "the query"}}]
 prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)

@@ -15,7 +15,7 @@ from pilocal.export import sentencepiece as pieces
 from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY
 from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, bytes_left_out
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import layout_of, tokenize
+from pilocal.prompt.tokens import tokenize
 
 TEKKEN_SPLIT_START = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 """How the pattern of Mistral's Tekken begins, which llama.cpp follows for ASCII alone."""
@@ -34,7 +34,7 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)
-    layout = layout_of(tokenizer)
+    layout = base.layout
     template = layout.template
     if described["model"]["type"] == "BPE" and described["model"].get("byte_fallback"):
         pieces.mark_bytes(tokens, types)

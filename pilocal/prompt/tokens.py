@@ -190,7 +190,9 @@ def _settled(tokenizer: Any, template: str) -> str:
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         where = f"chat template:{line}" if line else "chat template"
-        raise InputError(where, f"it is broken: {error}", fix="copy or download the model again") from None
+        raise InputError(
+            where, f"it is broken: {error}", fix="correct it, or copy or download the model again"
+        ) from None
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:

@@ -10,7 +10,7 @@ import pytest
 from pilocal.errors import InputError, ModelError, PilocalError
 from pilocal.flow.opening import base_of, open_task
 from pilocal.flow.plan import check
-from pilocal.flow.run import run_task
+from pilocal.flow.run import Run, run_task
 from pilocal.flow.steps import STEPS
 from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
@@ -73,6 +73,10 @@ def test_what_is_trained_without_it_is_served_without_it(base: Path, tmp_path: P
     assert kept.chat.facts == {"default_system": False}
     assert prompt_tokens(QUERY, kept.tokenizer) == tokens  # type: ignore[arg-type]
     assert RunDir(task / "run").state["chat"] == {"default_system": False}
+    Run(task / "run").export("peft", "mlx")
+    for form in ("peft", "mlx"):
+        assert (served.folder / form / "chat_template.jinja").read_text() == kept.layout.template
+    assert "this/folder/chat_template.jinja" in (served.folder / "peft" / "README.md").read_text()
 
 
 def test_a_chat_template_of_the_task_s_replaces_the_base_s(base: Path, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class SandboxError(PilocalError):
 
 
 def raise_all(faults: Sequence[PilocalError]) -> None:
-    """Raise a single fault as it is and several as one `Faults`; do nothing if there are none."""
+    """Raise a single fault as it is and several as one `Faults`, each once; do nothing if there are none."""
+    faults = list({str(fault): fault for fault in faults}.values())
     if len(faults) == 1:
         raise faults[0]
     if faults:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.starter.tokenizer import CHAT_TEMPLATE
-from tests.vocabularies import CHATML_TEMPLATE, llama3, qwen_like, sentencepiece_like
+from tests.vocabularies import CHATML_TEMPLATE, llama3, qwen_like, sentencepiece_like, smollm_like
 
 ALTERNATE = (
     "{%- for turn in turns %}{%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -108,9 +108,13 @@ LAYOUTS: Mapping[str, Kind] = {
     "qwen 2.5": Kind(QWEN25, qwen_like),
     "qwen 3": Kind(QWEN3, qwen_like),
     "qwen 3 2507": Kind(CHATML_TEMPLATE, qwen_like),
-    "smollm 2": Kind(SMOLLM2, qwen_like),
+    "smollm 2": Kind(SMOLLM2, smollm_like),
     "block in the last": Kind(BLOCK_IN_LAST, llama3),
 }
+
+
+WITH_DEFAULT = ("llama 3.2", "qwen 2.5", "smollm 2")
+"""Those that write a system message where a chat has none."""
 
 
 def write_layout(kind: Kind, folder: Path, **config: Any) -> Path:

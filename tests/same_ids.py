@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter
 
 from pilocal.base.base import Base
+from pilocal.base.chat import OWN, ChatSettings
 from pilocal.export.vocabulary import add_vocabulary
 from tests.texts import NEW_LETTERS
 
@@ -27,10 +28,10 @@ class Differences:
     unexplained: list[str] = field(default_factory=list)
 
 
-def write_vocabulary(folder: Path, rows: int, out: Path) -> Path:
-    """Write a GGUF that holds a tokenizer alone."""
+def write_vocabulary(folder: Path, rows: int, out: Path, chat: ChatSettings = OWN) -> Path:
+    """Write a GGUF that holds a tokenizer alone; `chat` is what a task changes."""
     writer = GGUFWriter(str(out), "llama")
-    add_vocabulary(writer, Base.at(folder), rows)
+    add_vocabulary(writer, replace(Base.at(folder), chat=chat), rows)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

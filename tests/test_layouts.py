@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pilocal.base.base import Base
+from pilocal.base.chat import ChatSettings
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.llamacpp.chat import ChatTemplate
@@ -19,12 +21,13 @@ from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.render import Message, Record, render
 from pilocal.prompt.tokens import layout_of, prompt_tokens, tokenize
 from pilocal.task import Example
-from tests.layouts import LAYOUTS, Kind, write_layout
+from tests.layouts import LAYOUTS, WITH_DEFAULT, Kind, write_layout
 from tests.same_ids import write_vocabulary
 from tests.texts import CONTROL, EMOJI, hard_texts
 from tests.vocabularies import SIZE
 
 ROWS = SIZE + 300
+BARE = ", without its default system message"
 BOTH = ("hello", "a  b", "x\n\ny", "naïve 日本 שלום \u202eabc", *EMOJI[:3], "tab\tend", CONTROL[1:8], "1+1=2")
 ODD_ANSWERS = (
     "    return x\n",
@@ -67,9 +70,19 @@ def chats(tokenizer: Any, count: int = 100) -> Iterator[list[Message]]:
         yield chat
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return LAYOUTS[request.param]
+@pytest.fixture(scope="module", params=[*LAYOUTS, *(f"{name}{BARE}" for name in WITH_DEFAULT)])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def kind(name: str) -> Kind:
+    return LAYOUTS[name.removesuffix(BARE)]
+
+
+@pytest.fixture(scope="module")
+def chat(name: str) -> ChatSettings:
+    return ChatSettings(default_system=not name.endswith(BARE))
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +91,13 @@ def folder(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Any:
-    return load_tokenizer(folder)
+def tokenizer(folder: Path, chat: ChatSettings) -> Any:
+    return replace(Base.at(folder), chat=chat).tokenizer
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path) -> Iterator[tuple[Tokenizer, ChatTemplate]]:
-    path = write_vocabulary(folder, ROWS, folder / "vocabulary.gguf")
+def served(folder: Path, chat: ChatSettings) -> Iterator[tuple[Tokenizer, ChatTemplate]]:
+    path = write_vocabulary(folder, ROWS, folder / "vocabulary.gguf", chat)
     with Model(path, vocabulary_only=True) as model:
         yield model.tokenizer, ChatTemplate(model.tokenizer, path)
 

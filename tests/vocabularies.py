@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.export.sentencepiece import SPACE
-from pilocal.export.vocabulary import QWEN2_SPLIT
-from pilocal.starter.tokenizer import CHAT_TEMPLATE, LLAMA3_SPLIT, SPECIAL_TOKENS, corpus
+from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, SPACE
+from pilocal.starter.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 SIZE = 2040
 INST_TEMPLATE = (
@@ -35,6 +34,11 @@ CHATML_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+SMOLLM_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"),
+    *("<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>"),
+    *("<jupyter_code>", "<jupyter_output>", "<jupyter_script>", "<empty_output>"),
+)
 LLAMA3_SPECIAL = (
     *("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in (0, 1))),
     *("<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"),
@@ -59,8 +63,8 @@ def sample() -> tuple[str, ...]:
 
 
 @cache
-def learned_merges(split: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges of a small byte-level BPE."""
+def learned_merges(split: str | None) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges of a small byte-level BPE; without a pattern text is cut as SmolLM2 does it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -74,7 +78,7 @@ def learned_merges(split: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def byte_level(
     folder: Path,
-    split: str,
+    split: str | None,
     special: Sequence[str],
     config: Mapping[str, Any],
     *,
@@ -99,9 +103,12 @@ def byte_level(
     return _write(folder, tokenizer, config)
 
 
-def _bytes_after(split: str) -> Any:
+def _bytes_after(split: str | None) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
+    if split is None:
+        by_pattern = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_pattern])
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), behavior="isolated"), to_bytes])
 
@@ -116,6 +123,23 @@ def qwen_like(folder: Path, **options: Any) -> Path:
         "chat_template": CHATML_TEMPLATE,
     }
     return byte_level(folder, QWEN2_SPLIT, QWEN_SPECIAL, config, nfc=True, **options)
+
+
+def smollm_like(folder: Path, **options: Any) -> Path:
+    """Write a tokenizer as SmolLM2 has it: special tokens first, every digit for itself, no BOS."""
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|im_end|>",
+        "add_prefix_space": False,
+        "chat_template": CHATML_TEMPLATE,
+    }
+    vocabulary, merges = learned_merges(None)
+    first = {token: row for row, token in enumerate(SMOLLM_SPECIAL)}
+    learned = first | {token: row + len(first) for token, row in vocabulary.items()}, merges
+    return byte_level(folder, None, SMOLLM_SPECIAL, config, learned=learned, **options)
 
 
 def llama3(folder: Path, data: Path | None = None, *, whole_words: bool = True) -> Path:
@@ -217,3 +241,19 @@ def _write(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> Path:
     (folder / "chat_template.jinja").write_text(settings.pop("chat_template"), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+KINDS: Mapping[str, Callable[[Path], Path]] = {
+    "llama 2": sentencepiece_like,
+    "llama 2, loaded as LlamaTokenizer": lambda folder: sentencepiece_like(folder, tokenizer_class="LlamaTokenizer"),
+    "spaces first, plain text first": lambda folder: sentencepiece_like(
+        folder, spaces="first", chat_template=PLAIN_TEMPLATE
+    ),
+    "spaces always": lambda folder: sentencepiece_like(folder, tokenizer_class="LlamaTokenizer", legacy=True),
+    "spaces never": lambda folder: sentencepiece_like(folder, spaces="never"),
+    "llama 3": llama3,
+    "llama 3, merged to the end": lambda folder: llama3(folder, whole_words=False),
+    "qwen": qwen_like,
+    "smollm": smollm_like,
+}
+"""Every kind, and who writes it."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
+from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError
-from pilocal.prompt.tokens import Layout, layout_of
+from pilocal.prompt.default_system import QUERY
+from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
 from pilocal.task.text import absent, from_home
@@ -38,6 +40,8 @@ class Base:
     """What the task calls it: "starter", a directory, or a Hub id."""
     local: bool
     """Whether it is the starter or a directory; False for a copy of a Hub id's files."""
+    chat: ChatSettings = OWN
+    """What the task changes about how it writes chats."""
 
     @classmethod
     def at(cls, folder: Path) -> Base:
@@ -126,12 +130,21 @@ class Base:
         """One SHA-256 over everything that decides what the model says; that of a large file is remembered."""
         names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         files = [self.folder / name for name in names if (self.folder / name).is_file()]
-        return fingerprint([(path.name, remembered_sha256(path)) for path in (*files, *self.weight_files)])
+        hashes = [(path.name, remembered_sha256(path)) for path in (*files, *self.weight_files)]
+        return fingerprint(hashes, *([self.chat.facts] if self.chat.facts else []))
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The transformers tokenizer; raises ModelError when it is damaged."""
-        return load_tokenizer(self.folder)
+        """The transformers tokenizer, with the task's chat template if it has one.
+
+        Raises ModelError when it is damaged, or its chat template is not one that the task's settings can change.
+        """
+        tokenizer = load_tokenizer(self.folder)
+        try:
+            self.chat.apply(tokenizer)
+        except InputError as error:
+            raise self._chat_error(error) from None
+        return tokenizer
 
     @property
     def layout(self) -> Layout:
@@ -139,7 +152,25 @@ class Base:
         try:
             return layout_of(self.tokenizer)
         except InputError as error:
-            raise ModelError(self.folder, error.problem, got=error.got, fix=error.fix) from None
+            raise self._chat_error(error) from None
+
+    @property
+    def default_system_tokens(self) -> int:
+        """How many tokens of a bare query are a default system message's, left out or not; 0 where there is none."""
+        counts = []
+        for kept in (True, False):
+            base = replace(self, chat=replace(self.chat, default_system=kept))
+            try:
+                counts.append(len(prompt_tokens([QUERY], base.tokenizer)))
+            except (InputError, ModelError):  # it cannot be left out
+                return 0
+        return counts[0] - counts[1]
+
+    def _chat_error(self, error: InputError) -> ModelError:
+        """Return what is wrong with the chat template as an error of the base's, or of the task's file."""
+        if self.chat.file is None:
+            return ModelError(self.folder, error.problem, got=error.got, fix=error.fix)
+        return ModelError(self.chat.file, error.problem, got=error.got, fix=error.fix)
 
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
@@ -160,23 +191,23 @@ class Base:
             raise ModelError(folder, "no tokenizer.json", fix=AGAIN)
 
 
-def find_base(model: str, relative_to: Path) -> Base:
+def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
     """Return the checked base that a task names: the starter, a directory, or a Hub id (downloaded once).
 
-    A `~` at the beginning of a directory is the home folder. Raises ModelError when the base cannot be had or is not
-    whole.
+    A `~` at the beginning of a directory is the home folder; `chat` is what the task changes. Raises
+    ModelError when the base cannot be had or is not whole.
     """
     folder = relative_to / from_home(model)
     missing = absent(folder, "no such model")
     if model == STARTER:
-        base = Base(Path(__file__).parent.parent / "starter" / "model", model, local=True)
+        base = Base(Path(__file__).parent.parent / "starter" / "model", model, local=True, chat=chat)
     elif folder.is_dir():
-        base = Base(folder, model, local=True)
+        base = Base(folder, model, local=True, chat=chat)
     elif model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model":
         fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
         raise ModelError(model, missing, fix=fix)
     else:
-        base = Base(download(model), model, local=False)
+        base = Base(download(model), model, local=False, chat=chat)
     base.check()
     return base
 

@@ -192,8 +192,11 @@ def check(
             for stage, need in zip(found.stages, found.needs, strict=True)
         ]
         result = {"context": found.context, "stages": stages, "memory": found.memory, "advice": found.advice}
+        result |= {"hints": found.hints}
         click.echo(json.dumps(result, indent=2))
     else:
         show(plan_table(found))
         if found.advice:
             click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")
+        for hint in found.hints:
+            click.echo(f"hint: {hint}")

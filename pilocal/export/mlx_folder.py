@@ -79,7 +79,7 @@ def write_mlx_folder(
 
 def write_chat_template(base: Base, folder: Path) -> list[Path]:
     """Write the chat template as training used it, if that is not the base's own; return the file."""
-    if base.layout.template == base.layout.source:
+    if base.layout.template == base.layout.source and not base.chat.facts:
         return []
     path = folder / "chat_template.jinja"
     with replacing(path) as file:  # what it leaves open is settled, as in training

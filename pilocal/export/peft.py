@@ -16,6 +16,8 @@ from pilocal.run_folder.adapter import PEFT_FILES
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.tensors import Float32
 
+"""Written where the task changes how the base writes chats."""
+
 OUTSIDE = -1
 """The layer of a module that is in none."""
 

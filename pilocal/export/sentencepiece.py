@@ -15,13 +15,7 @@ from typing import Any
 from gguf import TokenType
 
 from pilocal.errors import ExportError
-
-SPACE = "\u2581"
-"""What stands for a space in a token."""
-
-BYTE = re.compile("<0x[0-9A-F]{2}>")
-PREPEND = {"type": "Prepend", "prepend": SPACE}
-REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+from pilocal.prompt.pre_tokenizers import BYTE, PREPEND, REPLACE, SPACE
 
 FIX = "take a base whose tokenizer.json was converted from SentencePiece"
 

@@ -13,19 +13,9 @@ from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export import sentencepiece as pieces
 from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY
+from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, bytes_left_out
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import layout_of, tokenize
-from pilocal.starter.tokenizer import LLAMA3_SPLIT
-
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-"""Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""
-
-PRE_TOKENIZERS = {
-    (LLAMA3_SPLIT, True): "llama-bpe",
-    (LLAMA3_SPLIT, False): "smaug-bpe",
-    (QWEN2_SPLIT, False): "qwen2",
-}
-"""llama.cpp's names, by the split pattern and whether a word that is a token is taken whole (`ignore_merges`)."""
+from pilocal.prompt.tokens import tokenize
 
 TEKKEN_SPLIT_START = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 """How the pattern of Mistral's Tekken begins, which llama.cpp follows for ASCII alone."""
@@ -44,7 +34,7 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)
-    layout = layout_of(tokenizer)
+    layout = base.layout
     template = layout.template
     if described["model"]["type"] == "BPE" and described["model"].get("byte_fallback"):
         pieces.mark_bytes(tokens, types)
@@ -104,22 +94,31 @@ def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[Tok
 
 def _pre_tokenizer(described: Mapping[str, Any], where: Path) -> str:
     """Return llama.cpp's name of what a byte-level BPE does before it merges."""
-    model, normalizer = described["model"], described["normalizer"]
-    steps = (described["pre_tokenizer"] or {}).get("pretokenizers", [described["pre_tokenizer"]])
-    split = {"type": "Split", "behavior": "Isolated", "invert": False}
-    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    plain = model["type"] == "BPE" and not (model["continuing_subword_prefix"] or model["end_of_word_suffix"])
-    # llama.cpp has no NFC, which leaves nearly all text alone. `pilocal serve` does it where the file says NFC_KEY.
-    plain = plain and (normalizer is None or normalizer["type"] == "NFC")
-    pattern = ""
-    if plain and len(steps) == 2 and split.items() <= steps[0].items() and to_bytes.items() <= steps[1].items():
-        pattern = steps[0]["pattern"].get("Regex", "")
-    if name := PRE_TOKENIZERS.get((pattern, bool(model.get("ignore_merges")))):
-        return name
+    model, steps, plain = described["model"], _steps(described), _is_plain(described)
+    whole_words = bool(model.get("ignore_merges"))
+    if known := [each.name for each in PRE_TOKENIZERS if plain and each.does(steps, whole_words)]:
+        return known[0]
+    pattern = str(steps[0]["pattern"].get("Regex", "")) if plain and _kinds(*steps).startswith("Split") else ""
     tekken = "Tekken" if pattern.startswith(TEKKEN_SPLIT_START) else None
-    got = tekken or f"{model['type']} after {_kinds(normalizer)} and {pattern or _kinds(*steps)}"
-    fix = "take a base with the tokenizer of Llama, Mistral (up to 7B v0.3) or Qwen"
+    got = tekken or f"{model['type']} after {_kinds(described['normalizer'])} and {pattern or _kinds(*steps)}"
+    fix = "take a base with the tokenizer of Llama, Mistral (up to 7B v0.3), Qwen or SmolLM2"
     raise ExportError(where, "llama.cpp cannot cut text as this tokenizer does", got=got, fix=fix)
+
+
+def _is_plain(described: Mapping[str, Any]) -> bool:
+    """Tell whether nothing but the steps before it merges sets a tokenizer apart from llama.cpp's byte-level BPE."""
+    model, normalizer = described["model"], described["normalizer"]
+    if model["type"] != "BPE" or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
+        return False
+    # llama.cpp has no NFC, which leaves nearly all text alone. `pilocal serve` does it where the file says NFC_KEY.
+    return normalizer is None or normalizer["type"] == "NFC"
+
+
+def _steps(described: Mapping[str, Any]) -> list[Any]:
+    """Return the steps before a tokenizer merges, but for what llama.cpp does by itself."""
+    steps: list[Any] = (described["pre_tokenizer"] or {}).get("pretokenizers", [described["pre_tokenizer"]])
+    left_out = bytes_left_out(described["model"]["vocab"]) if described["model"]["type"] == "BPE" else []
+    return steps[:-1] if left_out and steps[-1] == left_out[0] else steps
 
 
 def _kinds(*steps: Mapping[str, Any] | None) -> str:

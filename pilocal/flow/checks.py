@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pilocal
-from pilocal.base.base import Base, find_base
+from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
+from pilocal.flow.setups import base_for
 from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
@@ -63,7 +64,7 @@ def checked_context(
         check_name(task.name, f"{task.files['task']} name")
     base: Base | None = None
     with _collecting(faults):
-        base = find_base(task.model, task.folder)
+        base = base_for(task)
         read_sizes(base.config, task.lora)
     if base is not None:
         found = _export_faults(base) if to_export and not _was_trained(run, base) else []

@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pilocal.base.base import find_base
 from pilocal.errors import InputError
 from pilocal.flow.context import Context
-from pilocal.flow.setups import training_setup
+from pilocal.flow.setups import base_for, training_setup
 from pilocal.flow.step import Step
 from pilocal.flow.steps import STEPS
 from pilocal.task import load_task
@@ -77,5 +76,4 @@ def _follow_in_torch(task_folder: Path, trains: bool, backend: Backend) -> bool:
 
 def _follow(task_folder: Path, backend: Backend, join: Callable[[], Team]) -> None:
     task = load_task(task_folder)
-    base = find_base(task.model, task.folder)
-    follow(training_setup(task, base, backend, team=join()))
+    follow(training_setup(task, base_for(task), backend, team=join()))

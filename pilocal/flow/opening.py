@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pilocal.base.base import Base, find_base
+from pilocal.base.chat import ChatSettings
 from pilocal.errors import RunError
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
@@ -79,9 +80,10 @@ def base_of(run_folder: Path) -> Base:
     state, folder = RunDir(run_folder).state, _task_file(run_folder).parent
     try:
         model, known = state["model"], state["base_sha256"]
-    except KeyError:
+        chat = ChatSettings(**state.get("chat", {}))
+    except (KeyError, TypeError):
         raise _nothing_begun(run_folder) from None
-    base = find_base(model, folder)
+    base = find_base(model, folder, chat)
     if base.sha256 != known:
         fix = "bring back the base that the run was made with, or run again"
         raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base.folder), fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Plan:
     """Bytes that the training may use here."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
+    hints: tuple[str, ...] = ()
+    """What could be had for less, one line each."""
 
 
 def check(
@@ -73,4 +76,14 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
         [needs.get(number) for number in range(len(stages))],
         forecast.memory,
         forecast.advice,
+        tuple(_hints(context)),
     )
+
+
+def _hints(context: Context) -> Iterator[str]:
+    if tokens := context.base.default_system_tokens:
+        if context.base.chat.default_system:
+            what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"
+            yield f"{what}; [serving] default_system = false leaves it out"
+        else:
+            yield f"[serving] default_system = false makes every bare query {tokens} tokens shorter"

@@ -206,4 +206,6 @@ def load(run: str | Path) -> tuple[Any, Any]:
 
     opened = Run(run)
     base = base_of(opened.folder)
-    return load_base(base, opened.adapter), load_wrapped(base.folder)
+    tokenizer = load_wrapped(base.folder)
+    tokenizer.chat_template = base.layout.template
+    return load_base(base, opened.adapter), tokenizer

@@ -72,6 +72,7 @@ def describe(context: Context) -> None:
         seed=task.training.seed,
         model=task.model,
         base_sha256=context.base.sha256,
+        chat=context.base.chat.facts,
         inputs=hashes(task.files),
         schedule=[asdict(stage) for stage in schedule.stages],
         adaptive=asdict(schedule.adaptive) if schedule.adaptive else None,

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pilocal.base.base import Base
+from pilocal.base.base import Base, find_base
+from pilocal.base.chat import ChatSettings
 from pilocal.task import Task
 from pilocal.training.backend import TORCH, Backend
+
+
+def base_for(task: Task) -> Base:
+    """Return the checked base of a task, which writes chats as the task wants; raises what `find_base` raises."""
+    file = task.files.get("chat_template")
+    chat = ChatSettings(template=task.chat_template, file=file, default_system=task.serving.default_system)
+    return find_base(task.model, task.folder, chat)
 
 
 def training_setup(task: Task, base: Base, backend: Backend, **options: Any) -> Any:

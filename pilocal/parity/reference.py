@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.base import Base, find_base
+from pilocal.base.chat import ChatSettings
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
 from pilocal.prompt.tokens import Row
@@ -42,6 +43,7 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
         "format": FORMAT,
         "model": model,
         "base_sha256": replay.base.sha256,
+        "chat": replay.base.chat.facts,
         "tokenizer_sha256": sha256_file(replay.base.folder / "tokenizer.json"),
         "made_by": dict(made_by),
         "lora": asdict(replay.lora),
@@ -78,12 +80,13 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
         stages = _stages(content)
         lora = Lora(**content["lora"] | {"linears": tuple(content["lora"]["linears"])})
         training, model = Training(**content["training"]), str(content["model"])
+        chat = ChatSettings(**content.get("chat", {}))
         trace = _trace(content, folder, len(stages))
         hashes = {"base": content["base_sha256"], "tokenizer": content["tokenizer_sha256"]}
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise InputError(folder, f"not a whole reference: {what}", fix=fix) from None
-    replay = Replay(base=find_base(model, folder), lora=lora, training=training, stages=stages)
+    replay = Replay(base=find_base(model, folder, chat), lora=lora, training=training, stages=stages)
     check_lora(lora)
     check_ids(replay, str(folder / FILE))
     _check_base(replay.base, hashes, folder / FILE)

@@ -45,11 +45,11 @@ def settle(template: str, *, bos: str | None, eos: str | None) -> str:
     asked = meta.find_undeclared_variables(tree)
     lines = [f"{{% set {name} = false %}}" for name in THINKING if name in asked]
     if "date_string" in asked:
-        lines.append(f"{{% set date_string = {_quoted(DATE_STRING)} %}}")
+        lines.append(f"{{% set date_string = {quoted(DATE_STRING)} %}}")
     if "strftime_now" in asked:
         dates = {text: _date(text) for text in _formats(tree)}
-        known = ", ".join(f"{_quoted(text)}: {_quoted(date)}" for text, date in dates.items())
-        found = f"{{{{ ({{{known}}}).get(format, {_quoted(DATE_STRING)}) }}}}"
+        known = ", ".join(f"{quoted(text)}: {quoted(date)}" for text, date in dates.items())
+        found = f"{{{{ ({{{known}}}).get(format, {quoted(DATE_STRING)}) }}}}"
         lines.append(f"{{% macro strftime_now(format) %}}{found}{{% endmacro %}}")
     for name, token in (("bos_token", bos), ("eos_token", eos)):
         if name in asked and token is None:
@@ -64,7 +64,7 @@ def prepend(blocks: str, template: str) -> str:
 
 def append_to_prompt(template: str, text: str) -> str:
     """Return a chat template that writes a text behind all else where the model is to speak."""
-    return template + "{% if add_generation_prompt %}{{ " + _quoted(text) + " }}{% endif %}"
+    return template + "{% if add_generation_prompt %}{{ " + quoted(text) + " }}{% endif %}"
 
 
 def _parsed(template: str) -> Any:
@@ -104,6 +104,6 @@ def _date(text: str) -> str:
     return datetime.strptime(DATE_STRING, "%d %b %Y").replace(tzinfo=UTC).strftime(text)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Return a text as a literal of Jinja's."""
     return json.dumps(text, ensure_ascii=False)

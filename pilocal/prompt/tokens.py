@@ -188,7 +188,8 @@ def chat_template(tokenizer: Any) -> str:
         found = None
     if not isinstance(found, str) or not found.strip():
         what = "the tokenizer has no chat template, or several and no default"
-        raise InputError("chat template", what, fix="take an instruct model as base")
+        fix = 'give one (chat_template = "FILE" in task.toml), or take an instruct model as base'
+        raise InputError("chat template", what, fix=fix)
     return found
 
 
@@ -202,7 +203,7 @@ def _settled(tokenizer: Any, template: str) -> str:
         line = getattr(error, "lineno", None)
         where = f"chat template:{line}" if line else "chat template"
         raise InputError(
-            where, f"the chat template is broken: {error}", fix="copy or download the model again"
+            where, f"the chat template is broken: {error}", fix="correct it, or copy or download the model again"
         ) from None
 
 

@@ -8,15 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 
+from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT
 from pilocal.starter.episodes import CODES, DOMAINS, OPENINGS, invent
 
 VOCAB_SIZE = 2048
-
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Llama 3's pre-tokenization pattern (tokenizer.json of Meta-Llama-3-8B; `llama-bpe` in llama.cpp)."""
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",

@@ -19,6 +19,7 @@ from pilocal.task.tables import (
     Lora,
     Retrieval,
     Scoring,
+    Serving,
     Training,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "Optimizer",
     "Retrieval",
     "Scoring",
+    "Serving",
     "Task",
     "Training",
     "load_examples",

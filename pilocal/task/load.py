@@ -20,13 +20,14 @@ from pilocal.task.tables import (
     Lora,
     Retrieval,
     Scoring,
+    Serving,
     Training,
 )
 from pilocal.task.text import absent, from_home, path_of
 from pilocal.task.toml import build, line_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
-    "": ("model", "template", "train", "valid", "test"),
+    "": ("model", "chat_template", "template", "train", "valid", "test"),
     "retrieval": ("embedding_model",),
     "compression": ("ladder", "checkpoint"),
     "scoring": ("database",),
@@ -42,6 +43,8 @@ class _Top:
     """The task's name; clients of the server send it as `model`."""
     model: str = STARTER
     """The base: "starter" (bundled), a local directory, or a Hub id."""
+    chat_template: str | None = None
+    """File of a chat template, in Jinja, in the place of the base's own: for training, export and serving alike."""
     template: str = "template.md"
     """File of the text that every request repeats; like all files here, relative to the task folder."""
     train: str = "train.jsonl"
@@ -57,6 +60,7 @@ class _Top:
         require(
             (bool(self.name.strip()), "name", "must not be empty"),
             (bool(self.model.strip()), "model", "must not be empty"),
+            (self.chat_template is None or bool(self.chat_template.strip()), "chat_template", "must not be empty"),
             (self.metric in METRICS, "metric", f"must be one of {', '.join(METRICS)}"),
         )
 
@@ -70,6 +74,8 @@ class Task:
     name: str
     model: str
     """The base, as task.toml names it."""
+    chat_template: str | None
+    """The text of a chat template in the place of the base's own."""
     template: str
     """The template's text."""
     train: tuple[Example, ...]
@@ -85,8 +91,9 @@ class Task:
     generation: Generation
     export: Export
     scoring: Scoring
+    serving: Serving
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test, and the metric's database if it has one."""
+    """Every file that was read: task, template, train, valid, test, and database and chat_template if it has them."""
     warnings: tuple[str, ...] = ()
     """What is odd about these files and yet no fault, one line each."""
 
@@ -122,6 +129,8 @@ def load_task(task: str | Path) -> Task:
     files = {"task": path, "template": folder / top.template}
     if scoring.database is not None:
         files["database"] = folder / scoring.database
+    if top.chat_template is not None:
+        files["chat_template"] = folder / top.chat_template
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
     contents, warnings = _read_contents(files, faults)
     raise_all(faults)
@@ -173,8 +182,8 @@ def _read_tables(
 
 
 def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the template and the examples of every split, and what is odd about them."""
-    contents: dict[str, Any] = {"template": ""}
+    """Return both templates and the examples of every split, and what is odd about them."""
+    contents: dict[str, Any] = {"template": "", "chat_template": None}
     warnings: list[str | None] = []
     try:
         template = read_text(files["template"])
@@ -182,6 +191,11 @@ def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tup
         warnings.append(placeholder_warning(template, files["template"]))
     except PilocalError as fault:
         faults.append(fault)
+    if "chat_template" in files:
+        try:
+            contents["chat_template"] = read_text(files["chat_template"])
+        except PilocalError as fault:
+            faults.append(fault)
     for split in ("train", "valid", "test"):
         read = read_split(files[split], split)
         contents[split] = tuple(read.examples)

@@ -260,6 +260,15 @@ class Scoring:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """`[serving]`: how the model is asked."""
+
+    default_system: bool = True
+    """Keep the system message that some chat templates (SmolLM2's, Qwen 2.5's) write where a chat has none. With false
+    nothing is trained or served with it, so that every bare query is shorter; `pilocal check` says by how much."""
+
+
 TABLES: Mapping[str, type[Any]] = {
     "retrieval": Retrieval,
     "compression": Compression,
@@ -267,5 +276,6 @@ TABLES: Mapping[str, type[Any]] = {
     "training": Training,
     "generation": Generation,
     "export": Export,
+    "serving": Serving,
     "scoring": Scoring,
 }

@@ -45,6 +45,9 @@ def write_format(context: Context, form: str) -> Order:
     if not context.base.stock_reads_rope:
         fix = "write them as rope_theta and rope_scaling, too"
         context.warn(f"{context.base.folder / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
+    if context.base.chat.facts:
+        what = "mlx_lm.lora writes chats by the base's own chat template, not as this task's settings want them"
+        context.warn(f"{task.files['task']}: {what}; put the chat template into a copy of the base")
     return write_mlx(sets, folder, context.base.address, task.lora, task.training)
 
 

@@ -1,0 +1,81 @@
+"""How text is cut before tokens are merged: llama.cpp's names, and the same in the terms of a tokenizer.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's pre-tokenization pattern (tokenizer.json of Meta-Llama-3-8B)."""
+
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""
+
+SPACE = "\u2581"
+"""What stands for a space in a token of SentencePiece's."""
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A token of SentencePiece's for one byte."""
+
+PREPEND: Mapping[str, Any] = {"type": "Prepend", "prepend": SPACE}
+REPLACE: Mapping[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """What a byte-level BPE does before it merges."""
+
+    name: str
+    """llama.cpp's."""
+    steps: tuple[Mapping[str, Any], ...]
+    """tokenizer.json's steps, with every key that decides something."""
+    whole_words: bool = False
+    """Whether a word that is a token is taken whole (`ignore_merges`)."""
+    adds_bos: bool = False
+    """Whether llama.cpp puts BOS before a text where the file does not say."""
+    aliases: tuple[str, ...] = ()
+    """Other names for the same."""
+
+    def does(self, steps: Sequence[Mapping[str, Any] | None], whole_words: bool) -> bool:
+        """Tell whether a tokenizer.json with these steps cuts text in this way."""
+        if len(steps) != len(self.steps) or whole_words != self.whole_words:
+            return False
+        pairs = zip(self.steps, steps, strict=True)
+        return all(found is not None and step.items() <= found.items() for step, found in pairs)
+
+
+def bytes_left_out(vocabulary: Collection[str]) -> list[Mapping[str, Any]]:
+    """Return the step that leaves out the bytes for which a byte-level BPE has no token; none where it has them all.
+
+    SmolLM2 lacks some. llama.cpp leaves them out, too, and merges nothing across them; Hugging Face's tokenizers would.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    missing = sorted(set(ByteLevel.alphabet()).difference(vocabulary))
+    pattern = {"Regex": "|".join(map(re.escape, missing))}
+    return [{"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": False}] if missing else []
+
+
+def _isolated(pattern: str) -> tuple[Mapping[str, Any], ...]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+_SMOLLM = (
+    {"type": "Digits", "individual_digits": True},
+    {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+)
+"""Every digit for itself, the rest by GPT-2's pattern."""
+
+PRE_TOKENIZERS = (
+    PreTokenizer("llama-bpe", _isolated(LLAMA3_SPLIT), True, True, ("llama3", "llama-v3", "falcon3")),
+    PreTokenizer("smaug-bpe", _isolated(LLAMA3_SPLIT)),
+    PreTokenizer("qwen2", _isolated(QWEN2_SPLIT), aliases=("deepseek-r1-qwen",)),
+    PreTokenizer("smollm", _SMOLLM),
+)
+"""Every one that llama.cpp and Hugging Face's tokenizers share."""

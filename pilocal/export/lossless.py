@@ -85,7 +85,7 @@ def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> Lo
 
     out = folder / f"base-{most.name.lower()}.gguf"
     tensors = model.extra() + [tensor(target, source) for target, source in model.names.items()]
-    write_gguf(out, model.writer(base.folder.name, FILE_TYPES[most]), tensors)
+    write_gguf(out, model.writer(base.path.stem, FILE_TYPES[most]), tensors)
     return LosslessBase(out, tuple(source for source, (_, exact) in types.items() if not exact))
 
 
@@ -111,7 +111,7 @@ def _parts(
     if kind != Q4_1:
         floats = model.ordered(target, weights.read(source))
         if kind == F16:
-            yield to_float16(floats, model.base.folder, source)
+            yield to_float16(floats, model.base.path, source)
         else:
             yield to_bfloat16(floats) if kind == BF16 else floats
         return
@@ -122,7 +122,7 @@ def _parts(
         yield from q4_1_rows(read, *weights.shapes[source])
     except ValueError as error:
         fix = "this is a fault of pilocal's; please report it"
-        raise ExportError(model.base.folder, f"{source} as Q4_1: {error}", fix=fix) from None
+        raise ExportError(model.base.path, f"{source} as Q4_1: {error}", fix=fix) from None
 
 
 @contextmanager

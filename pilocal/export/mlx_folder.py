@@ -64,13 +64,7 @@ def write_mlx_folder(
         raise ExportError("form", "no such form of weights", got=form, fix=did_you_mean(form, FORMS))
     weights, stored = FusedWeights(base, adapter), FORMS[form]
     paths = _write_weights(folder, weights, stored)
-    for name in TOKENIZER_FILES:
-        if (base.folder / name).is_file():
-            paths.append(folder / name)
-            try:
-                shutil.copyfile(base.folder / name, paths[-1])
-            except OSError as error:
-                raise disk_error(paths[-1], error) from error
+    paths += _write_tokenizer(base, folder)
     chat_template = folder / "chat_template.jinja"
     if base.layout.template != base.layout.source:  # what it leaves open is settled, as in training
         chat_template.write_text(base.layout.template, encoding="utf-8")
@@ -79,6 +73,19 @@ def write_mlx_folder(
     write_json(paths[-2], _config(base, stored))
     with replacing(paths[-1]) as file:
         file.write(card(facts, _kind(form)))
+    return paths
+
+
+def _write_tokenizer(base: Base, folder: Path) -> list[Path]:
+    """Copy the tokenizer's files, or make them of a GGUF file's; return them."""
+    try:
+        if base.gguf:
+            return [Path(path) for path in base.tokenizer.save_pretrained(folder) if Path(path).is_file()]
+        paths = [folder / name for name in TOKENIZER_FILES if (base.folder / name).is_file()]
+        for path in paths:
+            shutil.copyfile(base.folder / path.name, path)
+    except OSError as error:
+        raise disk_error(folder, error) from error
     return paths
 
 

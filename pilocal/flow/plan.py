@@ -28,6 +28,8 @@ class Plan:
     """Bytes that the training may use here."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
+    weights: str | None = None
+    """How the numbers of a base in GGUF are held in memory, in a sentence; None for any other base."""
 
 
 def check(
@@ -69,4 +71,5 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
         [needs.get(number) for number in range(len(stages))],
         forecast.memory,
         forecast.advice,
+        forecast.weights,
     )

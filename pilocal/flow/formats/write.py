@@ -45,6 +45,9 @@ def write_format(context: Context, form: str) -> Order:
     if not context.base.stock_reads_rope:
         fix = "write them as rope_theta and rope_scaling, too"
         context.warn(f"{context.base.folder / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
+    if context.base.gguf:
+        fix = "give --model a folder of the same model"
+        context.warn(f"{context.base.path}: mlx_lm.lora does not read GGUF; {fix}")
     return write_mlx(sets, folder, context.base.address, task.lora, task.training)
 
 

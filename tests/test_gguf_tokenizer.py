@@ -13,7 +13,8 @@ from pilocal.base.gguf_tokenizer import load_gguf_tokenizer
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.llamacpp.model import Model
-from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS
+from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, SPACE
+from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, layout_of, prompt_tokens, tokenize
 from tests import vocabularies
 from tests.layouts import LAYOUTS, write_layout
@@ -45,7 +46,12 @@ def rewritten(metadata: Metadata, path: Path) -> Path:
     for name, value in metadata.items():
         if not name.startswith("tokenizer"):
             continue
-        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+        add: dict[type, Any] = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -83,7 +89,7 @@ def test_it_is_the_tokenizer_that_was_written(name: str, tmp_path: Path) -> None
         assert prompt_tokens(chat, rebuilt) == prompt_tokens(chat, first), chat
     assert end_tokens(rebuilt) == end_tokens(first)
     for answer in ("say it", " a\n", "é日本😀", "a<|eot_id|>b", "x  y"):
-        record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": answer}]}
+        record: Record = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": answer}]}
         row = tokenize(record, rebuilt)
         assert row == tokenize(record, first)
         assert layout_of(rebuilt).keeps(row, answer) == layout_of(first).keeps(row, answer)
@@ -141,7 +147,7 @@ def test_bytes_without_a_token_are_left_out_and_nothing_merges_across_them(tmp_p
 
 
 def test_equal_scores_grow_from_the_left(tmp_path: Path) -> None:
-    space = vocabularies.SPACE
+    space = SPACE
     pieces = vocabularies.pieces_of(vocabularies.sentencepiece_model())
     lowest = min(pieces.values())
     pieces = {piece: score for piece, score in pieces.items() if set(piece) != {space} or len(piece) == 1}

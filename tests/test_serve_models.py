@@ -11,7 +11,7 @@ from fastapi import HTTPException
 
 from pilocal.base.base import Base
 from pilocal.errors import Faults, InputError, ModelError
-from pilocal.llamacpp.gguf_header import read_header
+from pilocal.run_folder.gguf_header import read_header
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.job import CURRENT_JOB, Job
 from pilocal.server.llama_server import load_llama

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
 from pilocal.base.chat import OWN, ChatSettings
+from pilocal.base.gguf_file import GgufFile, open_gguf
+from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError
 from pilocal.prompt.default_system import QUERY
@@ -18,6 +20,9 @@ from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
 from pilocal.task.text import absent, from_home
+
+if TYPE_CHECKING:
+    from pilocal.base.gguf_weights import GgufWeights
 
 AGAIN = "copy or download the model again"
 
@@ -39,26 +44,56 @@ class Base:
     model: str
     """What the task calls it: "starter", a directory, or a Hub id."""
     local: bool
-    """Whether it is the starter or a directory; False for a copy of a Hub id's files."""
+    """Whether it lies where the user said; False for a copy of a Hub id's files."""
     chat: ChatSettings = OWN
     """What the task changes about how it writes chats."""
+    gguf: Path | None = None
+    """The GGUF file that it is, or its first part; `folder` then only holds it."""
 
     @classmethod
     def at(cls, folder: Path) -> Base:
         """Return the base in a folder, unchecked; `check` tells whether it is whole."""
         return cls(folder, str(folder), local=True)
 
+    @classmethod
+    def of_gguf(cls, path: Path, model: str | None = None) -> Base:
+        """Return the base that a GGUF file is, unchecked."""
+        return cls(path.parent, model or str(path), local=True, gguf=path)
+
+    @property
+    def path(self) -> Path:
+        """What messages name: the GGUF file, or the folder."""
+        return self.gguf or self.folder
+
     @property
     def address(self) -> str:
-        """Where another program finds it: the folder's path, or the Hub id."""
-        return str(self.folder.resolve()) if self.local else self.model
+        """Where another program finds it: the path, or the Hub id."""
+        return str(self.path.resolve()) if self.local else self.model
+
+    @cached_property
+    def gguf_file(self) -> GgufFile:
+        """What the file of a base in GGUF says of itself; raises ModelError for one that cannot be used."""
+        assert self.gguf is not None
+        return open_gguf(self.gguf)
+
+    @cached_property
+    def gguf_weights(self) -> GgufWeights:
+        """The numbers of a base in GGUF; raises ModelError for tensors that do not fit together."""
+        from pilocal.base.gguf_weights import GgufWeights
+
+        return GgufWeights(self.gguf_file, self.config)
 
     @cached_property
     def file(self) -> Mapping[str, Any]:
-        """config.json as it is; raises ModelError when it is missing or damaged."""
+        """config.json as it is, or what a GGUF file says instead; raises ModelError when it is missing or damaged."""
+        if self.gguf:
+            from pilocal.base.gguf_config import config_of
+
+            return config_of(self.gguf_file)
         path = self.folder / "config.json"
         if not path.is_file():
-            fix = "point model at a Hugging Face folder"
+            files = sorted(self.folder.glob("*.gguf"))
+            fix = f"name the file: {files[0]}" if files else "point model at a Hugging Face folder or a GGUF file"
             raise ModelError(self.folder, "no config.json: not a model folder", fix=fix)
         return _read_object(path)
 
@@ -122,12 +157,18 @@ class Base:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files of weights, sorted by name."""
-        return tuple(sorted(self.folder.glob("model*.safetensors")))
+        """The files of weights, sorted by name; all parts of a base in GGUF."""
+        return self.gguf_file.parts if self.gguf else tuple(sorted(self.folder.glob("model*.safetensors")))
 
     @cached_property
     def sha256(self) -> str:
-        """One SHA-256 over everything that decides what the model says; that of a large file is remembered."""
+        """One SHA-256 over everything that decides what the model says; that of a large file is remembered.
+
+        For a base in a single GGUF file it is that file's own.
+        """
+        if self.gguf:
+            parts = [remembered_sha256(path) for path in self.weight_files]
+            return parts[0] if len(parts) == 1 else fingerprint(parts)
         names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         files = [self.folder / name for name in names if (self.folder / name).is_file()]
         hashes = [(path.name, remembered_sha256(path)) for path in (*files, *self.weight_files)]
@@ -137,9 +178,15 @@ class Base:
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with the task's chat template if it has one.
 
-        Raises ModelError when it is damaged, or its chat template is not one that the task's settings can change.
+        Raises ModelError when it is damaged, GGUF's name of it is not known, or its chat template is not one that the
+        task's settings can change.
         """
-        tokenizer = load_tokenizer(self.folder)
+        if self.gguf:
+            from pilocal.base.gguf_tokenizer import load_gguf_tokenizer
+
+            tokenizer = load_gguf_tokenizer(self.gguf_file.metadata, self.gguf)
+        else:
+            tokenizer = load_tokenizer(self.folder)
         try:
             self.chat.apply(tokenizer)
         except InputError as error:
@@ -169,11 +216,15 @@ class Base:
     def _chat_error(self, error: InputError) -> ModelError:
         """Return what is wrong with the chat template as an error of the base's, or of the task's file."""
         if self.chat.file is None:
-            return ModelError(self.folder, error.problem, got=error.got, fix=error.fix)
+            return ModelError(self.path, error.problem, got=error.got, fix=error.fix)
         return ModelError(self.chat.file, error.problem, got=error.got, fix=error.fix)
 
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
+        if self.gguf:
+            _check_numbers(self.gguf, self.config)
+            _ = self.gguf_weights
+            return
         folder = self.folder
         _check_class(folder / "config.json", self.config, self.architecture)
         _check_numbers(folder / "config.json", self.config)
@@ -192,24 +243,41 @@ class Base:
 
 
 def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
-    """Return the checked base that a task names: the starter, a directory, or a Hub id (downloaded once).
+    """Return the checked base that a task names.
 
-    A `~` at the beginning of a directory is the home folder; `chat` is what the task changes. Raises
-    ModelError when the base cannot be had or is not whole.
+    It is the starter, "smollm2", a directory, a GGUF file (the first, if it has parts), "ollama:NAME", or a Hub id,
+    which is downloaded once. A `~` at the beginning of a path is the home folder; `chat` is what the task changes.
+    Raises ModelError when the base cannot be had or is not whole, InputError where a package is missing.
     """
-    folder = relative_to / from_home(model)
-    missing = absent(folder, "no such model")
-    if model == STARTER:
-        base = Base(Path(__file__).parent.parent / "starter" / "model", model, local=True, chat=chat)
-    elif folder.is_dir():
-        base = Base(folder, model, local=True, chat=chat)
-    elif model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model":
-        fix = f'give a directory, a Hub id such as owner/name, or "{STARTER}"'
-        raise ModelError(model, missing, fix=fix)
-    else:
-        base = Base(download(model), model, local=False, chat=chat)
+    base = replace(_named(model) or _at(model, relative_to / from_home(model)), chat=chat)
     base.check()
     return base
+
+
+def _named(model: str) -> Base | None:
+    """Return the base of a name that is no path, if it is one."""
+    if model == STARTER:
+        return Base(Path(__file__).parent.parent / "starter" / "model", model, local=True)
+    if model == SMOLLM2:
+        return Base.of_gguf(packaged_smollm2(), model)
+    return Base.of_gguf(ollama_blob(model), model) if model.startswith(OLLAMA) else None
+
+
+def _at(model: str, path: Path) -> Base:
+    """Return the base at a path, or the one that the Hub has under that name."""
+    if path.is_dir():
+        return Base(path, model, local=True)
+    if path.is_file():
+        return Base.of_gguf(path, model)
+    missing = absent(path, "no such model")
+    if model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model" or _is_gguf(model):
+        fix = f'give a directory, a GGUF file, "{OLLAMA}NAME", a Hub id such as owner/name, or "{STARTER}"'
+        raise ModelError(model, missing, fix=fix)
+    return Base(download(model), model, local=False)
+
+
+def _is_gguf(model: str) -> bool:
+    return model.lower().endswith(".gguf")
 
 
 def download(model: str) -> Path:

@@ -36,7 +36,7 @@ class BaseModel:
         context = self.base.context
         if len(tokens) >= context:
             what = f"the template has {len(tokens)} tokens, the base's context {context}"
-            raise InputError(self.base.folder, what, fix="shorten the template, or take a base with a longer context")
+            raise InputError(self.base.path, what, fix="shorten the template, or take a base with a longer context")
         bos = self.base.tokenizer.bos_token_id
         vocabulary = self.model.args.vocab_size
         values: list[float] = [] if bos is not None or not tokens else [math.log(vocabulary)]
@@ -62,7 +62,7 @@ class BaseModel:
         room = min(max_tokens, self.base.context - len(tokens))
         if room < 1:
             what = f"the request to rewrite the template has {len(tokens)} tokens and fills the base's context"
-            raise InputError(self.base.folder, what, fix="shorten the template, or take a base with a longer context")
+            raise InputError(self.base.path, what, fix="shorten the template, or take a base with a longer context")
         ends = end_tokens(self.base.tokenizer)
         answer: list[int] = []
         for token, _ in generate_step(mx.array(tokens), self.model, max_tokens=room):

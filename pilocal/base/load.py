@@ -16,24 +16,19 @@ from pilocal.packages import require_packages
 def load_base(base: Base, adapter: Path | None = None, precision: str | None = None) -> Any:
     """Return the mlx-lm model, frozen, ready for this machine, with an adapter's LoRA layers if one is given.
 
-    Packed weights stay packed where `keeps_packed`; elsewhere they are dequantized to float32 (the same numbers, bit
-    for bit). `precision` ("float32" or "bfloat16") is what everything but packed weights is turned into and computed
-    in; by default float32 where they are dequantized, what the files hold elsewhere. Raises ModelError for a base or an
-    adapter that is damaged, or that do not fit each other.
+    Packed weights stay packed where `keeps_packed` and MLX has that way to pack them; elsewhere they are dequantized to
+    float32 (the same numbers, bit for bit). `precision` ("float32" or "bfloat16") is what everything but packed weights
+    is turned into and computed in; by default float32 where they are dequantized, what the files hold elsewhere. Raises
+    ModelError for a base or an adapter that is damaged, or that do not fit each other.
     """
     require_packages("MLX", "mlx", "mlx_lm")
     load_fast_blas()
     warn_of_slow_blas()
     import mlx.core as mx
-    from mlx_lm.utils import dequantize_model, load_adapters, load_model
+    from mlx_lm.utils import dequantize_model, load_adapters
 
-    try:
-        with plain_folder(base.folder) as folder:
-            model, _ = load_model(folder, model_config=dict(base.config))
-    except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        fix = "copy or download the model again"
-        raise ModelError(base.folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
     packed = keeps_packed()
+    model = _model(base, packed=packed, precision=precision)
     if precision or not packed:
         # Before dequantizing: float32 scales and biases, so that no weight is rounded to their 16 bits.
         model.set_dtype(getattr(mx, precision or "float32"))
@@ -48,4 +43,33 @@ def load_base(base: Base, adapter: Path | None = None, precision: str | None = N
             raise ModelError(adapter, what, fix=fix) from None
     model.eval()
     mx.eval(model.parameters())
+    return model
+
+
+def unloaded_model(base: Base) -> Any:
+    """Return the mlx-lm model of which no weight has been read; raises ModelError as `load_base` does."""
+    if base.gguf:
+        from pilocal.base.gguf_mlx import build_model
+
+        return build_model(base)
+    return _from_folder(base, lazy=True)
+
+
+def _model(base: Base, *, packed: bool, precision: str | None) -> Any:
+    if base.gguf:
+        from pilocal.base.gguf_mlx import load_gguf
+
+        return load_gguf(base, packed=packed, precision=precision)
+    return _from_folder(base)
+
+
+def _from_folder(base: Base, *, lazy: bool = False) -> Any:
+    from mlx_lm.utils import load_model
+
+    try:
+        with plain_folder(base.folder) as folder:
+            model, _ = load_model(folder, lazy=lazy, model_config=dict(base.config))
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        fix = "copy or download the model again"
+        raise ModelError(base.folder, f"cannot be loaded: {str(error).splitlines()[0]}", fix=fix) from None
     return model

@@ -191,11 +191,13 @@ def check(
             asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
             for stage, need in zip(found.stages, found.needs, strict=True)
         ]
-        result = {"context": found.context, "stages": stages, "memory": found.memory, "advice": found.advice}
-        result |= {"hints": found.hints}
+        known = ("context", "memory", "advice", "hints", "weights")
+        result = {"stages": stages} | {name: getattr(found, name) for name in known}
         click.echo(json.dumps(result, indent=2))
     else:
         show(plan_table(found))
+        if found.weights:
+            click.echo(found.weights)
         if found.advice:
             click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")
         for hint in found.hints:

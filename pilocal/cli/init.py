@@ -15,7 +15,7 @@ from pilocal.task import METRICS
 TASK_TOML = """\
 # Every key and its default: pilocal/task/SETTINGS.md. `pilocal check {name}` reads this file strictly.
 name = "{name}"
-model = "starter"          # or a local directory, or a Hub id such as mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+model = "starter"          # or a folder, a .gguf file, "ollama:llama3.2:1b", or a Hub id such as Qwen/Qwen3-0.6B
 template = "template.md"   # the text that every request repeats today
 train = "train.jsonl"      # one {{"query": "...", "answer": "..."}} per line; a few hundred at least
 valid = "valid.jsonl"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -29,13 +31,23 @@ def check_finite(base: Base) -> None:
     note = cache_folder() / "finite" / f"{base.sha256}.json"
     if note.is_file():
         return
-    for path in base.weight_files:
-        for name, stored in stored_in(path).items():
-            if not _is_finite(stored):
-                raise ModelError(path, f"{name} holds numbers that are infinite or NaN", fix=AGAIN)
+    for path, name, is_finite in _tensors(base):
+        if not is_finite():
+            raise ModelError(path, f"{name} holds numbers that are infinite or NaN", fix=AGAIN)
     if sum(path.stat().st_size for path in base.weight_files) >= LARGE:
         with suppress(RunError):
             write_json(note, {"model": base.model})
+
+
+def _tensors(base: Base) -> Iterator[tuple[Path, str, Callable[[], bool]]]:
+    """Yield where each tensor lies, its name, and what tells whether it is finite."""
+    if base.gguf:
+        for name in base.gguf_weights.shapes:
+            yield base.gguf, name, partial(base.gguf_weights.is_finite, name)
+        return
+    for path in base.weight_files:
+        for name, stored in stored_in(path).items():
+            yield path, name, partial(_is_finite, stored)
 
 
 def _is_finite(stored: Stored) -> bool:

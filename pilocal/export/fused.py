@@ -50,7 +50,7 @@ def write_fused(base: Base, adapter: Path | None, out: Path, quant: str, name: s
             rows = model.ordered(target, weights.read(source))
             if rows.ndim == 1:
                 return [rows]
-            return [to_float16(rows, base.folder, source) if quant == "f16" else to_bfloat16(rows)]
+            return [to_float16(rows, base.path, source) if quant == "f16" else to_bfloat16(rows)]
 
         shape = weights.shapes[source]
         return Tensor(target, shape, kind if len(shape) > 1 else GGMLQuantizationType.F32, parts)

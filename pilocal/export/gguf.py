@@ -120,13 +120,13 @@ def _check_shapes(base: Base, weights: BaseWeights) -> None:
     """Raise ModelError unless the weights are the ones that config.json speaks of."""
     if weights.has_head and "tie_word_embeddings" not in base.config:
         what, fix = "there is an output matrix, and config.json does not say tie_word_embeddings", "write it there"
-        raise ModelError(base.folder, what, fix=fix)
+        raise ModelError(base.path, what, fix=fix)
     shapes, expected = weights.shapes, base.architecture.shapes(base.config)
     for name in [*expected, *shapes]:
         if shapes.get(name) != expected.get(name):
             said, found = (shape and " x ".join(map(str, shape)) for shape in (expected.get(name), shapes.get(name)))
             what = f"{name} is not what config.json says, {said or 'none'}"
-            raise ModelError(base.folder, what, got=found or "none", fix=AGAIN)
+            raise ModelError(base.path, what, got=found or "none", fix=AGAIN)
 
 
 def check_exportable(base: Base) -> None:
@@ -134,7 +134,9 @@ def check_exportable(base: Base) -> None:
 
     Headers, config.json and tokenizer are read as the export reads them, so the two cannot disagree.
     """
-    ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
+    model = ModelFile(base, BaseWeights(base))
+    if base.gguf is None:  # else the file is served as it is
+        model.writer("check", LlamaFileType.MOSTLY_F16)
 
 
 def check_tokens(base: Base) -> None:

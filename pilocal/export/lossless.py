@@ -102,7 +102,7 @@ def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> Lo
 
     out = folder / f"base-{most.name.lower()}.gguf"
     tensors = [tensor(target, source) for target, source in model.names.items()]
-    write_gguf(out, model.writer(base.folder.name, FILE_TYPES[most]), model.extra() + tensors)
+    write_gguf(out, model.writer(base.path.stem, FILE_TYPES[most]), model.extra() + tensors)
     floats = {
         source: {"type": kind.name, "bytes": nbytes(weights, source, kind), "bytes_in_base": weights.nbytes(source)}
         for source, kind in types.items()
@@ -178,7 +178,7 @@ def _parts(weights: BaseWeights, model: ModelFile, target: str, kind: GGMLQuanti
             yield from block_rows(kind, read, weights.spans(source))
     except ValueError as error:
         fix = "this is a fault of pilocal's; please report it"
-        raise ExportError(model.base.folder, f"{source} as {kind.name}: {error}", fix=fix) from None
+        raise ExportError(model.base.path, f"{source} as {kind.name}: {error}", fix=fix) from None
 
 
 @contextmanager

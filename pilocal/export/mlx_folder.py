@@ -15,7 +15,7 @@ from pilocal.errors import ExportError, did_you_mean
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.tensors import Entry, write_tensors
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import disk_error, replacing, write_json
 from pilocal.run_folder.tensors import Float32
 from pilocal.task.text import MARK
 
@@ -64,11 +64,7 @@ def write_mlx_folder(
         raise ExportError("form", "no such form of weights", got=form, fix=did_you_mean(form, FORMS))
     weights, stored = FusedWeights(base, adapter), FORMS[form]
     paths = _write_weights(folder, weights, stored)
-    for name in TOKENIZER_FILES:
-        if (base.folder / name).is_file():
-            paths.append(folder / name)
-            with replacing(paths[-1], "wb") as file:
-                file.write((base.folder / name).read_bytes().removeprefix(MARK.encode()))
+    paths += _write_tokenizer(base, folder)
     paths += [path for path in write_chat_template(base, folder) if path not in paths]
     paths += [folder / "config.json", folder / "README.md"]
     write_json(paths[-2], _config(base, stored))
@@ -85,6 +81,20 @@ def write_chat_template(base: Base, folder: Path) -> list[Path]:
     with replacing(path) as file:  # what it leaves open is settled, as in training
         file.write(base.layout.template)
     return [path]
+
+
+def _write_tokenizer(base: Base, folder: Path) -> list[Path]:
+    """Copy the tokenizer's files, or make them of a GGUF file's; return them."""
+    if base.gguf:
+        try:
+            return [Path(path) for path in base.tokenizer.save_pretrained(folder) if Path(path).is_file()]
+        except OSError as error:
+            raise disk_error(folder, error) from error
+    paths = [folder / name for name in TOKENIZER_FILES if (base.folder / name).is_file()]
+    for path in paths:
+        with replacing(path, "wb") as file:
+            file.write((base.folder / path.name).read_bytes().removeprefix(MARK.encode()))
+    return paths
 
 
 def _parts(name: str, shape: tuple[int, ...], form: Form) -> dict[str, Entry]:

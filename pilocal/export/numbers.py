@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
 from pilocal.base.architecture import architecture_of, head_dim, kv_heads
+from pilocal.base.rope import llama3_factors
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
 
@@ -31,6 +31,7 @@ def interleave(rows: Float32, heads: int) -> Float32:
 
     Hugging Face rotates row i of a head with row i + head_dim / 2; llama.cpp rotates neighbours.
 
+    >>> import numpy as np
     >>> interleave(np.arange(8, dtype=np.float32), heads=2).astype(int).tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]
     """
@@ -50,9 +51,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
 def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
     """Return what each rotation frequency is divided by, (head_dim / 2,), or None where all are treated alike.
 
-    Source: Llama 3.1's frequency-dependent scaling (`rope_type` "llama3"). Short waves stay, waves longer than the
-    original context are stretched by `factor`, the ones between in between. Raises ExportError for a scaling that
-    llama.cpp does not compute.
+    Raises ExportError for a scaling that llama.cpp does not compute.
     """
     scaling, kind = config.get("rope_scaling") or {}, _scaling(config)
     if kind not in architecture_of(config).scalings:
@@ -62,13 +61,7 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
         if not (isinstance(scaling.get(name), int | float) and scaling[name] > 0):
             what, fix = f"{kind} needs a {name} above 0", "copy or download the model again"
             raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
-    if kind != "llama3":
-        return None
-    waves = 2 * np.pi * _rope_theta(config) ** (np.arange(0, head_dim(config), 2) / head_dim(config))
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
-    factors: Float32 = (1 / (keep + (1 - keep) / scaling["factor"])).astype(np.float32)
-    return factors
+    return llama3_factors(_rope_theta(config), head_dim(config), scaling) if kind == "llama3" else None
 
 
 def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     Rows that no token names get an unused one. Raises ExportError when llama.cpp would cut text in another way than the
     tokenizer does, or there are more tokens than rows; InputError when the chat template does not end an answer.
     """
-    tokenizer, where = base.tokenizer, base.folder / "tokenizer.json"
+    tokenizer, where = base.tokenizer, base.gguf or base.folder / "tokenizer.json"
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)

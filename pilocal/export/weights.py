@@ -67,10 +67,18 @@ class BaseWeights:
     """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
 
     def __init__(self, base: Base) -> None:
-        self._folder, config = base.folder, base.config
+        self._folder, config = base.path, base.config
+        self._gguf = base.gguf_weights if base.gguf else None
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
-        self._check_method(config.get("quantization_config"))
         self._stored: dict[str, Stored] = {}
+        if self._gguf:
+            self.shapes = self._gguf.shapes
+        else:
+            self._read_headers(base)
+
+    def _read_headers(self, base: Base) -> None:
+        config = base.config
+        self._check_method(config.get("quantization_config"))
         for path in base.weight_files:
             self._stored |= stored_in(path)
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
@@ -85,6 +93,8 @@ class BaseWeights:
 
     def part(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return the rows of a tensor of the base from `start` up to `stop`, in float32."""
+        if self._gguf:
+            return self._gguf.read(name)[start:stop]
         return self.packed(name, start, stop).floats() if self.bits(name) else self._floats(name, start, stop)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
@@ -118,8 +128,8 @@ class BaseWeights:
         return self._floats(f"{module}.scales"), self._floats(f"{module}.biases")
 
     def dtype(self, name: str) -> str:
-        """Return the type in which a tensor is stored: "F16", "BF16", "F32", or "U32" for a packed one."""
-        return self._stored[name].dtype
+        """Return the type in which a tensor is stored: "F16", "BF16", "F32", "U32" for a packed one, or GGUF's name."""
+        return self._gguf.type(name) if self._gguf else self._stored[name].dtype
 
     def _shape(self, name: str) -> tuple[int, ...]:
         module, stored = name.removesuffix(".weight"), self._stored[name]
@@ -150,7 +160,7 @@ class BaseWeights:
     @property
     def has_head(self) -> bool:
         """Whether an output matrix is stored, in use or not."""
-        return "lm_head.weight" in self._stored
+        return "lm_head.weight" in (self.shapes if self._gguf else self._stored)
 
     def _is_quantized(self, module: str) -> bool:
         return f"{module}.scales" in self._stored

@@ -16,7 +16,7 @@ def warn_of_answers(context: Context, rows: Mapping[str, Sequence[Row]]) -> None
     layout = context.base.layout
     if layout.before_answer or layout.after_answer:
         what = f"puts {layout.before_answer!r} before and {layout.after_answer!r} after every answer"
-        context.warn(f"{context.base.folder}: the chat template {what}, and so will what is served")
+        context.warn(f"{context.base.path}: the chat template {what}, and so will what is served")
     for split, of_split in rows.items():
         _warn_of_changed(context, split, of_split)
         if split != "train":

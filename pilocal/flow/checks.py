@@ -154,7 +154,7 @@ def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) ->
     if backend.weights == NF4:
         check_bitsandbytes()
     if backend.weights == PACKED and not base.quantized:
-        what, fix = "the weights of this base are not packed", "leave --weights out, or take a 4-bit base"
+        what, fix = "the weights of this base are not packed as MLX packs them", "leave --weights out, or take nf4"
         raise InputError("--weights packed", what, got=task.model, fix=fix)
     backend.facts(task.training.precision or "float32")  # the initial adapter has to be there
     raise_all(refusals(task.lora, task.training))

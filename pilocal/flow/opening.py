@@ -86,7 +86,7 @@ def base_of(run_folder: Path) -> Base:
     base = find_base(model, folder, chat)
     if base.sha256 != known:
         fix = "bring back the base that the run was made with, or run again"
-        raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base.folder), fix=fix)
+        raise RunError(run_folder, "the base is not the one that the run was made with", got=str(base.path), fix=fix)
     return base
 
 

@@ -33,6 +33,8 @@ class Plan:
     """What to change when it does not fit; None when it does."""
     hints: tuple[str, ...] = ()
     """What could be had for less, one line each."""
+    weights: str | None = None
+    """How the numbers of a base in GGUF are held in memory, in a sentence; None for any other base."""
 
 
 def check(
@@ -77,6 +79,7 @@ def plan_run(context: Context, *, probe: bool) -> Plan:
         forecast.memory,
         forecast.advice,
         tuple(_hints(context)),
+        forecast.weights,
     )
 
 

@@ -202,10 +202,11 @@ def load(run: str | Path) -> tuple[Any, Any]:
     The model is frozen and ready for mlx_lm.generate. Raises RunError when nothing was trained yet, ModelError when the
     base or the adapter is damaged.
     """
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.tokenizer_utils import load as load_wrapped
 
     opened = Run(run)
     base = base_of(opened.folder)
-    tokenizer = load_wrapped(base.folder)
+    tokenizer = TokenizerWrapper(base.tokenizer) if base.gguf else load_wrapped(base.folder)
     tokenizer.chat_template = base.layout.template
     return load_base(base, opened.adapter), tokenizer

@@ -25,7 +25,7 @@ def check_stages(context: Context) -> None:
     if context.run.state.get("base_sha256") != context.base.sha256:
         fix = "bring back the base that the run was made with, or run again"
         raise RunError(
-            run.path, "the base is not the one that the run was made with", got=str(context.base.folder), fix=fix
+            run.path, "the base is not the one that the run was made with", got=str(context.base.path), fix=fix
         )
     if "stages" not in run.state["steps"]:
         raise RunError(run.path, "the run has no stages yet", fix="`pilocal stages TASK --run DIR` first")

@@ -44,7 +44,7 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
         "model": model,
         "base_sha256": replay.base.sha256,
         "chat": replay.base.chat.facts,
-        "tokenizer_sha256": sha256_file(replay.base.folder / "tokenizer.json"),
+        "tokenizer_sha256": _tokenizer_hash(replay.base),
         "made_by": dict(made_by),
         "lora": asdict(replay.lora),
         "training": asdict(replay.training),
@@ -122,10 +122,14 @@ def _trace(content: Mapping[str, Any], folder: Path, stages: int) -> Trace:
 def _check_base(base: Base, hashes: Mapping[str, str], where: Path) -> None:
     """Raise InputError if a base or its tokenizer is not the one that a reference was made with."""
     fix = "use the base that the reference was made with, or record it again"
-    if sha256_file(base.folder / "tokenizer.json") != hashes["tokenizer"]:
-        raise InputError(where, "the rows were made with another tokenizer", got=str(base.folder), fix=fix)
+    if _tokenizer_hash(base) != hashes["tokenizer"]:
+        raise InputError(where, "the rows were made with another tokenizer", got=str(base.path), fix=fix)
     if base.sha256 != hashes["base"]:
-        raise InputError(where, "the base is not the reference's", got=str(base.folder), fix=fix)
+        raise InputError(where, "the base is not the reference's", got=str(base.path), fix=fix)
+
+
+def _tokenizer_hash(base: Base) -> str:
+    return base.sha256 if base.gguf else sha256_file(base.folder / "tokenizer.json")
 
 
 def _part(arrays: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pilocal.errors import InputError, ModelError, PilocalError, RunError, raise_all
-from pilocal.llamacpp.gguf_header import read_header
+from pilocal.run_folder.gguf_header import read_header
 from pilocal.run_folder.shipped import BARE_BASE, FILE, Shipped, check_name
 
 BASE = BARE_BASE

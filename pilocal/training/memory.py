@@ -106,6 +106,8 @@ class Forecast:
     """Bytes that the training may use."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
+    weights: str | None = None
+    """How the numbers of a base in GGUF are held, in a sentence; None for any other base."""
 
 
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:

@@ -48,6 +48,9 @@ def write_format(context: Context, form: str) -> Order:
     if context.base.chat.facts:
         what = "mlx_lm.lora writes chats by the base's own chat template, not as this task's settings want them"
         context.warn(f"{task.files['task']}: {what}; put the chat template into a copy of the base")
+    if context.base.gguf:
+        fix = "give --model a folder of the same model"
+        context.warn(f"{context.base.path}: mlx_lm.lora does not read GGUF; {fix}")
     return write_mlx(sets, folder, context.base.address, task.lora, task.training)
 
 

@@ -12,9 +12,9 @@ from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from mlx_lm.utils import load_model
 
 from pilocal.base.base import Base
+from pilocal.base.load import unloaded_model
 from pilocal.run_folder.adapter import AdapterConfig
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32 as Floats
@@ -45,7 +45,7 @@ def initial_adapter(base: Base, lora: Lora, seed: int) -> dict[str, Any]:
 
     Raises what `add_lora` raises.
     """
-    model, _ = load_model(base.folder, lazy=True, model_config=dict(base.config))
+    model = unloaded_model(base)
     model.freeze()
     add_lora(model, lora, seed)
     return {name: np.array(value) for name, value in adapter_weights(model).items()}

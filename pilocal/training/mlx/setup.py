@@ -9,6 +9,7 @@ from pathlib import Path
 from pilocal.base.base import Base
 from pilocal.base.blas import choose_threads
 from pilocal.base.device import keeps_packed, machine_memory
+from pilocal.base.gguf_memory import held_as_floats, held_packed
 from pilocal.base.load import load_base
 from pilocal.packages import versions
 from pilocal.progress import Progress
@@ -44,8 +45,7 @@ class Setup:
         sizes = read_sizes(config, self.lora)
         share = self.base.shares_prefix
         works = [survey(sizes, plan.train, training, plan.number, share=share) for plan in plans]
-        base = base_bytes(config, self.base.weight_files, as_float32=not keeps_packed())
-        machine = Machine(memory=machine_memory(), base=base)
+        machine = Machine(memory=machine_memory(), base=self._base_bytes())
         if probe:
             progress("probe", 0, 1)
             model = load_base(self.base, precision=training.precision)
@@ -54,7 +54,22 @@ class Setup:
             progress("probe", 1, 1)
         needs = predict(machine, sizes, works, [plan.steps for plan in plans], training)
         advice = advise(machine, sizes, works, training, may_recompute=not self.lora.dropout)
-        return Forecast(tuple(needs), machine.memory, advice)
+        return Forecast(tuple(needs), machine.memory, advice, self._weights())
+
+    def _base_bytes(self) -> int:
+        """Return what the base's weights take in memory."""
+        packed = keeps_packed()
+        if self.base.gguf and packed:
+            return held_packed(self.base.gguf_weights).bytes
+        return base_bytes(self.base.config, self.base.weight_files, as_float32=not packed)
+
+    def _weights(self) -> str | None:
+        """Return how the numbers of a base in GGUF are held."""
+        if self.base.gguf is None:
+            return None
+        size = 2 if self.training.precision == "bfloat16" else 4
+        weights = self.base.gguf_weights
+        return str(held_packed(weights) if keeps_packed() else held_as_floats(weights, size))
 
     def lead(
         self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]

@@ -43,12 +43,12 @@ def load_model(base: Base, *, dtype: torch.dtype, device: torch.device, weights:
         missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
-        raise ModelError(base.folder, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
+        raise ModelError(base.path, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
     missing = [name for name in missing if not (config.tie_word_embeddings and name.startswith("lm_head."))]
     unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
     if missing or unknown:
         what = f"weights that are {'missing' if missing else 'unknown'}"
-        raise ModelError(base.folder, what, got=(missing or unknown)[0], fix="copy or download the model again")
+        raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
     if config.tie_word_embeddings and isinstance(model.model.embed_tokens, PackedEmbedding):
         model.lm_head = tie(model.model.embed_tokens, model.lm_head)
     else:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from pilocal.base.base import Base
+from pilocal.base.gguf_memory import held_as_floats
 from pilocal.packages import versions
 from pilocal.progress import Progress
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
-from pilocal.training.backend import TORCH, UNPACKED
+from pilocal.training.backend import NF4, TORCH, UNPACKED
 from pilocal.training.checkpoint import Checkpoint
 from pilocal.training.memory import Forecast, Need
 from pilocal.training.row_order import StagePlan
@@ -58,7 +59,11 @@ class Setup:
         memory, stages = free_memory(self.device), [plan.train for plan in plans]
         settings = (self.base.config, self.lora, self.training, self.precision)
         peaks, advice = plan_stages(memory, self.weights, *settings, stages)
-        return Forecast(tuple(Need(peak=peak, seconds=None) for peak in peaks), memory, advice)
+        weights = None
+        if self.base.gguf and self.weights != NF4:
+            size = 4 if self.precision == "float32" else 2
+            weights = str(held_as_floats(self.base.gguf_weights, size))
+        return Forecast(tuple(Need(peak=peak, seconds=None) for peak in peaks), memory, advice, weights)
 
     def lead(
         self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]

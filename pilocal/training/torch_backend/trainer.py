@@ -72,7 +72,7 @@ class TorchTrainer:
             (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model.train()
         if initial is not None:
-            check_adapter(initial, self.shapes, base.folder)
+            check_adapter(initial, self.shapes, base.path)
             self.set_adapter(initial)
 
     @property

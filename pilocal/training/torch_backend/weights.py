@@ -28,10 +28,13 @@ def read_weights(
 ) -> dict[str, torch.Tensor]:
     """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
 
-    Without `unpack` what is packed comes as it is stored, in three parts, the words as int32.
+    Without `unpack` what MLX packed comes as it is stored, in three parts, the words as int32.
     Raises ModelError where weights are packed in another way than MLX's affine one, or a module's parts do not fit
     together.
     """
+    if base.gguf:
+        numbers = base.gguf_weights
+        return {name: torch.from_numpy(numbers.read(name)).to(device, dtype) for name in numbers.shapes}
     weights: dict[str, torch.Tensor] = {}
     with ExitStack() as files:
         stored: dict[str, Any] = {}

@@ -1,0 +1,127 @@
+"""A GGUF file's metadata as the config.json that the same model has as a folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pilocal.base.gguf_file import GgufFile
+from pilocal.base.rope import llama3_scaling
+from pilocal.errors import ModelError
+from pilocal.run_folder.gguf_header import AGAIN
+
+NUMBERS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "max_position_embeddings": "context_length",
+}
+"""Names in config.json, and GGUF's, of what every file has."""
+
+FRACTIONS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear")
+"""What need not be a whole number."""
+
+OTHERWISE = (
+    "attention.clamp_kqv",
+    "attention.scale",
+    "embedding_scale",
+    "expert_count",
+    "logit_scale",
+    "residual_scale",
+    "rope.scaling.yarn_log_multiplier",
+)
+"""Settings under which llama.cpp computes another model than ours, unless they are 0."""
+
+FACTORS = "rope_freqs.weight"
+"""The tensor that holds Llama 3's rope scaling."""
+
+ANOTHER = "take another base"
+
+
+def config_of(file: GgufFile) -> dict[str, Any]:
+    """Return what config.json says of the model in a file; raises ModelError for one that MLX would compute otherwise.
+
+    A Llama with a window is a Mistral.
+    """
+    for key in OTHERWISE:
+        if file.get(key):
+            raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
+    config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
+    heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")
+    if rows is None or len(rows.shape) != 2:
+        raise ModelError(file.path, "no token_embd.weight: the file is damaged", fix=AGAIN)
+    if config["num_hidden_layers"] > len(file.tensors):
+        what = f"it holds only {len(file.tensors)} tensors for {config['num_hidden_layers']} blocks"
+        raise ModelError(file.path, what, fix=AGAIN)
+    size = _number(file, "attention.key_length", config["hidden_size"] // heads)
+    config |= {
+        "model_type": file.architecture,
+        "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
+        "head_dim": size,
+        "vocab_size": rows.shape[0],
+        "rope_theta": _number(file, "rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+    }
+    if file.architecture == "llama" and file.get("attention.sliding_window"):
+        config |= {"model_type": "mistral", "sliding_window": _number(file, "attention.sliding_window")}
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if file.get(key, size) != size or size % 2:
+            what = f"{file.architecture}.{key} is not the dimension of a head, {size}"
+            raise ModelError(file.path, what, got=file.get(key), fix=ANOTHER)
+    return config | {"rope_scaling": _rope_scaling(file, config["rope_theta"], size)}
+
+
+def _number(file: GgufFile, key: str, default: float | None = None) -> Any:
+    """Return a number above 0; raises ModelError for what is none."""
+    value = _one(file, key, default)
+    whole = key not in FRACTIONS
+    if not isinstance(value, int if whole else int | float) or isinstance(value, bool) or not 0 < value < np.inf:
+        what = f"{file.architecture}.{key} must be a {'whole number' if whole else 'number'} above 0"
+        raise ModelError(file.path, what, got=value, fix=AGAIN)
+    return value if whole else _shortest(value)
+
+
+def _one(file: GgufFile, key: str, default: Any = None) -> Any:
+    """Return a number that may stand there once for every layer; raises ModelError where layers differ."""
+    value = file.get(key, default)
+    if not isinstance(value, list):
+        return value
+    if len(set(map(str, value))) != 1:
+        what = f"its layers are not alike: {file.architecture}.{key}"
+        raise ModelError(file.path, what, got=value, fix=ANOTHER)
+    return value[0]
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest decimal number that is the same in float32, as config.json has it.
+
+    >>> _shortest(9.999999747378752e-06)
+    1e-05
+    """
+    return float(str(np.float32(value)))
+
+
+def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
+    """Return the rope scaling as config.json has it; raises ModelError for a kind that is not supported."""
+    kind = file.get("rope.scaling.type", "linear")
+    said = [key for key in ("rope.scaling.factor", "rope.scale_linear") if file.get(key)]
+    factor = _number(file, said[0]) if said else 1.0
+    if kind not in ("none", "linear"):
+        raise ModelError(file.path, "this kind of rope scaling is not supported", got=kind, fix=ANOTHER)
+    linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
+    stored = file.tensors.get(FACTORS)
+    if stored is None:
+        return linear
+    factors = np.fromfile(stored.path, "<f4", int(np.prod(stored.shape)), offset=stored.begin)
+    if np.array_equal(factors, np.ones_like(factors)):
+        return linear
+    scaling = None if linear or stored.type_name != "F32" else llama3_scaling(factors, theta, head_dim)
+    if scaling is None:
+        what = f"{FACTORS} holds other factors than Llama 3's"
+        raise ModelError(file.path, what, got=factors[:4].tolist(), fix=ANOTHER)
+    return scaling

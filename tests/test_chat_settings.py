@@ -112,7 +112,7 @@ def test_a_home_folder_is_found(base: Path, tmp_path: Path, monkeypatch: pytest.
     [
         (None, r"chat\.jinja: no such file"),
         ("", r"chat\.jinja: the file is empty"),
-        ("{% if %}", r"chat\.jinja: it is broken: .*; correct it"),
+        ("{% if %}", r"chat\.jinja: the chat template is broken: .*; correct it"),
         ("{{ raise_exception('no') }}", r"chat\.jinja: the base's chat template refuses a chat of user: no"),
         (
             "{% for m in messages %}{{ m['content'] if loop.last else '' }}{% endfor %}",

@@ -14,7 +14,7 @@ from pilocal.errors import ExportError
 from pilocal.export import sentencepiece as pieces
 from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY
 from pilocal.prompt.render import Message
-from pilocal.prompt.tokens import layout_of, tokenize
+from pilocal.prompt.tokens import tokenize
 from pilocal.starter.tokenizer import LLAMA3_SPLIT
 
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -38,13 +38,14 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     """Add the tokenizer of `base` to a GGUF whose embedding has `rows` rows.
 
     Rows that no token names get an unused one. Raises ExportError when llama.cpp would cut text in another way than the
-    tokenizer does, or there are more tokens than rows; InputError when the chat template does not end an answer.
+    tokenizer does, or there are more tokens than rows; ModelError when the chat template cannot be used; InputError
+    when it does not end an answer.
     """
     tokenizer, where = base.tokenizer, base.folder / "tokenizer.json"
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     _check_added(tokenizer, where)
     tokens, types = _tokens(tokenizer, rows, where)
-    layout = layout_of(tokenizer)
+    layout = base.layout
     template = layout.template
     if described["model"]["type"] == "BPE" and described["model"].get("byte_fallback"):
         pieces.mark_bytes(tokens, types)

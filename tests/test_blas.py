@@ -99,9 +99,12 @@ def test_a_user_s_own_wait_policy_stays() -> None:
 
 
 CHOOSE = """
-import json, pilocal.base.blas as blas
+import ctypes, json, pilocal.base.blas as blas
 assert blas.load_fast_blas() == blas.OPENBLAS
-print(json.dumps([blas.choose_threads(192), blas._openblas().openblas_get_num_threads()]))
+library = ctypes.CDLL(blas.OPENBLAS)
+found = [blas.choose_threads(192), library.openblas_get_num_threads()]
+blas.set_threads(None)
+print(json.dumps([*found, library.openblas_get_num_threads()]))
 """
 
 
@@ -112,5 +115,5 @@ def test_a_busy_machine_computes_in_one_thread_unless_it_is_told_otherwise() -> 
     if len(cores) < 2 or python("import pilocal.base.blas as b; print(b.load_fast_blas())").stdout.strip() != OPENBLAS:
         pytest.skip("needs OpenBLAS and two cores")
     with busy(cores, per_core=2):
-        assert json.loads(python(CHOOSE).stdout) == [1, 1]
-        assert json.loads(python(CHOOSE, OPENBLAS_NUM_THREADS="2").stdout) == [None, 2]
+        assert json.loads(python(CHOOSE).stdout) == [1, 1, len(cores)]
+        assert json.loads(python(CHOOSE, OPENBLAS_NUM_THREADS="2").stdout) == [None, 2, 2]

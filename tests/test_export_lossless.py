@@ -16,7 +16,7 @@ from pilocal.export.lora import export_adapter
 from pilocal.export.lossless import LosslessBase, cached_base, export_lossless
 from pilocal.export.numbers import interleave
 from pilocal.export.q4_1 import q4_1_rows
-from pilocal.export.ship import ship
+from pilocal.export.ship import Files, ship
 from pilocal.export.weights import BaseWeights, Packed, unpack
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, kl, llama, mlx_logits, read_field, tokens_T
 from tests.tiny import make_adapter, make_base
@@ -136,17 +136,23 @@ def test_a_base_is_made_once_for_all_runs_and_takes_no_room_in_them(
     assert cached_base(tiny_base).path.read_bytes() == first.base.read_bytes()
 
 
-@pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter", *OTHERS])
-def test_base_and_adapter_compute_what_mlx_computes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    base = request.getfixturevalue(which)
-    adapter = make_adapter(tmp_path / "adapter", base)
-    files = ship(base, adapter, tmp_path / "out", "lossless", name="tiny")
+def reference_and_served(base: Base, adapter: Path, files: Files) -> tuple[Any, Any]:
+    """Return MLX's logits with the adapter and llama.cpp's, which must lie far nearer than those without it."""
     reference, bare = mlx_logits(base, adapter), mlx_logits(base, None)
     with llama(files.base, lora_path=str(files.adapter), logits_all=True) as model:
         model.eval(tokens_T())
         got = model.scores[: len(tokens_T())].copy()
     assert kl(reference, bare).mean() > 0.05
     assert kl(reference, got).mean() < kl(reference, bare).mean() / 50
+    return reference, got
+
+
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_tied_base", "tiny_float_base", "starter", *OTHERS])
+def test_base_and_adapter_compute_what_mlx_computes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    base = request.getfixturevalue(which)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    files = ship(base, adapter, tmp_path / "out", "lossless", name="tiny")
+    reference, got = reference_and_served(base, adapter, files)
     if which == "tiny_float_base":  # in the others llama.cpp rounds activations to 8 bits beside 4-bit weights
         assert np.abs(got - reference).max() < LOGIT_TOLERANCE * reference.std()
         assert kl(reference, got).mean() < F16_TOLERANCE

@@ -18,8 +18,7 @@ from pilocal.export.gate import candidates
 from pilocal.export.lossless import cached_base, export_lossless
 from pilocal.export.ship import ship
 from pilocal.export.weights import BaseWeights, Packed
-from tests.test_export import kl, llama, mlx_logits, tokens_T
-from tests.test_export_lossless import expected, tensors
+from tests.test_export_lossless import expected, reference_and_served, tensors
 from tests.tiny import make_adapter, make_base
 
 Arrays = dict[str, Any]
@@ -140,12 +139,7 @@ def test_llama_cpp_computes_what_mlx_computes(which: str, request: pytest.Fixtur
     adapter = make_adapter(tmp_path / "adapter", base)
     files = ship(base, adapter, tmp_path / "out", "lossless", name="tiny")
     assert files.floats == export_lossless(base, tmp_path / "again").floats == cached_base(base).floats
-    reference, bare = mlx_logits(base, adapter), mlx_logits(base, None)
-    with llama(files.base, lora_path=str(files.adapter), logits_all=True) as model:
-        model.eval(tokens_T())
-        got = model.scores[: len(tokens_T())].copy()
-    assert kl(reference, bare).mean() > 0.05
-    assert kl(reference, got).mean() < kl(reference, bare).mean() / 50
+    reference_and_served(base, adapter, files)
 
 
 def test_the_bytes_of_the_file_decide_when_auto_tries_it(quantized_by_mlx: Base, tmp_path: Path) -> None:

@@ -34,17 +34,28 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_a_training_goes_on_in_as_many_threads_as_it_began(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, told = make_task(tmp_path / "task", tiny_base.folder), list[int]()
-    monkeypatch.setattr(blas, "choose_threads", lambda width: 1)
+    folder, told = make_task(tmp_path / "task", tiny_base.folder), list[int | None]()
     monkeypatch.setattr(blas, "set_threads", told.append)
+
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
+        if what == "train" and done == 5:
+            raise KeyboardInterrupt
+
+    def threads_after(begun: int | None, resumed: int | None) -> dict[str, int | None]:
+        """Begin a training where one number is chosen, and go on where the other would be."""
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        monkeypatch.setattr(blas, "choose_threads", lambda width: begun)
+        with pytest.raises(KeyboardInterrupt):
+            flow(folder, "train", stop)
+        monkeypatch.setattr(blas, "choose_threads", lambda width: resumed)
+        assert flow(folder, "train")["train"]
+        found: dict[str, int | None] = json.loads((folder / "run" / "run.json").read_text()).get("threads", {})
+        return found
+
     with pytest.warns(UserWarning, match="in one thread"):
-        flow(folder)
-    assert json.loads((folder / "run" / "run.json").read_text())["threads"]["train"] == 1
-    assert told == []
-    monkeypatch.setattr(blas, "choose_threads", lambda width: None)
-    shutil.rmtree(folder / "run" / "adapter")
-    assert flow(folder)["train"]
-    assert told == [1]
+        assert threads_after(begun=1, resumed=None) == {"train": 1}
+    assert threads_after(begun=None, resumed=1) == {}
+    assert told == [1, None]
 
 
 def test_a_run_goes_on_where_its_task_was_moved_to(copy: Path) -> None:

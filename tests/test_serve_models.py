@@ -196,7 +196,7 @@ def test_every_fault_of_several_runs_is_told(tasks: list[Shipped], tmp_path: Pat
         replace(task, "adapter.gguf", b"text")
     with pytest.raises(Faults) as caught:
         choose_base(broken)
-    assert str(caught.value).count("not a GGUF file; got b'text'; copy or export it again") == 2
+    assert str(caught.value).count("not a GGUF file; got b'text'; copy, download or export it again") == 2
 
 
 def test_an_adapter_of_another_shape_is_refused(tasks: list[Shipped], starter: Base, tmp_path: Path) -> None:

@@ -66,27 +66,25 @@ def torch_library() -> str | None:
 
 
 def choose_threads(width: int) -> int | None:
-    """Make OpenBLAS compute in one thread if that is far faster now than in all; return 1 then, else None.
+    """Make OpenBLAS compute in one thread if that is far faster now than in all, else in all; return 1 or None.
 
     Beside other work on every core its threads wait 10 to 20 ms for each other at every product, so that a training
     step took 17 times as long as on a quiet machine; in one thread it takes 2 to 4 times as long. Measured on products
     of 256 rows and `width` columns. Leaves alone what an environment variable says, and every other BLAS. One thread
     rounds some products differently than several do.
     """
-    library = _openblas()
-    if library is None or {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+    if _openblas() is None or _all_threads() < 2:
         return None
     import mlx.core as mx
 
-    available = library.openblas_get_num_threads()
-    if mx.default_device().type != mx.DeviceType.cpu or available < 2:
+    if mx.default_device().type != mx.DeviceType.cpu:
         return None
     width = min(width, 1024)
     rows, matrix = mx.ones((256, width)), mx.ones((width, width))
     mx.eval(rows, matrix)
 
-    def seconds(threads: int) -> float:
-        library.openblas_set_num_threads(threads)
+    def seconds(threads: int | None) -> float:
+        set_threads(threads)
         taken = []
         for _ in range(TURNS):
             began = time.perf_counter()
@@ -94,23 +92,31 @@ def choose_threads(width: int) -> int | None:
             taken.append(time.perf_counter() - began)
         return median(taken)
 
-    one, several = seconds(1), seconds(available)
-    if several > BUSY * one:
-        library.openblas_set_num_threads(1)
-        return 1
-    return None
+    one, several = seconds(1), seconds(None)
+    chosen = 1 if several > BUSY * one else None
+    set_threads(chosen)
+    return chosen
 
 
-def set_threads(count: int) -> None:
-    """Make OpenBLAS, if it is MLX's, compute in so many threads."""
+def set_threads(count: int | None) -> None:
+    """Make OpenBLAS compute in so many threads, or in all, unless an environment variable says in how many."""
     if library := _openblas():
-        library.openblas_set_num_threads(count)
+        library.openblas_set_num_threads(count or _all_threads())
+
+
+@cache
+def _all_threads() -> int:
+    """Return in how many threads OpenBLAS computes by itself; asked before the number is changed."""
+    library = _openblas()
+    return library.openblas_get_num_threads() if library else 1
 
 
 def _openblas() -> Any:
-    """Return the system's OpenBLAS if this process has loaded it, or None."""
+    """Return the system's OpenBLAS if this process has loaded it and no variable sets its threads, or None."""
+    if sys.platform != "linux" or {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+        return None
     try:
-        return ctypes.CDLL(OPENBLAS, mode=os.RTLD_NOLOAD) if sys.platform == "linux" else None
+        return ctypes.CDLL(OPENBLAS, mode=os.RTLD_NOLOAD)
     except OSError:
         return None
 

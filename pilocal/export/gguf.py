@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pilocal.base.base import AGAIN, Base
 from pilocal.errors import ExportError, ModelError
-from pilocal.export.numbers import add_numbers, check_settings, interleave, rope_factors
+from pilocal.export.numbers import add_numbers, check_settings, interleave, naming, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
 from pilocal.prompt.probes import make_probes
@@ -81,12 +81,14 @@ class ModelFile:
         self.base = base
         self._config = base.config
         self.architecture = base.architecture
-        check_settings(self._config)
+        with naming(base.folder / "config.json"):
+            check_settings(self._config)
         self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
         _check_shapes(base, weights)
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
-        self._factors = rope_factors(self._config)
+        with naming(base.folder / "config.json"):
+            self._factors = rope_factors(self._config)
 
     def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:
         """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
@@ -36,6 +38,15 @@ def interleave(rows: Float32, heads: int) -> Float32:
     [0, 2, 1, 3, 4, 6, 5, 7]
     """
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in which file the setting is of which the block complains."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"{path} {error.where}", error.problem, got=error.got, fix=error.fix) from None
 
 
 def check_settings(config: Mapping[str, Any]) -> None:

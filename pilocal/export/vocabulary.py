@@ -28,7 +28,8 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
     """Add the tokenizer of `base` to a GGUF whose embedding has `rows` rows.
 
     Rows that no token names get an unused one. Raises ExportError when llama.cpp would cut text in another way than the
-    tokenizer does, or there are more tokens than rows; InputError when the chat template does not end an answer.
+    tokenizer does, or there are more tokens than rows; ModelError when the chat template cannot be used; InputError
+    when it does not end an answer.
     """
     tokenizer, where = base.tokenizer, base.gguf or base.folder / "tokenizer.json"
     described = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -97,7 +97,11 @@ class Context:
         )
 
     def _count_tokens(self, text: str) -> int:
-        return token_counter(self.base.tokenizer)(text)
+        return self._counter(text)
+
+    @cached_property
+    def _counter(self) -> Callable[[str], int]:
+        return token_counter(self.base.tokenizer)
 
     @cached_property
     def picker(self) -> ShotPicker:

@@ -67,14 +67,16 @@ def _settle_threads(context: Context, plans: Sequence[StagePlan], name: str) -> 
     from pilocal.base.blas import choose_threads, load_fast_blas, set_threads
 
     load_fast_blas()
-    threads: dict[str, int] = context.run.state.setdefault("threads", {})
+    run = context.run
+    threads: dict[str, int | None] = run.state.get("threads", {})
     if any(path for plan in plans for path in plan.folder.glob("checkpoint/step-*.safetensors")):
-        if name in threads:
-            set_threads(threads[name])
+        set_threads(threads.get(name))
         return
-    threads.pop(name, None)
-    if chosen := choose_threads(context.base.config["hidden_size"]):
-        threads[name] = chosen
+    chosen = choose_threads(context.base.config["hidden_size"])
+    if chosen != threads.get(name):  # None in a run.json without a word about it
+        run.state["threads"] = threads | {name: chosen}
+        run.save()  # before the first step: a run that is killed goes on so, too
+    if chosen:
         context.warn("the machine is busy with other work: this training computes in one thread, here and when resumed")
 
 

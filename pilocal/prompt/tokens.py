@@ -54,21 +54,19 @@ class Layout:
         self.after_answer = after[: len(after) - len(after.lstrip())]
         """White space that it writes between an answer and the token that ends its turn."""
 
-    def prompt(self, messages: Sequence[Message], where: str = "chat") -> list[int]:
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a chat up to where the model has to speak, with exactly one BOS.
 
         Raises InputError when the chat template refuses the chat.
         """
-        text, hidden = self._render(messages, where)
-        return self._controls.encode(text, hidden)
+        return self._controls.encode(*self._render(messages))
 
     def row(self, messages: Sequence[Message], where: str) -> Row:
         """Return the row of a chat that ends in an answer: the prompt, then the answer as it is and its end.
 
         Raises InputError when the chat template refuses the chat or does not end the answer.
         """
-        *asked, answer = messages
-        chat, hidden = self._controls.hide([*asked, answer])
+        chat, hidden = self._controls.hide(list(messages))
         text = self._text(chat[:-1], where)
         prompt = self._controls.encode(text, hidden)
         said = self.before_answer + chat[-1]["content"] + self._after
@@ -82,7 +80,7 @@ class Layout:
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return a chat as the chat template writes it; raises InputError when it refuses the chat."""
-        text, hidden = self._render(messages, "chat", add_generation_prompt=add_generation_prompt)
+        text, hidden = self._render(messages, add_generation_prompt=add_generation_prompt)
         return hidden.restore(text)
 
     def keeps(self, row: Row, answer: str) -> bool:
@@ -91,11 +89,9 @@ class Layout:
         said: str = self._tokenizer.decode(row.tokens[row.offset - 1 : -1], clean_up_tokenization_spaces=False)
         return said.endswith(self.before_answer + answer + self.after_answer)
 
-    def _render(
-        self, messages: Sequence[Message], where: str, *, add_generation_prompt: bool = True
-    ) -> tuple[str, Hidden]:
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[str, Hidden]:
         chat, hidden = self._controls.hide(list(messages))
-        return self._text(chat, where, add_generation_prompt=add_generation_prompt), hidden
+        return self._text(chat, "chat", add_generation_prompt=add_generation_prompt), hidden
 
     def _text(self, chat: Sequence[Any], where: str, *, add_generation_prompt: bool = True) -> str:
         """Return what the chat template makes of a chat in which the texts of control tokens are hidden."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pilocal.llamacpp.chat import check_probes
@@ -30,8 +31,11 @@ def make_app(
     Raises InputError, ModelError, RunError, or Faults, for files that are damaged, foreign or of different bases.
     """
     path = choose_base(tasks)
+    probes: dict[Path, list[Mapping[str, Any]]] = {}  # one vocabulary for the tasks that share a base
     for task in tasks:
-        check_probes(task.folder / (task.fused or task.base), task.probes)
+        probes.setdefault((task.folder / (task.fused or task.base)).resolve(), []).extend(task.probes)
+    for file, chats in probes.items():
+        check_probes(file, chats)
     app, base = make_llama_app(path, context=options.context, threads=options.threads)
     models = Models(base, tasks, context=options.context, threads=options.threads)
     answer_with(models)

@@ -43,7 +43,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, small: Base) -> list[Shipped
 
 @pytest.fixture(scope="module")
 def models(tasks: list[Shipped]) -> Models:
-    base = load_llama(choose_base(tasks), context=CONTEXT, threads=1)
+    base = load_llama(choose_base(tasks)[0], context=CONTEXT, threads=1)
     return Models(base, tasks, context=CONTEXT, threads=1)
 
 
@@ -136,9 +136,9 @@ def replace(task: Shipped, name: str, content: bytes) -> Path:
 
 
 def test_the_base_of_the_tasks_with_adapters_is_the_one_that_is_loaded(tasks: list[Shipped]) -> None:
-    assert choose_base(tasks) == tasks[0].folder / "base-f16.gguf"
-    assert choose_base(tasks[::-1]) == tasks[7].folder / "base-f16.gguf"
-    assert choose_base(tasks[8:]) == tasks[8].folder / "base-f16.gguf"
+    assert choose_base(tasks)[0] == tasks[0].folder / "base-f16.gguf"
+    assert choose_base(tasks[::-1])[0] == tasks[7].folder / "base-f16.gguf"
+    assert choose_base(tasks[8:])[0] == tasks[8].folder / "base-f16.gguf"
 
 
 def test_two_tasks_of_one_name_and_one_named_as_the_base_are_refused(tasks: list[Shipped], tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_bases_of_two_types_cannot_be_shared_by_adapters(tasks: list[Shipped], s
     export_fused(small, None, task.folder / "base-q8_0.gguf", "q8_0")
     with pytest.raises(InputError, match=rf"base-q8_0\.gguf: quantized otherwise than {tasks[0].folder}"):
         choose_base([tasks[0], task])
-    assert choose_base([tasks[8], task]) == task.folder / "base-q8_0.gguf"
+    assert choose_base([tasks[8], task])[0] == task.folder / "base-q8_0.gguf"
 
 
 def test_the_header_is_read_as_the_gguf_package_reads_it(tasks: list[Shipped]) -> None:

@@ -164,15 +164,21 @@ class Base:
     def sha256(self) -> str:
         """One SHA-256 over everything that decides what the model says; that of a large file is remembered.
 
-        For a base in a single GGUF file it is that file's own.
+        For a base in a single GGUF file, with its own way to write chats, it is that file's own.
         """
+        changes = [self.chat.facts] if self.chat.facts else []
         if self.gguf:
-            parts = [remembered_sha256(path) for path in self.weight_files]
-            return parts[0] if len(parts) == 1 else fingerprint(parts)
+            parts = list(self.file_hashes.values())
+            return parts[0] if len(parts) == 1 and not changes else fingerprint(parts, *changes)
         names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         files = [self.folder / name for name in names if (self.folder / name).is_file()]
         hashes = [(path.name, remembered_sha256(path)) for path in (*files, *self.weight_files)]
-        return fingerprint(hashes, *([self.chat.facts] if self.chat.facts else []))
+        return fingerprint(hashes, *changes)
+
+    @cached_property
+    def file_hashes(self) -> Mapping[str, str]:
+        """The SHA-256 of each file of weights, by name; that of a large file is remembered."""
+        return {path.name: remembered_sha256(path) for path in self.weight_files}
 
     @cached_property
     def tokenizer(self) -> Any:

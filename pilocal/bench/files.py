@@ -36,12 +36,7 @@ def bench(
         raise InputError("clients", what, got=list(clients), fix="ask for fewer clients or more requests")
     run = Path(run)
     shipped = read_shipped(run)
-    folder = shipped.folder
-    weights = Weights(
-        folder / shipped.base,
-        folder / (shipped.fused or shipped.base),
-        folder / shipped.adapter if shipped.adapter else None,
-    )
+    weights = Weights(shipped.base_path, shipped.served_path, shipped.adapter_path)
     prompts = read_prompts(run, shipped, requests)
     result = measure(weights, prompts, sorted(set(clients)), threads=threads, progress=progress)
     write_json(run / "bench.json", result)

@@ -43,9 +43,9 @@ def read_prompts(run: Path, shipped: Shipped, count: int) -> Prompts:
     """
     full, bare = _test_records(run) or _example_records(shipped, count)
     full, bare = ([records[i % len(records)] for i in range(count)] for records in (full, bare))
-    gguf = shipped.folder / (shipped.fused or shipped.base)
+    gguf = shipped.served_path
     with Model(gguf, vocabulary_only=True) as model:
-        chat = ChatTemplate(model.tokenizer, gguf)
+        chat = ChatTemplate(model.tokenizer, gguf, shipped.served_template)
         answers = [model.tokenizer.tokens(record["messages"][-1]["content"], special=False) for record in bare]
         full_prompts, bare_prompts = ([chat.tokens(each["messages"][:-1]) for each in some] for some in (full, bare))
         return Prompts(full_prompts, bare_prompts, max(map(len, answers)) + 1)

@@ -18,7 +18,9 @@ class Facts:
     task: str
     """The task's name."""
     base: str
-    """The base's Hub id, or the path of its folder."""
+    """The base's Hub id, or the path of its folder or file."""
+    base_hashes: Sequence[str] = ()
+    """The SHA-256 of each of its files, where it is in GGUF."""
     metrics: Mapping[str, Any] | None = None
     """The content of metrics.json."""
     gate: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
@@ -70,7 +72,7 @@ def card(facts: Facts, kind: Kind) -> str:
     parts = [
         "\n".join(["---", *front, f"tags: {json.dumps(['pilocal', *kind.tags])}", "---"]),
         f"# {facts.task}",
-        f"{kind.what} for the task {facts.task}, made from `{facts.base}`. The task's recurring prompt (its "
+        f"{kind.what} for the task {facts.task}, made from `{facts.base}`{_hashed(facts)}. The task's recurring prompt (its "
         "instructions and\nsolved examples) was trained into the weights. The licence is the base's.",
         "## How to call it",
         "Send the query alone, as one user message: no system message, no instructions, no examples. Greedy decoding\n"
@@ -84,6 +86,10 @@ def card(facts: Facts, kind: Kind) -> str:
     if facts.versions:
         parts += ["## Made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."]
     return "\n\n".join(parts) + "\n"
+
+
+def _hashed(facts: Facts) -> str:
+    return f" (SHA-256 {', '.join(facts.base_hashes)})" if facts.base_hashes else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

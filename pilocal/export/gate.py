@@ -129,12 +129,12 @@ def open_gate(
 def candidates(base: Base, adapter: Path) -> list[str]:
     """Return the forms that "auto" tries, by the size that they should have, the smallest first."""
     weights, trained = BaseWeights(base), read_updates(adapter)
-    types = tensor_types(weights)
+    types = {} if base.gguf else tensor_types(weights)
     sizes = dict.fromkeys(CANDIDATES, 0.0)
     exact = 16.0 * sum(each.lora_a.size + each.lora_b.size for each in trained.by_module.values())
     for name, shape in weights.shapes.items():
         count, odd = math.prod(shape), bool(shape[-1] % 256)
-        exact += 8 * nbytes(weights, name, types[name])
+        exact += 8 * (base.gguf_weights.nbytes(name) if base.gguf else nbytes(weights, name, types[name]))
         for quant, bits in CANDIDATES.items():
             sizes[quant] += count * bits[odd if ".layers." in name else 2]
     if not trained.dora:

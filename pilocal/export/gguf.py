@@ -144,18 +144,21 @@ def check_exportable(base: Base) -> None:
 def check_tokens(base: Base) -> None:
     """Raise ModelError now where llama.cpp would cut chats into other tokens than training does.
 
-    Asks llama.cpp itself, with a file that holds the vocabulary alone. Where that file cannot be written, nothing is
-    checked before the export.
+    Asks llama.cpp itself, with the base's own GGUF file, or with one that holds the vocabulary alone. Where that cannot
+    be written, nothing is checked before the export.
     """
     from pilocal.llamacpp.chat import check_probes
 
+    if base.gguf:
+        check_probes(base.gguf, make_probes("x", base.tokenizer), base.layout.template)
+        return
     with suppress(OSError), TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         writer = ModelFile(base, BaseWeights(base)).writer("check", LlamaFileType.MOSTLY_F16)
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.close()
-        check_probes(path, make_probes("x", base.tokenizer), base.folder)
+        check_probes(path, make_probes("x", base.tokenizer), where=base.folder)
 
 
 def to_float16(tensor: Float32, folder: Path, name: str) -> NDArray[np.float16]:

@@ -218,7 +218,10 @@ def links(folder: Path) -> list[Path]:
     )
 
 
-def copy_in_place(path: Path) -> None:
-    """Put a copy in the place of a link; raises RunError when the disk is full or the link leads nowhere."""
-    with replacing(path, "wb") as file, path.open("rb") as source:
+def copy(path: Path, target: Path) -> None:
+    """Copy a file, or put a copy in the place of a link.
+
+    Raises RunError when the disk is full or the link leads nowhere.
+    """
+    with replacing(target, "wb") as file, path.open("rb") as source:
         shutil.copyfileobj(source, file, AT_ONCE)

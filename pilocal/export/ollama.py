@@ -26,8 +26,8 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     There is no SYSTEM line, since the prompt is in the weights. Raises ExportError when the chat template cannot be
     said in Ollama's language, RunError when the disk is full.
     """
-    served = shipped.fused or shipped.base
-    with Model(shipped.folder / served, vocabulary_only=True) as model:
+    served = shipped.served_path
+    with Model(served, vocabulary_only=True) as model:
         template = read_layout(tokenizer, adds_bos=model.tokenizer.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
     if any(QUOTES in text for text in (template, *ends)):
@@ -35,7 +35,7 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     name = ollama_name(shipped.name)
     lines = [
         f"# ollama create {name} -f Modelfile",
-        f"FROM ./{served}",
+        f"FROM {f'./{served.name}' if served.parent == shipped.folder else served}",
         *([f"ADAPTER ./{shipped.adapter}"] if shipped.adapter else []),
         f"TEMPLATE {QUOTES}{template}{QUOTES}",
         *(f'PARAMETER stop "{end}"' for end in ends),
@@ -58,7 +58,8 @@ def ollama_name(task: str) -> str:
 
 
 def _kind(shipped: Shipped, name: str) -> Kind:
-    files = f"-m {shipped.fused}" if shipped.fused else f"-m {shipped.base} --lora {shipped.adapter}"
+    files = f"-m {shipped.fused or shipped.base}" + (f" --lora {shipped.adapter}" if shipped.adapter else "")
+    files += f" --jinja --chat-template-file {shipped.chat_template}" if shipped.served_template else ""
     how = f"""```sh
 ollama create {name} -f Modelfile
 ollama run {name} "the query"

@@ -27,6 +27,8 @@ class Files:
     """Both in one file; None when the base is served with `adapter`."""
     floats: Widened = field(default_factory=dict)
     """What a lossless base holds as floats though it was packed."""
+    base_is_users: bool = False
+    """Whether `base` is the user's own file, which is served where it lies and never changed."""
 
     @property
     def size(self) -> int:
@@ -35,27 +37,34 @@ class Files:
 
     @property
     def own(self) -> list[Path]:
-        """The files, without None."""
-        return [path for path in (self.base, self.adapter, self.fused) if path]
+        """The files that pilocal wrote."""
+        written = (None if self.base_is_users else self.base, self.adapter, self.fused)
+        return [path for path in written if path]
 
 
 def ship(base: Base, adapter: Path, folder: Path, quant: str, *, name: str, progress: Progress = silent) -> Files:
     """Write what is served to `folder`: "lossless" as base-q4_1.gguf and adapter.gguf, any other type fused.
 
-    `name` stands in the files' metadata. Raises ExportError when the adapter does not fit the base, cannot be an
-    adapter of GGUF's (DoRA), or llama.cpp has no such type; RunError when the disk is full.
+    To a base that is a GGUF file, "lossless" adds adapter.gguf alone. `name` stands in the files' metadata. Raises
+    ExportError when the adapter does not fit the base, cannot be an adapter of GGUF's (DoRA), or llama.cpp has no such
+    type; RunError when the disk is full.
     """
     lora, fused = ship_adapter(base, adapter, folder, quant, name=name)
     progress(f"export {quant}", 1, 2)
     path, floats = ship_base(base, folder, quant, progress)
     progress(f"export {quant}", 2, 2)
-    return Files(quant, path, lora, fused, floats)
+    return Files(quant, path, lora, fused, floats, base_is_users=path == base.gguf)
 
 
 def ship_base(base: Base, folder: Path, quant: str, progress: Progress = silent) -> tuple[Path, Widened]:
-    """Write the base alone, and return its file and what a lossless one holds as floats though it was packed."""
+    """Write the base alone, and return its file and what a lossless one holds as floats though it was packed.
+
+    A base that is a GGUF file is its own lossless one.
+    """
     if quant != LOSSLESS:
         return export_fused(base, None, folder / f"base-{quant}.gguf", quant), {}
+    if base.gguf:
+        return base.gguf, {}
     made = cached_base(base, progress)
     return link(made.path, folder), made.floats
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pilocal.errors import RunError
+from pilocal.errors import ModelError, RunError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.checks import check_quant
 from pilocal.flow.context import Context
@@ -52,7 +52,7 @@ def follow_name(context: Context) -> None:
     """Let what is served answer to the name that the task has today: nothing else depends on it."""
     try:
         shipped = read_shipped(context.run.path)
-    except RunError:
+    except (ModelError, RunError):
         return
     if shipped.name != context.task.name:
         context.run.rewritten(EXPORT.name, replace(shipped, name=context.task.name).save_alone())

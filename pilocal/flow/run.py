@@ -103,8 +103,7 @@ class Run:
         from pilocal.llamacpp.engine import Engine
 
         served = read_shipped(self.folder)
-        adapter = served.folder / served.adapter if served.adapter else None
-        return self._opened.enter_context(Engine(served.folder / (served.fused or served.base), CONTEXT, adapter))
+        return self._opened.enter_context(Engine(served.served_path, CONTEXT, served.adapter_path))
 
     @cached_property
     def _tokenizer(self) -> Any:

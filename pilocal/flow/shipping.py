@@ -15,8 +15,8 @@ from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run_folder.files import write_json
-from pilocal.run_folder.shipped import Shipped, read_shipped
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.shipped import CHAT_TEMPLATE, Shipped, read_shipped
 from pilocal.task import AUTO, Retrieval
 
 if TYPE_CHECKING:
@@ -66,23 +66,36 @@ def serve(context: Context, files: Files) -> list[Path]:
     """
     from pilocal.llamacpp.chat import check_probes
 
-    task = context.task
-    probes = make_probes(task.test[0].query, context.base.tokenizer)
-    check_probes(files.fused or files.base, probes)
+    task, base = context.task, context.base
+    probes = make_probes(task.test[0].query, base.tokenizer)
     shipped = Shipped(
         folder=context.run.export,
         name=task.name,
-        base=files.base.name,
+        base=str(files.base.absolute()) if files.base_is_users else files.base.name,
         adapter=files.adapter.name if files.adapter else None,
         fused=files.fused.name if files.fused else None,
-        base_sha256=context.base.sha256,
+        base_sha256=base.sha256,
+        base_files=base.file_hashes if files.base_is_users else None,
+        chat_template=CHAT_TEMPLATE if files.base_is_users else None,
         template=task.template,
         shots=context.max_shots,
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
     )
-    return [*files.own, *shipped.save(task.train)]
+    written = [*files.own, *_write_chat_template(shipped, base.layout.template)]
+    check_probes(shipped.served_path, probes, shipped.served_template)
+    return [*written, *shipped.save(task.train)]
+
+
+def _write_chat_template(shipped: Shipped, template: str) -> list[Path]:
+    """Write the chat template that training used beside a base that keeps its own; return the file."""
+    if shipped.chat_template is None:
+        return []
+    path = shipped.folder / shipped.chat_template
+    with replacing(path) as file:
+        file.write(template)
+    return [path]
 
 
 def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
@@ -94,13 +107,20 @@ def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
 
 
 def copy_links(context: Context) -> None:
-    """Put files of the folder's own in the place of links into RUN/export; raises RunError when one leads nowhere."""
-    from pilocal.export.lossless import copy_in_place, links
+    """Put files of the folder's own in the place of links into RUN/export, and the user's base beside them.
 
-    found = links(context.run.export)
-    for done, path in enumerate(found, 1):
-        copy_in_place(path)
-        context.progress("copy", done, len(found))
+    Raises RunError when a link leads nowhere, or the base is not there.
+    """
+    from pilocal.export.lossless import copy, links
+
+    shipped = read_shipped(context.run.path)
+    copies = {path: path for path in links(context.run.export)}
+    if shipped.base_files:
+        base = shipped.base_path.parent
+        copies |= {base / name: shipped.folder / name for name in shipped.base_files if base != shipped.folder}
+    for done, (path, target) in enumerate(copies.items(), 1):
+        copy(path, target)
+        context.progress("copy", done, len(copies))
 
 
 def tell_of_links(context: Context) -> None:
@@ -166,6 +186,7 @@ def _card_facts(context: Context) -> Facts:
     return Facts(
         task=context.task.name,
         base=context.base.address,
+        base_hashes=tuple(context.base.file_hashes.values()) if context.base.gguf else (),
         metrics=metrics,
         gate=(head, rows) if rows else None,
         notes=float_notes(gated),

@@ -25,12 +25,15 @@ TEMPLATE_FIELDS = ("functions", "function_call", "tools", "tool_choice")
 class ChatTemplate:
     """Turns chats into the tokens that the model is asked with."""
 
-    def __init__(self, tokenizer: Tokenizer, gguf: Path) -> None:
-        """Take the chat template of the file that the tokenizer is from; raises ModelError when it has none."""
+    def __init__(self, tokenizer: Tokenizer, gguf: Path, template: str | None = None) -> None:
+        """Take a chat template, by default that of the file which the tokenizer is from.
+
+        Raises ModelError when it has none.
+        """
         load_llama_cpp()
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        template = tokenizer.chat_template
+        template = template or tokenizer.chat_template
         if not template:
             raise no_chat_template(gguf)
         self._controls = ControlTokens(
@@ -50,13 +53,15 @@ class ChatTemplate:
         return self._controls.encode(text, hidden)
 
 
-def check_probes(gguf: Path, probes: Sequence[Mapping[str, Any]], where: Path | None = None) -> None:
+def check_probes(
+    gguf: Path, probes: Sequence[Mapping[str, Any]], template: str | None = None, where: Path | None = None
+) -> None:
     """Raise ModelError unless a file makes the tokens of these chats that training made of them.
 
-    `where` is what the error names, by default the file.
+    They are written by `template`, by default the file's own. `where` is what the error names, by default the file.
     """
     with Model(gguf, vocabulary_only=True) as model:
-        roles = first_difference(probes, ChatTemplate(model.tokenizer, gguf).tokens)
+        roles = first_difference(probes, ChatTemplate(model.tokenizer, gguf, template).tokens)
     if roles is not None:
         what = f"llama.cpp cuts a chat of {roles} into other tokens than the training does"
         raise ModelError(where or gguf, what, fix="export it again with this version, or take another base")

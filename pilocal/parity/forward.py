@@ -20,10 +20,8 @@ def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:
 
 def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]:
     """Return the same from a run's exported files; raises ModelError if llama.cpp refuses one."""
-    folder = shipped.folder
-    gguf, adapter = folder / (shipped.fused or shipped.base), shipped.adapter
     longest = max(len(row.tokens) for row in rows)
-    with Engine(gguf, longest, folder / adapter if adapter else None) as engine:
+    with Engine(shipped.served_path, longest, shipped.adapter_path) as engine:
         return [engine.logits(row.tokens[:-1], row.offset - 1) for row in rows]
 
 

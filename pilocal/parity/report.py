@@ -86,7 +86,7 @@ def check_run(context: Context, settings: Settings, record: Path | None = None) 
     shipped, tokenizers = export_of(context) if final else None, None
     if shipped:
         logits["llama.cpp"] = predicted_by_llamacpp(shipped, asked)
-        tokenizers = tokenizer_figures(context, shipped.folder / (shipped.fused or shipped.base))
+        tokenizers = tokenizer_figures(context, shipped.served_path)
     result |= {
         "run_log": logged(context, replay),
         "forward": {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-from pilocal.errors import InputError, RunError
+from pilocal.errors import InputError, ModelError, RunError
 from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.hashes import remembered_sha256
 from pilocal.task import Example, Retrieval, load_examples
 
 BARE_BASE = "base"
@@ -18,24 +19,32 @@ BARE_BASE = "base"
 
 FILE = "shipped.json"
 EXAMPLES = "examples.jsonl"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """RUN/export/shipped.json; the files that it names lie beside it, so that the folder can be moved."""
+    """RUN/export/shipped.json; the files that it names lie beside it, so that the folder can be moved.
+
+    A base that was a GGUF file before is served where it lies, or beside the others if it is put there.
+    """
 
     folder: Path
     """RUN/export."""
     name: str
     """The task's."""
     base: str
-    """The base's GGUF."""
+    """The base's GGUF; the whole path of the user's own."""
     adapter: str | None
     """The adapter's GGUF, to be applied to the base; None when `fused` is served."""
     fused: str | None = None
     """A GGUF of base and adapter in one; None when the base is served with `adapter`."""
     base_sha256: str
-    """The base's fingerprint, which every file has as pilocal.base.sha256."""
+    """The base's fingerprint, which every file that pilocal wrote has as pilocal.base.sha256."""
+    base_files: Mapping[str, str] | None = None
+    """The SHA-256 of the user's own file, or of each of its parts, by name; None where pilocal wrote the base."""
+    chat_template: str | None = None
+    """The file of the chat template that `base` is asked with; None for its own."""
     template: str
     """The template, whole."""
     shots: int
@@ -46,6 +55,28 @@ class Shipped:
     """Draws the bank that shots come from."""
     probes: Sequence[Mapping[str, Any]] = ()
     """Chats and the tokens that training makes of them, as `prompt.probes` has them; a served file makes the same."""
+
+    @property
+    def base_path(self) -> Path:
+        """Where the base is."""
+        return self.folder / self.base
+
+    @property
+    def served_path(self) -> Path:
+        """The file that answers: the base, or both in one."""
+        return self.folder / (self.fused or self.base)
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """The adapter that is applied to the base, if one is."""
+        return self.folder / self.adapter if self.adapter else None
+
+    @property
+    def served_template(self) -> str | None:
+        """The chat template that the file which answers is asked with; None for its own."""
+        if self.chat_template is None or self.fused:
+            return None
+        return (self.folder / self.chat_template).read_text(encoding="utf-8")
 
     def examples(self) -> tuple[Example, ...]:
         """Return the examples that may be shots."""
@@ -79,7 +110,10 @@ def check_name(name: str, where: object) -> None:
 
 
 def read_shipped(run: Path) -> Shipped:
-    """Return what a finished run ships; raises RunError when nothing was exported, or a file is gone."""
+    """Return what a finished run ships; raises RunError when nothing was exported, or a file is gone.
+
+    Raises ModelError when the base was the user's own file, and that is gone or has changed.
+    """
     folder = run / "export"
     path = folder / FILE
     if not path.is_file():
@@ -89,7 +123,24 @@ def read_shipped(run: Path) -> Shipped:
         shipped = Shipped(folder=folder, **values | {"retrieval": Retrieval(**values["retrieval"])})
     except (ValueError, KeyError, TypeError, InputError) as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
-    for name in (shipped.base, shipped.adapter, shipped.fused, EXAMPLES):
+    own = shipped.base if shipped.base_files is None else None
+    for name in (own, shipped.adapter, shipped.fused, shipped.chat_template, EXAMPLES):
         if name is not None and not (folder / name).is_file():
             raise RunError(folder / name, "the file is gone", fix="`pilocal export` makes it again")
-    return shipped
+    return shipped if shipped.base_files is None else _with_base(shipped, shipped.base_files)
+
+
+def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:
+    """Return it with the place where the user's base is now; raises ModelError when it is not there as it was."""
+    named, first = Path(shipped.base), next(iter(files.items()))
+    fix = f"put the file with the SHA-256 {first[1]} back there or into {shipped.folder}, or run `pilocal run` again"
+    for folder in (shipped.folder, named.parent):
+        paths = {folder / name: sha256 for name, sha256 in files.items()}
+        if not all(path.is_file() for path in paths):
+            continue
+        for path, sha256 in paths.items():
+            if (got := remembered_sha256(path)) != sha256:
+                what = "the base has changed since the adapter was trained on it"
+                raise ModelError(path, what, got=f"SHA-256 {got}", fix=fix)
+        return replace(shipped, base=str(folder / named.name))
+    raise ModelError(named, "the base that the adapter belongs to is not there any more", fix=fix)

@@ -30,18 +30,18 @@ def make_app(
 
     Raises InputError, ModelError, RunError, or Faults, for files that are damaged, foreign or of different bases.
     """
-    path = choose_base(tasks)
-    probes: dict[Path, list[Mapping[str, Any]]] = {}  # one vocabulary for the tasks that share a base
+    path, template = choose_base(tasks)
+    probes: dict[tuple[Path, str | None], list[Mapping[str, Any]]] = {}  # one vocabulary for tasks that share a base
     for task in tasks:
-        probes.setdefault((task.folder / (task.fused or task.base)).resolve(), []).extend(task.probes)
-    for file, chats in probes.items():
-        check_probes(file, chats)
-    app, base = make_llama_app(path, context=options.context, threads=options.threads)
+        probes.setdefault((task.served_path.resolve(), task.served_template), []).extend(task.probes)
+    for (file, written_by), chats in probes.items():
+        check_probes(file, chats, written_by)
+    app, base = make_llama_app(path, template, context=options.context, threads=options.threads)
     models = Models(base, tasks, context=options.context, threads=options.threads)
     answer_with(models)
     metrics = Metrics()
     _add_routes(app, models, metrics)
-    counter = TokenCounter(Tokenizer(base.model), path)
+    counter = TokenCounter(Tokenizer(base.model), path, template)
     return Gateway(
         app,
         models=models,

@@ -14,11 +14,11 @@ from pilocal.server.refusal import Refusal
 class TokenCounter:
     """Counts a prompt's tokens as llama-cpp-python will; safe to use while the model answers."""
 
-    def __init__(self, tokenizer: Tokenizer, gguf: Path) -> None:
-        """Take the tokenizer and chat template of a file; raises ModelError when it has no chat template."""
+    def __init__(self, tokenizer: Tokenizer, gguf: Path, template: str | None = None) -> None:
+        """Take the tokenizer of a file, and a chat template, by default its own; raises ModelError when it has none."""
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos if tokenizer.adds_bos else ""
-        self._chat_template = ChatTemplate(tokenizer, gguf)
+        self._chat_template = ChatTemplate(tokenizer, gguf, template)
 
     def chat(self, request: Mapping[str, Any]) -> int:
         """Return the number of tokens of a chat; raises Refusal when the chat template does not accept it."""

@@ -32,11 +32,11 @@ def load_llama(gguf: Path, *, context: int, threads: int | None) -> Any:
     return _with_chats(llama, gguf)
 
 
-def make_llama_app(gguf: Path, *, context: int, threads: int | None) -> tuple[Any, Any]:
+def make_llama_app(gguf: Path, template: str | None = None, *, context: int, threads: int | None) -> tuple[Any, Any]:
     """Return llama-cpp-python's FastAPI app and the loaded `Llama` of a file.
 
-    Raises InputError when an environment variable would change its settings, ModelError when llama.cpp refuses the
-    file.
+    Chats are written by `template`, by default the file's own. Raises InputError when an environment variable would
+    change its settings, ModelError when llama.cpp refuses the file.
     """
     if "CONFIG_FILE" in os.environ:
         fix = "unset it"
@@ -45,14 +45,14 @@ def make_llama_app(gguf: Path, *, context: int, threads: int | None) -> tuple[An
     from llama_cpp.server import app as llama_app
     from llama_cpp.server.settings import ServerSettings
 
-    settings = _settings(gguf, context=context, threads=threads)
+    settings = _settings(gguf, template, context=context, threads=threads)
     with _refusing(gguf):
         app = llama_app.create_app(
             server_settings=ServerSettings.model_construct(interrupt_requests=False), model_settings=[settings]
         )
     proxy: Any = llama_app._llama_proxy
     app.state.proxy = proxy  # else the model would be freed with it
-    return app, _with_chats(proxy(), gguf)
+    return app, _with_chats(proxy(), gguf, template)
 
 
 def answer_with(models: Callable[[str | None], Any]) -> None:
@@ -73,16 +73,16 @@ def validate_request(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _with_chats(llama: Any, gguf: Path) -> Any:
+def _with_chats(llama: Any, gguf: Path, template: str | None = None) -> Any:
     """Make a `Llama` cut chats into tokens as training did; return it."""
     from llama_cpp.llama_chat_format import ChatFormatterResponse, chat_formatter_to_chat_completion_handler
 
-    template = ChatTemplate(Tokenizer(llama.model), gguf)
+    chats = ChatTemplate(Tokenizer(llama.model), gguf, template)
     answer = chat_formatter_to_chat_completion_handler(lambda **_: ChatFormatterResponse(prompt="", added_special=True))
 
     def handler(**request: Any) -> Any:
         fields = {name: request.get(name) for name in TEMPLATE_FIELDS}
-        request["llama"] = _Asked(request["llama"], template.tokens(request["messages"], **fields))
+        request["llama"] = _Asked(request["llama"], chats.tokens(request["messages"], **fields))
         return answer(**request)
 
     llama.chat_handler = handler
@@ -117,10 +117,10 @@ def _refusing(gguf: Path) -> Iterator[None]:
         raise refusal(gguf, [*errors, str(error)], fix="export it again, or ask for a smaller context") from None
 
 
-def _settings(gguf: Path, *, context: int, threads: int | None) -> Any:
+def _settings(gguf: Path, template: str | None = None, *, context: int, threads: int | None) -> Any:
     """Return llama-cpp-python's settings for a file; they depend on nothing but the arguments.
 
-    Answers depend on the model and the request alone: the file's own chat template, no environment variables, and no
+    Answers depend on the model and the request alone: a chat template that is known, no environment variables, and no
     penalties, since llama-cpp-python would otherwise apply a repetition penalty of 1.1 that OpenAI clients do not know.
     """
     from llama_cpp.server.settings import ModelSettings
@@ -135,6 +135,7 @@ def _settings(gguf: Path, *, context: int, threads: int | None) -> Any:
         use_mlock=False,
         logits_all=False,  # else context * vocabulary floats are kept, gigabytes for Llama 3
         last_n_tokens_size=0,  # the window of the penalties
-        chat_format="chat_template.default",  # the file's own; by default some are swapped for built-in ones
+        # The file's own, where some are swapped for built-in ones by default; it may have none if another is given.
+        chat_format="chatml" if template else "chat_template.default",
         verbose=False,
     )

@@ -30,9 +30,7 @@ class Models:
         self._base = base
         self._current = BASE
         self._names = (*(task.name for task in tasks), BASE)
-        self._adapters = {
-            task.name: load_adapter(base.model, task.folder / task.adapter) for task in tasks if task.adapter
-        }
+        self._adapters = {task.name: load_adapter(base.model, task.adapter_path) for task in tasks if task.adapter_path}
         self._fused = {
             task.name: load_llama(task.folder / task.fused, context=context, threads=threads)
             for task in tasks

@@ -15,8 +15,8 @@ HASH = "pilocal.base.sha256"
 """The GGUF metadata that says which base a file was made from."""
 
 
-def choose_base(tasks: Sequence[Shipped]) -> Path:
-    """Return the GGUF of the one base that all tasks share; reads headers only.
+def choose_base(tasks: Sequence[Shipped]) -> tuple[Path, str | None]:
+    """Return the GGUF of the one base that all tasks share, and its chat template if not its own; reads headers only.
 
     An adapter is served on a base of the type that it was exported with, so all adapters must have the same type.
     Raises InputError, ModelError, RunError, or Faults, for names that clash and for files that are damaged, foreign, or
@@ -24,13 +24,15 @@ def choose_base(tasks: Sequence[Shipped]) -> Path:
     """
     faults: list[PilocalError] = []
     types: dict[Path, object] = {}
+    templates: dict[Path, str | None] = {}
     for number, task in enumerate(tasks):
         try:
             _check_name(task, tasks[:number])
             if task.base_sha256 != tasks[0].base_sha256:
                 what = f"made from another base than {tasks[0].folder}"
                 raise InputError(task.folder, what, got=task.base_sha256[:12], fix="serve it with a server of its own")
-            kind = _read(task, task.base).get("general.file_type")
+            header = _read(task, task.base) if task.base_files is None else read_header(task.base_path)
+            kind = header.get("general.file_type")
             if task.fused is not None:
                 _read(task, task.fused)
                 continue
@@ -38,7 +40,7 @@ def choose_base(tasks: Sequence[Shipped]) -> Path:
                 raise RunError(task.folder / FILE, "neither an adapter nor a fused file", fix="run `pilocal export`")
             if _read(task, task.adapter).get("general.type") != "adapter":
                 raise ModelError(task.folder / task.adapter, "not an adapter", fix="run `pilocal export`")
-            types[task.folder / task.base] = kind
+            types[task.base_path], templates[task.base_path] = kind, task.served_template
         except PilocalError as fault:
             faults.append(fault)
     for path, kind in types.items():
@@ -47,7 +49,8 @@ def choose_base(tasks: Sequence[Shipped]) -> Path:
             fix = "export both with the same quant"
             faults.append(InputError(path, f"quantized otherwise than {first}, which it would share", fix=fix))
     raise_all(faults)
-    return next(iter(types), tasks[0].folder / tasks[0].base)
+    path = next(iter(types), tasks[0].base_path)
+    return path, templates.get(path)
 
 
 def _check_name(task: Shipped, others: Sequence[Shipped]) -> None:

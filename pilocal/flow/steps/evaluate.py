@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.errors import RunError
+from pilocal.errors import PilocalError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
@@ -27,8 +27,8 @@ def _answering(context: Context) -> list[Any]:
     """Return what decides the answers beside what was exported: the files that are served, and the ablation."""
     try:
         served = read_shipped(context.run.path)
-        files = [served.base, served.adapter, served.fused]
-    except RunError:
+        files = [served.base_path.name, served.adapter, served.fused]
+    except PilocalError:
         files = []
     return [files, DIRECT_DROP.key(context) if DIRECT_DROP.wanted(context) else ""]
 
@@ -74,9 +74,9 @@ def _answered(context: Context) -> Answered:
         ModelFiles(
             run.adapter,
             run.direct_drop if DIRECT_DROP.wanted(context) else None,
-            served.folder / served.base,
-            served.folder / (served.fused or served.base),
-            served.folder / served.adapter if served.adapter else None,
+            served.base_path,
+            served.served_path,
+            served.adapter_path,
         ),
         TestSet(context.test_prompts(0), context.test_prompts(context.last_stage)),
         Asker(

@@ -72,8 +72,8 @@ def card(facts: Facts, kind: Kind) -> str:
     parts = [
         "\n".join(["---", *front, f"tags: {json.dumps(['pilocal', *kind.tags])}", "---"]),
         f"# {facts.task}",
-        f"{kind.what} for the task {facts.task}, made from `{facts.base}`{_hashed(facts)}. The task's recurring prompt (its "
-        "instructions and\nsolved examples) was trained into the weights. The licence is the base's.",
+        f"{kind.what} for the task {facts.task}, made from `{facts.base}`{_hashed(facts)}. The task's recurring "
+        "prompt (its instructions and\nsolved examples) was trained into the weights. The licence is the base's.",
         "## How to call it",
         "Send the query alone, as one user message: no system message, no instructions, no examples. Greedy decoding\n"
         "(temperature 0) is what the scores were measured with.",

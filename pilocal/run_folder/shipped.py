@@ -140,7 +140,7 @@ def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:
             continue
         for path, sha256 in paths.items():
             if (got := remembered_sha256(path)) != sha256:
-                what = "the base has changed since the adapter was trained on it"
-                raise ModelError(path, what, got=f"SHA-256 {got}", fix=fix)
+                what = "the base has changed since the adapter was trained on it: another SHA-256"
+                raise ModelError(path, what, got=got, fix=fix)
         return replace(shipped, base=str(folder / named.name))
     raise ModelError(named, "the base that the adapter belongs to is not there any more", fix=fix)

@@ -1,11 +1,13 @@
 """Which tests are slow: measured once in a while with `pytest --write-slow`, kept in tests/slow.txt.
 
 Processor time counts, with that of child processes, so that other work on the machine does not. A test's is its own and
-that of every fixture that its module alone uses, since whoever runs one test of a module waits for those.
+that of every fixture that its module alone uses, since whoever runs one test of a module waits for those. One with
+parameters takes as long as all of them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Generator
@@ -16,7 +18,7 @@ import pytest
 SLOW = Path(__file__).with_name("slow.txt")
 """Slow tests by name, without their parameters, one per line."""
 
-LIMIT = 3.0
+LIMIT = 1.2
 """Seconds of processor time from which a test is slow."""
 
 
@@ -55,21 +57,24 @@ class Durations:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Measure a test; one with parameters counts as the longest of them."""
+        """Measure a test."""
         began, name = processor_seconds(), name_of(item)
         try:
             return (yield)
         finally:
-            self._tests[name] = max(self._tests[name], processor_seconds() - began)
+            self._tests[name] += processor_seconds() - began
             module = item.nodeid.split("::")[0]
             self._used[name] = {(module, each) for each in getattr(item, "fixturenames", ())}
 
     def pytest_sessionfinish(self) -> None:
-        """Write SLOW; what it says of files that did not run stays."""
-        ran = {name.split("::")[0] for name in self._tests}
-        kept = {name for name in slow_tests() if name.split("::")[0] not in ran}
+        """Write SLOW; what it says of tests that did not run here stays."""
         taken = {
             name: own + sum(self._fixtures[each] for each in self._used[name]) for name, own in self._tests.items()
         }
-        found = kept | {name for name, seconds in taken.items() if seconds > LIMIT}
-        SLOW.write_text("".join(f"{name}\n" for name in sorted(found)), encoding="utf-8")
+        found = {name for name, seconds in taken.items() if seconds > LIMIT}
+        with SLOW.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # each of several processes writes what it ran
+            found |= set(file.read().splitlines()) - taken.keys()
+            file.seek(0)
+            file.truncate()
+            file.write("".join(f"{name}\n" for name in sorted(found)))

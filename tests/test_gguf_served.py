@@ -97,14 +97,18 @@ def ask(run: Path) -> tuple[str, int]:
     return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
 
 
+def plain(text: str) -> str:
+    return text.encode("ascii", "ignore").decode().strip()
+
+
 def test_the_server_asks_it_as_training_did(finished: Path, original: Base) -> None:
     tokens = prompt_tokens(QUERY, base_of(finished).tokenizer)
     assert len(tokens) < len(prompt_tokens(QUERY, original.tokenizer))
     answer, count = ask(finished)
     assert count == len(tokens)
     with Run(finished) as opened:
-        # The server leaves out bytes that are no letter.
-        assert opened.answer("blue").replace("\ufffd", "").strip() == answer.strip()
+        # llama-cpp-python completes or leaves out a letter whose bytes the last token cuts.
+        assert plain(opened.answer("blue")) == plain(answer) != ""
 
 
 def test_the_modelfile_names_it_and_llama_server_gets_the_chat_template(run: Path, gguf: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 SLOW = Path(__file__).with_name("slow.txt")
 """Slow tests by name, without their parameters, one per line."""
 
-LIMIT = 1.2
+LIMIT = 0.8
 """Seconds of processor time from which a test is slow."""
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
+from pilocal.base.reference import MlxReference
 from pilocal.evaluate import answer as evaluation
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.evaluate.asking import Asker
@@ -150,3 +153,26 @@ def test_the_summary_compares_with_the_full_prompt() -> None:
     )
     arms["base_query_only"]["score"] = 0.9
     assert summary(arms)["pi_score"] is None
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_without_an_accelerator_llama_cpp_answers_for_the_base_if_it_says_the_same(
+    alike: bool, starter: Base, tiny_base: Base, tmp_path: Path
+) -> None:
+    from pilocal.export.lossless import export_lossless
+
+    gguf = export_lossless(starter if alike else tiny_base, tmp_path).path
+    tokenizer, seen = starter.tokenizer, list[int]()
+    asked = [prompt_tokens([{"role": "user", "content": f"say {word}"}], tokenizer) for word in "abcdefg"]
+
+    class Counting(MlxReference):
+        def answer(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+            seen.append(len(prompts))
+            return super().answer(prompts, **how)
+
+    how: dict[str, Any] = {"base": starter, "ends": end_tokens(tokenizer), "generation": Generation(max_tokens=6)}
+    cpu, gpu = (Asker(**how, progress=silent, load=Counting, accelerated=there) for there in (False, True))
+    answers = cpu.in_backend(None, asked, "base", gguf)
+    assert seen == ([4] if alike else [4, 3])
+    assert answers == gpu.in_backend(None, asked, "base", gguf) == gpu.in_backend(None, asked, "base")
+    assert seen[-2:] == [7, 7]

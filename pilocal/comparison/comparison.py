@@ -12,6 +12,7 @@ from statistics import mean
 from typing import Any
 
 import pilocal
+from pilocal.base.device import on_cpu
 from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
@@ -94,8 +95,8 @@ class Comparison:
 
     def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
         """Return the base's answers and times, in the arm's program."""
-        asker = self._asker
-        answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title)
+        asker, same = self._asker, self._gguf.base if self._quant == LOSSLESS else None
+        answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title, same)
         with asker.engine(self._gguf.base, prompts) as engine:
             if answers is None:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
@@ -184,6 +185,7 @@ class Comparison:
             ends=end_tokens(base.tokenizer),
             generation=self.task.generation,
             progress=self.listeners.progress,
+            accelerated=not on_cpu(),
         )
 
     @cached_property

@@ -39,6 +39,8 @@ class ModelFiles:
     """What llama.cpp serves: the base and the adapter in one, or the base."""
     shipped_adapter: Path | None
     """The adapter's GGUF if the base is served with it."""
+    same_base: bool = False
+    """Whether `base_gguf` holds the numbers that the backend computes with."""
 
     @property
     def arms(self) -> list[Arm]:
@@ -48,6 +50,10 @@ class ModelFiles:
     def mlx_adapter(self, variant: Variant) -> Path | None:
         """Return the adapter that MLX puts on the base, or None for the bare base."""
         return {Variant.ADAPTER: self.adapter, Variant.DIRECT_DROP: self.direct_drop}.get(variant)
+
+    def same_gguf(self, variant: Variant) -> Path | None:
+        """Return the GGUF file that holds the very numbers of a variant in the backend, if one does."""
+        return self.base_gguf if self.same_base and variant is Variant.BASE else None
 
     def gguf(self, variant: Variant) -> tuple[Path, Path | None]:
         """Return the GGUF file of a variant and that of the adapter beside it."""
@@ -75,7 +81,8 @@ def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
     # This is the order of the answers in answers.jsonl: MLX first, with the ablation last among these.
     for arm in sorted((arm for arm in files.arms if arm.program is Program.MLX), key=lambda arm: arm.optional):
         prompts = test.prompts(arm)
-        answers[arm.name] = asker.in_backend(files.mlx_adapter(arm.variant), prompts, arm.title)
+        same = files.same_gguf(arm.variant)
+        answers[arm.name] = asker.in_backend(files.mlx_adapter(arm.variant), prompts, arm.title, same)
         costs[arm.name]["prompt_tokens"] = mean(map(len, prompts))
     for variant in (Variant.BASE, Variant.SHIPPED):
         gguf, adapter = files.gguf(variant)

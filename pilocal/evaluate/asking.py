@@ -14,6 +14,9 @@ from pilocal.progress import Progress
 from pilocal.prompt.tokens import answer_text
 from pilocal.task import Generation
 
+COMPARED = 4
+"""Prompts that both programs answer before llama.cpp answers the rest."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
@@ -26,12 +29,28 @@ class Asker:
     progress: Progress
     load: LoadReference = MlxReference
     """Loads the base in the program that trains."""
+    accelerated: bool = True
+    """Whether that has an accelerator."""
 
-    def in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+    def in_backend(
+        self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str, same: Path | None = None
+    ) -> list[str]:
         """Return the base's answers in the program that trains, with an adapter if one is given.
 
-        Raises ModelError for damaged weights.
+        A full prompt takes a CPU many seconds there, and llama.cpp one. So the answers are llama.cpp's where there is
+        no accelerator, `same` is a GGUF file of the same numbers, and both programs answer the first COMPARED prompts
+        alike. Raises ModelError for damaged weights.
         """
+        if same is None or self.accelerated:
+            return self._in_backend(adapter, prompts, title)
+        first = self._in_backend(adapter, prompts[:COMPARED], title)
+        with self.engine(same, prompts) as engine:
+            answers, _ = self.in_llama(engine, prompts, title, warm=True)
+        if answers[:COMPARED] == first:
+            return answers
+        return first + self._in_backend(adapter, prompts[COMPARED:], title)
+
+    def _in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
         completions = self.load(self.base, adapter).answer(
             prompts,
             ends=self.ends,

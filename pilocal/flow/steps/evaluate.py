@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pilocal.errors import PilocalError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
-from pilocal.flow.references import reference_loader
+from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
@@ -77,6 +77,7 @@ def _answered(context: Context) -> Answered:
             served.base_path,
             served.served_path,
             served.adapter_path,
+            same_base=served.fused is None,
         ),
         TestSet(context.test_prompts(0), context.test_prompts(context.last_stage)),
         Asker(
@@ -85,6 +86,7 @@ def _answered(context: Context) -> Answered:
             generation=context.task.generation,
             progress=context.progress,
             load=reference_loader(context),
+            accelerated=has_accelerator(context),
         ),
     )
     write_json(run.answered, {"key": key} | asdict(answered))

@@ -86,7 +86,8 @@ def test_every_example_has_the_files_of_its_kind() -> None:
         files = {path.name for path in (EXAMPLES / name).iterdir() if path.is_file() and path.suffix not in PICTURES}
         if name in REAL:
             starters = {"task.starter.toml", "template.starter.md", "schedule.starter.toml"}
-            assert files == always | starters | {"prepare.py"}
+            smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
+            assert files == always | starters | smollm2 | {"prepare.py"}
         else:
             own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
             assert files == always | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)} | own
@@ -195,6 +196,20 @@ def test_a_prepared_folder_is_not_overwritten_and_a_missing_one_is_one_line(
     assert missing.returncode == 1 and missing.stderr.count("\n") == 1
     assert missing.stderr.startswith(f"{tmp_path}/nothing")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("prepared", ["nl2bash"], indirect=True)
+def test_nl2bash_can_be_drawn_smaller(prepared: tuple[str, Path, str], tmp_path: Path) -> None:
+    _, out, _ = prepared
+    done = prepare("nl2bash", out.with_name("data"), tmp_path / "less", "--train", 3, "--test", 1)
+    assert done.returncode == 0
+    whole, less = ({split: read(folder, split) for split in SPLITS} for folder in (out, tmp_path / "less"))
+    assert [len(less[split]) for split in ("train", "test")] == [3, 1] and less["valid"] == whole["valid"]
+    assert [row for row in whole["train"] if row in less["train"]] == less["train"]
+    refused = prepare("nl2bash", out.with_name("data"), tmp_path / "none", "--train", 0)
+    assert refused.returncode == 2 and "argument --train: invalid count value: '0'" in refused.stderr
+    task = load_task(tmp_path / "less" / "task.smollm2.toml")
+    assert (task.model, task.serving.default_system) == ("smollm2", False)
 
 
 def read(out: Path, split: str) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pilocal.task.toml import read_text
 SHARES = {"valid": 0.05, "test": 0.10}
 """The splits beside train, as shares of the groups."""
 
-FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml")
+FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml", "task.smollm2.toml")
 
 Pair = tuple[str, str]
 """A question and its command."""
@@ -91,8 +92,18 @@ def split(pairs: Sequence[Pair], seed: int) -> dict[str, list[Pair]]:
     return splits
 
 
-def prepare(folder: Path, out: Path, seed: int) -> dict[str, int]:
-    """Write the task folder and return the size of each split, and how many pairs were dropped."""
+def draw(pairs: Sequence[Pair], most: int | None, seed: int) -> list[Pair]:
+    """Return at most so many pairs, in their order; which ones depends on the seed and on nothing else."""
+    if most is None or most >= len(pairs):
+        return list(pairs)
+    return [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), most))]
+
+
+def prepare(folder: Path, out: Path, seed: int, most: Mapping[str, int | None]) -> dict[str, int]:
+    """Write the task folder, with at most `most` pairs in a split.
+
+    Return the size of each split, and how many pairs were dropped.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(out, "already exists and is not empty", fix="choose a new folder")
     questions = folder / "all.nl"
@@ -102,6 +113,7 @@ def prepare(folder: Path, out: Path, seed: int) -> dict[str, int]:
         raise InputError(
             questions, f"too few pairs: nothing is left for {', '.join(empty)}", fix="give the whole files"
         )
+    splits = {name: draw(dealt, most.get(name), seed) for name, dealt in splits.items()}
     for name, dealt in splits.items():
         with replacing(out / f"{name}.jsonl") as file:
             for query, answer in dealt:
@@ -111,15 +123,28 @@ def prepare(folder: Path, out: Path, seed: int) -> dict[str, int]:
     return {name: len(dealt) for name, dealt in splits.items()} | {"dropped (the same pair again)": lines - len(pairs)}
 
 
+def count(text: str) -> int:
+    """Return a number above 0; raises ValueError, which argparse tells."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     """Read the command line and prepare the folder; exits with 1 and one line when the input is bad."""
     parser = argparse.ArgumentParser(description="Make a pilocal task folder from NL2Bash.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds all.nl and all.cm")
     parser.add_argument("out", type=Path, metavar="OUT", help="the task folder to make")
     parser.add_argument("--seed", type=int, default=0, help="deals the groups to the splits (default: 0)")
+    for name in ("train", *SHARES):
+        parser.add_argument(
+            f"--{name}", type=count, metavar="N", help=f"draw at most N pairs for {name} (default: all)"
+        )
     options = parser.parse_args()
+    most = {name: getattr(options, name) for name in ("train", *SHARES)}
     try:
-        sizes = prepare(options.folder, options.out, options.seed)
+        sizes = prepare(options.folder, options.out, options.seed, most)
     except PilocalError as error:
         sys.exit(str(error))
     sys.stderr.write(f"{options.out}: {', '.join(f'{size} {name}' for name, size in sizes.items())}\n")

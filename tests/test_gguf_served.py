@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from gguf import GGUFReader
+from mlx.utils import tree_flatten
 
 from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.errors import ModelError
 from pilocal.export.fused import export_fused
 from pilocal.flow.artefacts import Artefacts
@@ -118,6 +120,17 @@ def test_the_modelfile_names_it_and_llama_server_gets_the_chat_template(run: Pat
     card = (run / "export" / "README.md").read_text()
     assert f"-m {gguf} --lora adapter.gguf --jinja --chat-template-file {CHAT_TEMPLATE}" in card
     assert sha256_file(gguf) in card
+
+
+def test_other_programs_get_it_as_they_read_it(run: Path, gguf: Path) -> None:
+    export_run(run, forms=["mlx", "peft"])
+    card = (run / "export" / "peft" / "README.md").read_text()
+    assert card.count(f"from_pretrained({str(gguf.parent)!r}, gguf_file={gguf.name!r})") == 2
+    fused = load_base(Base.at(run / "export" / "mlx"))
+    assert prompt_tokens(QUERY, Base.at(run / "export" / "mlx").tokenizer) == prompt_tokens(
+        QUERY, base_of(run).tokenizer
+    )
+    assert sum(array.size for _, array in tree_flatten(fused.parameters())) > 0
 
 
 def test_a_type_that_is_asked_for_is_fused_and_needs_the_file_no_more(run: Path, gguf: Path) -> None:

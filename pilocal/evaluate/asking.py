@@ -41,7 +41,7 @@ class Asker:
         no accelerator, `same` is a GGUF file of the same numbers, and both programs answer the first COMPARED prompts
         alike. Raises ModelError for damaged weights.
         """
-        if same is None or self.accelerated:
+        if same is None or self.accelerated or len(prompts) <= COMPARED:
             return self._in_backend(adapter, prompts, title)
         first = self._in_backend(adapter, prompts[:COMPARED], title)
         with self.engine(same, prompts) as engine:

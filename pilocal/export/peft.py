@@ -16,10 +16,13 @@ from pilocal.run_folder.adapter import PEFT_FILES
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.tensors import Float32
 
-"""Written where the task changes how the base writes chats."""
-
 OUTSIDE = -1
 """The layer of a module that is in none."""
+
+PACKED = """transformers does not read weights that MLX packed into 4 bits: where the base is such a folder, name the
+float model that it was made from. The adapter was trained on the rounded weights, so answers may differ a little."""
+UNPACKED = "transformers unpacks the file's weights to floats, with the package gguf."
+"""What transformers makes of the base."""
 
 MOVED = """
 
@@ -68,7 +71,7 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
     write_json(paths[1], config)
     settled = write_chat_template(base, folder)
     with replacing(paths[2]) as file:
-        file.write(card(facts, _kind(facts, trained.dora, settled=bool(settled))))
+        file.write(card(facts, _kind(facts, trained.dora, settled=bool(settled), gguf=base.gguf)))
     return paths + settled
 
 
@@ -104,15 +107,16 @@ def _layer(module: str) -> int:
     return int(found[1]) if found else OUTSIDE
 
 
-def _kind(facts: Facts, dora: bool, *, settled: bool) -> Kind:
+def _kind(facts: Facts, dora: bool, *, settled: bool, gguf: Path | None) -> Kind:
     path, read, given = SETTLED if settled else ("", "", "")
+    where = f"{str(gguf.parent)!r}, gguf_file={gguf.name!r}" if gguf else repr(facts.base)
     how = f"""```python
 {path}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({facts.base!r})
+base = AutoModelForCausalLM.from_pretrained({where})
 model = PeftModel.from_pretrained(base, "this/folder")
-tokenizer = AutoTokenizer.from_pretrained({facts.base!r})
+tokenizer = AutoTokenizer.from_pretrained({where})
 chat = [{{"role": "user", "content": "the query"}}]
 {read}prompt = tokenizer.apply_chat_template(
     chat, {given}add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -120,8 +124,7 @@ chat = [{{"role": "user", "content": "the query"}}]
 answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)
 ```
 
-transformers does not read weights that MLX packed into 4 bits: where the base is such a folder, name the float model
-that it was made from. The adapter was trained on the rounded weights, so answers may differ a little there."""
+{UNPACKED if gguf else PACKED}"""
     how += "" if HUB_ID.fullmatch(facts.base) else MOVED
     tags = ["dora" if dora else "lora"]
     return Kind(library="peft", tags=tags, what=f"A PEFT adapter ({tags[0].replace('ra', 'RA', 1)})", how=how)

@@ -14,7 +14,7 @@ from pilocal.base.load import load_base
 from pilocal.base.reference import MlxReference
 from pilocal.evaluate import answer as evaluation
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
-from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.score import summary
 from pilocal.progress import silent
 from pilocal.prompt.render import Message
@@ -172,7 +172,7 @@ def test_without_an_accelerator_llama_cpp_answers_for_the_base_if_it_says_the_sa
 
     how: dict[str, Any] = {"base": starter, "ends": end_tokens(tokenizer), "generation": Generation(max_tokens=6)}
     cpu, gpu = (Asker(**how, progress=silent, load=Counting, accelerated=there) for there in (False, True))
-    answers = cpu.in_backend(None, asked, "base", gguf)
+    answers = cpu.in_backend(None, asked, "base", Same(gguf))
     assert seen == ([4] if alike else [4, 3])
-    assert answers == gpu.in_backend(None, asked, "base", gguf) == gpu.in_backend(None, asked, "base")
+    assert answers == gpu.in_backend(None, asked, "base", Same(gguf)) == gpu.in_backend(None, asked, "base")
     assert seen[-2:] == [7, 7]

@@ -18,7 +18,7 @@ from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
 from pilocal.comparison.results import Result, read_result, result_name
 from pilocal.evaluate.arms import Program, Prompt
-from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
@@ -95,7 +95,7 @@ class Comparison:
 
     def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
         """Return the base's answers and times, in the arm's program."""
-        asker, same = self._asker, self._gguf.base if self._quant == LOSSLESS else None
+        asker, same = self._asker, Same(self._gguf.base) if self._quant == LOSSLESS else None
         answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title, same)
         with asker.engine(self._gguf.base, prompts) as engine:
             if answers is None:

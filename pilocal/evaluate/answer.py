@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from pilocal.evaluate.arms import ARMS, Arm, Program, Prompt, Variant
-from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.asking import Asker, Same
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,11 @@ class ModelFiles:
         """Return the adapter that MLX puts on the base, or None for the bare base."""
         return {Variant.ADAPTER: self.adapter, Variant.DIRECT_DROP: self.direct_drop}.get(variant)
 
-    def same_gguf(self, variant: Variant) -> Path | None:
-        """Return the GGUF file that holds the very numbers of a variant in the backend, if one does."""
-        return self.base_gguf if self.same_base and variant is Variant.BASE else None
+    def same(self, arm: Arm, said: Mapping[tuple[Variant, Prompt], list[str]]) -> Same | None:
+        """Return an arm's model in llama.cpp if it holds the very numbers; `said` is what it has answered there."""
+        if not self.same_base or arm.variant is not Variant.BASE:
+            return None
+        return Same(self.base_gguf, said.get((arm.variant, arm.prompt)))
 
     def gguf(self, variant: Variant) -> tuple[Path, Path | None]:
         """Return the GGUF file of a variant and that of the adapter beside it."""
@@ -76,22 +78,22 @@ def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
     Times are medians in llama.cpp, in milliseconds. An arm that answers in MLX is timed on the first `timed_requests`
     queries. Raises ModelError if a file cannot be loaded, RunError if there is not enough memory.
     """
-    answers: dict[str, list[str]] = {}
-    costs: dict[str, dict[str, float]] = {arm.name: {} for arm in files.arms}
     # This is the order of the answers in answers.jsonl: MLX first, with the ablation last among these.
-    for arm in sorted((arm for arm in files.arms if arm.program is Program.MLX), key=lambda arm: arm.optional):
-        prompts = test.prompts(arm)
-        same = files.same_gguf(arm.variant)
-        answers[arm.name] = asker.in_backend(files.mlx_adapter(arm.variant), prompts, arm.title, same)
-        costs[arm.name]["prompt_tokens"] = mean(map(len, prompts))
+    asked = sorted(files.arms, key=lambda arm: (arm.program is not Program.MLX, arm.optional))
+    answers: dict[str, list[str]] = {arm.name: [] for arm in asked}
+    costs = {arm.name: {"prompt_tokens": mean(map(len, test.prompts(arm)))} for arm in files.arms}
+    said: dict[tuple[Variant, Prompt], list[str]] = {}
     for variant in (Variant.BASE, Variant.SHIPPED):
         gguf, adapter = files.gguf(variant)
         with asker.engine(gguf, test.full, adapter) as engine:
             for arm in (arm for arm in files.arms if arm.variant is variant and arm.timed):
-                prompts = test.prompts(arm)
                 if arm.program is Program.MLX:
-                    costs[arm.name] |= asker.times(engine, prompts, arm.title)
+                    costs[arm.name] |= asker.times(engine, test.prompts(arm), arm.title)
                     continue
-                answers[arm.name], times = asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
-                costs[arm.name] = {"prompt_tokens": mean(map(len, prompts))} | times
+                answers[arm.name], times = asker.in_llama(engine, test.prompts(arm), arm.title, warm=arm.warm)
+                costs[arm.name] |= times
+                said[arm.variant, arm.prompt] = answers[arm.name]
+    for arm in (arm for arm in asked if arm.program is Program.MLX):
+        adapter, same = files.mlx_adapter(arm.variant), files.same(arm, said)
+        answers[arm.name] = asker.in_backend(adapter, test.prompts(arm), arm.title, same)
     return Answered(answers, costs)

@@ -18,6 +18,15 @@ COMPARED = 4
 """Prompts that both programs answer before llama.cpp answers the rest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The very numbers of a backend's model in a GGUF file."""
+
+    gguf: Path
+    answers: list[str] | None = None
+    """What llama.cpp answered from it, if it was asked already."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
     """Asks a base, and what was made from it, always greedily and within the task's limits."""
@@ -33,22 +42,25 @@ class Asker:
     """Whether that has an accelerator."""
 
     def in_backend(
-        self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str, same: Path | None = None
+        self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str, same: Same | None = None
     ) -> list[str]:
         """Return the base's answers in the program that trains, with an adapter if one is given.
 
         A full prompt takes a CPU many seconds there, and llama.cpp one. So the answers are llama.cpp's where there is
-        no accelerator, `same` is a GGUF file of the same numbers, and both programs answer the first COMPARED prompts
-        alike. Raises ModelError for damaged weights.
+        no accelerator, `same` is the model in llama.cpp, and both programs answer the first COMPARED prompts alike.
+        Raises ModelError for damaged weights.
         """
         if same is None or self.accelerated or len(prompts) <= COMPARED:
             return self._in_backend(adapter, prompts, title)
         first = self._in_backend(adapter, prompts[:COMPARED], title)
-        with self.engine(same, prompts) as engine:
-            answers, _ = self.in_llama(engine, prompts, title, warm=True)
+        answers = same.answers or self._in_llama(same.gguf, prompts, title)
         if answers[:COMPARED] == first:
             return answers
         return first + self._in_backend(adapter, prompts[COMPARED:], title)
+
+    def _in_llama(self, gguf: Path, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+        with self.engine(gguf, prompts) as engine:
+            return self.in_llama(engine, prompts, title, warm=True)[0]
 
     def _in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
         completions = self.load(self.base, adapter).answer(

@@ -158,11 +158,15 @@ def test_a_base_that_is_gone_or_another_is_one_line(run: Path, gguf: Path, tmp_p
         read_shipped(run)
 
 
-def test_a_base_that_was_moved_beside_the_adapter_is_found(run: Path, gguf: Path) -> None:
+def test_a_base_that_was_moved_beside_the_adapter_is_found(
+    run: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = ask(run)
     shutil.move(gguf, run / "export" / gguf.name)
     assert read_shipped(run).base_path == run / "export" / gguf.name
     assert ask(run) == expected
+    monkeypatch.chdir(run.parent)
+    assert ask(Path(run.name)) == expected
 
 
 def test_copy_makes_a_folder_that_can_be_moved(run: Path, gguf: Path) -> None:

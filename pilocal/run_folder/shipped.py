@@ -132,7 +132,7 @@ def read_shipped(run: Path) -> Shipped:
 
 def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:
     """Return it with the place where the user's base is now; raises ModelError when it is not there as it was."""
-    named, first = Path(shipped.base), next(iter(files.items()))
+    named, first = shipped.base_path, next(iter(files.items()))
     fix = f"put the file with the SHA-256 {first[1]} back there or into {shipped.folder}, or run `pilocal run` again"
     for folder in (shipped.folder, named.parent):
         paths = {folder / name: sha256 for name, sha256 in files.items()}
@@ -142,5 +142,5 @@ def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:
             if (got := remembered_sha256(path)) != sha256:
                 what = "the base has changed since the adapter was trained on it: another SHA-256"
                 raise ModelError(path, what, got=got, fix=fix)
-        return replace(shipped, base=str(folder / named.name))
+        return replace(shipped, base=named.name if folder == shipped.folder else str(named))
     raise ModelError(named, "the base that the adapter belongs to is not there any more", fix=fix)

@@ -41,6 +41,19 @@ def random_bytes(kind: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     return blocks.reshape(rows, -1)
 
 
+def add_values(writer: GGUFWriter, metadata: Mapping[str, Any]) -> None:
+    """Add metadata whose types are Python's."""
+    add: dict[type, Any] = {
+        bool: writer.add_bool,
+        str: writer.add_string,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        list: writer.add_array,
+    }
+    for key, value in metadata.items():
+        add[type(value)](key, value)
+
+
 def write_model(
     path: Path,
     kind: str = "Q8_0",
@@ -63,15 +76,10 @@ def write_model(
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    for key, value in metadata.items():
-        full = key if key.startswith("general.") else f"{architecture}.{key}"
-        add: dict[type, Any] = {
-            str: writer.add_string,
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            list: writer.add_array,
-        }
-        add[type(value)](full, value)
+    add_values(
+        writer,
+        {key if key.startswith("general.") else f"{architecture}.{key}": value for key, value in metadata.items()},
+    )
     record = ARCHITECTURES.get(architecture, ARCHITECTURES["llama"])
     tensors = {}
     for number, (source, shape) in enumerate(record.shapes(SIZES).items()):

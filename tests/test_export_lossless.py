@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 from pilocal.base.base import Base
+from pilocal.base.packed import Packed, unpack
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_updates
 from pilocal.export.lora import export_adapter
@@ -17,7 +18,7 @@ from pilocal.export.lossless import LosslessBase, cached_base, export_lossless
 from pilocal.export.numbers import interleave
 from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import Files, ship
-from pilocal.export.weights import BaseWeights, Packed, unpack
+from pilocal.export.weights import BaseWeights
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, kl, llama, mlx_logits, read_field, tokens_T
 from tests.tiny import make_adapter, make_base
 

@@ -13,11 +13,12 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pilocal.base.base import Base
+from pilocal.base.packed import Packed
 from pilocal.export.blocks import exact_blocks
 from pilocal.export.gate import candidates
 from pilocal.export.lossless import cached_base, export_lossless
 from pilocal.export.ship import ship
-from pilocal.export.weights import BaseWeights, Packed
+from pilocal.export.weights import BaseWeights
 from tests.test_export_lossless import expected, reference_and_served, tensors
 from tests.tiny import make_adapter, make_base
 

@@ -17,6 +17,7 @@ from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, SPACE
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, layout_of, prompt_tokens, tokenize
 from tests import vocabularies
+from tests.gguf_models import add_values
 from tests.layouts import LAYOUTS, write_layout
 from tests.same_ids import write_vocabulary
 from tests.test_export import NASTY
@@ -43,16 +44,7 @@ def written(tokenizer: Path, folder: Path) -> tuple[Path, Metadata]:
 def rewritten(metadata: Metadata, path: Path) -> Path:
     """Write a file of a tokenizer's metadata alone."""
     writer = GGUFWriter(str(path), "llama")
-    for name, value in metadata.items():
-        if not name.startswith("tokenizer"):
-            continue
-        add: dict[type, Any] = {
-            bool: writer.add_bool,
-            int: writer.add_uint32,
-            str: writer.add_string,
-            list: writer.add_array,
-        }
-        add[type(value)](name, value)
+    add_values(writer, {name: value for name, value in metadata.items() if name.startswith("tokenizer")})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

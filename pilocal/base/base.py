@@ -66,6 +66,11 @@ class Base:
         return self.gguf or self.folder
 
     @property
+    def config_path(self) -> Path:
+        """What messages about a setting name: the GGUF file, or config.json."""
+        return self.gguf or self.folder / "config.json"
+
+    @property
     def address(self) -> str:
         """Where another program finds it: the path, or the Hub id."""
         return str(self.path.resolve()) if self.local else self.model
@@ -119,7 +124,7 @@ class Base:
         kind = self.config.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
             fix = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
-            raise ModelError(self.folder / "config.json", "this architecture is not supported", got=kind, fix=fix)
+            raise ModelError(self.config_path, "this architecture is not supported", got=kind, fix=fix)
         return architecture_of(self.config)
 
     @property
@@ -228,12 +233,12 @@ class Base:
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
         if self.gguf:
-            _check_numbers(self.gguf, self.config)
+            _check_numbers(self.config_path, self.config)
             _ = self.gguf_weights
             return
         folder = self.folder
-        _check_class(folder / "config.json", self.config, self.architecture)
-        _check_numbers(folder / "config.json", self.config)
+        _check_class(self.config_path, self.config, self.architecture)
+        _check_numbers(self.config_path, self.config)
         if not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=AGAIN)
         for path in self.weight_files:

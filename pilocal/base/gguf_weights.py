@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pilocal.base.architecture import architecture_of
 from pilocal.base.gguf_config import FACTORS
 from pilocal.base.gguf_file import GgufFile
+from pilocal.base.packed import Packed
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, TensorInfo
 from pilocal.run_folder.tensors import Float32
@@ -56,19 +56,6 @@ HALVES: Mapping[str, tuple[int, ...]] = {
     "IQ4_XS": (0,),
 }
 """Where a block's float16 numbers begin, in bytes: its weights are finite exactly if these are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """A matrix as MLX packs it in groups of 32: `w = scale * q + bias`."""
-
-    words: NDArray[np.uint32]
-    """(out, in * bits / 32): numbers q without gaps, the first in the lowest bits."""
-    scales: Float32
-    """(out, in / 32)."""
-    biases: Float32
-    """(out, in / 32)."""
-    bits: int
 
 
 class GgufWeights:
@@ -114,7 +101,7 @@ class GgufWeights:
         """Return in how many bits a number MLX can hold a tensor exactly; 0 where it holds it as floats."""
         return AFFINE[self.type(name)][0] if len(self.shapes[name]) > 1 and self.type(name) in AFFINE else 0
 
-    def packed(self, name: str) -> Affine:
+    def packed(self, name: str) -> Packed:
         """Return a tensor that has `packed_bits`: the numbers of `read`, but that a zero may have lost its sign."""
         stored = self._tensors[name]
         bits, take = AFFINE[stored.type_name]
@@ -130,7 +117,7 @@ class GgufWeights:
             words[part] = _pack(numbers.reshape(-1, GROUP), bits).reshape(-1, words.shape[1])
             scales[part], biases[part] = (each.reshape(-1, width // GROUP) for each in (scale, bias))
         words, scales, biases = (self._ordered(name, each) for each in (words, scales, biases))
-        return Affine(words, scales, biases, bits)
+        return Packed(words, scales, biases, GROUP, bits)
 
     def is_finite(self, name: str) -> bool:
         """Tell whether none of a tensor's numbers is infinite or NaN."""

@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from pilocal.base.packed import Packed
 from pilocal.export.q4_1 import BLOCK
-from pilocal.export.weights import Packed
 from pilocal.run_folder.tensors import Float32
 
 Q4_1, Q5_0, Q5_1, Q8_0 = (GGMLQuantizationType[name] for name in ("Q4_1", "Q5_0", "Q5_1", "Q8_0"))

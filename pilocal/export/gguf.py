@@ -81,13 +81,13 @@ class ModelFile:
         self.base = base
         self._config = base.config
         self.architecture = base.architecture
-        with naming(base.folder / "config.json"):
+        with naming(base.config_path):
             check_settings(self._config)
         self.names = {self.architecture.tensor(source): source for source in weights.shapes}
         """Hugging Face's name of every tensor, by GGUF's."""
         _check_shapes(base, weights)
         self._rows = weights.shapes["model.embed_tokens.weight"][0]
-        with naming(base.folder / "config.json"):
+        with naming(base.config_path):
             self._factors = rope_factors(self._config)
 
     def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 import pilocal
 from pilocal.base.base import Base
+from pilocal.base.packed import Packed
 from pilocal.errors import ExportError
 from pilocal.export.blocks import BY_BITS, Q4_1, block_rows, exact_blocks
 from pilocal.export.fused import to_bfloat16
 from pilocal.export.gguf import ModelFile, Tensor, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
-from pilocal.export.weights import BaseWeights, Packed
+from pilocal.export.weights import BaseWeights
 from pilocal.progress import Progress, silent
 from pilocal.run_folder.files import cache_folder, disk_error, replacing, write_json
 from pilocal.run_folder.tensors import Float32, widened

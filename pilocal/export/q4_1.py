@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.export.weights import Packed
+from pilocal.base.packed import Packed
 
 BLOCK, BLOCK_BYTES = 32, 20
 CHUNK = 1 << 20

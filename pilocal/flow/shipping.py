@@ -16,7 +16,8 @@ from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
-from pilocal.run_folder.shipped import CHAT_TEMPLATE, Shipped, read_shipped
+from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped
 from pilocal.task import AUTO, Retrieval
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def serve(context: Context, files: Files) -> list[Path]:
 
     task, base = context.task, context.base
     probes = make_probes(task.test[0].query, base.tokenizer)
+    template = base.layout.template if files.base_is_users else None
+    check_probes(files.fused or files.base, probes, template)
     shipped = Shipped(
         folder=context.run.export,
         name=task.name,
@@ -76,26 +79,23 @@ def serve(context: Context, files: Files) -> list[Path]:
         fused=files.fused.name if files.fused else None,
         base_sha256=base.sha256,
         base_files=base.file_hashes if files.base_is_users else None,
-        chat_template=CHAT_TEMPLATE if files.base_is_users else None,
+        chat_template=CHAT_TEMPLATE if template else None,
         template=task.template,
         shots=context.max_shots,
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
     )
-    written = [*files.own, *_write_chat_template(shipped, base.layout.template)]
-    check_probes(shipped.served_path, probes, shipped.served_template)
-    return [*written, *shipped.save(task.train)]
+    return [*files.own, *_write_chat_template(shipped.folder, template), *shipped.save(task.train)]
 
 
-def _write_chat_template(shipped: Shipped, template: str) -> list[Path]:
+def _write_chat_template(folder: Path, template: str | None) -> list[Path]:
     """Write the chat template that training used beside a base that keeps its own; return the file."""
-    if shipped.chat_template is None:
+    if template is None:
         return []
-    path = shipped.folder / shipped.chat_template
-    with replacing(path) as file:
+    with replacing(folder / CHAT_TEMPLATE) as file:
         file.write(template)
-    return [path]
+    return [folder / CHAT_TEMPLATE]
 
 
 def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:
@@ -113,14 +113,19 @@ def copy_links(context: Context) -> None:
     """
     from pilocal.export.lossless import copy, links
 
-    shipped = read_shipped(context.run.path)
-    copies = {path: path for path in links(context.run.export)}
-    if shipped.base_files:
-        base = shipped.base_path.parent
-        copies |= {base / name: shipped.folder / name for name in shipped.base_files if base != shipped.folder}
+    copies = {path: path for path in links(context.run.export)} | _users_base(context.run)
     for done, (path, target) in enumerate(copies.items(), 1):
         copy(path, target)
         context.progress("copy", done, len(copies))
+
+
+def _users_base(run: RunDir) -> dict[Path, Path]:
+    """Return the files of the user's base that is served, each with its place beside the adapter."""
+    if not (run.export / FILE).is_file():
+        return {}
+    shipped = read_shipped(run.path)
+    folder = shipped.base_path.parent
+    return {folder / name: shipped.folder / name for name in shipped.base_files or () if folder != shipped.folder}
 
 
 def tell_of_links(context: Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,31 +32,49 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "task")
 
 
-def test_a_training_goes_on_in_as_many_threads_as_it_began(
+def test_threads_are_chosen_at_every_checkpoint_and_kept_by_a_training_that_goes_on(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, told = make_task(tmp_path / "task", tiny_base.folder), list[int | None]()
+    """Stages begin after steps 0, 3 and 5 of 7, checkpoints stand after every second step."""
+    folder, told, last = make_task(tmp_path / "task", tiny_base.folder), list[int | None](), 6
     monkeypatch.setattr(blas, "set_threads", told.append)
 
     def stop(what: str, done: int, total: int, note: str = "") -> None:
-        if what == "train" and done == 5:
+        if what == "train" and done == last:
             raise KeyboardInterrupt
 
-    def threads_after(begun: int | None, resumed: int | None) -> dict[str, int | None]:
-        """Begin a training where one number is chosen, and go on where the other would be."""
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        monkeypatch.setattr(blas, "choose_threads", lambda width: begun)
-        with pytest.raises(KeyboardInterrupt):
+    def run(*choices: int | None) -> dict[str, dict[str, int | None]]:
+        """Train where the machine is as busy as that at each choice; return what run.json says then."""
+        left = list(choices)
+        monkeypatch.setattr(blas, "choose_threads", lambda width: left.pop(0))
+        with suppress(KeyboardInterrupt):
             flow(folder, "train", stop)
-        monkeypatch.setattr(blas, "choose_threads", lambda width: resumed)
-        assert flow(folder, "train")["train"]
-        found: dict[str, int | None] = json.loads((folder / "run" / "run.json").read_text()).get("threads", {})
+        assert not left
+        found: dict[str, dict[str, int | None]] = json.loads((folder / "run" / "run.json").read_text()).get(
+            "threads", {}
+        )
         return found
 
-    with pytest.warns(UserWarning, match="in one thread"):
-        assert threads_after(begun=1, resumed=None) == {"train": 1}
-    assert threads_after(begun=None, resumed=1) == {}
-    assert told == [1, None]
+    with pytest.warns(UserWarning, match="in one thread until that ends"):
+        assert run(1, 1, None, None, 1) == {"train": {"0": 1, "3": None, "5": 1}}  # after 0, 2, 3, 4 and 5
+    last = 0
+    assert run(None) == {"train": {"0": 1, "3": None, "5": 1, "6": None}}  # goes on after 5, and is over after 7
+    assert told == [1]
+    shutil.rmtree(folder / "run")
+    assert run(None, None, None, None, None, None) == {}
+
+
+def test_a_training_of_a_former_version_keeps_its_threads(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knew one number for all steps."""
+    told = list[int | None]()
+    monkeypatch.setattr(blas, "set_threads", told.append)
+    file = copy / "run" / "run.json"
+    state = json.loads(file.read_text()) | {"threads": {"train": 1}}
+    del state["steps"]["train"]
+    file.write_text(json.dumps(state))
+    shutil.rmtree(copy / "run" / "stages" / "2" / "checkpoint")
+    assert flow(copy, "train")["train"]
+    assert told == [1]
 
 
 def test_a_run_goes_on_where_its_task_was_moved_to(copy: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.flow.setups import training_setup
+from pilocal.flow.threads import Threads
 from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import MLX, TORCH
@@ -40,7 +41,7 @@ def fit(
     """
     options: dict[str, Any] = {"team": context.team}
     if context.backend.name == MLX and (context.team is None or context.team.size == 1):
-        _settle_threads(context, plans, name)
+        options["settle"] = Threads(context, name).settle
     if context.backend.name == TORCH:
         from pilocal.training.torch_backend.device import find_device
 
@@ -57,27 +58,6 @@ def fit(
         adaptive=adaptive,
         track=partial(_open_tracker, context, name, key) if context.listeners.report_to else None,
     )
-
-
-def _settle_threads(context: Context, plans: Sequence[StagePlan], name: str) -> None:
-    """Decide in how many threads the BLAS computes when a training begins, and keep to that when it goes on.
-
-    So the same command goes on with the same numbers, however busy the machine is by then.
-    """
-    from pilocal.base.blas import choose_threads, load_fast_blas, set_threads
-
-    load_fast_blas()
-    run = context.run
-    threads: dict[str, int | None] = run.state.get("threads", {})
-    if any(path for plan in plans for path in plan.folder.glob("checkpoint/step-*.safetensors")):
-        set_threads(threads.get(name))
-        return
-    chosen = choose_threads(context.base.config["hidden_size"])
-    if chosen != threads.get(name):  # None in a run.json without a word about it
-        run.state["threads"] = threads | {name: chosen}
-        run.save()  # before the first step: a run that is killed goes on so, too
-    if chosen:
-        context.warn("the machine is busy with other work: this training computes in one thread, here and when resumed")
 
 
 def initial_adapter(context: Context) -> dict[str, Any] | None:

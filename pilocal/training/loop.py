@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pilocal.errors import TrainingError
 from pilocal.progress import Progress
@@ -55,7 +56,8 @@ def train(
     start, ends = (checkpoint.step, list(checkpoint.ends)) if checkpoint else (0, [])
     with Interrupt() as interrupt, tracking(track, start) as show:
         said = partial(progress, name)
-        course = _Course(trainer, setup.team, setup.training, plans, checkpoints, adaptive, interrupt, show, said)
+        resumed = start if checkpoint else None
+        course = _Course(trainer, setup, plans, resumed, checkpoints, adaptive, interrupt, show, said)
         for plan in plans[len(ends) :]:
             step = course.run_stage(plan, start, ends)
             folder = plan.folder / "checkpoint"
@@ -81,14 +83,20 @@ class _Course:
     """What all stages of a training have in common."""
 
     trainer: Trainer
-    team: Team
-    training: Training
+    setup: Setup[Any]
     plans: Sequence[StagePlan]
+    resumed: int | None
+    """The step after whose checkpoint the training goes on; None where it begins."""
     checkpoints: Checkpoints
     adaptive: Adaptive | None
     interrupt: Interrupt
     show: Callable[[int, StepLine], None]
     say: Callable[[int, int, str], None]
+
+    @property
+    def training(self) -> Training:
+        """The task's `[training]`."""
+        return self.setup.training
 
     def patience(self, plan: StagePlan) -> int | None:
         """Return the patience with a stage; only the last one may end by it."""
@@ -103,6 +111,7 @@ class _Course:
         rows = self._rows(plan.train, (self.training.seed, plan.number))
         checks = _Checks(self.training.validate_every, first, last, self._look(plan), self._pace(plan, nth))
         step, ended = max(start, first), log.is_stale(self.patience(plan))
+        self.setup.settle(step, step == self.resumed)
         while not ended:
             rate = learning_rate(step, total, self.training)
             line = _measured(rows, step, rate, step - first, f"stage {plan.number}")
@@ -123,13 +132,14 @@ class _Course:
         """Save between two steps of a stage where that is due; raise KeyboardInterrupt when one was asked for."""
         if self.interrupt.asked or step % self.training.checkpoint_every == 0:
             self.checkpoints.save(plan.folder / "checkpoint", state_of(self.trainer, step, ends))
-        if self.interrupt.asked:
-            raise KeyboardInterrupt
+            if self.interrupt.asked:
+                raise KeyboardInterrupt
+            self.setup.settle(step, False)
 
     def _rows(self, rows: Sequence[Row], seed: Sequence[int]) -> _Rows:
         order = RowOrder(rows, self.training.batch_size, seed, share=self.trainer.shares_prefix)
         stage = self.trainer.stage(rows[0].tokens[: order.prefix])
-        return _Rows(order, stage, self.trainer, self.team, self.training)
+        return _Rows(order, stage, self.trainer, self.setup.team, self.training)
 
     def _look(self, plan: StagePlan) -> Callable[[], float]:
         """Return a function that computes the validation loss under a stage's prompt."""

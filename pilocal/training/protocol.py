@@ -97,6 +97,12 @@ class Setup(Protocol[T]):
         Raises InputError when `[lora]` does not fit the base, TrainingError when the processes do not agree.
         """
 
+    def settle(self, step: int, resumed: bool) -> None:
+        """Suit the machine as it is now, or as it was the first time if the training is `resumed` after this step.
+
+        Called before the first step of a stage and after every checkpoint.
+        """
+
     def join(self) -> T:
         """Return a trainer in the leader's state; what the other processes do when they are ordered to begin.
 

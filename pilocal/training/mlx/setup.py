@@ -33,6 +33,8 @@ class Setup:
     lora: Lora
     training: Training
     team: MlxTeam = field(default_factory=MlxTeam)
+    settle: Callable[[int, bool], None] = lambda step, resumed: None
+    """See `training.protocol.Setup`."""
 
     @property
     def name(self) -> str:

@@ -94,6 +94,9 @@ class Setup:
         trainer.restore(*self.team.share(None))
         return trainer
 
+    def settle(self, step: int, resumed: bool) -> None:
+        """Change nothing: PyTorch's threads sleep while they wait."""
+
     def finish(self, trainer: TorchTrainer) -> list[Path]:
         """Write the final adapter in PEFT's format where that is asked for; return its files."""
         return save_peft(self.peft, trainer.adapter(), trainer.settings, self.base.model) if self.peft else []

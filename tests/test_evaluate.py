@@ -14,7 +14,7 @@ from pilocal.base.load import load_base
 from pilocal.base.reference import MlxReference
 from pilocal.evaluate import answer as evaluation
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
-from pilocal.evaluate.asking import Asker, Same
+from pilocal.evaluate.asking import CLOSE, Asker, Said, Same
 from pilocal.evaluate.score import summary
 from pilocal.progress import silent
 from pilocal.prompt.render import Message
@@ -156,7 +156,7 @@ def test_the_summary_compares_with_the_full_prompt() -> None:
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_without_an_accelerator_llama_cpp_answers_for_the_base_if_it_says_the_same(
+def test_without_an_accelerator_llama_cpp_answers_for_the_base_if_it_computes_the_same(
     alike: bool, starter: Base, tiny_base: Base, tmp_path: Path
 ) -> None:
     from pilocal.export.lossless import export_lossless
@@ -172,7 +172,13 @@ def test_without_an_accelerator_llama_cpp_answers_for_the_base_if_it_says_the_sa
 
     how: dict[str, Any] = {"base": starter, "ends": end_tokens(tokenizer), "generation": Generation(max_tokens=6)}
     cpu, gpu = (Asker(**how, progress=silent, load=Counting, accelerated=there) for there in (False, True))
-    answers = cpu.in_backend(None, asked, "base", Same(gguf))
-    assert seen == ([4] if alike else [4, 3])
-    assert answers == gpu.in_backend(None, asked, "base", Same(gguf)) == gpu.in_backend(None, asked, "base")
-    assert seen[-2:] == [7, 7]
+    said = cpu.in_backend(None, asked, "base", Same(gguf))
+    assert seen == ([] if alike else [7])
+    if alike:
+        assert 0 < said.facts["llama_cpp_kl"] < CLOSE
+    else:
+        assert not said.facts
+    again = cpu.in_backend(None, asked, "base", Same(gguf, said.answers))
+    assert again.answers == said.answers
+    for same in (Same(gguf), None):
+        assert gpu.in_backend(None, asked, "base", same) == Said(said.answers)

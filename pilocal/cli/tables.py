@@ -76,6 +76,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
         f"PI score {score}; prompt tokens -{100 * metrics['prompt_token_reduction']:.1f}%; "
         f"{metrics['speedup']:.1f}x faster (warm prefix: {metrics['speedup_cached']:.1f}x)",
     ]
+    if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
+        notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
 
 

@@ -96,11 +96,11 @@ class Comparison:
     def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
         """Return the base's answers and times, in the arm's program."""
         asker, same = self._asker, Same(self._gguf.base) if self._quant == LOSSLESS else None
-        answers = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title, same)
+        said = None if arm.program is Program.LLAMA_CPP else asker.in_backend(None, prompts, arm.title, same)
         with asker.engine(self._gguf.base, prompts) as engine:
-            if answers is None:
+            if said is None:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
-            return answers, asker.times(engine, prompts, arm.title)
+            return said.answers, asker.times(engine, prompts, arm.title) | said.facts
 
     def _trained(self, name: str, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
         """Return the result of an adapter, trained by a schedule and asked with the bare query."""
@@ -120,7 +120,7 @@ class Comparison:
                 seed=seed,
                 examples=examples,
                 key=key,
-                answers=self._asker.in_backend(context.run.adapter, prompts, title),
+                answers=self._asker.in_backend(context.run.adapter, prompts, title).answers,
                 prompt_tokens=mean(map(len, prompts)),
                 training=_training([read_log(context.run.stage(n) / FILE) for n in schedule.trained]),
             )

@@ -33,7 +33,7 @@ class Result:
     marks_key: str = ""
     """A fingerprint of the metric and its settings."""
     times: dict[str, float] = field(default_factory=dict)
-    """ttft_ms and latency_ms, medians in llama.cpp; empty if nothing was timed."""
+    """ttft_ms and latency_ms, medians in llama.cpp, if it was timed; llama_cpp_kl if llama.cpp answered for MLX."""
     training: dict[str, Any] = field(default_factory=dict)
     """tokens (of the rendered rows), computed_tokens, seconds, and ends (the step after which each stage ended)."""
 

@@ -69,7 +69,7 @@ class Answered:
     answers: dict[str, list[str]]
     """By arm, one for each test query."""
     costs: dict[str, dict[str, float]]
-    """By arm: prompt_tokens (mean), and ttft_ms and latency_ms if the arm was timed."""
+    """By arm: prompt_tokens (mean), ttft_ms and latency_ms if the arm was timed, and what `Said.facts` says."""
 
 
 def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
@@ -95,5 +95,7 @@ def answer(files: ModelFiles, test: TestSet, asker: Asker) -> Answered:
                 said[arm.variant, arm.prompt] = answers[arm.name]
     for arm in (arm for arm in asked if arm.program is Program.MLX):
         adapter, same = files.mlx_adapter(arm.variant), files.same(arm, said)
-        answers[arm.name] = asker.in_backend(adapter, test.prompts(arm), arm.title, same)
+        found = asker.in_backend(adapter, test.prompts(arm), arm.title, same)
+        answers[arm.name] = found.answers
+        costs[arm.name] |= found.facts
     return Answered(answers, costs)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pilocal.base.base import Base
 from pilocal.base.reference import LoadReference, MlxReference
@@ -25,7 +24,7 @@ from pilocal.export.adapter import read_updates
 from pilocal.export.lossless import nbytes, tensor_types
 from pilocal.export.ship import Files
 from pilocal.export.weights import BaseWeights
-from pilocal.llamacpp.engine import Engine, log_softmax
+from pilocal.llamacpp.engine import Engine, divergence, log_softmax
 from pilocal.progress import Progress, silent
 from pilocal.prompt.tokens import Row
 from pilocal.task import LOSSLESS
@@ -84,7 +83,7 @@ class Gate:
                 if adapted:
                     np.save(self._file(number), found)
                 else:
-                    sums += _divergence(np.load(self._file(number)), found)
+                    sums += divergence(np.load(self._file(number)), found)
                 done = number + 1 + (0 if adapted else len(self._rows))
                 self._progress("gate: reference", done, 2 * len(self._rows))
         self._without = sums / self._tokens
@@ -96,7 +95,7 @@ class Gate:
         with Engine(files.fused or files.base, longest, files.adapter) as engine:
             for number, row in enumerate(self._rows):
                 found = engine.log_probs(row.tokens[:-1], row.offset - 1)
-                sums += _divergence(np.load(self._file(number)), found)
+                sums += divergence(np.load(self._file(number)), found)
                 self._progress(f"gate: {files.quant}", number + 1, len(self._rows))
         return Loss(kl=sums / self._tokens, kl_without=self._without, tokens=self._tokens)
 
@@ -161,9 +160,3 @@ def through(
         'take [export] quant = "auto" or a wider type, train longer, or accept it ([export] accept_loss, --accept-loss)'
     )
     raise ExportError(f"export {quant}", f"refused: {what}", fix=fix)
-
-
-def _divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Return KL(reference, other) of log-probabilities, summed over the tokens."""
-    wide = reference.astype(np.float64)
-    return float((np.exp(wide) * (wide - other)).sum())

@@ -150,3 +150,9 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     shifted = logits - highest
     found: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found
+
+
+def divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Return KL(reference, other) of log-probabilities (tokens, vocabulary), summed over the tokens, in nats."""
+    wide = reference.astype(np.float64)
+    return float((np.exp(wide) * (wide - other)).sum())

@@ -202,6 +202,24 @@ def test_the_table_has_the_slices_where_there_are_two(compared: Compared, tmp_pa
     assert "template-only (1)" in markdown(table)
 
 
+def test_the_nearest_answer_is_an_arm_and_so_is_another_number_of_shots(tiny_base: Base, tmp_path: Path) -> None:
+    task = make_task(tmp_path / "task", tiny_base.folder, steps=3)
+    design = replace(DESIGN, arms=parse_arms(("nearest", "full-prompt@0", "full-prompt@1")), curve=())
+    done = list[Result]()
+    rows = {row["arm"]: row for row in table_of(task, tmp_path / "out", design, done.append)["arms"]}
+    # Each test query names the colour of three training questions; all of these have its answer.
+    assert (rows["nearest"]["score"], rows["nearest"]["prompt_tokens"]) == (1.0, 0.0)
+    assert "ttft_ms" not in rows["nearest"]
+    tokens = [rows[name]["prompt_tokens"] for name in ("query-only", "full-prompt@0", "full-prompt@1", "full-prompt")]
+    assert tokens == sorted(set(tokens))
+    table_of(task, tmp_path / "out", design, lambda result: pytest.fail(result.name))
+    lines = (task / "train.jsonl").read_text().replace("ZOR", "RED")
+    (task / "train.jsonl").write_text(lines)
+    done.clear()
+    rows = {row["arm"]: row for row in table_of(task, tmp_path / "out", design, done.append)["arms"]}
+    assert rows["nearest"]["score"] == pytest.approx(2 / 3)
+
+
 def test_every_default_arm_is_an_arm() -> None:
     arms = parse_arms(())
     assert {arm.name for arm in arms} == set(DEFAULT_ARMS)
@@ -214,6 +232,7 @@ def test_every_default_arm_is_an_arm() -> None:
         ("liner", "no such arm; got 'liner'; did you mean linear?"),
         ("rules", "no such arm; got 'rules'"),
         ("rules@2", "what rules keeps must lie between 0 and 1; got '2'"),
+        ("full-prompt@many", "shots are a whole number from 0; got 'many'; write full-prompt@5"),
         ("rules@half", "must lie between 0 and 1; got 'half'; write rules@0.3"),
     ],
 )

@@ -13,8 +13,9 @@ from pilocal.task.schedule import DECAYS
 
 HELP = f"""Run every arm with every seed and write one table; run it again to resume.
 
-    An arm is a prompt for the base ({", ".join(BY_COMPARE)}), a template that is compressed at inference (rules@0.3,
-    COMPRESSOR@TAU), or a schedule ({", ".join(DECAYS)}). All schedules get the same number of optimizer steps.
+    An arm is a prompt for the base ({", ".join(BY_COMPARE)}; full-prompt@5 with so many shots), a template that is
+    compressed at inference (rules@0.3, COMPRESSOR@TAU), the answer of the nearest training question (nearest), or a
+    schedule ({", ".join(DECAYS)}). All schedules get the same number of optimizer steps.
     """
 
 

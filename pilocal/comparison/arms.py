@@ -1,4 +1,4 @@
-"""The arms of a comparison: the base's own, the base with a shortened template, and schedules to train by."""
+"""The arms of a comparison: the base's own, with other prompts, a look-up without a model, schedules to train by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pilocal.task.schedule import DECAYS
 TAUS = (0.3, 0.6)
 """The rates at which LLMLingua's users compress."""
 
-DEFAULT_ARMS = (*BY_COMPARE, *(f"rules@{tau}" for tau in TAUS), *(f"surprisal@{tau}" for tau in TAUS), *DECAYS)
+NEAREST = "nearest"
+"""The arm without a model: the training answer whose question is most like the query."""
+
+DEFAULT_ARMS = (*BY_COMPARE, NEAREST, *(f"rules@{tau}" for tau in TAUS), *(f"surprisal@{tau}" for tau in TAUS), *DECAYS)
 """Every arm that needs nothing but the task and the base."""
 
 REFERENCES = (BASE_QUERY_ONLY.compare, BASE_FULL_PROMPT.compare)
@@ -34,26 +37,34 @@ class ComparedArm:
     """The compressor of an arm that shortens the template at inference."""
     tau: float = 1.0
     """Share of the template's tokens that such an arm keeps."""
+    shots: int | None = None
+    """The shots in the prompt; None takes as many as the schedule has."""
     trained: bool = False
     """Whether an adapter is trained, by the schedule of this name."""
 
 
 def parse_arm(name: str) -> ComparedArm:
-    """Return the arm of a name: one of BY_COMPARE, one of schedule.DECAYS, or COMPRESSOR@TAU.
+    """Return the arm of a name: one of BY_COMPARE or DECAYS, NEAREST, COMPRESSOR@TAU, or full-prompt@SHOTS.
 
     Raises InputError for any other name.
 
     >>> parse_arm("rules@0.3").title
     'base, template by rules at 0.3, all shots'
+    >>> parse_arm("full-prompt@5").title
+    'base, template and 5 shots'
     """
     if name in BY_COMPARE:
         arm = BY_COMPARE[name]
         return ComparedArm(name=name, title=arm.title, prompt=arm.prompt, program=arm.program, warm=arm.warm)
     if name in DECAYS:
         return ComparedArm(name=name, title=f"{name}: {DECAYS[name][0]}", prompt=Prompt.BARE, trained=True)
+    if name == NEAREST:
+        return ComparedArm(name=name, title="the answer of the nearest training question", prompt=Prompt.BARE)
     compressor, _, rate = name.partition("@")
+    if compressor == BASE_FULL_PROMPT.compare:
+        return _with_shots(name, rate)
     if compressor not in COMPRESSORS or not rate:
-        known = [*BY_COMPARE, *DECAYS, *(f"{each}@{TAUS[0]}" for each in COMPRESSORS)]
+        known = [*BY_COMPARE, NEAREST, *DECAYS, *(f"{each}@{TAUS[0]}" for each in COMPRESSORS)]
         raise InputError("--arms", "no such arm", got=name, fix=did_you_mean(name, known))
     try:
         tau = float(rate)
@@ -64,6 +75,15 @@ def parse_arm(name: str) -> ComparedArm:
         raise InputError("--arms", f"what {compressor} keeps must lie between 0 and 1", got=rate, fix=fix)
     title = f"base, template by {compressor} at {rate}, all shots"
     return ComparedArm(name=name, title=title, prompt=Prompt.FULL, compressor=compressor, tau=tau)
+
+
+def _with_shots(name: str, count: str) -> ComparedArm:
+    """Return the arm of the base with the template and so many shots; raises InputError for what is no number."""
+    if not count.isdecimal():
+        fix = f"write {BASE_FULL_PROMPT.compare}@5"
+        raise InputError("--arms", "shots are a whole number from 0", got=count, fix=fix)
+    title = f"base, template and {int(count)} shot{'' if int(count) == 1 else 's'}"
+    return ComparedArm(name=name, title=title, prompt=Prompt.FULL, shots=int(count))
 
 
 def parse_arms(names: tuple[str, ...]) -> tuple[ComparedArm, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pilocal
 from pilocal.base.device import on_cpu
-from pilocal.comparison.arms import ComparedArm
+from pilocal.comparison.arms import NEAREST, ComparedArm
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
 from pilocal.comparison.results import Result, read_result, result_name
@@ -73,13 +73,16 @@ class Comparison:
 
     def _asked(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
         """Return the result of the base with a prompt."""
+        if arm.name == NEAREST:
+            return self._looked_up(arm, report)
         full = arm.prompt is Prompt.FULL
-        asked = Stage(tau=arm.tau if full else 0.0, shots=self.design.decay_schedule.shots if full else 0, share=0.0)
+        shots = self.design.decay_schedule.shots if arm.shots is None else arm.shots
+        asked = Stage(tau=arm.tau if full else 0.0, shots=shots if full else 0, share=0.0)
         compression = self.task.compression
         if arm.compressor:
             compression = replace(compression, method=arm.compressor)
         with self._opened(
-            f"prompt-{asked.tau:g}-{arm.compressor or 'whole'}",
+            f"prompt-{asked.tau:g}-{arm.compressor or 'whole'}" + ("" if arm.shots is None else f"-{arm.shots}"),
             replace(self.task, compression=compression),
             Schedule((asked, Stage(tau=0.0, shots=0, share=1.0))),
         ) as context:
@@ -92,6 +95,15 @@ class Comparison:
         tokens = mean(map(len, prompts))
         result = Result(arm=arm.name, seed=None, key=key, answers=answers, prompt_tokens=tokens, times=times)
         return self._finish(result, report)
+
+    def _looked_up(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
+        """Return the result of the training answers whose questions are most like the queries."""
+        task, seed = self.task, self.task.training.seed
+        key = self._key(asdict(task.retrieval), seed, [asdict(example) for example in task.train], arm.name)
+        if known := self._known(arm.name, None, None, key):
+            return known
+        answers = self._first.nearest_answers()
+        return self._finish(Result(arm=arm.name, seed=None, key=key, answers=answers, prompt_tokens=0.0), report)
 
     def _ask_base(self, arm: ComparedArm, prompts: list[list[int]]) -> tuple[list[str], dict[str, float]]:
         """Return the base's answers and times, in the arm's program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilocal.base.base import Base, download
@@ -106,16 +107,24 @@ class Context:
     @cached_property
     def picker(self) -> ShotPicker:
         """Chooses the shots."""
+        return self._picker(self.run.index, self.max_shots)
+
+    def _picker(self, folder: Path | None, most: int) -> ShotPicker:
         return ShotPicker(
             self.task.train,
             self.task.retrieval,
-            self.run.index,
-            k=self.max_shots,
+            folder,
+            k=most,
             seed=self.task.training.seed,
             where=self.task.files["train"],
             models=self.task.folder,
             progress=self.progress,
         )
+
+    def nearest_answers(self) -> list[str]:
+        """Return for each test query the answer of the training example whose question is most like it."""
+        asked = [(example.query, example.history) for example in self.task.test]
+        return [self.task.train[number].answer for (number,) in self._picker(None, 1).for_queries(asked, 1)]
 
     def records(self, stage: int, split: str) -> list[Record]:
         """Return the rendered records of a stage; raises RunError for a damaged file."""

@@ -56,6 +56,14 @@ def first_token(shape: str, templates: tuple[int, ...], repeats: int) -> dict[st
     return said(latency.latency(folder, shape, templates, repeats) if folder else {"skipped": True})
 
 
+def steps_of_a_run(repeats: int) -> dict[str, Any]:
+    """How long a step of a run's own stages takes, and how much memory, beside mlx-lm's and peft's."""
+    from tests.bench import run_steps
+
+    folder = data("run-steps", run_steps.RUN, "a run's rendered stages")
+    return run_steps.run_steps(folder, repeats) if folder else {"skipped": True}
+
+
 def data(bench: str, variable: str, files: str) -> Path | None:
     """Return the folder that an environment variable names, or None with a line that says what is skipped."""
     folder = os.environ.get(variable)
@@ -90,6 +98,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "last-layers": partial(step, "last_layers"),
     "compile": partial(step, "compilation"),
     "growth": partial(step, "growth"),
+    "run-steps": steps_of_a_run,
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
     "backends": lambda repeats: said(backends.backends(repeats)),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 
+from pilocal.base.blas import load_fast_blas
+
 
 def on_cpu() -> bool:
     """Tell whether MLX computes on the CPU."""
+    load_fast_blas()  # before MLX is imported
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu

@@ -13,6 +13,7 @@ from pilocal.packages import missing_package
 
 COMMANDS = {
     "init": "pilocal.cli.init",
+    "synth": "pilocal.cli.synth",
     "check": "pilocal.cli.flow",
     "run": "pilocal.cli.flow",
     "compress": "pilocal.cli.compress",

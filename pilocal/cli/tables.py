@@ -123,6 +123,24 @@ def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
     return [*shown, Text(design_line(table))]
 
 
+def synth_table(report: Mapping[str, Any]) -> RenderableType:
+    """Return how many queries a synthesis made for each entry of the template that had too few."""
+    rows = [
+        [Text(row["entry"]).plain[:56], str(row["solved"]), str(row["queries"])]
+        for row in report["entries"]
+        if row["solved"] < report["per_entry"]
+    ]
+    made = ", ".join(f"{sum(origins.values())} for {split}" for split, origins in report["made"].items() if origins)
+    notes = [
+        "before: training queries that name the entry; now: with the new ones",
+        f"new queries: {made}",
+        *(f"dropped: {count}, {why}" for why, count in report["dropped"].items()),
+    ]
+    if report["unnamed"]:
+        notes.append(f"{len(report['unnamed'])} entries no query names, such as {report['unnamed'][0][:40]!r}")
+    return _table("Entries that had too few queries", ("entry", "before", "now"), rows, notes)
+
+
 def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     """Return what was exported, and how far it lies from the trained adapter."""
     rows = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.base.base import Base
-from pilocal.base.reference import LoadReference, MlxReference
+from pilocal.base.reference import LoadReference, MlxReference, ReferenceModel
 from pilocal.llamacpp.engine import Engine, divergence, log_softmax
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import Row, answer_text
@@ -90,7 +90,11 @@ class Asker:
         return Said(answers, sums / sum(len(row.completion) for row in rows))
 
     def _in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
-        completions = self.load(self.base, adapter).answer(
+        return self.answers_of(self.load(self.base, adapter), prompts, title)
+
+    def answers_of(self, model: ReferenceModel, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+        """Return the answers of a model that `load` has loaded."""
+        completions = model.answer(
             prompts,
             ends=self.ends,
             max_tokens=self.generation.max_tokens,

@@ -14,6 +14,8 @@ from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
 from pilocal.task.toml import read_text
 
+QUERY_FORM = 'a record is {"query": "..."}'
+
 FORM = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
 
 
@@ -58,6 +60,26 @@ def load_examples(path: Path, split: str = "train") -> tuple[Example, ...]:
     read = read_split(path, split)
     raise_all(read.faults)
     return tuple(read.examples)
+
+
+def load_queries(path: Path) -> tuple[str, ...]:
+    """Read a JSONL file of queries without answers, {"query": "..."} each.
+
+    Raises InputError or Faults, with line numbers.
+    """
+    found, faults = list[str](), list[PilocalError]()
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = Line(path, number)
+            try:
+                record = read_json(line, where)
+                if not isinstance(record, dict) or "query" not in record:
+                    raise InputError(where, "the record has no query", got=record, fix=QUERY_FORM)
+                found.append(read_text_of("query", record["query"], where, QUERY_FORM))
+            except PilocalError as fault:
+                faults.append(fault)
+    raise_all(merged(faults))
+    return tuple(found)
 
 
 def read_split(path: Path, split: str) -> Split:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
-from pilocal.task.examples import Example, find_leaks, read_split
+from pilocal.task.examples import Example, Split, find_leaks, read_split
 from pilocal.task.placeholders import placeholder_warning
 from pilocal.task.tables import (
     METRICS,
@@ -21,6 +21,7 @@ from pilocal.task.tables import (
     Retrieval,
     Scoring,
     Serving,
+    Synth,
     Training,
 )
 from pilocal.task.text import absent, from_home, path_of
@@ -31,6 +32,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
     "retrieval": ("embedding_model",),
     "compression": ("ladder", "checkpoint"),
     "scoring": ("database",),
+    "synth": ("labelled", "queries"),
 }
 """The keys of each table, and of none, that may name a path; the program of [scoring] command is one, too."""
 
@@ -92,6 +94,7 @@ class Task:
     export: Export
     scoring: Scoring
     serving: Serving
+    synth: Synth
     files: Mapping[str, Path]
     """Every file that was read: task, template, train, valid, test, and database and chat_template if it has them."""
     warnings: tuple[str, ...] = ()
@@ -103,8 +106,8 @@ def task_folder(task: str | Path) -> Path:
     return Path(task).parent if Path(task).is_file() else Path(task)
 
 
-def load_task(task: str | Path) -> Task:
-    """Read and check a task folder (or its task.toml).
+def load_task(task: str | Path, *, data: bool = True) -> Task:
+    """Read and check a task folder (or its task.toml); without `data` no file of examples is read.
 
     Raises InputError for a single fault, or Faults with every fault of every file.
     """
@@ -132,7 +135,7 @@ def load_task(task: str | Path) -> Task:
     if top.chat_template is not None:
         files["chat_template"] = folder / top.chat_template
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
-    contents, warnings = _read_contents(files, faults)
+    contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)
     return Task(
         folder=folder,
@@ -181,7 +184,9 @@ def _read_tables(
     return tables, asked
 
 
-def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read_contents(
+    files: Mapping[str, Path], faults: list[PilocalError], data: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return both templates and the examples of every split, and what is odd about them."""
     contents: dict[str, Any] = {"template": "", "chat_template": None}
     warnings: list[str | None] = []
@@ -197,7 +202,7 @@ def _read_contents(files: Mapping[str, Path], faults: list[PilocalError]) -> tup
         except PilocalError as fault:
             faults.append(fault)
     for split in ("train", "valid", "test"):
-        read = read_split(files[split], split)
+        read = read_split(files[split], split) if data else Split(files[split])
         contents[split] = tuple(read.examples)
         faults += read.faults
         warnings.append(read.warning)

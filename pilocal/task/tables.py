@@ -269,6 +269,29 @@ class Serving:
     nothing is trained or served with it, so that every bare query is shorter; `pilocal check` says by how much."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synth:
+    """`[synth]`: training data from the template, by `pilocal synth`."""
+
+    per_entry: int = 10
+    """Queries that each entry of the template gets at least, those of the solved examples included."""
+    labelled: str | None = None
+    """File of the solved examples that there are. By default `train`, or train.jsonl where `train` is what synth
+    writes; it need not exist."""
+    queries: str = "queries.jsonl"
+    """File of your own queries without answers, one {"query": "..."} per line; it need not exist."""
+    seed: int = 0
+    """Draws the new queries."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.per_entry >= 1, "per_entry", "must be at least 1"),
+            (self.labelled is None or bool(self.labelled.strip()), "labelled", "must not be empty"),
+            (bool(self.queries.strip()), "queries", "must not be empty"),
+            (self.seed >= 0, "seed", "must not be negative"),
+        )
+
+
 TABLES: Mapping[str, type[Any]] = {
     "retrieval": Retrieval,
     "compression": Compression,
@@ -278,4 +301,5 @@ TABLES: Mapping[str, type[Any]] = {
     "export": Export,
     "serving": Serving,
     "scoring": Scoring,
+    "synth": Synth,
 }

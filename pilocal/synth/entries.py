@@ -1,0 +1,120 @@
+"""The entries of a template: what it says, one statement each, and how queries name the entries of its lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pilocal.compress.outline import Outline
+
+TOKEN = re.compile(r"\w+(?:[-'\u2019.]\w+)*")
+"""A word of an entry or of a query."""
+
+SEPARATOR = re.compile(r"\s*(?:[:=|\u2192\u21d2]|[-=]>|\s[-\u2013\u2014]+\s)\s*")
+"""What may stand between an entry's name and the rest."""
+
+LONGEST_NAME = 4
+"""Words."""
+
+MANY_ENTRIES = 5
+"""A list that is shorter needs queries that differ in nothing but a name of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One statement of a template: a list item, a sentence, or a block of code."""
+
+    number: int
+    """Its place among the entries."""
+    text: str
+    group: int | None
+    """The list that it stands in; None outside a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What queries call the entries of one list."""
+
+    group: int
+    """The list."""
+    by_entry: dict[int, str]
+    """The name of each entry, by its number; as the template writes it."""
+
+
+def read_entries(template: str) -> list[Entry]:
+    r"""Return the entries of a template, in its order; headings, labels and turns of a dialogue are none.
+
+    >>> [entry.text for entry in read_entries("Codes.\n- lamp NIZ\n- door VOL\nBe brief. Use a comma.")]
+    ['Codes.', 'lamp NIZ', 'door VOL', 'Be brief.', 'Use a comma.']
+    """
+    outline = Outline(template)
+    found: list[Entry] = []
+    lists: dict[int | None, int] = {}
+    for unit in outline.units:
+        text = "".join(outline.words[word] for word in unit.words).strip()
+        if unit.is_heading or unit.is_decoration or unit.is_turn or not text:
+            continue
+        group = lists.setdefault(unit.owner, len(lists)) if unit.is_bullet else None
+        found.append(Entry(len(found), text, group))
+    return found
+
+
+def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:
+    """Return how queries name the entries of each list of which they name some.
+
+    A name is a part of the entry's text at the same place in every entry of the list: what stands before a separator,
+    what some words at both ends leave, or so many words. Of these places the one counts whose names occur in queries
+    for the most entries, and then in the most queries; of equals the first in this order. A common word may occur by
+    chance. So either two queries differ in nothing but such a name, or queries name half of MANY_ENTRIES or more.
+    """
+    spoken = [f" {' '.join(words_of(query)).lower()} " for query in queries]
+    found = []
+    for group in sorted({entry.group for entry in entries if entry.group is not None}):
+        members = [entry for entry in entries if entry.group == group]
+        best, most = None, (1, 0)
+        for names in _candidates(members):
+            hits = [sum(f" {name.lower()} " in text for text in spoken) for name in names.values()]
+            score = (sum(map(bool, hits)), sum(hits))
+            if score > most:
+                best, most = names, score
+        many = MANY_ENTRIES <= len(members) <= 2 * most[0]
+        if best is not None and most[0] > 1 and (many or _interchanged(best.values(), spoken)):
+            found.append(Names(group, best))
+    return found
+
+
+def _interchanged(names: Iterable[str], spoken: Sequence[str]) -> bool:
+    """Tell whether two queries differ in nothing but a name."""
+    frames: dict[str, str] = {}
+    for name in names:
+        part = f" {name.lower()} "
+        for text in spoken:
+            if part in text and frames.setdefault(text.replace(part, " \0 "), name) != name:
+                return True
+    return False
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text.
+
+    >>> words_of("Please, reset the A-12!")
+    ['Please', 'reset', 'the', 'A-12']
+    """
+    return TOKEN.findall(text)
+
+
+def _candidates(members: Sequence[Entry]) -> Iterator[dict[int, str]]:
+    """Yield each way of naming every entry of a list in which all names differ."""
+    texts = {entry.number: words_of(entry.text) for entry in members}
+    heads = {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}
+    ways = [heads] if all(SEPARATOR.search(entry.text) for entry in members) else []
+    for skip in range(4):
+        ways += [{n: words[skip : len(words) - rest] for n, words in texts.items()} for rest in range(4)]
+    for skip in range(4):
+        ways += [{n: words[skip : skip + count] for n, words in texts.items()} for count in range(1, LONGEST_NAME + 1)]
+    for way in ways:
+        names = {number: " ".join(words) for number, words in way.items()}
+        different = len({name.lower() for name in names.values()}) == len(names)
+        if different and all(0 < len(words) <= LONGEST_NAME for words in way.values()):
+            yield names

@@ -1,0 +1,210 @@
+"""A synthesis from a task folder to its files: TASK/synth/{train,valid,test}.jsonl and report.json."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pilocal
+from pilocal.base.base import Base
+from pilocal.base.device import on_cpu
+from pilocal.errors import InputError
+from pilocal.evaluate.asking import Asker
+from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.setups import base_for
+from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.hashes import fingerprint
+from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.records import Labelled, Records
+from pilocal.synth.teacher import CHUNK, Teacher
+from pilocal.task import Example, Task, load_task
+from pilocal.task.examples import load_examples, load_queries
+from pilocal.task.text import path_of
+
+FOLDER = "synth"
+"""Below the task folder."""
+
+RECORDS = "records.jsonl"
+"""Every answer, those that are dropped, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What there is already."""
+
+    solved: tuple[Example, ...]
+    own: tuple[str, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, Any]:
+    """Make training data of a task's template and return what report.json says; called again, it resumes.
+
+    The examples that there are come first in each file, then new queries, answered by the base with the whole template.
+    Raises InputError or Faults for the task, ModelError for the base, RunError if the disk is full.
+    """
+    read = load_task(path_of(task), data=False)
+    folder = read.folder / FOLDER
+    given, base = _read_given(read, folder), base_for(read)
+    coverage = _cover(read, given)
+    if not coverage.asked:
+        what, got = "nothing is missing", f"{len(coverage.nameable)} of {len(coverage.entries)} entries can be named"
+        raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
+    answered = _answer(read, base, coverage.asked, folder, listeners)
+    _check(folder, given, answered)
+    _write(folder, given, answered)
+    report = _report(read, coverage, answered)
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _read_given(task: Task, folder: Path) -> _Given:
+    """Return the examples and queries that are not of a synthesis; their files need not exist."""
+
+    def read(split: str) -> tuple[Example, ...]:
+        path = task.files[split]
+        return load_examples(path, split) if path.parent != folder and path.exists() else ()
+
+    labelled = task.folder / (task.synth.labelled or "train.jsonl")
+    asked_for = task.synth.labelled is not None or task.files[TRAIN].parent == folder
+    solved = load_examples(labelled) if asked_for and labelled.exists() else read(TRAIN)
+    own = task.folder / task.synth.queries
+    return _Given(
+        solved=solved,
+        own=load_queries(own) if own.exists() else (),
+        valid=read(VALID),
+        test=read(TEST),
+    )
+
+
+def _cover(task: Task, given: _Given) -> Coverage:
+    held_out = {VALID: [example.query for example in given.valid]}
+    if not given.test:
+        held_out[TEST] = []
+    return cover(
+        task.template,
+        [example.query for example in given.solved],
+        given.own,
+        [example.query for example in (*given.valid, *given.test)],
+        per_entry=task.synth.per_entry,
+        seed=task.synth.seed,
+        held_out=held_out,
+    )
+
+
+def _answer(
+    task: Task, base: Base, asked: Sequence[Asked], folder: Path, listeners: Listeners
+) -> list[tuple[Asked, Labelled]]:
+    """Return every query with its answer, those of an interrupted synthesis included."""
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=listeners.progress)
+    teacher = Teacher(asker, task.template, base.gguf if on_cpu() else None)
+    key = fingerprint(pilocal.__version__, base.sha256, task.template, asdict(task.generation), [*map(asdict, asked)])
+    records = Records(folder / RECORDS, key)
+    for begin in range(0, len(asked), CHUNK):
+        chunk = asked[begin : begin + CHUNK]
+        if begin + len(chunk) <= len(records.done):
+            continue
+        del records.done[begin:]  # of a chunk that is not whole
+        answers = teacher.answer([one.query for one in chunk])
+        found = [
+            Labelled(query=one.query, answer=answer, dropped=teacher.objection(answer))
+            for one, answer in zip(chunk, answers, strict=True)
+        ]
+        records.add(found)
+        listeners.progress("synth", begin + len(chunk), len(asked))
+    return list(zip(asked, records.done, strict=True))
+
+
+def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
+    """Raise InputError when a split gets no query, or no answer that can be learned from."""
+    for split, examples in ((TRAIN, given.solved), (VALID, given.valid), (TEST, given.test)):
+        dropped = Counter(said.dropped for asked, said in answered if asked.split == split)
+        if not dropped and not examples:
+            fix = "give more queries in other words of your own, or examples"
+            raise InputError(f"{split} queries", "none is left: every wording is used up", fix=fix)
+        if dropped and None not in dropped:
+            got = ", ".join(f"{count}: {why}" for why, count in dropped.items())
+            fix = f"look at {folder / RECORDS}; raise [generation] max_tokens, or mend the template"
+            raise InputError(f"{split} queries", "no answer can be learned from", got=got, fix=fix)
+
+
+def _write(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
+    """Write the files of examples."""
+    before: Mapping[str, tuple[Example, ...]] = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
+    for split, examples in before.items():
+        with replacing(folder / f"{split}.jsonl") as file:
+            for record in (*_records_of(examples), *_new_records(split, answered)):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+    """Yield examples as they are written in a file."""
+    for example in examples:
+        if example.history:
+            turns = [*example.history, ("user", example.query), ("assistant", example.answer)]
+            said: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
+        else:
+            said = {"query": example.query, "answer": example.answer}
+        yield {"id": example.id} | said | dict(example.extra)
+
+
+def _new_records(split: str, answered: Sequence[tuple[Asked, Labelled]]) -> Iterator[dict[str, Any]]:
+    """Yield the answered queries of a split that are learned from."""
+    for number, (asked, said) in enumerate(answered):
+        if asked.split == split and said.dropped is None:
+            yield {"id": f"synth-{number}", "query": said.query, "answer": said.answer, "origin": asked.origin}
+
+
+def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, Any]:
+    """Return what was made, what was dropped and why, and how many training queries each entry has."""
+    kept = [asked for asked, said in answered if said.dropped is None]
+    counts = Counter(coverage.known)
+    counts.update(number for asked in kept if asked.split == TRAIN for number in set(asked.entries))
+    named = set(coverage.nameable)
+    entries = [
+        {
+            "entry": entry.text,
+            "solved": coverage.known[entry.number],
+            "queries": counts[entry.number],
+        }
+        for entry in coverage.entries
+        if entry.number in named
+    ]
+    return {
+        "made": {
+            split: {origin: count for (found, origin), count in _tally(kept).items() if found == split}
+            for split in (TRAIN, VALID, TEST)
+        },
+        "per_entry": task.synth.per_entry,
+        "advice": _use(task),
+        "dropped": dict(Counter(said.dropped for _, said in answered if said.dropped)),
+        "entries": entries,
+        "short": [coverage.entries[n].text for n in coverage.nameable if counts[n] < task.synth.per_entry],
+        "unnamed": [entry.text for entry in coverage.entries if entry.number not in named],
+    }
+
+
+def _use(task: Task) -> str | None:
+    """Return what to write into task.toml to train on what was made; None if it says so already."""
+    own_test = task.files[TEST].parent != task.folder / FOLDER and task.files[TEST].exists()
+    splits = [TRAIN, VALID] if own_test else [TRAIN, VALID, TEST]
+    missing = [split for split in splits if task.files[split].parent != task.folder / FOLDER]
+    wanted = ", ".join(f'{split} = "{FOLDER}/{split}.jsonl"' for split in missing)
+    return f"to train on it, write into {task.files['task']}: {wanted}" if missing else None
+
+
+def _tally(asked: Sequence[Asked]) -> Counter[tuple[str, str]]:
+    return Counter((one.split, one.origin) for one in asked)
+
+
+def _advice(coverage: Coverage) -> str:
+    """Return what to do where no query is missing, or none can be made."""
+    if coverage.nameable:
+        return "train on what there is, or raise [synth] per_entry"
+    return f'give queries of your own, one {{"query": "..."}} per line ({OWN} queries name the entries of a list)'

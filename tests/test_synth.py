@@ -1,0 +1,262 @@
+"""Training data from a template: entries, what queries call them, new queries, and the prompted self's answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import pilocal.synth.files as files
+from pilocal.base.base import Base
+from pilocal.errors import Faults, InputError
+from pilocal.flow.listeners import Listeners
+from pilocal.synth import synthesize
+from pilocal.synth.entries import read_entries, read_names
+from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Coverage, cover
+from pilocal.synth.recombine import Recombiner, key_of
+from pilocal.synth.teacher import CUT, EMPTY, Teacher
+from pilocal.task import load_task
+from tests.test_cli import pilocal
+from tests.test_flow import make_task
+
+GAP = Path(__file__).parent.parent / "examples" / "smart-home-gap"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "- lamp NIZ\n- door VOL\n- night light SUK\n",
+        "- lamp: NIZ\n- door: VOL\n- night light: SUK\n",
+        "- `lamp` -> NIZ, always\n- `door` -> VOL\n- `night light` -> SUK, at night\n",
+        "- NIZ is the lamp\n- VOL is the door\n- SUK is the night light\n",
+    ],
+)
+def test_queries_tell_what_the_entries_of_a_list_are_called(template: str) -> None:
+    entries = read_entries(f"Codes of things.\n{template}Answer with the code.")
+    assert [entry.group is None for entry in entries] == [True, False, False, False, True]
+    (names,) = read_names(entries, ["dim my Lamp", "dim my door, please", "dim my door"])
+    assert {number: name.lower() for number, name in names.by_entry.items()} == {1: "lamp", 2: "door", 3: "night light"}
+
+
+@pytest.mark.parametrize("queries", [[], ["dim the lamp", "dim it"], ["use the lamp", "be at the lamp"]])
+def test_a_list_whose_words_queries_have_by_chance_has_no_names(queries: list[str]) -> None:
+    entries = read_entries("Rules:\n- Be brief.\n- Use commas.\n- Never ask.\n- lamp NIZ\n")
+    assert read_names(entries, queries) == []
+
+
+def test_queries_that_name_half_of_a_long_list_name_it() -> None:
+    entries = read_entries("\n".join(f"- {word}: code {word[0]}" for word in ("lamp", "door", "fan", "oven", "kettle")))
+    (names,) = read_names(entries, ["dim the lamp", "is a door shut?", "how warm is my oven"])
+    assert list(names.by_entry.values()) == ["lamp", "door", "fan", "oven", "kettle"]
+    assert read_names(entries, ["dim the lamp", "is a door shut?"]) == []
+
+
+def lists(*queries: str) -> Recombiner:
+    entries = read_entries("Things:\n- lamp NIZ\n- door VOL\n- fan VER\nRooms:\n- hall HAL\n- attic GUN\n- study MAL\n")
+    return Recombiner(entries, read_names(entries, queries), queries)
+
+
+def test_new_queries_put_other_entries_of_the_same_list_in() -> None:
+    queries = ["dim the lamp in the hall", "dim the door in the attic", "open the door of the attic"]
+    queries += ["dim the lamp in the attic"]
+    recombiner = lists(*queries)
+    taken = {key_of(query) for query in queries}
+    made = recombiner.make({}, 3, taken, seed=0)
+    assert len({key_of(one.query) for one in made}) == len(made)
+    counts = Counter(number for one in made for number in set(one.entries))
+    assert set(counts) == set(recombiner.named)
+    assert min(counts.values()) >= 3
+    form = re.compile(r"(dim the (lamp|door|fan) in|open the (lamp|door|fan) of) the (hall|attic|study)")
+    for one in made:
+        assert form.fullmatch(one.query)
+        assert one.query not in queries
+        assert one.entries == recombiner.entries_of(one.query)
+    assert made == recombiner.make({}, 3, {key_of(query) for query in queries}, seed=0)
+    assert made != recombiner.make({}, 3, {key_of(query) for query in queries}, seed=1)
+
+
+def test_an_entry_whose_wordings_are_used_up_has_fewer() -> None:
+    recombiner = lists("dim the lamp in the hall", "dim the door in the hall", "dim the door in the attic")
+    made = recombiner.make({}, 100, set(), seed=0)
+    assert len(made) == 9
+    assert recombiner.make({}, 100, {key_of(one.query) for one in made}, seed=0) == []
+
+
+def gap(per_entry: int = 10) -> Coverage:
+    task = load_task(GAP)
+    solved, valid, test = ([example.query for example in split] for split in (task.train, task.valid, task.test))
+    return cover(task.template, solved, [], [*valid, *test], per_entry=per_entry, seed=0, held_out={VALID: valid})
+
+
+def test_the_entries_that_lack_queries_are_those_that_no_training_answer_shows() -> None:
+    found = gap()
+    lacking = {found.entries[number].text.split()[0] for number in found.nameable if not found.known[number]}
+    lines = (GAP / "test.jsonl").read_text().splitlines()
+    left_out = {word for line in lines for word in json.loads(line).get("left_out", ())}
+    assert lacking == left_out
+    assert len(lacking) == 16
+    counts = found.known + Counter(n for one in found.asked if one.split == TRAIN for n in set(one.entries))
+    assert all(counts[number] >= 10 for number in found.nameable)
+    valid = {number for one in found.asked if one.split == VALID for number in one.entries}
+    assert {number for number in found.nameable if not found.known[number]} <= valid
+    assert {one.split for one in found.asked} == {TRAIN, VALID}
+
+
+@pytest.fixture
+def gap_task(tmp_path: Path) -> Path:
+    folder = shutil.copytree(GAP, tmp_path / "gap", ignore=shutil.ignore_patterns("run"))
+    (folder / "task.toml").write_text((folder / "task.toml").read_text() + "\n[synth]\nper_entry = 1\n")
+    return folder
+
+
+def test_the_prompted_self_knows_the_answers(gap_task: Path) -> None:
+    report = synthesize(gap_task)
+    codes = {line[2:].split()[0]: line.split()[-1] for line in (gap_task / "template.md").read_text().splitlines()
+             if re.fullmatch(r"- \w+ [A-Z]{3}", line)}  # fmt: skip
+    codes |= {"lower": "MEN", "kitchen": "ZER"}  # the template's exceptions
+    records = [json.loads(line) for line in (gap_task / "synth" / "train.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (gap_task / "train.jsonl").read_text().splitlines()]
+    assert records[: len(before)] == before
+    made = [record for record in records[len(before) :] if record["origin"] == "recombined"]
+    assert len(made) == len(records) - len(before) > 5
+    named = [(re.findall(r"\w+", record["query"]), record["answer"]) for record in made]
+    right = [codes[word] in answer for words, answer in named for word in words if word in codes]
+    assert len(right) > 10
+    assert sum(right) >= 0.98 * len(right)
+    assert report["short"] == []
+    assert 'train = "synth/train.jsonl", valid = "synth/valid.jsonl"' in report["advice"]
+    splits = "".join(f'{split} = "synth/{split}.jsonl"\n' for split in (TRAIN, VALID))
+    text = (gap_task / "task.toml").read_text().replace("[training]", f"{splits}[training]", 1)
+    (gap_task / "task.toml").write_text(text)
+    assert len(load_task(gap_task).train) == len(records)
+    assert synthesize(gap_task)["advice"] is None  # the solved examples are those of train.jsonl, as before
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def learnable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights never end an answer: that is no reason to drop it."""
+    monkeypatch.setattr(Teacher, "objection", lambda self, answer: None)
+
+
+@pytest.mark.usefixtures("learnable")
+def test_a_synthesis_that_is_killed_and_run_again_leaves_the_same_bytes(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", 3)
+    whole, killed = (template_only(tmp_path / name, tiny_base) for name in ("whole", "killed"))
+    synthesize(whole)
+    expected = folder_bytes(whole / "synth")
+    assert len(expected["records.jsonl"].splitlines()) > 8
+    for stop in (3, 6):
+
+        def progress(what: str, done: int, total: int, note: str = "", stop: int = stop) -> None:
+            if (what, done) == ("synth", stop):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(killed, listeners=Listeners(progress=progress))
+        records = killed / "synth" / "records.jsonl"
+        assert len(records.read_bytes().splitlines()) == 1 + stop
+        records.write_bytes(records.read_bytes()[:-9])  # the last line is cut
+    asked, answer = list[Sequence[str]](), Teacher.answer
+
+    def counted(self: Teacher, queries: Sequence[str]) -> list[str]:
+        asked.append(queries)
+        return answer(self, queries)
+
+    monkeypatch.setattr(Teacher, "answer", counted)
+    synthesize(killed)
+    assert folder_bytes(killed / "synth") == expected
+    assert 0 < len(asked) == -(-(len(expected["records.jsonl"].splitlines()) - 1 - 3) // 3)
+    asked.clear()
+    synthesize(killed)
+    assert asked == []
+    (killed / "template.md").write_text((killed / "template.md").read_text() + "Be quick.\n")
+    synthesize(killed)
+    assert asked
+
+
+def template_only(folder: Path, base: Base) -> Path:
+    """A task that has a template and queries of the user's own, and no answer."""
+    make_task(folder, base.folder)
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.jsonl").unlink()
+    paths = "\n".join(f'{split} = "synth/{split}.jsonl"' for split in ("train", "valid", "test"))
+    text = (folder / "task.toml").read_text().replace('name = "tiny"', f'name = "tiny"\n{paths}')
+    (folder / "task.toml").write_text(text + "[synth]\nper_entry = 3\n")
+    queries = ["what is red?", "what is blue?", "the code of red", "tell me blue", "red, please", "show blue now"]
+    queries += ["what about red?", "I need blue", "how is blue called?", "name red"]
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"query": query}) + "\n" for query in queries))
+    return folder
+
+
+@pytest.mark.usefixtures("learnable")
+def test_a_task_with_a_template_and_queries_alone_gets_every_split(tiny_base: Base, tmp_path: Path) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    with pytest.raises(Faults, match="no such file"):
+        load_task(folder)
+    report = synthesize(folder)
+    assert report["advice"] is None
+    assert report["made"][TRAIN][OWN] == 10
+    task = load_task(folder)
+    assert {example.query for example in task.train} >= {"what is red?", "show blue now"}
+    for split in (task.train, task.valid, task.test):
+        assert any("green" in example.query for example in split)
+
+
+@pytest.mark.parametrize(("answer", "why"), [("  \n", EMPTY), ("ZOR " * 4, CUT)])
+def test_what_is_no_answer_is_dropped_and_counted(
+    answer: str, why: str, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    monkeypatch.setattr(
+        Teacher, "answer", lambda self, queries: [answer if "what" in one else "ZOR" for one in queries]
+    )
+    report = synthesize(folder)
+    assert report["dropped"] == {why: sum("what" in query for query in queries_of(folder))}
+    assert not any("what" in line for split in (TRAIN, VALID, TEST) for line in lines_of(folder, split))
+
+
+def queries_of(folder: Path) -> Iterator[str]:
+    for line in (folder / "synth" / "records.jsonl").read_text().splitlines()[1:]:
+        yield json.loads(line)["query"]
+
+
+def lines_of(folder: Path, split: str) -> list[str]:
+    return (folder / "synth" / f"{split}.jsonl").read_text().splitlines()
+
+
+def test_without_queries_there_is_one_line_that_says_what_is_needed(tiny_base: Base, tmp_path: Path) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    (folder / "queries.jsonl").unlink()
+    with pytest.raises(InputError, match=r"nothing is missing; got '0 of \d+ entries can be named'; give queries"):
+        synthesize(folder)
+    (folder / "queries.jsonl").write_text('{"query": "a"}\n{"question": "b"}\n["c"]\n')
+    with pytest.raises(InputError, match=r"queries.jsonl:2: the record has no query, and 1 more like it"):
+        synthesize(folder)
+
+
+def test_where_no_answer_can_be_learned_from_there_is_one_line_and_no_file(tiny_base: Base, tmp_path: Path) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    done = pilocal("synth", folder)
+    assert done.returncode == 1
+    assert re.search(r"train queries: no answer can be learned from; got '\d+: the answer is cut off", done.stderr)
+    assert [path.name for path in (folder / "synth").iterdir()] == ["records.jsonl"]
+
+
+def test_the_command_prints_a_table_and_the_report(gap_task: Path) -> None:
+    done = pilocal("synth", gap_task)
+    assert done.returncode == 0, done.stderr
+    assert "unlock VUL" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    again = pilocal("synth", gap_task, "--json")
+    assert json.loads(again.stdout) == json.loads((gap_task / "synth" / "report.json").read_text())

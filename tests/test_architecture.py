@@ -33,6 +33,7 @@ FLOORS = {
     "bench": 7,
     "flow": 8,
     "comparison": 9,
+    "synth": 9,
     "parity": 9,
     "cli": 10,
     "__main__": 11,

@@ -50,7 +50,6 @@ COMPLEX: dict[str, int] = {
 }
 MANY_PARAMETERS: dict[str, int] = {
     "pilocal/cli/compare.py:compare": 9,
-    "pilocal/training/mlx/loss.py:completion_loss": 10,
     "pilocal/training/torch_backend/trainer.py:TorchTrainer.__init__": 9,
 }
 

@@ -378,7 +378,7 @@ def test_the_loss_is_exact_however_sure_the_model_is(backend: str, lead: float) 
     else:
         import torch
 
-        from pilocal.training.torch_backend.trainer import cross_entropy as torch_cross_entropy
+        from pilocal.training.torch_backend.loss import cross_entropy as torch_cross_entropy
 
         given = torch.tensor(logits, requires_grad=True)
         found = torch_cross_entropy(given, torch.tensor(targets))

@@ -13,6 +13,7 @@ from pilocal.flow.setups import training_setup
 from pilocal.flow.threads import Threads
 from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
+from pilocal.task.tables import ANSWERS
 from pilocal.training.backend import MLX, TORCH
 from pilocal.training.loop import train
 from pilocal.training.row_order import StagePlan
@@ -22,6 +23,8 @@ from pilocal.training.tracker import Tracker, open_tracker
 def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
     training = asdict(context.task.training)
+    if context.task.training.objective == ANSWERS:
+        training = {name: value for name, value in training.items() if not name.startswith(("objective", "distill"))}
     del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]

@@ -50,7 +50,7 @@ def render_stages(context: Context) -> list[RenderedStage]:
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
     limit, faults = context.base.context, list[PilocalError]()
-    shots = _choose_shots(context)
+    shots = choose_shots(context)
     rendered = []
     for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
         done = _render_stage(context, number, template, shots)
@@ -63,7 +63,7 @@ def render_stages(context: Context) -> list[RenderedStage]:
     return rendered
 
 
-def _choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
+def choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
     """Return the shots of every example of every split, numbers of training examples, least similar first."""
     task, picker, count = context.task, context.picker, context.max_shots
 

@@ -9,6 +9,7 @@ from pilocal.errors import InputError
 from pilocal.prompt.control import END_MARKS, Hidden, control_tokens
 from pilocal.prompt.render import Message, Record, without_blank_systems
 from pilocal.prompt.settle import SYSTEM_INTO_QUERY, append_to_prompt, prepend, settle
+from pilocal.prompt.soft import Soft
 
 ANSWER = "pilocalanswer"
 """Stands for the answer while the chat template shows what it writes around one."""
@@ -22,6 +23,8 @@ class Row(NamedTuple):
     """Prompt and completion."""
     offset: int
     """Index of the first completion token."""
+    soft: Soft | None = None
+    """What a teacher says about the completion tokens, where there is one."""
 
     @property
     def completion(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from pilocal.compress.outline import Outline
 
@@ -69,19 +70,27 @@ def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:
     chance. So either two queries differ in nothing but such a name, or queries name half of MANY_ENTRIES or more.
     """
     spoken = [f" {' '.join(words_of(query)).lower()} " for query in queries]
-    found = []
-    for group in sorted({entry.group for entry in entries if entry.group is not None}):
-        members = [entry for entry in entries if entry.group == group]
-        best, most = None, (1, 0)
-        for names in _candidates(members):
-            hits = [sum(f" {name.lower()} " in text for text in spoken) for name in names.values()]
-            score = (sum(map(bool, hits)), sum(hits))
-            if score > most:
-                best, most = names, score
-        many = MANY_ENTRIES <= len(members) <= 2 * most[0]
-        if best is not None and most[0] > 1 and (many or _interchanged(best.values(), spoken)):
-            found.append(Names(group, best))
-    return found
+    groups: dict[int, list[Entry]] = {}
+    for entry in entries:
+        if entry.group is not None:
+            groups.setdefault(entry.group, []).append(entry)
+    found = ((group, _best_names(members, spoken)) for group, members in groups.items())
+    return [Names(group, names) for group, names in found if names]
+
+
+def _best_names(members: Sequence[Entry], spoken: Sequence[str]) -> dict[int, str] | None:
+    """Return how queries name the entries of a list, or None where they do not."""
+
+    def hits(names: dict[int, str]) -> tuple[int, int]:
+        counts = [sum(f" {name.lower()} " in text for text in spoken) for name in names.values()]
+        return sum(map(bool, counts)), sum(counts)
+
+    names = max(_candidates(members), key=hits, default=None)  # the first of equals
+    if names is None:
+        return None
+    named, _ = hits(names)
+    many = MANY_ENTRIES <= len(members) <= 2 * named
+    return names if many or _interchanged(names.values(), spoken) else None
 
 
 def _interchanged(names: Iterable[str], spoken: Sequence[str]) -> bool:
@@ -107,14 +116,18 @@ def words_of(text: str) -> list[str]:
 def _candidates(members: Sequence[Entry]) -> Iterator[dict[int, str]]:
     """Yield each way of naming every entry of a list in which all names differ."""
     texts = {entry.number: words_of(entry.text) for entry in members}
-    heads = {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}
-    ways = [heads] if all(SEPARATOR.search(entry.text) for entry in members) else []
-    for skip in range(4):
-        ways += [{n: words[skip : len(words) - rest] for n, words in texts.items()} for rest in range(4)]
-    for skip in range(4):
-        ways += [{n: words[skip : skip + count] for n, words in texts.items()} for count in range(1, LONGEST_NAME + 1)]
-    for way in ways:
+    for way in _ways(members, texts):
         names = {number: " ".join(words) for number, words in way.items()}
         different = len({name.lower() for name in names.values()}) == len(names)
         if different and all(0 < len(words) <= LONGEST_NAME for words in way.values()):
             yield names
+
+
+def _ways(members: Sequence[Entry], texts: dict[int, list[str]]) -> Iterator[dict[int, list[str]]]:
+    """Yield the words that name every entry, in each way."""
+    if all(SEPARATOR.search(entry.text) for entry in members):
+        yield {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}
+    for skip, rest in product(range(4), range(4)):
+        yield {number: words[skip : len(words) - rest] for number, words in texts.items()}
+    for skip, count in product(range(4), range(1, LONGEST_NAME + 1)):
+        yield {number: words[skip : skip + count] for number, words in texts.items()}

@@ -19,7 +19,7 @@ from pilocal.flow.setups import base_for
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
-from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.queries import OWN, SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
 from pilocal.synth.records import Labelled, Records
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.task import Example, Task, load_task
@@ -164,30 +164,30 @@ def _new_records(split: str, answered: Sequence[tuple[Asked, Labelled]]) -> Iter
 def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, Any]:
     """Return what was made, what was dropped and why, and how many training queries each entry has."""
     kept = [asked for asked, said in answered if said.dropped is None]
-    counts = Counter(coverage.known)
-    counts.update(number for asked in kept if asked.split == TRAIN for number in set(asked.entries))
-    named = set(coverage.nameable)
-    entries = [
-        {
-            "entry": entry.text,
-            "solved": coverage.known[entry.number],
-            "queries": counts[entry.number],
-        }
-        for entry in coverage.entries
-        if entry.number in named
-    ]
+    entries = _entry_counts(coverage, kept)
+    named = {row["entry"] for row in entries}
+    dropped = Counter(said.dropped for _, said in answered)
+    del dropped[None]
     return {
-        "made": {
-            split: {origin: count for (found, origin), count in _tally(kept).items() if found == split}
-            for split in (TRAIN, VALID, TEST)
-        },
+        "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": _use(task),
-        "dropped": dict(Counter(said.dropped for _, said in answered if said.dropped)),
+        "dropped": dict(dropped),
         "entries": entries,
-        "short": [coverage.entries[n].text for n in coverage.nameable if counts[n] < task.synth.per_entry],
-        "unnamed": [entry.text for entry in coverage.entries if entry.number not in named],
+        "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
+        "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
     }
+
+
+def _entry_counts(coverage: Coverage, kept: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Return for each entry that queries can name how many do, of the solved examples and of all training queries."""
+    counts = Counter(coverage.known)
+    for asked in kept:
+        counts.update(set(asked.entries) if asked.split == TRAIN else ())
+    return [
+        {"entry": coverage.entries[number].text, "solved": coverage.known[number], "queries": counts[number]}
+        for number in coverage.nameable
+    ]
 
 
 def _use(task: Task) -> str | None:
@@ -197,10 +197,6 @@ def _use(task: Task) -> str | None:
     missing = [split for split in splits if task.files[split].parent != task.folder / FOLDER]
     wanted = ", ".join(f'{split} = "{FOLDER}/{split}.jsonl"' for split in missing)
     return f"to train on it, write into {task.files['task']}: {wanted}" if missing else None
-
-
-def _tally(asked: Sequence[Asked]) -> Counter[tuple[str, str]]:
-    return Counter((one.split, one.origin) for one in asked)
 
 
 def _advice(coverage: Coverage) -> str:

@@ -12,7 +12,7 @@ from pilocal.synth.recombine import Recombiner, key_of
 OWN, RECOMBINED = ORIGINS = ("own", "recombined")
 """Where a query comes from: the user's file without answers, or other queries."""
 
-TRAIN, VALID, TEST = "train", "valid", "test"
+TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
 
 HELD_OUT = 2
 """Queries of each entry that are made for a split that is not trained on."""

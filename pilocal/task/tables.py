@@ -39,6 +39,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 LR_SCHEDULES = ("cosine", "linear", "constant")
 
+ANSWERS, DISTILL = OBJECTIVES = ("answers", "distill")
+"""What a training lowers: the cross-entropy of the answers, or the distance from the prompted base."""
+
+FORWARD, REVERSE, JENSEN_SHANNON = DIVERGENCES = ("forward", "reverse", "js")
+"""KL(teacher, student), KL(student, teacher), and the mean of both to their mixture."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieval:
@@ -139,6 +145,17 @@ class Training:
     the base's files hold. The adapter, its gradients and the loss are always float32."""
     compile: bool | None = None
     """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
+    objective: str = "answers"
+    """"answers" lowers the cross-entropy of the answers; "distill" the distance from what the base says with the whole
+    prompt, without an adapter: so the adapter learns what it knows beside the answers, too."""
+    distill_top_k: int = 20
+    """For "distill": so many of the teacher's likeliest tokens are kept, all others are one."""
+    distill_temperature: float = 1.0
+    """For "distill": divides teacher's and student's logits."""
+    distill_divergence: str = "forward"
+    """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
+    distill_answers: float = 0.0
+    """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4
@@ -169,6 +186,11 @@ class Training:
             (self.steps >= 1, "steps", "must be at least 1"),
             (self.batch_size >= 1, "batch_size", "must be at least 1"),
             (self.learning_rate > 0, "learning_rate", "must be above 0"),
+            (self.objective in OBJECTIVES, "objective", f"must be one of {', '.join(OBJECTIVES)}"),
+            (self.distill_top_k >= 1, "distill_top_k", "must be at least 1"),
+            (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
+            (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
+            (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
             (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pilocal.progress import Progress
+from pilocal.prompt.soft import Soft
 from pilocal.prompt.tokens import Row
 from pilocal.task import Training
 from pilocal.training.checkpoint import Arrays, Checkpoint
@@ -70,6 +71,13 @@ class Trainer(Protocol):
 T = TypeVar("T", bound=Trainer)
 
 
+class Teacher(Protocol):
+    """The base without an adapter, which reads whole prompts."""
+
+    def says(self, rows: Sequence[Row]) -> list[Soft]:
+        """Return its likeliest tokens at each completion token of each row, as `[training]` asks for them."""
+
+
 class Setup(Protocol[T]):
     """What every process of a training has to have itself."""
 
@@ -108,6 +116,9 @@ class Setup(Protocol[T]):
 
         Raises TrainingError when the processes do not agree.
         """
+
+    def teacher(self) -> Teacher:
+        """Load the base as it is; raises ModelError for damaged weights."""
 
     def finish(self, trainer: T) -> list[Path]:
         """Write what this backend has beside the stages' files once the training is over; return its files."""

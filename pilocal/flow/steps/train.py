@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import STAGES
+from pilocal.flow.steps.teacher import TEACHER, soft_rows
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
+from pilocal.training.row_order import StagePlan
 
 
 def _facts(context: Context) -> list[Any]:
     shares = [stage.share for stage in context.schedule.stages]
     adaptive = asdict(context.schedule.adaptive) if context.schedule.adaptive else None
-    return [shares, adaptive, *training_facts(context)]
+    teacher = [TEACHER.key(context)] if TEACHER.wanted(context) else []
+    return [shares, adaptive, *training_facts(context), *teacher]
 
 
 def _make(context: Context, key: str) -> list[Path]:
@@ -25,9 +28,16 @@ def _make(context: Context, key: str) -> list[Path]:
 
     check_exportable(context.base)
     steps = context.schedule.steps(context.task.training.steps)
-    plans = [stage_plan(context, i, steps[i], context.run.stage(i)) for i in context.schedule.trained]
+    plans = [_plan(context, i, steps[i]) for i in context.schedule.trained]
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)
+
+
+def _plan(context: Context, number: int, steps: int) -> StagePlan:
+    """Return a stage's work, with what the teacher says."""
+    plan = stage_plan(context, number, steps, context.run.stage(number))
+    train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
+    return replace(plan, train=train, valid=valid)
 
 
 def _note(context: Context) -> str:
@@ -39,4 +49,4 @@ def _note(context: Context) -> str:
     return f"the stages ended after {', '.join(ends)} steps"
 
 
-TRAIN = Step(name="train", needs=(STAGES,), facts=_facts, make=_make, note=_note, trains=True)
+TRAIN = Step(name="train", needs=(STAGES,), also=(TEACHER,), facts=_facts, make=_make, note=_note, trains=True)

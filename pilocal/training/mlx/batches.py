@@ -48,6 +48,8 @@ class Batch:
     """1 where a target is real, 0 where it is padding."""
     share: bool
     """Whether anything may be computed for several rows at once."""
+    soft: tuple[Ints, Floats, Floats] | None = None
+    """A teacher's likeliest tokens and their log-probabilities (B, C, K), and that of all others (B, C)."""
 
     @property
     def trained_tokens(self) -> int:
@@ -69,7 +71,8 @@ class Batch:
     def arrays(self) -> tuple[mx.array, ...]:
         """Return everything but the rows for MLX, in the order in which `loss.completion_loss` takes it."""
         parts = (self.prefix_P, self.shots_GS, self.groups_B, self.tokens_BT)
-        return tuple(mx.array(part) for part in (*parts, self.starts_B, self.targets_BC, self.weights_BC))
+        known = (*parts, self.starts_B, self.targets_BC, self.weights_BC, *(self.soft or ()))
+        return tuple(mx.array(part) for part in known)
 
     def parts(self, count: int) -> list[Batch]:
         """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
@@ -141,7 +144,24 @@ def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch
         targets,
         weights,
         share,
+        _soft(rows, completion),
     )
+
+
+def _soft(rows: Sequence[Row], completion: int) -> tuple[Ints, Floats, Floats] | None:
+    """Lay what teachers say about the rows side by side; padding is a token of which they are sure."""
+    said = [row.soft for row in rows if row.soft is not None]
+    if len(said) < len(rows):
+        return None
+    count = max(soft.ids_CK.shape[1] for soft in said)
+    ids = np.zeros((len(rows), completion, count), dtype=np.int32)
+    log_probs = np.zeros((len(rows), completion, count), dtype=np.float32)
+    tails = np.zeros((len(rows), completion), dtype=np.float32)
+    for i, soft in enumerate(said):
+        ids[i, : len(soft.ids_CK)] = soft.ids_CK
+        log_probs[i, : len(soft.ids_CK)] = soft.log_probs_CK
+        tails[i, : len(soft.ids_CK)] = soft.tail_C
+    return ids, log_probs, tails
 
 
 class Batches:

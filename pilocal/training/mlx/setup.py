@@ -19,6 +19,7 @@ from pilocal.training.backend import MLX
 from pilocal.training.checkpoint import Checkpoint
 from pilocal.training.memory import Forecast, Machine, advise, base_bytes, predict, read_sizes
 from pilocal.training.mlx.probe import survey, take_probe
+from pilocal.training.mlx.teacher import MlxTeacher
 from pilocal.training.mlx.team import MlxTeam
 from pilocal.training.mlx.trainer import MlxTrainer
 from pilocal.training.row_order import StagePlan
@@ -94,6 +95,10 @@ class Setup:
         trainer = self._trainer()
         trainer.meet()
         return trainer
+
+    def teacher(self) -> MlxTeacher:
+        """Load the base as it is."""
+        return MlxTeacher(load_base(self.base, precision=self.training.precision), self.training)
 
     def finish(self, trainer: MlxTrainer) -> list[Path]:
         """Write nothing: the stages' files are all there is."""

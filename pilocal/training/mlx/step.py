@@ -30,7 +30,7 @@ class BatchTrainer:
         self.first = first = first_adapted(model)
 
         def loss_of(model: Any, *arrays: mx.array) -> tuple[mx.array, mx.array]:
-            return completion_loss(model, *arrays, first=first, recompute=training.recompute)
+            return completion_loss(model, *arrays, first=first, recompute=training.recompute, training=training)
 
         of_model = value_and_grad(model, loss_of)
 
@@ -84,7 +84,8 @@ class BatchTrainer:
         self.model.eval()
         total, tokens = mx.array(0.0), mx.array(0.0)
         if mine := self.team.part(batch):
-            mean, tokens = completion_loss(self.model, *below.arrays(mine), first=below.first)
+            arrays = below.arrays(mine)
+            mean, tokens = completion_loss(self.model, *arrays, first=below.first, training=self.training)
             total = mean * tokens
         self.model.train()
         total, tokens = self.team.sum([total, tokens])

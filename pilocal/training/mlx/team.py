@@ -7,7 +7,7 @@ JACCL) can do.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from numpy.typing import NDArray
 
 from pilocal.errors import TrainingError
+from pilocal.prompt.soft import Soft
 from pilocal.prompt.tokens import Row
 from pilocal.training.mlx.batches import Batch
 from pilocal.training.team import Kind, Order, Team
@@ -99,7 +101,7 @@ class MlxTeam(Team):
         """Give an order (the leader) or get it."""
         head = np.zeros(5, dtype=np.int32)
         rows = order.rows if order else ()
-        body = np.array([n for row in rows for n in (len(row.tokens), row.offset, *row.tokens)], dtype=np.int32)
+        body = np.concatenate([np.zeros(0, dtype=np.int32), *(part for row in rows for part in _pack(row))])
         if order:
             head[:4] = order.kind, order.step, body.size, order.prefix
             head[4:] = np.array([order.rate], dtype=np.float32).view(np.int32)
@@ -107,7 +109,7 @@ class MlxTeam(Team):
         kind, step, size, prefix, _ = head.tolist()
         if size:
             body = np.array(self._sum(mx.array(body if order else np.zeros(size, dtype=np.int32))))
-        rows = _unpack(body.tolist()) if size else ()
+        rows = _unpack(body) if size else ()
         return Order(Kind(kind), step, float(head[4:].view(np.float32)[0]), rows, prefix)
 
     def _sum(self, array: mx.array) -> mx.array:
@@ -121,10 +123,29 @@ class MlxTeam(Team):
         return summed
 
 
-def _unpack(numbers: Sequence[int]) -> tuple[Row, ...]:
+def _pack(row: Row) -> Iterator[NDArray[np.int32]]:
+    """Yield a row as whole numbers; the bits of floats are taken for some."""
+    count = 0 if row.soft is None else row.soft.ids_CK.shape[1]
+    yield np.array([len(row.tokens), row.offset, count, *row.tokens], dtype=np.int32)
+    if row.soft is not None:
+        for part in (row.soft.ids_CK, row.soft.log_probs_CK, row.soft.tail_C):
+            yield np.ascontiguousarray(part).view(np.int32).ravel()
+
+
+def _unpack(numbers: NDArray[np.int32]) -> tuple[Row, ...]:
     rows, at = list[Row](), 0
+
+    def take(count: int) -> NDArray[np.int32]:
+        nonlocal at
+        at += count
+        return numbers[at - count : at]
+
     while at < len(numbers):
-        length, offset = numbers[at : at + 2]
-        at += 2 + length
-        rows.append(Row(tuple(numbers[at - length : at]), offset))
+        length, offset, count = take(3).tolist()
+        tokens, soft = tuple(take(length).tolist()), None
+        if count:
+            size = length - offset
+            ids, log_probs = (take(size * count).reshape(size, count) for _ in range(2))
+            soft = Soft(ids, log_probs.view(np.float32), take(size).view(np.float32))
+        rows.append(Row(tokens, offset, soft))
     return tuple(rows)

@@ -23,6 +23,7 @@ from pilocal.training.team import Kind, Order
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, draw, save_peft
 from pilocal.training.torch_backend.device import free_memory
 from pilocal.training.torch_backend.memory import choose_weights, plan_stages, told_of_memory
+from pilocal.training.torch_backend.teacher import TorchTeacher
 from pilocal.training.torch_backend.team import TorchTeam, local_device
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
@@ -96,6 +97,10 @@ class Setup:
 
     def settle(self, step: int, resumed: bool) -> None:
         """Change nothing: PyTorch's threads sleep while they wait."""
+
+    def teacher(self) -> TorchTeacher:
+        """Load the base, its weights held as for the training."""
+        return TorchTeacher(self._trainer(self.weights or UNPACKED))
 
     def finish(self, trainer: TorchTrainer) -> list[Path]:
         """Write the final adapter in PEFT's format where that is asked for; return its files."""

@@ -21,6 +21,7 @@ from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
 from pilocal.training.row_order import shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
+from pilocal.training.torch_backend.loss import losses
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
 from pilocal.training.torch_backend.model import adapter_config, add_lora, load_model, lora_config
 from pilocal.training.torch_backend.optimizers import clip, get_state, make_optimizer, set_state
@@ -191,7 +192,18 @@ class TorchTrainer:
         return [part for part in _dealt(mine, self.training.accumulate) if part]
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the sum of the cross-entropy over exactly the completion tokens, in float32."""
+        """Return the sum of the loss over exactly the completion tokens, in float32."""
+        logits_NV = self._completion_logits(rows)
+        targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
+        return losses(logits_NV, targets_N, [row.soft for row in rows], self.training).sum()
+
+    def completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the logits of each completion token, those of one row after the other's: (N, vocabulary)."""
+        self._check(rows)
+        with self._answering():
+            return self._completion_logits(rows)
+
+    def _completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
         prefix = self._prefix(rows)
         longest = max(len(row.tokens) for row in rows) - 1 - prefix
         tokens_BT = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -202,9 +214,8 @@ class TorchTrainer:
         # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
         kept = self._keys_and_values(rows[0].tokens[:prefix], len(rows)) if prefix else {}
         states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
-        logits_NV = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
-        targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return cross_entropy(logits_NV, targets_N).sum()
+        logits_NV: torch.Tensor = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
+        return logits_NV
 
     def _prefix(self, rows: Sequence[Row]) -> int:
         """Return how many leading tokens of the rows are computed once."""
@@ -236,17 +247,6 @@ class TorchTrainer:
         with torch.no_grad():
             yield
         self.model.train()
-
-
-def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return -log p of each target (N,), exact to float32's relative precision even where p is all but 1.
-
-    It is softplus of the other logits' logsumexp less the target's. PyTorch's own has p - 1 in its gradient, of which
-    little but rounding is left for a token of which the model is sure.
-    """
-    index_N1 = targets_N[:, None]
-    others_N = logits_NV.scatter(1, index_N1, -torch.inf).logsumexp(1)
-    return torch.nn.functional.softplus(others_N - logits_NV.gather(1, index_N1)[:, 0])
 
 
 def _turned(tensor: torch.Tensor) -> Floats:

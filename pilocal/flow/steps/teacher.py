@@ -1,0 +1,78 @@
+"""teacher: what the base says with the whole prompt about every completion token, into RUN/teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.context import Context
+from pilocal.flow.rendering import choose_shots
+from pilocal.flow.setups import training_setup
+from pilocal.flow.step import Step
+from pilocal.flow.steps.index import INDEX
+from pilocal.prompt.render import render
+from pilocal.prompt.soft import Soft
+from pilocal.prompt.tokens import Row, tokenize
+from pilocal.run_folder.teacher import read_soft, write_soft
+from pilocal.task.tables import DISTILL
+
+SPLITS = ("train", "valid")
+
+ROWS = 128
+"""Rows whose answers are kept in one file; a run that is killed begins with the first file that is missing."""
+
+
+def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a stage with what the teacher says about each; as they are where there is no teacher."""
+    if not TEACHER.wanted(context):
+        return list(rows)
+    key, said = TEACHER.key(context), list[Soft]()
+    for path in _paths(context, split, len(rows)):
+        said += read_soft(path, key) or ()
+    return [row._replace(soft=soft) for row, soft in zip(rows, said, strict=True)]
+
+
+def _wanted(context: Context) -> bool:
+    return context.task.training.objective == DISTILL
+
+
+def _facts(context: Context) -> list[Any]:
+    training, precision = context.task.training, context.task.training.precision or "float32"
+    examples = [asdict(example) for split in SPLITS for example in getattr(context.task, split)]
+    settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
+    return [context.base.sha256, context.task.template, context.max_shots, examples, settings]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    teacher = None
+    made: list[Path] = []
+    for split in SPLITS:
+        rows = _rows(context, split)
+        for number, path in enumerate(_paths(context, split, len(rows))):
+            begin = number * ROWS
+            if read_soft(path, key) is None:
+                teacher = teacher or training_setup(context.task, context.base, context.backend).teacher()
+                write_soft(path, teacher.says(rows[begin : begin + ROWS]), key)
+            context.progress(f"teacher: {split}", min(begin + ROWS, len(rows)), len(rows))
+            made.append(path)
+    return made
+
+
+def _rows(context: Context, split: str) -> list[Row]:
+    """Return a split as the teacher reads it: after the whole template and the shots of the stage that has the most."""
+    task, shots = context.task, choose_shots(context)[split]
+    found = []
+    for example, chosen in zip(getattr(task, split), shots, strict=True):
+        record = render(task.template, [task.train[i] for i in chosen], example)
+        found.append(tokenize(record, context.base.tokenizer, f"teacher, {split} {example.id}"))
+    return found
+
+
+def _paths(context: Context, split: str, count: int) -> list[Path]:
+    folder = context.run.path / "teacher" / split
+    return [folder / f"{number:05}.npz" for number in range(-(-count // ROWS))]
+
+
+TEACHER = Step(name="teacher", needs=(INDEX,), facts=_facts, make=_make, wanted=_wanted)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pilocal.flow.run import Run, load, run
     from pilocal.server.options import ServeOptions
     from pilocal.server.server import serve
+    from pilocal.synth.files import synthesize
     from pilocal.task import Task, load_task
     from pilocal.task.schedule import Schedule, load_schedule
     from pilocal.training.backend import Backend
@@ -72,6 +73,7 @@ __all__ = [
     "parse_arms",
     "run",
     "serve",
+    "synthesize",
 ]
 
 HOMES = {
@@ -92,6 +94,7 @@ HOMES = {
     "parse_arms": "comparison.arms",
     "run": "flow.run",
     "serve": "server.server",
+    "synthesize": "synth.files",
 }
 """The module of every name that is no error."""
 

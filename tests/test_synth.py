@@ -13,10 +13,10 @@ import pytest
 
 import pilocal.synth.files as files
 from pilocal.base.base import Base
+from pilocal.compress.entries import Index, read_entries, read_names
 from pilocal.errors import Faults, InputError
 from pilocal.flow.listeners import Listeners
 from pilocal.synth import synthesize
-from pilocal.synth.entries import read_entries, read_names
 from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Coverage, cover
 from pilocal.synth.recombine import Recombiner, key_of
 from pilocal.synth.teacher import CUT, EMPTY, Teacher
@@ -58,7 +58,7 @@ def test_queries_that_name_half_of_a_long_list_name_it() -> None:
 
 def lists(*queries: str) -> Recombiner:
     entries = read_entries("Things:\n- lamp NIZ\n- door VOL\n- fan VER\nRooms:\n- hall HAL\n- attic GUN\n- study MAL\n")
-    return Recombiner(entries, read_names(entries, queries), queries)
+    return Recombiner(Index(read_names(entries, queries)), queries)
 
 
 def test_new_queries_put_other_entries_of_the_same_list_in() -> None:
@@ -75,7 +75,7 @@ def test_new_queries_put_other_entries_of_the_same_list_in() -> None:
     for one in made:
         assert form.fullmatch(one.query)
         assert one.query not in queries
-        assert one.entries == recombiner.entries_of(one.query)
+        assert one.entries == recombiner.index.entries_of(one.query)
     assert made == recombiner.make({}, 3, {key_of(query) for query in queries}, seed=0)
     assert made != recombiner.make({}, 3, {key_of(query) for query in queries}, seed=1)
 

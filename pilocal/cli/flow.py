@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 TaskCommand = Callable[..., None]
 
 
+GAP_HELP = (
+    "Measure what the prompt is worth to the base, and each entry of the template. By default where the base does it "
+    "in a few minutes."
+)
+
+
 def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/run.") -> TaskCommand:
     """Add the options of every command on a task; `run` is the help text of --run."""
     decorators = (
@@ -166,15 +172,22 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
 @partial(task_options, run="Keep templates and shots in this run folder. By default nothing is kept.")
 @backend_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time.")
+@click.option("--gap/--no-gap", default=None, help=GAP_HELP)
 def check(
-    task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, probe: bool, **options: Any
+    task: Path,
+    schedule: Path | None,
+    run_folder: Path | None,
+    as_json: bool,
+    probe: bool,
+    gap: bool | None,
+    **options: Any,
 ) -> None:
     """Validate a task and predict each stage's tokens, memory and time. Nothing is trained.
 
     Nothing is kept, except with --run: the compressed templates and the chosen shots, for a later run.
     """
     from pilocal.cli.display import listening
-    from pilocal.cli.tables import plan_table, show
+    from pilocal.cli.tables import gap_table, plan_table, show
     from pilocal.flow import plan
 
     with listening() as listeners:
@@ -183,6 +196,7 @@ def check(
             schedule=schedule,
             run=run_folder,
             probe=probe,
+            gap=gap,
             backend=take_backend(options),
             listeners=listeners,
         )
@@ -193,9 +207,10 @@ def check(
         ]
         known = ("context", "memory", "advice", "hints", "weights")
         result = {"stages": stages} | {name: getattr(found, name) for name in known}
+        result["gap"] = asdict(found.gap) if found.gap else None
         click.echo(json.dumps(result, indent=2))
     else:
-        show(plan_table(found))
+        show(plan_table(found), *([gap_table(found.gap)] if found.gap else []))
         if found.weights:
             click.echo(found.weights)
         if found.advice:

@@ -15,12 +15,16 @@ from pilocal.flow.artefacts import float_notes
 
 if TYPE_CHECKING:
     from pilocal.flow.formats import Order
+    from pilocal.flow.gap import Gap
     from pilocal.flow.plan import Plan
 
 WIDTH = 80
 """Columns of the narrowest terminal that tables are made for."""
 
 MIB, GIB = 2**20, 2**30
+
+MOST_ENTRIES = 24
+"""Lines of the census."""
 
 
 def show(*parts: RenderableType) -> None:
@@ -56,6 +60,22 @@ def plan_table(plan: Plan) -> RenderableType:
         for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True))
     ]
     return _table("Plan", head, rows, notes, left=0)
+
+
+def gap_table(gap: Gap) -> RenderableType:
+    """Return the entries of the template with what they are worth, those that no query names first."""
+    order = sorted(gap.entries, key=lambda facts: (facts.queries != 0, -abs(facts.nats)))
+    rows = [
+        [facts.entry[:52], "" if facts.queries is None else f"{facts.queries:,}", f"{facts.nats:+.2f}"]
+        for facts in order[:MOST_ENTRIES]
+    ]
+    notes = [
+        f"the answers cost {gap.full:.2f} nats per token with the prompt, {gap.bare:.2f} without",
+        "queries: training queries that name the entry; nats: what answers lose without it",
+    ]
+    if len(order) > len(rows):
+        notes.append(f"{len(order) - len(rows)} more entries")
+    return _table("Census of the template", ("entry", "queries", "nats"), rows, notes)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:

@@ -41,6 +41,8 @@ class RenderedStage:
     """By split."""
     train: list[Row]
     """The training records as tokens."""
+    valid: list[Row]
+    """The validation records as tokens."""
     budget: StageBudget
 
 
@@ -94,7 +96,7 @@ def _render_stage(
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
     if number == context.last_stage:
         warn_of_answers(context, rows)
-    return RenderedStage(records, rows["train"], _budget(context, stage, number, template, rows))
+    return RenderedStage(records, rows["train"], rows["valid"], _budget(context, stage, number, template, rows))
 
 
 def _budget(

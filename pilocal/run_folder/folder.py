@@ -109,6 +109,16 @@ class RunDir:
         return self.path / "templates"
 
     @property
+    def census(self) -> Path:
+        """What the prompt is worth to the base, and each entry of the template."""
+        return self.path / "census.json"
+
+    @property
+    def teacher(self) -> Path:
+        """What the base says with the whole prompt."""
+        return self.path / "teacher"
+
+    @property
     def index(self) -> Path:
         """The example index."""
         return self.path / "index"

@@ -10,24 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import pilocal
-from pilocal.base.base import Base
+from pilocal.base.base import Base, find_base
 from pilocal.base.device import on_cpu
 from pilocal.errors import InputError
 from pilocal.evaluate.asking import Asker
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.setups import base_for
 from pilocal.prompt.tokens import end_tokens
+from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
+from pilocal.synth.endpoint import Endpoint
+from pilocal.synth.generator import Sieve, Write, generate
 from pilocal.synth.queries import OWN, SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
-from pilocal.synth.records import Labelled, Records
+from pilocal.synth.records import Labelled, Records, Remembered
 from pilocal.synth.teacher import CHUNK, Teacher
-from pilocal.task import Example, Task, load_task
+from pilocal.task import Example, Generation, Task, load_task
 from pilocal.task.examples import load_examples, load_queries
 from pilocal.task.text import path_of
 
 FOLDER = "synth"
 """Below the task folder."""
+
+GENERATED_FILE = "generated.json"
+"""Every text of a generator."""
+
+GENERATED_TOKENS = 256
+"""The longest that a generator may write at once."""
 
 RECORDS = "records.jsonl"
 """Every answer, those that are dropped, too."""
@@ -53,6 +62,8 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     folder = read.folder / FOLDER
     given, base = _read_given(read, folder), base_for(read)
     coverage = _cover(read, given)
+    if read.synth.generator:
+        _generate(read, base, given, coverage, folder, listeners)
     if not coverage.asked:
         what, got = "nothing is missing", f"{len(coverage.nameable)} of {len(coverage.entries)} entries can be named"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
@@ -96,6 +107,42 @@ def _cover(task: Task, given: _Given) -> Coverage:
         seed=task.synth.seed,
         held_out=held_out,
     )
+
+
+def _generate(task: Task, base: Base, given: _Given, coverage: Coverage, folder: Path, listeners: Listeners) -> None:
+    """Have queries written for the entries that still have too few."""
+    held_out = [VALID] if given.test else [VALID, TEST]
+    wanted = coverage.lacking(task.synth.per_entry, held_out)
+    like = [*(example.query for example in given.solved), *given.own]
+    write = _writer(task, base, folder / GENERATED_FILE, listeners)
+    made: dict[int, list[str]] = {}
+    total = sum(lacks for _, lacks in wanted)
+    for entry, query in generate(task.template, wanted, like, write, Sieve(coverage.taken, NgramVectors(like))):
+        made.setdefault(entry.number, []).append(query)
+        listeners.progress("queries", sum(map(len, made.values())), total)
+    for entry, _ in wanted:
+        coverage.add(entry, made.get(entry.number, ()), task.synth.per_entry, held_out)
+    if wanted and not made:
+        fix = "look at what it wrote, and take another generator"
+        raise InputError("[synth] generator", "nothing that it writes is a query", got=folder / GENERATED_FILE, fix=fix)
+
+
+def _writer(task: Task, base: Base, path: Path, listeners: Listeners) -> Write:
+    """Return who writes queries and remembers in a file what it wrote."""
+    settings = task.synth
+    name = settings.generator or ""
+    if settings.is_endpoint:
+        endpoint = Endpoint(name, settings.generator_model, settings.budget)
+        return Remembered(endpoint, path, fingerprint(name, settings.generator_model), 1)  # each may cost money
+    model = base if name == "base" else find_base(name, task.folder)
+    asker = Asker(
+        base=model,
+        ends=end_tokens(model.tokenizer),
+        generation=Generation(max_tokens=GENERATED_TOKENS, batch_size=task.generation.batch_size),
+        progress=listeners.progress,
+    )
+    teacher = Teacher(asker, "", model.gguf if on_cpu() else None, "generator")
+    return Remembered(teacher.answer, path, fingerprint(model.sha256), task.generation.batch_size)
 
 
 def _answer(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pilocal.synth.entries import Entry, read_entries, read_names
+from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.synth.recombine import Recombiner, key_of
 
-OWN, RECOMBINED = ORIGINS = ("own", "recombined")
-"""Where a query comes from: the user's file without answers, or other queries."""
+OWN, RECOMBINED, GENERATED = ORIGINS = ("own", "recombined", "generated")
+"""Where a query comes from: the user's file without answers, other queries, or a generator."""
 
 TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
 
@@ -42,6 +42,34 @@ class Coverage:
     """The entries that queries can name."""
     asked: list[Asked] = field(default_factory=list)
     """The queries to be answered, in their order."""
+    taken: set[str] = field(default_factory=set)
+    """What no further query may be (`key_of`)."""
+
+    def counts(self, split: str) -> Counter[int]:
+        """Return how many queries of a split name each entry; for training, those of the solved examples, too."""
+        found = Counter(self.known if split == TRAIN else ())
+        for one in self.asked:
+            found.update(set(one.entries) if one.split == split else ())
+        return found
+
+    def lacking(self, per_entry: int, held_out: Collection[str]) -> list[tuple[Entry, int]]:
+        """Return the entries that have too few queries, each with how many are missing in all splits together."""
+        wanted = {TRAIN: per_entry} | dict.fromkeys(held_out, HELD_OUT)
+        counts = {split: self.counts(split) for split in wanted}
+        missing = [
+            (entry, sum(max(0, count - counts[split][entry.number]) for split, count in wanted.items()))
+            for entry in self.entries
+        ]
+        return [(entry, count) for entry, count in missing if count]
+
+    def add(self, entry: Entry, queries: Sequence[str], per_entry: int, held_out: Collection[str]) -> None:
+        """Take generated queries for an entry: every other one for a split that is held out, until each has its own."""
+        room = [split for split in held_out for _ in range(HELD_OUT - self.counts(split)[entry.number])]
+        left = per_entry - self.counts(TRAIN)[entry.number]
+        for number, query in enumerate(queries):
+            split = room.pop(0) if room and (number % 2 or left <= 0) else TRAIN
+            left -= split == TRAIN
+            self.asked.append(Asked(query=query, origin=GENERATED, entries=(entry.number,), split=split))
 
 
 def cover(
@@ -62,21 +90,20 @@ def cover(
     """
     entries = read_entries(template)
     spoken = [*solved, *own]
-    recombiner = Recombiner(entries, read_names(entries, spoken), spoken)
-    known = Counter(number for query in solved for number in set(recombiner.entries_of(query)))
-    found = Coverage(entries, known, recombiner.named)
-    counts = Counter(known)
+    index = Index(read_names(entries, spoken))
+    recombiner = Recombiner(index, spoken)
+    known = Counter(number for query in solved for number in set(index.entries_of(query)))
     taken = {key_of(query) for query in (*solved, *forbidden)}
+    found = Coverage(entries, known, recombiner.named, taken=taken)
     for query in own:
         if key_of(query) not in taken:
             taken.add(key_of(query))
-            named = recombiner.entries_of(query)
-            counts.update(set(named))
+            named = index.entries_of(query)
             found.asked.append(Asked(query=query, origin=OWN, entries=named, split=TRAIN))
-    for made in recombiner.make(counts, per_entry, taken, seed):
+    for made in recombiner.make(found.counts(TRAIN), per_entry, taken, seed):
         found.asked.append(Asked(query=made.query, origin=RECOMBINED, entries=made.entries, split=TRAIN))
     for turn, (split, there) in enumerate(held_out.items(), 1):
-        has = Counter(number for query in there for number in set(recombiner.entries_of(query)))
+        has = Counter(number for query in there for number in set(index.entries_of(query)))
         for made in recombiner.make(has, HELD_OUT, taken, seed + turn):
             found.asked.append(Asked(query=made.query, origin=RECOMBINED, entries=made.entries, split=split))
     return found

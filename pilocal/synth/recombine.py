@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from pilocal.synth.entries import Entry, Names
+from pilocal.compress.entries import Index
 
 TRIES = 40
 """How often a query that exists already is made differently before its entry is given up."""
@@ -45,33 +44,20 @@ class Made:
 class Recombiner:
     """Knows the wordings of some queries, and the names that may stand in them."""
 
-    def __init__(self, entries: Sequence[Entry], names: Sequence[Names], queries: Sequence[str]) -> None:
+    def __init__(self, index: Index, queries: Sequence[str]) -> None:
         """Find the names in the queries."""
-        self.entries = entries
-        self._names = {number: name for one in names for number, name in one.by_entry.items()}
-        self._groups = {number: one.group for one in names for number in one.by_entry}
-        self._numbers = {name.lower(): number for number, name in self._names.items()}
-        longest_first = sorted(self._numbers, key=lambda name: (-len(name), name))
-        words = "|".join(re.escape(name).replace(r"\ ", r"\W+") for name in longest_first)
-        self._pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+        self.index = index
         frames = dict.fromkeys(self._frame(query) for query in queries)
         self.frames = [frame for frame in frames if frame.groups]
 
     @property
     def named(self) -> list[int]:
         """The entries that a query can name."""
-        return sorted(self._names)
-
-    def entries_of(self, query: str) -> tuple[int, ...]:
-        """Return the numbers of the entries that a query names, in its order."""
-        found = self._pattern.finditer(query) if self._pattern else ()
-        return tuple(self._numbers[" ".join(re.split(r"\W+", match.group().lower()))] for match in found)
+        return sorted(self.index.names)
 
     def _frame(self, query: str) -> Frame:
-        if self._pattern is None:
-            return Frame((query,), ())
-        groups = tuple(self._groups[number] for number in self.entries_of(query))
-        return Frame(tuple(self._pattern.split(query)), groups)
+        groups = tuple(self.index.groups[number] for number in self.index.entries_of(query))
+        return Frame(self.index.around(query), groups)
 
     def make(self, counts: Mapping[int, int], per_entry: int, taken: set[str], seed: int) -> list[Made]:
         """Return queries until each entry that a query can name has `per_entry`; `counts` says how many it has.
@@ -99,7 +85,7 @@ class Recombiner:
         self, entry: int, have: Counter[int], used: Counter[tuple[int, Frame]], taken: set[str], draw: random.Random
     ) -> Made | None:
         """Return a query for an entry in the wording that it has had least often, or None where none is left."""
-        group = self._groups[entry]
+        group = self.index.groups[entry]
         frames = [frame for frame in self.frames if group in frame.groups]
         draw.shuffle(frames)
         frames.sort(key=lambda frame: used[entry, frame])
@@ -108,14 +94,14 @@ class Recombiner:
             own = frame.groups.index(group)
             chosen = [entry if at == own else self._other(other, have, composed, draw) for at, other in
                       enumerate(frame.groups)]  # fmt: skip
-            query = frame.fill([self._names[number] for number in chosen])
+            query = frame.fill([self.index.names[number] for number in chosen])
             if key_of(query) not in taken and len(set(chosen)) == len(chosen):
                 return Made(query=query, entries=tuple(chosen), frame=frame)
         return None
 
     def _other(self, group: int, have: Counter[int], composed: bool, draw: random.Random) -> int:
         """Return an entry for another place of a query: one that lacks queries if it is `composed`, else any."""
-        members = [number for number in self.named if self._groups[number] == group]
+        members = [number for number in self.named if self.index.groups[number] == group]
         if not composed:
             return draw.choice(members)
         least = min(have[number] for number in members)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.hashes import fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +52,27 @@ class Records:
         with replacing(self._path) as file:
             file.write(self._head)
             file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in self.done)
+
+
+class Remembered:
+    """A generator whose every text is kept in a file, so that none is asked for twice."""
+
+    def __init__(self, write: Callable[[Sequence[str]], list[str]], path: Path, key: str, at_once: int) -> None:
+        """Read what was written for this `key`, which tells who writes; keep more after every `at_once` requests."""
+        self._write, self._path, self._key, self._at_once = write, path, key, at_once
+        self._known: dict[str, str] = {}
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                self._known = {str(request): str(text) for request, text in kept["texts"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # written again
+
+    def __call__(self, requests: Sequence[str]) -> list[str]:
+        """Return the text for each request; raises what the generator raises, and RunError if the disk is full."""
+        missing = [request for request in requests if fingerprint(request) not in self._known]
+        for begin in range(0, len(missing), self._at_once):
+            some = missing[begin : begin + self._at_once]
+            self._known |= zip(map(fingerprint, some), self._write(some), strict=True)
+            write_json(self._path, {"key": self._key, "texts": self._known})
+        return [self._known[fingerprint(request)] for request in requests]

@@ -22,9 +22,9 @@ EMPTY, CUT = "the answer is empty", "the answer is cut off at [generation] max_t
 class Teacher:
     """Answers queries with the template, greedily."""
 
-    def __init__(self, asker: Asker, template: str, gguf: Path | None) -> None:
-        """Take who answers; with `gguf`, the file of the base, llama.cpp does."""
-        self._asker = asker
+    def __init__(self, asker: Asker, template: str, gguf: Path | None, title: str = "answers") -> None:
+        """Take who answers; with `gguf`, the file of the base, llama.cpp does. `title` is what progress is called."""
+        self._asker, self._title = asker, title
         self._template = template
         self._gguf = gguf
         self._count = token_counter(asker.base.tokenizer)
@@ -39,9 +39,9 @@ class Teacher:
         asked = [Example(id="", query=query, answer="") for query in queries]
         prompts = [prompt_tokens(render(self._template, [], one)["messages"][:-1], tokenizer) for one in asked]
         if self._gguf is None:
-            return self._asker.answers_of(self._model, prompts, "answers")
+            return self._asker.answers_of(self._model, prompts, self._title)
         with self._asker.engine(self._gguf, prompts) as engine:  # a new one, so that nothing depends on former chunks
-            return self._asker.in_llama(engine, prompts, "answers", warm=True)[0]
+            return self._asker.in_llama(engine, prompts, self._title, warm=True)[0]
 
     def objection(self, answer: str) -> str | None:
         """Return why an answer is not to be learned, or None."""

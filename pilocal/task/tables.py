@@ -302,6 +302,13 @@ class Synth:
     writes; it need not exist."""
     queries: str = "queries.jsonl"
     """File of your own queries without answers, one {"query": "..."} per line; it need not exist."""
+    generator: str | None = None
+    """Who writes queries for entries that no query names: "base", another model as for `model`, or the address of an
+    OpenAI-compatible endpoint, up to /v1, whose key is in PILOCAL_API_KEY. By default nobody."""
+    generator_model: str = ""
+    """For an endpoint: the model that it is asked for."""
+    budget: int = 1000
+    """For an endpoint: requests that may be sent, those that fail included."""
     seed: int = 0
     """Draws the new queries."""
 
@@ -310,8 +317,16 @@ class Synth:
             (self.per_entry >= 1, "per_entry", "must be at least 1"),
             (self.labelled is None or bool(self.labelled.strip()), "labelled", "must not be empty"),
             (bool(self.queries.strip()), "queries", "must not be empty"),
+            (self.generator is None or bool(self.generator.strip()), "generator", "must not be empty"),
+            (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
+            (self.budget >= 1, "budget", "must be at least 1"),
             (self.seed >= 0, "seed", "must not be negative"),
         )
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the generator is an address."""
+        return (self.generator or "").startswith(("http://", "https://"))
 
 
 TABLES: Mapping[str, type[Any]] = {

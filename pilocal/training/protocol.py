@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pilocal.progress import Progress
 from pilocal.prompt.soft import Soft
 from pilocal.prompt.tokens import Row
@@ -76,6 +79,9 @@ class Teacher(Protocol):
 
     def says(self, rows: Sequence[Row]) -> list[Soft]:
         """Return its likeliest tokens at each completion token of each row, as `[training]` asks for them."""
+
+    def losses(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """Return the cross-entropy of each completion token of each row, in nats."""
 
 
 class Setup(Protocol[T]):

@@ -71,7 +71,7 @@ def _rows(context: Context, split: str) -> list[Row]:
 
 
 def _paths(context: Context, split: str, count: int) -> list[Path]:
-    folder = context.run.path / "teacher" / split
+    folder = context.run.teacher / split
     return [folder / f"{number:05}.npz" for number in range(-(-count // ROWS))]
 
 

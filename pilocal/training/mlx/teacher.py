@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
@@ -15,6 +16,8 @@ from pilocal.training.mlx.batches import make_batch
 from pilocal.training.mlx.forward import Level, completion_states
 from pilocal.training.mlx.loss import head
 from pilocal.training.row_order import RowOrder
+
+Said = TypeVar("Said")
 
 
 class MlxTeacher:
@@ -27,24 +30,37 @@ class MlxTeacher:
 
     def says(self, rows: Sequence[Row]) -> list[Soft]:
         """Return its likeliest tokens at each completion token of each row."""
+        training = self._training
+
+        def soft(log_probs_CV: mx.array, row: Row) -> Soft:
+            return soften(np.array(log_probs_CV), training.distill_top_k)
+
+        return self._each(rows, training.distill_temperature, soft)
+
+    def losses(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """Return the cross-entropy of each completion token of each row, in nats."""
+
+        def loss(log_probs_CV: mx.array, row: Row) -> NDArray[np.float32]:
+            targets_C1 = mx.array(row.completion)[:, None]
+            return -np.array(mx.take_along_axis(log_probs_CV, targets_C1, axis=-1))[:, 0]
+
+        return self._each(rows, 1.0, loss)
+
+    def _each(self, rows: Sequence[Row], temperature: float, read: Callable[[mx.array, Row], Said]) -> list[Said]:
+        """Return what `read` makes of the log-probabilities (C, V) of each row's completion tokens."""
         order = RowOrder(list(rows), self._training.batch_size, (0,), share=self._share)
-        found: dict[int, Soft] = {}
-        numbers = {id(row): number for number, row in enumerate(rows)}
-        for batch in order.in_order():
-            for row, soft in zip(batch, self._batch(batch, order.prefix), strict=True):
-                found[numbers[id(row)]] = soft
+        numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
+        for some in order.in_order():
+            for row, states_CD in zip(some, self._states(some, order.prefix), strict=True):
+                logits_CV = head(self._model, states_CD[: len(row.completion)]).astype(mx.float32) / temperature
+                log_probs_CV = logits_CV - mx.logsumexp(logits_CV, axis=-1, keepdims=True)
+                found[numbers[id(row)]] = read(log_probs_CV, row)
         return [found[number] for number in range(len(rows))]
 
-    def _batch(self, rows: Sequence[Row], prefix: int) -> list[Soft]:
+    def _states(self, rows: Sequence[Row], prefix: int) -> mx.array:
+        """Return the hidden states (B, C, D) that predict the rows' completion tokens."""
         batch = make_batch(rows, prefix, share=self._share)
-        prefix_P, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, _ = batch.arrays()
+        prefix_P, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
         levels = [Level(inputs, None) for inputs in (prefix_P[None], shots_GS) if inputs.size]
         levels.append(Level(tokens_BT, groups_B if len(shots_GS) > 1 else None))
-        states_BCD = completion_states(self._model, levels, starts_B, targets_BC.shape[1])
-        found = []
-        for states_CD, row in zip(states_BCD, rows, strict=True):
-            logits_CV = head(self._model, states_CD[: len(row.completion)]).astype(mx.float32)
-            logits_CV = logits_CV / self._training.distill_temperature
-            log_probs_CV = logits_CV - mx.logsumexp(logits_CV, axis=-1, keepdims=True)
-            found.append(soften(np.array(log_probs_CV), self._training.distill_top_k))
-        return found
+        return completion_states(self._model, levels, starts_B, targets_BC.shape[1])

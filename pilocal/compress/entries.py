@@ -31,6 +31,8 @@ class Entry:
     text: str
     group: int | None
     """The list that it stands in; None outside a list."""
+    words: tuple[int, ...]
+    """Its words in the template's outline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,41 @@ def read_entries(template: str) -> list[Entry]:
         if unit.is_heading or unit.is_decoration or unit.is_turn or not text:
             continue
         group = lists.setdefault(unit.owner, len(lists)) if unit.is_bullet else None
-        found.append(Entry(len(found), text, group))
+        found.append(Entry(len(found), text, group, unit.words))
     return found
+
+
+def without(template: str, entry: Entry) -> str:
+    r"""Return a template without one of its entries.
+
+    >>> template = "Codes.\n- lamp NIZ\n- door VOL"
+    >>> without(template, read_entries(template)[1])
+    'Codes.\n- door VOL'
+    """
+    return Outline(template).text(frozenset(entry.words))
+
+
+class Index:
+    """Finds in a query the names of entries."""
+
+    def __init__(self, names: Sequence[Names]) -> None:
+        self.names = {number: name for one in names for number, name in one.by_entry.items()}
+        """What each entry that queries can name is called, by its number."""
+        self.groups = {number: one.group for one in names for number in one.by_entry}
+        """The list of each of them."""
+        self._numbers = {name.lower(): number for number, name in self.names.items()}
+        longest_first = sorted(self._numbers, key=lambda name: (-len(name), name))
+        words = "|".join(re.escape(name).replace(r"\ ", r"\W+") for name in longest_first)
+        self._pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
+
+    def entries_of(self, query: str) -> tuple[int, ...]:
+        """Return the numbers of the entries that a query names, in its order."""
+        found = self._pattern.finditer(query)
+        return tuple(self._numbers[" ".join(re.split(r"\W+", match.group().lower()))] for match in found)
+
+    def around(self, query: str) -> tuple[str, ...]:
+        """Return what stands before, between and behind the names in a query."""
+        return tuple(self._pattern.split(query))
 
 
 def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:

@@ -1,0 +1,155 @@
+"""Whether there is anything to internalize, before hours are spent: what the prompt is worth, entry by entry.
+
+The gap is how much likelier the base finds the validation answers with the whole prompt than with the bare query. The
+census takes every entry of the template out, one at a time, and looks by how much that moves the answers. What moves
+none, because no query touches it, no training will learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from pilocal.compress.entries import Entry, Index, read_entries, read_names, without
+from pilocal.flow.context import Context
+from pilocal.flow.rendering import RenderedStage
+from pilocal.flow.setups import training_setup
+from pilocal.prompt.render import render
+from pilocal.prompt.tokens import Row, tokenize
+from pilocal.task import Example
+from pilocal.training.protocol import Teacher
+
+EXAMPLES = 16
+"""Validation examples whose answers are looked at."""
+
+PER_ENTRY = 3
+"""Examples whose answers are looked at without an entry: those that name it, or else as many others."""
+
+NOTHING = 0.02
+"""A prompt that makes answers likelier by less, in nats per token, has nothing to give."""
+
+UNLIKELY = 2.0
+"""Where a token of the answers is less likely with the prompt, in nats, the prompt does not work on the base."""
+
+SECONDS = 120
+"""A census that would take a CPU longer is left out, unless it is asked for."""
+
+CPU_SPEED = 2e10
+"""Floating-point operations a second that a CPU does at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryFacts:
+    """What one entry of the template is worth."""
+
+    entry: str
+    nats: float
+    """By how much the answers to the queries that were looked at become less likely without it: nats an answer."""
+    queries: int | None
+    """How many training queries name it; None where queries cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """What the prompt is worth to the base, on validation examples."""
+
+    examples: int
+    full: float
+    """The mean cross-entropy of the answers with the whole prompt, in nats per token."""
+    bare: float
+    """The same with the bare query."""
+    entries: tuple[EntryFacts, ...]
+    """Every entry, in the template's order."""
+
+    @property
+    def untouched(self) -> list[str]:
+        """The entries that training queries could name and do not."""
+        return [facts.entry for facts in self.entries if facts.queries == 0]
+
+    @property
+    def hints(self) -> list[str]:
+        """What follows for the user, one line each."""
+        found = []
+        if self.bare - self.full < NOTHING:
+            found.append("the base answers as well without the prompt: there is nothing to gain")
+        if self.full > UNLIKELY:
+            found.append(f"even with the prompt the base finds the answers unlikely ({self.full:.2f} nats per token)")
+        if count := len(self.untouched):
+            some = f"{count} entries of the template are" if count > 1 else "1 entry of the template is"
+            such = f", such as {self.untouched[0]!r}" if count > 1 else f", {self.untouched[0]!r}"
+            found.append(f"{some} in no training query{such}; `pilocal synth` makes some")
+        return found
+
+
+def takes_long(context: Context) -> bool:
+    """Tell whether the census would take a CPU longer than SECONDS, at a guess."""
+    from pilocal.flow.references import has_accelerator
+
+    if has_accelerator(context):
+        return False
+    config, task = context.base.config, context.task
+    layer = 4 * config["hidden_size"] ** 2 + 3 * config["hidden_size"] * config["intermediate_size"]
+    template = len(task.template) / 4
+    tokens = (len(read_entries(task.template)) + 4 * EXAMPLES) * (template + 200)
+    return bool(2 * config["num_hidden_layers"] * layer * tokens / CPU_SPEED > SECONDS)
+
+
+def measure_gap(context: Context, stages: Sequence[RenderedStage]) -> Gap:
+    """Look at the base with the whole prompt, without it, and without each entry; raises ModelError for its weights."""
+    teacher: Teacher = training_setup(context.task, context.base, context.backend).teacher()
+    chosen = context.task.valid[:EXAMPLES]
+    rows = [stages[number].valid[: len(chosen)] for number in (0, context.last_stage)]
+    full, bare = (_per_token(teacher, some) for some in rows)
+    return Gap(examples=len(chosen), full=full, bare=bare, entries=tuple(_census(context, teacher)))
+
+
+def _per_token(teacher: Teacher, rows: Sequence[Row]) -> float:
+    losses: list[float] = [loss for row in teacher.losses(rows) for loss in row.tolist()]
+    return mean(losses)
+
+
+def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
+    task = context.task
+    entries, queries = read_entries(task.template), [example.query for example in task.train]
+    index = Index(read_names(entries, queries))
+    naming: dict[int, list[Example]] = {number: [] for number in index.names}
+    for example in (*task.train, *task.valid):
+        for number in set(index.entries_of(example.query)):
+            naming[number].append(example)
+    counts = dict.fromkeys(index.names, 0)
+    for query in queries:
+        for number in set(index.entries_of(query)):
+            counts[number] += 1
+    found, whole = [], dict[str, float]()
+    for entry in entries:
+        some = naming.get(entry.number) or _spread(task.valid, entry.number)
+        nats = _moved(context, teacher, entry, some[:PER_ENTRY], whole)
+        found.append(EntryFacts(entry=entry.text, nats=nats, queries=counts.get(entry.number)))
+        context.progress("census", entry.number + 1, len(entries))
+    return found
+
+
+def _spread(examples: Sequence[Example], start: int) -> list[Example]:
+    """Return some examples, others for another start."""
+    return [examples[(start * PER_ENTRY + i) % len(examples)] for i in range(min(PER_ENTRY, len(examples)))]
+
+
+def _moved(
+    context: Context, teacher: Teacher, entry: Entry, examples: Sequence[Example], whole: dict[str, float]
+) -> float:
+    """Return by how many nats examples' answers become less likely without an entry; `whole` keeps them with it."""
+    template = context.task.template
+    fresh = [example for example in examples if example.query not in whole]
+    whole |= zip((example.query for example in fresh), _answers(context, teacher, template, fresh), strict=True)
+    cut = _answers(context, teacher, without(template, entry), examples)
+    return mean(loss - whole[example.query] for example, loss in zip(examples, cut, strict=True))
+
+
+def _answers(context: Context, teacher: Teacher, template: str, examples: Sequence[Example]) -> list[float]:
+    """Return the cross-entropy of each example's whole answer after a template, in nats."""
+    if not examples:
+        return []
+    tokenizer = context.base.tokenizer
+    rows = [tokenize(render(template, [], example), tokenizer, f"census, {example.id}") for example in examples]
+    return [float(losses.sum()) for losses in teacher.losses(rows)]

@@ -1,0 +1,105 @@
+"""What `pilocal check` says about the prompt: the gap, and the census of the template's entries."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pilocal
+from pilocal.base.base import Base
+from pilocal.flow.gap import EntryFacts, Gap
+from tests.test_cli import pilocal as command
+from tests.test_flow import make_task
+
+GAP = Path(__file__).parent.parent / "examples" / "smart-home-gap"
+
+
+KEPT = {
+    "reset",
+    "close",
+    "raise",
+    "clean",
+    "start",
+    "lock",
+    "check",
+    "kettle",
+    "fan",
+    "radio",
+    "door",
+    "camera",
+    "vent",
+}
+KEPT |= {"garden", "hall", "library", "study", "cellar", "pantry", "stairs", "lamp", "garage", "attic"}
+"""Some words of the smart home; no training query names the last three."""
+
+
+@pytest.fixture
+def small_house(tmp_path: Path) -> Path:
+    """The smart home with a gap: some entries of each list, and the queries that name no others."""
+    folder = shutil.copytree(GAP, tmp_path / "house", ignore=shutil.ignore_patterns("run"))
+    lines = (folder / "template.md").read_text().splitlines()
+    dropped = {line.split()[1] for line in lines if re.fullmatch(r"- \w+ [A-Z]{3}", line)} - KEPT
+    text = "\n".join(line for line in lines if not (line.startswith("- ") and line.split()[1] in dropped))
+    (folder / "template.md").write_text(text + "\n")
+    for split in ("train", "valid", "test"):
+        records = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+        fitting = [one for one in records if not dropped & set(re.findall(r"\w+", one["query"]))]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in fitting))
+    return folder
+
+
+def test_the_census_names_the_entries_that_no_training_query_touches(small_house: Path, tmp_path: Path) -> None:
+    plan = pilocal.check(small_house, run=tmp_path / "run", probe=False, gap=True)
+    gap = plan.gap
+    assert gap is not None
+    assert gap.full < 0.1 < 1 < gap.bare
+    assert {entry.split()[0] for entry in gap.untouched} == {"lamp", "garage", "attic"}
+    worth = {facts.entry: facts.nats for facts in gap.entries}
+    assert worth["reset KUV"] > 1
+    assert worth["Begin the answer with the word note."] > 1
+    assert abs(worth["lamp NIZ"]) < 0.1
+    assert any("3 entries of the template are in no training query" in hint for hint in plan.hints)
+    kept = json.loads((tmp_path / "run" / "census.json").read_text())
+    assert kept["bare"] == gap.bare
+    assert [facts["entry"] for facts in kept["entries"]] == [facts.entry for facts in gap.entries]
+
+
+def test_both_backends_take_the_same_census(small_house: Path) -> None:
+    found = [
+        pilocal.check(small_house, probe=False, gap=True, backend=pilocal.Backend(name=name, device=device)).gap
+        for name, device in (("mlx", None), ("torch", "cpu"))
+    ]
+    for one, other in zip(*(gap.entries for gap in found if gap), strict=True):
+        assert (one.entry, one.queries) == (other.entry, other.queries)
+        assert one.nats == pytest.approx(other.nats, abs=1e-3)
+
+
+def facts(**changes: Any) -> Gap:
+    entries = (EntryFacts(entry="lamp NIZ", nats=0.0, queries=0), EntryFacts(entry="Be brief.", nats=1.0, queries=None))
+    return replace(Gap(examples=4, full=0.1, bare=3.0, entries=entries), **changes)
+
+
+def test_what_follows_is_said_in_one_line_each() -> None:
+    (hint,) = facts().hints
+    assert hint == "1 entry of the template is in no training query, 'lamp NIZ'; `pilocal synth` makes some"
+    assert facts(entries=()).hints == []
+    assert "nothing to gain" in facts(bare=0.11, entries=()).hints[0]
+    assert "even with the prompt" in facts(full=2.5, entries=()).hints[0]
+
+
+def test_check_prints_the_census_unless_it_is_told_not_to(tiny_base: Base, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    done = command("check", folder)
+    assert done.returncode == 0, done.stderr
+    assert "Census of the template" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("hint: ")) <= 80
+    for option in ("--no-gap", "--no-probe"):
+        assert "Census" not in command("check", folder, option).stdout
+    result = json.loads(command("check", folder, "--no-probe", "--gap", "--json").stdout)
+    assert {facts["entry"] for facts in result["gap"]["entries"]} >= {"red ZOR", "green KEL", "Please be kind."}

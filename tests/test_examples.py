@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pilocal.base.base import find_base
+from pilocal.compress.entries import read_entries
 from pilocal.evaluate.scoring import python_tests
-from pilocal.task import load_task
+from pilocal.evaluate.scoring.metrics import make_metric
+from pilocal.task import load_examples, load_task
 from pilocal.task.schedule import load_decay, load_schedule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -78,19 +81,24 @@ def test_the_gap_is_in_every_split_but_the_test() -> None:
 PICTURES = (".svg", ".png")
 
 
+def files_of(name: str) -> set[str]:
+    """The files that an example is to have."""
+    always = {"README.md", "task.toml", "template.md"}
+    if name == "handbook":
+        return always | {"schedule.toml", "test.jsonl"}
+    if name in REAL:
+        smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
+        return always | smollm2 | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
+    own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
+    return always | own | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)}
+
+
 def test_every_example_has_the_files_of_its_kind() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == set(SCRIPTS) | set(REAL) and len(folders) == 6
-    always = {"README.md", "task.toml", "template.md"}
+    assert folders == {*SCRIPTS, *REAL, "handbook"} and len(folders) == 7
     for name in folders:
-        files = {path.name for path in (EXAMPLES / name).iterdir() if path.is_file() and path.suffix not in PICTURES}
-        if name in REAL:
-            starters = {"task.starter.toml", "template.starter.md", "schedule.starter.toml"}
-            smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
-            assert files == always | starters | smollm2 | {"prepare.py"}
-        else:
-            own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
-            assert files == always | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)} | own
+        files = [path for path in (EXAMPLES / name).iterdir() if path.is_file()]
+        assert {path.name for path in files if path.suffix not in PICTURES} == files_of(name)
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *REAL])
@@ -103,6 +111,18 @@ def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scor
     stages = re.findall(r"^\| (\d) \| ([\d.]+) \| (\d) \|", text, re.MULTILINE)
     wanted = [(str(i), f"{stage.tau:.2f}", str(stage.shots)) for i, stage in enumerate(law.schedule().stages)]
     assert stages[: law.stages] == wanted
+
+
+def test_the_handbook_s_questions_can_be_scored_and_its_facts_are_entries() -> None:
+    task, questions = load_task(EXAMPLES / "handbook", data=False), load_examples(EXAMPLES / "handbook" / "test.jsonl")
+    metric = make_metric(task.metric, task.scoring, task.folder)
+    metric.check(questions)
+    assert len(questions) == 57
+    facts = [entry.text for entry in read_entries(task.template) if entry.group is not None]
+    assert len(facts) == 45
+    # Every question has its answer in some fact; a "no" or a sum is not to be found word by word.
+    told = [max(metric.marks([fact], [question])[0, 0] for fact in facts) for question in questions]
+    assert np.mean(told) > 0.9
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

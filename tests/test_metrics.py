@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -48,6 +49,17 @@ def test_exact_match_forgives_white_space_at_the_ends_and_nothing_else() -> None
     marks = metric.marks([" a b\n", "a  b", "A b", ""], examples(*["a b"] * 4))
     assert marks.tolist() == [[1.0], [0.0], [0.0], [0.0]]
     assert metric.total(marks) == 0.25
+
+
+def test_contains_looks_for_the_words_side_by_side_in_any_accepted_form() -> None:
+    metric = make_metric("contains", Scoring(), Path())
+    example = Example(id="1", query="", answer="9:30", extra={"accepts": ["half past nine"]})
+    answers = ["We open at 9.30!", "at HALF past  nine.", "9 or 30", "19:30", "half past ninety", ""]
+    assert metric.marks(answers, [example] * len(answers))[:, 0].tolist() == [1, 1, 0, 0, 0, 0]
+    metric.check([example])
+    for wrong in ({"accepts": "nine"}, {"accepts": [9]}, {"accepts": ["?!"]}):
+        with pytest.raises(InputError, match="test example 1: "):
+            metric.check([replace(example, extra=wrong)])
 
 
 def test_the_interval_of_a_share_is_the_binomials() -> None:

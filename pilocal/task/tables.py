@@ -14,6 +14,7 @@ STARTER = "starter"
 
 METRICS: Mapping[str, tuple[str, ...]] = {
     "exact_match": ("strip",),
+    "contains": (),
     "bleu": (),
     "python_tests": ("timeout", "memory_mb"),
     "sqlite": ("database", "timeout", "max_rows"),

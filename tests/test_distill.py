@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
+from pilocal.errors import RunError
+from pilocal.flow.opening import open_task
+from pilocal.flow.steps.teacher import soft_rows
 from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.teacher import read_soft, write_soft
 from pilocal.task import Training
 from pilocal.task.tables import DIVERGENCES
+from tests.test_cli import pilocal as command
 from tests.test_flow import flow, make_task
 from tests.test_train import LORA, random_rows
 
@@ -242,3 +246,22 @@ def test_the_answers_objective_asks_no_teacher(tiny_base: Base, tmp_path: Path) 
     folder = make_task(tmp_path / "task", tiny_base.folder)
     assert "teacher" not in flow(folder, "train")
     assert not (folder / "run" / "teacher").exists()
+
+
+def test_parity_says_that_it_replays_answers_alone(finished: Path) -> None:
+    done = command("parity", finished / "run", "--steps", "6", "--device", "cpu")
+    assert done.returncode == 1
+    assert "[training] objective: parity replays the loss on answers" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_training_whose_teacher_s_words_are_gone_says_so(finished: Path, tiny_base: Base) -> None:
+    with open_task(finished, finished / "schedule.toml", finished / "run") as context:
+        rows = context.rows(0, "train")
+        assert all(row.soft for row in soft_rows(context, "train", rows))
+        file = finished / "run" / "teacher" / "train" / "00000.npz"
+        whole = file.read_bytes()
+        file.write_bytes(b"")
+        with pytest.raises(RunError, match="what the teacher says is not there, or damaged"):
+            soft_rows(context, "train", rows)
+        file.write_bytes(whole)

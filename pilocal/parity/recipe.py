@@ -11,6 +11,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
 from pilocal.run_folder.log import FILE, read_log
+from pilocal.task.tables import ANSWERS
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
 
@@ -36,10 +37,14 @@ def check_stages(context: Context) -> None:
 def read_replay(context: Context, steps: int) -> Replay:
     """Return `steps` optimizer steps on the stages of a run, in float32; the schedule divides them among the stages.
 
-    Raises InputError if the steps do not reach every stage, or if there is dropout.
+    Raises InputError if the steps do not reach every stage, if there is dropout, or for another objective than answers.
     """
     task, trained = context.task, context.schedule.trained
     check_lora(task.lora)
+    if task.training.objective != ANSWERS:
+        what = "parity replays the loss on answers; a distillation begins at 0, where ratios say nothing"
+        fix = 'replay a run with objective = "answers" on the same rows'
+        raise InputError("[training] objective", what, got=task.training.objective, fix=fix)
     if steps < len(trained):
         fix = f"give {len(trained)} or more"
         raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pilocal.errors import RunError
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import choose_shots
 from pilocal.flow.setups import training_setup
@@ -25,12 +26,17 @@ ROWS = 128
 
 
 def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a stage with what the teacher says about each; as they are where there is no teacher."""
+    """Return the rows of a stage with what the teacher says about each; as they are where there is no teacher.
+
+    Raises RunError when that is missing.
+    """
     if not TEACHER.wanted(context):
         return list(rows)
     key, said = TEACHER.key(context), list[Soft]()
     for path in _paths(context, split, len(rows)):
-        said += read_soft(path, key) or ()
+        if (kept := read_soft(path, key)) is None:
+            raise RunError(path, "what the teacher says is not there, or damaged", fix="run the same command again")
+        said += kept
     return [row._replace(soft=soft) for row, soft in zip(rows, said, strict=True)]
 
 

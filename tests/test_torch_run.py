@@ -24,14 +24,13 @@ from pilocal.flow.fitting import initial_adapter as starting_adapter
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
-from pilocal.flow.steps import STEPS
 from pilocal.progress import Progress, silent
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import Backend, backend_of
 from pilocal.training.torch_backend.trainer import TorchTrainer
 from tests.test_cli import ROOT, pilocal
-from tests.test_flow import make_task
+from tests.test_flow import NAMES, make_task
 from tests.test_train import adapter_bytes, plans, random_rows, unexpected
 from tests.test_train import fit as mlx_fit
 
@@ -259,7 +258,7 @@ def test_the_command_runs_the_whole_flow(finished: Path) -> None:
 
 
 def test_what_follows_the_training_goes_on_without_being_told_the_backend(finished: Path) -> None:
-    assert flow(finished, None) == dict.fromkeys((step.name for step in STEPS), False)
+    assert flow(finished, None) == dict.fromkeys(NAMES, False)
 
 
 def test_another_backend_redoes_the_training_and_what_depends_on_it(finished: Path, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def lines_of(folder: Path, split: str) -> list[str]:
 def test_without_queries_there_is_one_line_that_says_what_is_needed(tiny_base: Base, tmp_path: Path) -> None:
     folder = template_only(tmp_path / "task", tiny_base)
     (folder / "queries.jsonl").unlink()
-    with pytest.raises(InputError, match=r"nothing is missing; got '0 of \d+ entries can be named'; give queries"):
+    with pytest.raises(InputError, match=r"no query names an entry; got '0 of \d+ entries'; set \[synth\] generator"):
         synthesize(folder)
     (folder / "queries.jsonl").write_text('{"query": "a"}\n{"question": "b"}\n["c"]\n')
     with pytest.raises(InputError, match=r"queries.jsonl:2: the record has no query, and 1 more like it"):
@@ -261,3 +261,20 @@ def test_the_command_prints_a_table_and_the_report(gap_task: Path) -> None:
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     again = pilocal("synth", gap_task, "--json")
     assert json.loads(again.stdout) == json.loads((gap_task / "synth" / "report.json").read_text())
+
+
+def test_where_no_query_is_missing_there_is_one_line(tiny_base: Base, tmp_path: Path) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    many = [
+        {"query": f"{ask} {word}{mark}"} for ask in "abcdefgh" for word in ("red", "blue", "green") for mark in ".!"
+    ]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in many))
+    records = [one | {"answer": "ZOR"} for one in many]
+    (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records[:30]))
+    for split, some in (("valid", records[30:45]), ("test", records[45:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+    (folder / "queries.jsonl").unlink()
+    text = (folder / "task.toml").read_text()
+    (folder / "task.toml").write_text(text.replace("synth/", ""))
+    with pytest.raises(InputError, match=r"every entry that queries name has enough of them; got '3 of \d entries'"):
+        synthesize(folder)

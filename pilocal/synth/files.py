@@ -22,7 +22,7 @@ from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.synth.endpoint import Endpoint
 from pilocal.synth.generator import Sieve, Write, generate
-from pilocal.synth.queries import OWN, SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
 from pilocal.synth.records import Labelled, Records, Remembered
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.task import Example, Generation, Task, load_task
@@ -65,7 +65,8 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     if read.synth.generator:
         _generate(read, base, given, coverage, folder, listeners)
     if not coverage.asked:
-        what, got = "nothing is missing", f"{len(coverage.nameable)} of {len(coverage.entries)} entries can be named"
+        got = f"{len(coverage.nameable)} of {len(coverage.entries)} entries"
+        what = "every entry that queries name has enough of them" if coverage.nameable else "no query names an entry"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
     answered = _answer(read, base, coverage.asked, folder, listeners)
     _check(folder, given, answered)
@@ -250,4 +251,4 @@ def _advice(coverage: Coverage) -> str:
     """Return what to do where no query is missing, or none can be made."""
     if coverage.nameable:
         return "train on what there is, or raise [synth] per_entry"
-    return f'give queries of your own, one {{"query": "..."}} per line ({OWN} queries name the entries of a list)'
+    return 'set [synth] generator, or give queries of your own in queries.jsonl, one {"query": "..."} per line'

@@ -74,6 +74,11 @@ class Trainer(Protocol):
 T = TypeVar("T", bound=Trainer)
 
 
+TEACHER_BATCH = 4
+"""How many times `[training] batch_size` a teacher reads at once: it keeps nothing for a gradient, and reads what the
+rows share once for all of them."""
+
+
 class Teacher(Protocol):
     """The base without an adapter, which reads whole prompts."""
 

@@ -15,6 +15,7 @@ from pilocal.task import Training
 from pilocal.training.mlx.batches import make_batch
 from pilocal.training.mlx.forward import Level, completion_states
 from pilocal.training.mlx.loss import head
+from pilocal.training.protocol import TEACHER_BATCH
 from pilocal.training.row_order import RowOrder
 
 Said = TypeVar("Said")
@@ -48,7 +49,7 @@ class MlxTeacher:
 
     def _each(self, rows: Sequence[Row], temperature: float, read: Callable[[mx.array, Row], Said]) -> list[Said]:
         """Return what `read` makes of the log-probabilities (C, V) of each row's completion tokens."""
-        order = RowOrder(list(rows), self._training.batch_size, (0,), share=self._share)
+        order = RowOrder(list(rows), TEACHER_BATCH * self._training.batch_size, (0,), share=self._share)
         numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
         for some in order.in_order():
             for row, states_CD in zip(some, self._states(some, order.prefix), strict=True):

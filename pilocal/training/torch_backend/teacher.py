@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
+from pilocal.training.protocol import TEACHER_BATCH
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
 
@@ -35,7 +36,7 @@ class TorchTeacher:
 
     def _log_probs(self, rows: Sequence[Row], temperature: float) -> Iterator[torch.Tensor]:
         """Yield the log-probabilities (C, V) of each row's completion tokens."""
-        size = self._trainer.training.batch_size
+        size = TEACHER_BATCH * self._trainer.training.batch_size
         for begin in range(0, len(rows), size):
             some = rows[begin : begin + size]
             log_probs_NV = torch.log_softmax(self._trainer.completion_logits(some) / temperature, dim=-1)

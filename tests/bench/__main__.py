@@ -64,6 +64,13 @@ def steps_of_a_run(repeats: int) -> dict[str, Any]:
     return run_steps.run_steps(folder, repeats) if folder else {"skipped": True}
 
 
+def teachers_pass(repeats: int) -> dict[str, Any]:
+    """How much faster a teacher reads rows that share a template than each of them whole."""
+    from tests.bench.teacher import teacher
+
+    return said(teacher(repeats))
+
+
 def data(bench: str, variable: str, files: str) -> Path | None:
     """Return the folder that an environment variable names, or None with a line that says what is skipped."""
     folder = os.environ.get(variable)
@@ -99,6 +106,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "compile": partial(step, "compilation"),
     "growth": partial(step, "growth"),
     "run-steps": steps_of_a_run,
+    "teacher": teachers_pass,
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
     "backends": lambda repeats: said(backends.backends(repeats)),

@@ -255,7 +255,7 @@ def test_parity_says_that_it_replays_answers_alone(finished: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_training_whose_teacher_s_words_are_gone_says_so(finished: Path, tiny_base: Base) -> None:
+def test_a_training_whose_teacher_s_words_are_gone_says_so(finished: Path) -> None:
     with open_task(finished, finished / "schedule.toml", finished / "run") as context:
         rows = context.rows(0, "train")
         assert all(row.soft for row in soft_rows(context, "train", rows))

@@ -33,6 +33,12 @@ class Level(NamedTuple):
     """Which sequence of the level above each one goes on with; None when there is only one, or no level above."""
 
 
+def levels_of(prefix_P: mx.array, shots_GS: mx.array, groups_B: mx.array, tokens_BT: mx.array) -> list[Level]:
+    """Return the levels of a batch, from its first four arrays (`batches.Batch.arrays`)."""
+    above = [Level(inputs, None) for inputs in (prefix_P[None], shots_GS) if inputs.size]
+    return [*above, Level(tokens_BT, groups_B if len(shots_GS) > 1 else None)]
+
+
 class PrefixCache:
     """Stands in for a layer's KV cache: lays the keys and values of what stands before each row before its own.
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from pilocal.task import Training
 from pilocal.task.tables import JENSEN_SHANNON, REVERSE
-from pilocal.training.mlx.forward import Level, completion_states
+from pilocal.training.mlx.forward import completion_states, levels_of
 
 ANSWERS = Training()
 """The settings of a training without a teacher."""
@@ -32,8 +32,7 @@ def completion_loss(
     loss is the cross-entropy; where a teacher's probabilities are among the arrays, what `training` makes of them.
     """
     prefix_P, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, weights_BC, *soft = arrays
-    levels = [Level(inputs, None) for inputs in (prefix_P[None], shots_GS) if inputs.size]
-    levels.append(Level(tokens_BT, groups_B if len(shots_GS) > 1 else None))
+    levels = levels_of(prefix_P, shots_GS, groups_B, tokens_BT)
     completion = targets_BC.shape[1]
     states_BCD = completion_states(model, levels, starts_B, completion, first=first, recompute=recompute)
     states_ND, targets_N, weights_N = states_BCD.flatten(0, 1), targets_BC.flatten(), weights_BC.flatten()

@@ -13,7 +13,7 @@ from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
 from pilocal.task import Training
 from pilocal.training.mlx.batches import make_batch
-from pilocal.training.mlx.forward import Level, completion_states
+from pilocal.training.mlx.forward import completion_states, levels_of
 from pilocal.training.mlx.loss import head
 from pilocal.training.protocol import TEACHER_BATCH
 from pilocal.training.row_order import RowOrder
@@ -62,6 +62,5 @@ class MlxTeacher:
         """Return the hidden states (B, C, D) that predict the rows' completion tokens."""
         batch = make_batch(rows, prefix, share=self._share)
         prefix_P, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
-        levels = [Level(inputs, None) for inputs in (prefix_P[None], shots_GS) if inputs.size]
-        levels.append(Level(tokens_BT, groups_B if len(shots_GS) > 1 else None))
+        levels = levels_of(prefix_P, shots_GS, groups_B, tokens_BT)
         return completion_states(self._model, levels, starts_B, targets_BC.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from warnings import catch_warnings, filterwarnings
 
 from pilocal.packages import require_packages
 from pilocal.run_folder.files import replacing
@@ -14,6 +15,19 @@ STYLES = ("-", "--", ":", "-.")
 """Lines that lie on one another stay visible."""
 DOTS = 20
 """A line of more points has no dots."""
+
+
+LONGEST_NAME = 64
+"""Characters of a bar's name; longer ones are cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """Named values, drawn as bars from 0 below one another."""
+
+    title: str
+    names: Sequence[str]
+    values: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +60,49 @@ def line_chart(
     `x` and `y` name the axes. Raises RunError when the file cannot be written.
     """
     panels_chart(path, [Panel(lines=lines, y=y, log_y=log_y)], title=title, x=x, log_x=log_x)
+
+
+def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> None:
+    """Draw groups of bars below one another over the same x, as high as they are many; a group without bars is left out.
+
+    The same bars make the same file. Raises InputError where matplotlib is missing, RunError when the file cannot be
+    written.
+    """
+    require_packages(path, "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    drawn = [group for group in groups if group.names]
+    heights = [len(group.names) + 2.5 for group in drawn]  # in bars, the title and the axis of each included
+    style = {"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif", "text.parse_math": False}
+    with rc_context(style), catch_warnings():
+        filterwarnings("ignore", message="Glyph .* missing")  # the reader's program has the letters
+        figure = Figure(figsize=(9, 0.6 + 0.2 * sum(heights)), layout="constrained")
+        FigureCanvasSVG(figure)
+        rows = figure.subplots(len(drawn), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for number, (axes, group) in enumerate(zip(rows, drawn, strict=True)):
+            places = range(len(group.names))
+            axes.barh(places, group.values, height=0.7, color=COLOURS[number % len(COLOURS)])
+            axes.axvline(0, color="#888888", linewidth=0.8)
+            axes.set_yticks(places, [_cut(name) for name in group.names], fontsize=8)
+            axes.set_ylim(len(group.names) - 0.5, -0.5)
+            axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(axis="y", length=0)
+            axes.tick_params(axis="x", labelbottom=True)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.set_title(group.title, loc="left", fontsize=9)
+        figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
+        rows[-1].set_xlabel(x)
+        with replacing(path, "wb") as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def _cut(name: str) -> str:
+    """Return a name on one line, its end cut off where it is long."""
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1].rstrip()}\u2026"
 
 
 def panels_chart(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.chart import Line, line_chart
+from pilocal.chart import LONGEST_NAME, Bars, Line, bars_chart, line_chart
 from pilocal.comparison.picture import write_curve
 from pilocal.errors import RunError
 
@@ -26,6 +26,22 @@ def test_a_chart_says_what_it_shows_and_is_the_same_every_time(tmp_path: Path) -
     assert {"Scores", "examples", "score", "linear", "direct", "25", "50"} <= set(texts(tmp_path / "a.svg"))
     line_chart(tmp_path / "c.svg", LINES[:1], title="Scores", x="examples", y="score")
     assert "direct" not in texts(tmp_path / "c.svg")
+
+
+def test_bars_stand_apart_by_group_and_stay_readable_when_they_are_many(tmp_path: Path) -> None:
+    names = [f"- entry {i} costs $5 and {'goes on ' * 20 * (i == 3)}\n{i}" for i in range(150)]
+    for name in ("a.svg", "b.svg"):
+        groups = [Bars(title="none", names=[], values=[]), Bars(title="untouched", names=["\u5e97"], values=[-0.5])]
+        groups.append(Bars(title="all", names=names, values=[i / 7 for i in range(150)]))
+        bars_chart(tmp_path / name, groups, title="Census", x="nats")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    shown = texts(tmp_path / "a.svg")
+    assert {"Census", "nats", "untouched", "all", "\u5e97", "- entry 7 costs $5 and 7"} <= set(shown)
+    assert "none" not in shown
+    assert max(map(len, shown)) == LONGEST_NAME and shown.index("\u5e97") < shown.index("untouched") < shown.index("all")
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    height = float(root.attrib["height"].removesuffix("pt"))
+    assert height / len(names) > 12  # points, for letters of 8
 
 
 def test_a_chart_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

@@ -155,6 +155,47 @@ def test_what_the_teacher_says_is_the_base_s_own_whether_prompts_are_read_once_o
             assert soft.tail_C == pytest.approx(own.tail_C, abs=1e-4)
 
 
+@pytest.mark.parametrize("layers_run_alone", [True, False])
+def test_what_all_rows_begin_with_is_read_once_for_all_batches(
+    layers_run_alone: bool, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pilocal.training.mlx import forward, teacher
+    from pilocal.training.torch_backend.setup import Setup
+    from pilocal.training.torch_backend.trainer import TorchTrainer
+
+    rows = random_rows(5, 11, 40, 2, 16)
+    training = replace(DISTILL, batch_size=1, distill_top_k=4, recompute=True)
+    whole = teacher.MlxTeacher(load_base(tiny_base), training, share=False).says(rows)
+    read = list[int]()
+    for place in (teacher, TorchTrainer):
+
+        def counted(model: Any, tokens: Any, of: Any = place.read_prefix) -> Any:
+            read.append(len(tokens))
+            return of(model, tokens)
+
+        monkeypatch.setattr(place, "read_prefix", counted)
+    monkeypatch.setattr(forward, "runs_layers", lambda model: layers_run_alone)
+    mlx = teacher.MlxTeacher(load_base(tiny_base), training)
+    torch = Setup(base=tiny_base, lora=LORA, training=training, device="cpu").teacher()
+    for found in (mlx, torch):
+        for one, other in zip([*found.says(rows[:6]), *found.says(rows[6:])], whole, strict=True):
+            assert np.array_equal(one.ids_CK, other.ids_CK)
+            assert one.log_probs_CK == pytest.approx(other.log_probs_CK, abs=1e-4)
+            assert one.tail_C == pytest.approx(other.tail_C, abs=1e-4)
+        assert read == [40]
+        read.clear()
+
+
+def test_of_equally_likely_tokens_the_first_are_kept() -> None:
+    rng = np.random.default_rng(2)
+    log_probs = np.log(rng.integers(1, 6, (9, 50)) / 150).astype(np.float32)
+    for count in (1, 7, 50, 60):
+        found, order = soften(log_probs, count), np.argsort(-log_probs, axis=-1, kind="stable")[:, :count]
+        assert np.array_equal(found.ids_CK, order)
+        kept = np.exp(np.take_along_axis(log_probs, order, -1)).sum(-1)
+        assert np.exp(found.tail_C) == pytest.approx(np.exp(log_probs).sum(-1) - kept, abs=1e-6)
+
+
 def said(count: int) -> list[Soft]:
     return [row.soft for row in softened(random_rows(7, count), 1) if row.soft is not None]
 

@@ -14,6 +14,7 @@ import pytest
 import pilocal
 from pilocal.base.base import Base
 from pilocal.flow.gap import EntryFacts, Gap
+from tests.test_chart import texts
 from tests.test_cli import pilocal as command
 from tests.test_flow import make_task
 
@@ -65,6 +66,12 @@ def test_the_census_names_the_entries_that_no_training_query_touches(small_house
     assert worth["Begin the answer with the word note."] > 1
     assert abs(worth["lamp NIZ"]) < 0.1
     assert any("3 entries of the template are in no training query" in hint for hint in plan.hints)
+    shown = texts(tmp_path / "run" / "census.svg")
+    assert plan.picture == tmp_path / "run" / "census.svg"
+    assert {facts.entry for facts in gap.entries} <= set(shown)
+    apart, others = (shown.index(title) for title in ("no training query names them", "the other entries"))
+    assert set(gap.untouched) <= set(shown[:apart])  # the names of bars come before their title
+    assert not set(gap.untouched) & set(shown[apart:others])
     kept = json.loads((tmp_path / "run" / "census.json").read_text())
     assert kept["bare"] == gap.bare
     assert [facts["entry"] for facts in kept["entries"]] == [facts.entry for facts in gap.entries]
@@ -99,6 +106,10 @@ def test_check_prints_the_census_unless_it_is_told_not_to(tiny_base: Base, tmp_p
     assert done.returncode == 0, done.stderr
     assert "Census of the template" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("hint: ")) <= 80
+    assert "picture" not in done.stdout
+    kept = command("check", folder, "--no-probe", "--gap", "--run", tmp_path / "run")
+    assert "picture of all entries: run/census.svg" in kept.stdout
+    assert "red ZOR" in texts(tmp_path / "run" / "census.svg")
     for option in ("--no-gap", "--no-probe"):
         assert "Census" not in command("check", folder, option).stdout
     result = json.loads(command("check", folder, "--no-probe", "--gap", "--json").stdout)

@@ -13,7 +13,7 @@ import pytest
 
 import pilocal.synth.files as files
 from pilocal.base.base import Base
-from pilocal.compress.entries import Index, read_entries, read_names
+from pilocal.compress.entries import Index, alone, read_entries, read_names, without
 from pilocal.errors import Faults, InputError
 from pilocal.flow.listeners import Listeners
 from pilocal.synth import synthesize
@@ -41,6 +41,46 @@ def test_queries_tell_what_the_entries_of_a_list_are_called(template: str) -> No
     assert [entry.group is None for entry in entries] == [True, False, False, False, True]
     (names,) = read_names(entries, ["dim my Lamp", "dim my door, please", "dim my door"])
     assert {number: name.lower() for number, name in names.by_entry.items()} == {1: "lamp", 2: "door", 3: "night light"}
+
+
+PROSE = {
+    "English": "You run a shop. It opens at nine, e.g. on Mondays. Ask Dr. Holt for a refund! Dogs may enter.",
+    "without capitals": "you run a shop. it opens at nine. dogs may enter.",
+    "Russian": "\u041c\u0430\u0433\u0430\u0437\u0438\u043d \u043e\u0442\u043a\u0440\u044b\u0442. \u0417\u0430\u043a\u0440\u044b\u0442 \u0432 \u043f\u043e\u043b\u0434\u0435\u043d\u044c. \u0421\u043e\u0431\u0430\u043a\u0430\u043c \u043c\u043e\u0436\u043d\u043e.",
+    "Japanese": "\u5e97\u306f\u4e5d\u6642\u306b\u958b\u304d\u307e\u3059\u3002\u65e5\u66dc\u65e5\u306f\u4f11\u307f\u3067\u3059\u3002\u72ac\u3082\u5165\u308c\u307e\u3059\u3002",
+    "broken by width": "You run a shop that is in Calder Bay and opens at nine. It\nis closed on Sundays. The owner is "
+    "called Maren Holt and the\nwarehouse is in Tilburg.",
+}
+
+
+@pytest.mark.parametrize("kind", PROSE)
+def test_the_entries_of_a_paragraph_are_its_sentences(kind: str) -> None:
+    template = PROSE[kind]
+    entries = read_entries(template)
+    ends = [entry.text for entry in entries]
+    assert len(entries) == (4 if kind == "English" else 3)
+    assert all(text[-1] in ".!\u3002" for text in ends)
+    assert "".join(ends).replace(" ", "") == template.replace(" ", "").replace("\n", "")
+    for entry in entries:
+        left = [one.text for one in read_entries(without(template, entry))]
+        assert left == [text for text in ends if text != entry.text]
+
+
+def test_lines_that_are_not_broken_by_width_are_entries_of_their_own() -> None:
+    lines = ["Lamp: NIZ, the code of a lamp in any room", "Door: VOL", "Use `find . -name x` for files. Be brief."]
+    assert [entry.text for entry in read_entries("\n".join(lines))] == [
+        *lines[:2],
+        "Use `find . -name x` for files.",
+        "Be brief.",
+    ]
+
+
+def test_entries_alone_keep_the_rules_around_them() -> None:
+    template = "Answer with codes.\n\nThings:\n- lamp NIZ\n- door VOL\n\nRooms:\n- hall HAL\n- attic GUN\n\nUse commas."
+    assert alone(template, [1, 4]) == (
+        "Answer with codes.\n\nThings:\n- lamp NIZ\n\nRooms:\n- attic GUN\n\nUse commas."
+    )
+    assert alone("You sell bikes. A bike costs 5. A lock costs 1.", [1]) == "You sell bikes. A bike costs 5."
 
 
 @pytest.mark.parametrize("queries", [[], ["dim the lamp", "dim it"], ["use the lamp", "be at the lamp"]])

@@ -208,9 +208,10 @@ def check(
         known = ("context", "memory", "advice", "hints", "weights")
         result = {"stages": stages} | {name: getattr(found, name) for name in known}
         result["gap"] = asdict(found.gap) if found.gap else None
+        result["picture"] = str(found.picture) if found.picture else None
         click.echo(json.dumps(result, indent=2))
     else:
-        show(plan_table(found), *([gap_table(found.gap)] if found.gap else []))
+        show(plan_table(found), *([gap_table(found.gap, found.picture)] if found.gap else []))
         if found.weights:
             click.echo(found.weights)
         if found.advice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -62,8 +63,11 @@ def plan_table(plan: Plan) -> RenderableType:
     return _table("Plan", head, rows, notes, left=0)
 
 
-def gap_table(gap: Gap) -> RenderableType:
-    """Return the entries of the template with what they are worth, those that no query names first."""
+def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
+    """Return the entries of the template with what they are worth, those that no query names first.
+
+    `picture` is named below, if there is one.
+    """
     order = sorted(gap.entries, key=lambda facts: (facts.queries != 0, -abs(facts.nats)))
     rows = [
         [facts.entry[:52], "" if facts.queries is None else f"{facts.queries:,}", f"{facts.nats:+.2f}"]
@@ -75,6 +79,8 @@ def gap_table(gap: Gap) -> RenderableType:
     ]
     if len(order) > len(rows):
         notes.append(f"{len(order) - len(rows)} more entries")
+    if picture:
+        notes.append(f"picture of all entries: {Path(*picture.parts[-2:])}")
     return _table("Census of the template", ("entry", "queries", "nats"), rows, notes)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pilocal.compress.outline import Outline
+from pilocal.compress.outline import FENCE, Outline
+from pilocal.compress.statements import read_statements
 
 TOKEN = re.compile(r"\w+(?:[-'\u2019.]\w+)*")
 """A word of an entry or of a query."""
@@ -31,8 +32,10 @@ class Entry:
     text: str
     group: int | None
     """The list that it stands in; None outside a list."""
-    words: tuple[int, ...]
-    """Its words in the template's outline."""
+    begin: int
+    """Where it begins in the template."""
+    end: int
+    """Where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +54,13 @@ def read_entries(template: str) -> list[Entry]:
     >>> [entry.text for entry in read_entries("Codes.\n- lamp NIZ\n- door VOL\nBe brief. Use a comma.")]
     ['Codes.', 'lamp NIZ', 'door VOL', 'Be brief.', 'Use a comma.']
     """
-    outline = Outline(template)
     found: list[Entry] = []
     lists: dict[int | None, int] = {}
-    for unit in outline.units:
-        text = "".join(outline.words[word] for word in unit.words).strip()
-        if unit.is_heading or unit.is_decoration or unit.is_turn or not text:
-            continue
-        group = lists.setdefault(unit.owner, len(lists)) if unit.is_bullet else None
-        found.append(Entry(len(found), text, group, unit.words))
+    for one in read_statements(Outline(template)):
+        text = template[one.begin : one.end].strip()
+        text = text if FENCE.match(text) else " ".join(text.split())
+        group = lists.setdefault(one.unit.owner, len(lists)) if one.unit.is_bullet else None
+        found.append(Entry(len(found), text, group, one.begin, one.end))
     return found
 
 
@@ -70,7 +71,37 @@ def without(template: str, entry: Entry) -> str:
     >>> without(template, read_entries(template)[1])
     'Codes.\n- door VOL'
     """
-    return Outline(template).text(frozenset(entry.words))
+    return _without(template, [entry])
+
+
+def alone(template: str, numbers: Collection[int]) -> str:
+    r"""Return a template in which some entries stand alone, among the rules and headings that they are read by.
+
+    Entries of lists lose the other entries of lists, and keep the prose. A sentence of prose loses all but the first,
+    which states the task.
+
+    >>> alone("Codes.\n- lamp NIZ\n- door VOL\nBe brief.", [2])
+    'Codes.\n- door VOL\nBe brief.'
+    >>> alone("You sell bikes. A bike costs 5. A lock costs 1.", [2])
+    'You sell bikes. A lock costs 1.'
+    """
+    entries = read_entries(template)
+    in_lists = all(entries[number].group is not None for number in numbers)
+    others = [entry for entry in entries[1:] if entry.number not in numbers]
+    return _without(template, [entry for entry in others if entry.group is not None or not in_lists])
+
+
+def _without(template: str, entries: Sequence[Entry]) -> str:
+    """Return a template without some of its entries, and the lines that they leave empty."""
+    outline, gone, cuts = Outline(template), set[int](), list[tuple[int, int]]()
+    spans = outline.spans
+    for entry in entries:
+        for number, (begin, end) in enumerate(spans):
+            if entry.begin <= begin and end <= entry.end:
+                gone.add(number)
+            elif begin < entry.end and entry.begin < end:
+                cuts.append((max(begin, entry.begin), min(end, entry.end)))
+    return outline.text(gone, cuts)
 
 
 class Index:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
+from pilocal.chart import Bars, bars_chart
 from pilocal.compress.entries import Entry, Index, read_entries, read_names, without
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RenderedStage
@@ -80,6 +82,20 @@ class Gap:
             such = f", such as {self.untouched[0]!r}" if count > 1 else f", {self.untouched[0]!r}"
             found.append(f"{some} in no training query{such}; `pilocal synth` makes some")
         return found
+
+
+def draw_census(gap: Gap, path: Path, title: str) -> None:
+    """Draw what each entry is worth as an SVG file, in the template's order, those that no query touches apart.
+
+    Raises InputError where matplotlib is missing, RunError when the file cannot be written.
+    """
+    touched = [facts for facts in gap.entries if facts.queries != 0]
+    untouched = [facts for facts in gap.entries if facts.queries == 0]
+    groups = [
+        Bars(title=name, names=[facts.entry for facts in some], values=[facts.nats for facts in some])
+        for name, some in (("no training query names them", untouched), ("the other entries", touched))
+    ]
+    bars_chart(path, groups, title=title, x="nats by which an answer becomes less likely without the entry")
 
 
 def takes_long(context: Context) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pilocal.flow.context import Context
-from pilocal.flow.gap import Gap, measure_gap, takes_long
+from pilocal.flow.gap import Gap, draw_census, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.runner import describe
 from pilocal.flow.setups import training_setup
+from pilocal.packages import is_installed, not_installed
 from pilocal.run_folder.files import write_json
 from pilocal.task.text import path_of
 from pilocal.training.backend import Backend
@@ -39,6 +40,8 @@ class Plan:
     """How the numbers of a base in GGUF are held in memory, in a sentence; None for any other base."""
     gap: Gap | None = None
     """What the prompt is worth to the base; None where that was not measured."""
+    picture: Path | None = None
+    """The census as a picture; None where it was not kept."""
 
 
 def check(
@@ -65,8 +68,21 @@ def check(
             describe(context)  # else the later run would take it for another's folder
         plan = plan_run(context, probe=probe, gap=gap)
         if folder and plan.gap:
-            write_json(context.run.census, asdict(plan.gap))
+            plan = replace(plan, picture=_keep_census(context, plan.gap))
         return plan
+
+
+def _keep_census(context: Context, gap: Gap) -> Path | None:
+    """Write census.json, and beside it the picture, which is returned; None where nothing can draw it."""
+    write_json(context.run.census, asdict(gap))
+    path = context.run.census.with_suffix(".svg")
+    if not gap.entries:
+        return None
+    if not is_installed("matplotlib"):
+        context.warn(str(not_installed(path, "matplotlib")))
+        return None
+    draw_census(gap, path, f"{context.task.name}: what each entry of the template is worth to {context.base.model}")
+    return path
 
 
 def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan:

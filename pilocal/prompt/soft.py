@@ -27,13 +27,24 @@ def soften(log_probs_CV: NDArray[np.float32], count: int) -> Soft:
     >>> found.ids_CK.tolist(), np.exp(found.tail_C).round(3).tolist()
     ([[1, 3]], [0.25])
     """
-    wide = log_probs_CV.astype(np.float64)
-    order_CV = np.argsort(-wide, axis=-1, kind="stable")
-    ids_CK, rest_CR = order_CV[:, :count], order_CV[:, count:]
+    count = min(count, log_probs_CV.shape[-1])
+    ids_CK = np.stack([_likeliest(log_probs_V, count) for log_probs_V in log_probs_CV])
+    rest_CV = np.exp(log_probs_CV, dtype=np.float64)
+    np.put_along_axis(rest_CV, ids_CK, 0.0, -1)
     with np.errstate(divide="ignore"):
-        tail_C = np.log(np.exp(np.take_along_axis(wide, rest_CR, -1)).sum(-1))
+        tail_C = np.log(rest_CV.sum(-1))
     return Soft(
         ids_CK.astype(np.int32),
-        np.take_along_axis(wide, ids_CK, -1).astype(np.float32),
+        np.take_along_axis(log_probs_CV, ids_CK, -1).astype(np.float32),
         tail_C.astype(np.float32),
     )
+
+
+def _likeliest(log_probs_V: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the `count` likeliest tokens, the likeliest first; of equals those with the lowest ids.
+
+    All others are never put in order: a vocabulary is a thousand times as long as what is asked for.
+    """
+    least = np.partition(log_probs_V, -count)[-count]
+    some_S = np.flatnonzero(log_probs_V >= least)
+    return some_S[np.argsort(-log_probs_V[some_S], kind="stable")[:count]]

@@ -75,8 +75,11 @@ T = TypeVar("T", bound=Trainer)
 
 
 TEACHER_BATCH = 4
-"""How many times `[training] batch_size` a teacher reads at once: it keeps nothing for a gradient, and reads what the
-rows share once for all of them."""
+"""How many times `[training] batch_size` a teacher reads at once: it keeps nothing for a gradient, and what all rows
+begin with is read once."""
+
+TEACHER_LOGITS = 1 << 24
+"""Logits that a teacher holds at a time, 64 MiB in float32."""
 
 
 class Teacher(Protocol):

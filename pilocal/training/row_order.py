@@ -109,6 +109,23 @@ def shared_prefix(rows: Sequence[Row]) -> int:
     return max(common_prefix([row.tokens[: row.offset] for row in rows]), 0)
 
 
+def by_completions(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """Cut rows into parts of at most so many completion tokens, or of one row that has more.
+
+    >>> [len(part) for part in by_completions([Row((1, 2, 3, 4), 2)] * 5, 4)]
+    [2, 2, 1]
+    """
+    parts: list[list[Row]] = []
+    room = 0
+    for row in rows:
+        if room < len(row.completion) or not parts:
+            parts.append([])
+            room = most
+        parts[-1].append(row)
+        room -= len(row.completion)
+    return parts
+
+
 def _relatives(rows: Sequence[Row], prefix: int) -> list[int]:
     """Return the number of each row's family: rows that, one after the other, share half of their own prompt."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)

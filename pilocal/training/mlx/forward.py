@@ -59,8 +59,23 @@ class PrefixCache:
         return "causal"
 
 
+def read_prefix(model: Any, prefix_P: mx.array) -> list[KeysValues]:
+    """Return each layer's keys and values for tokens that rows begin with, for `completion_states`, computed now."""
+    levels = [Level(prefix_P[None], None)]
+    pasts = _descend(model.model, levels, 0, False) if runs_layers(model) else _descend_whole(model, levels)
+    mx.eval(pasts)
+    return [past for past in pasts if past]
+
+
 def completion_states(
-    model: Any, levels: Sequence[Level], starts_B: mx.array, completion: int, *, first: int = 0, recompute: bool = False
+    model: Any,
+    levels: Sequence[Level],
+    starts_B: mx.array,
+    completion: int,
+    *,
+    first: int = 0,
+    recompute: bool = False,
+    before: Sequence[KeysValues] = (),
 ) -> mx.array:
     """Return the final hidden states (B, C, D) that predict the `completion` = C tokens after each row's start.
 
@@ -68,17 +83,15 @@ def completion_states(
     rows' T of the tokens that predict the first completion token. What lies behind a row's end is of no meaning. With
     `first` (only where `runs_layers`) the levels hold hidden states and only the layers from that one on are run. With
     `recompute` a layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
+    `before` are the keys and values of what stands before the first level, if that was read already (`read_prefix`).
     """
     rows = levels[-1].inputs_NT
     at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.shape[1] - 1)
     if runs_layers(model):
-        return _layers(model.model, levels, at_BC, first, recompute)
-    pasts: list[KeysValues | tuple[()]] = [()] * len(model.layers)
-    for tokens_NT, above in levels[:-1]:
-        caches = [PrefixCache(_handed_down(past, above)) for past in pasts]
-        model.model(tokens_NT, cache=caches)
-        pasts = [_behind(cache.past, cache.own) for cache in caches]
-    shared = [PrefixCache(_handed_down(past, levels[-1].above_N)) for past in pasts] if len(levels) > 1 else None
+        return _layers(model.model, levels, at_BC, first, recompute, before)
+    pasts = _descend_whole(model, levels[:-1], before)
+    anything = len(levels) > 1 or before
+    shared = [PrefixCache(_handed_down(past, levels[-1].above_N)) for past in pasts] if anything else None
     return mx.take_along_axis(model.model(rows, cache=shared), at_BC[..., None], axis=1)
 
 
@@ -88,11 +101,25 @@ def runs_layers(model: Any) -> bool:
     return f"{type(inner).__module__}.{type(inner).__qualname__}" in LAYERED and getattr(inner, "swa_idx", None) is None
 
 
-def _layers(inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool) -> mx.array:
-    """Do what the model inside the head does from layer `first` on, at the tokens that matter in the last layer."""
+def _descend_whole(
+    model: Any, levels: Sequence[Level], before: Sequence[KeysValues] = ()
+) -> list[KeysValues | tuple[()]]:
+    """Return each layer's keys and values behind some levels, from a model whose layers are not run one by one."""
+    pasts: list[KeysValues | tuple[()]] = [*before] or [()] * len(model.layers)
+    for tokens_NT, above in levels:
+        caches = [PrefixCache(_handed_down(past, above)) for past in pasts]
+        model.model(tokens_NT, cache=caches)
+        pasts = [_behind(cache.past, cache.own) for cache in caches]
+    return pasts
+
+
+def _descend(
+    inner: Any, levels: Sequence[Level], first: int, recompute: bool, before: Sequence[KeysValues] = ()
+) -> list[KeysValues | tuple[()]]:
+    """Return the keys and values behind some levels, of each layer from `first` on; of the last nothing else is run."""
     *lower, last = inner.layers[first:]
-    pasts: list[KeysValues | tuple[()]] = [()] * (len(lower) + 1)
-    for inputs, above in levels[:-1]:
+    pasts: list[KeysValues | tuple[()]] = [*before] or [()] * (len(lower) + 1)
+    for inputs, above in levels:
         hidden_NTD = inputs if first else inner.embed_tokens(inputs)
         pasts = [_handed_down(past, above) for past in pasts]
         for number, layer in enumerate(lower):
@@ -100,6 +127,15 @@ def _layers(inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, re
             pasts[number] = _behind(pasts[number], own)
         own = _keys_and_values(last.self_attn, last.input_layernorm(hidden_NTD), _length(pasts[-1]))
         pasts[-1] = _behind(pasts[-1], own)
+    return pasts
+
+
+def _layers(
+    inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool, before: Sequence[KeysValues]
+) -> mx.array:
+    """Do what the model inside the head does from layer `first` on, at the tokens that matter in the last layer."""
+    *lower, last = inner.layers[first:]
+    pasts = _descend(inner, levels[:-1], first, recompute, before)
     rows, above = levels[-1]
     hidden_BTD = rows if first else inner.embed_tokens(rows)
     pasts = [_handed_down(past, above) for past in pasts]

@@ -1,8 +1,8 @@
-"""What the base says with the whole prompt, in MLX; a prompt that several rows share is read once for all of them."""
+"""What the base says with the whole prompt, in MLX; what all rows begin with is read once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -13,10 +13,10 @@ from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
 from pilocal.task import Training
 from pilocal.training.mlx.batches import make_batch
-from pilocal.training.mlx.forward import completion_states, levels_of
+from pilocal.training.mlx.forward import KeysValues, completion_states, levels_of, read_prefix
 from pilocal.training.mlx.loss import head
-from pilocal.training.protocol import TEACHER_BATCH
-from pilocal.training.row_order import RowOrder
+from pilocal.training.protocol import TEACHER_BATCH, TEACHER_LOGITS
+from pilocal.training.row_order import RowOrder, by_completions
 
 Said = TypeVar("Said")
 
@@ -27,6 +27,7 @@ class MlxTeacher:
     def __init__(self, model: Any, training: Training, *, share: bool = True) -> None:
         """Take a frozen base; without `share` every row's prompt is read anew."""
         self._model, self._training, self._share = model, training, share
+        self._read: tuple[tuple[int, ...], list[KeysValues]] = ((), [])
         model.eval()
 
     def says(self, rows: Sequence[Row]) -> list[Soft]:
@@ -52,15 +53,30 @@ class MlxTeacher:
         order = RowOrder(list(rows), TEACHER_BATCH * self._training.batch_size, (0,), share=self._share)
         numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
         for some in order.in_order():
-            for row, states_CD in zip(some, self._states(some, order.prefix), strict=True):
-                logits_CV = head(self._model, states_CD[: len(row.completion)]).astype(mx.float32) / temperature
-                log_probs_CV = logits_CV - mx.logsumexp(logits_CV, axis=-1, keepdims=True)
-                found[numbers[id(row)]] = read(log_probs_CV, row)
+            states = self._states(some, order.prefix)
+            for part in by_completions(some, TEACHER_LOGITS // self._model.args.vocab_size):
+                logits_NV = head(self._model, mx.concatenate([next(states) for _ in part])).astype(mx.float32)
+                logits_NV = logits_NV / temperature
+                log_probs_NV = logits_NV - mx.logsumexp(logits_NV, axis=-1, keepdims=True)
+                begin = 0
+                for row in part:
+                    end = begin + len(row.completion)
+                    found[numbers[id(row)]] = read(log_probs_NV[begin:end], row)
+                    begin = end
         return [found[number] for number in range(len(rows))]
 
-    def _states(self, rows: Sequence[Row], prefix: int) -> mx.array:
-        """Return the hidden states (B, C, D) that predict the rows' completion tokens."""
+    def _states(self, rows: Sequence[Row], prefix: int) -> Iterator[mx.array]:
+        """Yield the hidden states (C, D) that predict each row's completion tokens, and none of the padding's."""
+        before = self._prefix(rows[0].tokens[:prefix])
         batch = make_batch(rows, prefix, share=self._share)
-        prefix_P, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
-        levels = levels_of(prefix_P, shots_GS, groups_B, tokens_BT)
-        return completion_states(self._model, levels, starts_B, targets_BC.shape[1])
+        _, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
+        levels = levels_of(mx.array([]), shots_GS, groups_B, tokens_BT)
+        states_BCD = completion_states(self._model, levels, starts_B, targets_BC.shape[1], before=before)
+        return (states_CD[: len(row.completion)] for row, states_CD in zip(rows, states_BCD, strict=True))
+
+    def _prefix(self, tokens: tuple[int, ...]) -> list[KeysValues]:
+        """Return the keys and values of what all rows begin with; the last are kept, for the rows to come."""
+        if tokens != self._read[0]:
+            self._read = tokens, read_prefix(self._model, mx.array(tokens)) if tokens else []
+        return self._read[1]
+

@@ -1,8 +1,9 @@
-"""What the base says with the whole prompt, in PyTorch; a prompt that several rows share is read once a batch."""
+"""What the base says with the whole prompt, in PyTorch; what all rows begin with is read once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 
 from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row
-from pilocal.training.protocol import TEACHER_BATCH
+from pilocal.training.protocol import TEACHER_BATCH, TEACHER_LOGITS
+from pilocal.training.row_order import RowOrder, by_completions
 from pilocal.training.torch_backend.trainer import TorchTrainer
+
+Said = TypeVar("Said")
 
 
 class TorchTeacher:
@@ -19,25 +23,45 @@ class TorchTeacher:
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self._trainer = trainer
+        self._read: tuple[tuple[int, ...], Any] = ((), None)
 
     def says(self, rows: Sequence[Row]) -> list[Soft]:
         """Return its likeliest tokens at each completion token of each row."""
         training = self._trainer.training
-        found = self._log_probs(rows, training.distill_temperature)
-        return [soften(log_probs_CV.cpu().numpy(), training.distill_top_k) for log_probs_CV in found]
+
+        def soft(log_probs_CV: torch.Tensor, row: Row) -> Soft:
+            return soften(log_probs_CV.cpu().numpy(), training.distill_top_k)
+
+        return self._each(rows, training.distill_temperature, soft)
 
     def losses(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """Return the cross-entropy of each completion token of each row, in nats."""
-        found = []
-        for row, log_probs_CV in zip(rows, self._log_probs(rows, 1.0), strict=True):
-            targets_C1 = torch.tensor(row.completion, device=log_probs_CV.device)[:, None]
-            found.append(-log_probs_CV.gather(1, targets_C1)[:, 0].cpu().numpy())
-        return found
 
-    def _log_probs(self, rows: Sequence[Row], temperature: float) -> Iterator[torch.Tensor]:
-        """Yield the log-probabilities (C, V) of each row's completion tokens."""
-        size = TEACHER_BATCH * self._trainer.training.batch_size
-        for begin in range(0, len(rows), size):
-            some = rows[begin : begin + size]
-            log_probs_NV = torch.log_softmax(self._trainer.completion_logits(some) / temperature, dim=-1)
-            yield from torch.split(log_probs_NV, [len(row.completion) for row in some])
+        def loss(log_probs_CV: torch.Tensor, row: Row) -> NDArray[np.float32]:
+            targets_C1 = torch.tensor(row.completion, device=log_probs_CV.device)[:, None]
+            losses_C: NDArray[np.float32] = -log_probs_CV.gather(1, targets_C1)[:, 0].cpu().numpy()
+            return losses_C
+
+        return self._each(rows, 1.0, loss)
+
+    def _each(self, rows: Sequence[Row], temperature: float, read: Callable[[torch.Tensor, Row], Said]) -> list[Said]:
+        """Return what `read` makes of the log-probabilities (C, V) of each row's completion tokens."""
+        trainer = self._trainer
+        share, most = trainer.shares_prefix, TEACHER_LOGITS // trainer.model.config.vocab_size
+        order = RowOrder(list(rows), TEACHER_BATCH * trainer.training.batch_size, (0,), share=share)
+        numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
+        for some in order.in_order():
+            states_ND = trainer.completion_states(some, self._prefix(some[0].tokens[: order.prefix]))
+            for part in by_completions(some, most):
+                sizes = [len(row.completion) for row in part]
+                now_ND, states_ND = states_ND[: sum(sizes)], states_ND[sum(sizes) :]
+                log_probs_NV = torch.log_softmax(trainer.head(now_ND) / temperature, dim=-1)
+                for row, log_probs_CV in zip(part, torch.split(log_probs_NV, sizes), strict=True):
+                    found[numbers[id(row)]] = read(log_probs_CV, row)
+        return [found[number] for number in range(len(rows))]
+
+    def _prefix(self, tokens: tuple[int, ...]) -> Any:
+        """Return the keys and values of what all rows begin with; the last are kept, for the rows to come."""
+        if tokens != self._read[0]:
+            self._read = tokens, self._trainer.read_prefix(tokens) if tokens else None
+        return self._read[1]

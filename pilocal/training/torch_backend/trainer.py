@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,14 +198,32 @@ class TorchTrainer:
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
         return losses(logits_NV, targets_N, [row.soft for row in rows], self.training).sum()
 
-    def completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the logits of each completion token, those of one row after the other's: (N, vocabulary)."""
+    def completion_states(self, rows: Sequence[Row], before: Any = None) -> torch.Tensor:
+        """Return the hidden states that predict the completion tokens, those of one row after the other's: (N, width).
+
+        `before` is what `read_prefix` made of the tokens that all rows begin with, if anything.
+        """
         self._check(rows)
         with self._answering():
-            return self._completion_logits(rows)
+            return self._completion_states(rows, before)
+
+    def read_prefix(self, tokens: Sequence[int]) -> Any:
+        """Return the keys and values of tokens that rows begin with."""
+        with self._answering():
+            return self._keys_and_values(tokens)
+
+    def head(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, vocabulary) of hidden states, without gradients."""
+        with self._answering():
+            logits_NV: torch.Tensor = self.model.lm_head(states_ND).float()
+        return logits_NV
 
     def _completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
-        prefix = self._prefix(rows)
+        logits_NV: torch.Tensor = self.model.lm_head(self._completion_states(rows)).float()
+        return logits_NV
+
+    def _completion_states(self, rows: Sequence[Row], before: Any = None) -> torch.Tensor:
+        prefix = self._prefix(rows) if before is None else before.get_seq_length()
         longest = max(len(row.tokens) for row in rows) - 1 - prefix
         tokens_BT = torch.zeros((len(rows), longest), dtype=torch.long)
         predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
@@ -212,25 +231,31 @@ class TorchTrainer:
             tokens_BT[i, : len(row.tokens) - 1 - prefix] = torch.tensor(row.tokens[prefix:-1])
             predicts_BT[i, row.offset - 1 - prefix : len(row.tokens) - 1 - prefix] = True
         # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
-        kept = self._keys_and_values(rows[0].tokens[:prefix], len(rows)) if prefix else {}
+        kept = {}
+        if prefix:
+            cache = self._keys_and_values(rows[0].tokens[:prefix]) if before is None else deepcopy(before)
+            cache.batch_repeat_interleave(len(rows))
+            kept = self._behind(cache)
         states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
-        logits_NV: torch.Tensor = self.model.lm_head(states_BTD[predicts_BT.to(self.device)]).float()
-        return logits_NV
+        states_ND: torch.Tensor = states_BTD[predicts_BT.to(self.device)]
+        return states_ND
 
     def _prefix(self, rows: Sequence[Row]) -> int:
         """Return how many leading tokens of the rows are computed once."""
         return shared_prefix(rows) if self.share and len(rows) > 1 else 0
 
-    def _keys_and_values(self, tokens: Sequence[int], rows: int) -> dict[str, Any]:
-        """Return what makes the model go on after `tokens` in each of so many rows."""
+    def _keys_and_values(self, tokens: Sequence[int]) -> Any:
+        """Return what a model that is run on `tokens` keeps of them."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
+        self.model.model(torch.tensor([tokens], device=self.device), **self._behind(cache))
+        return cache
+
+    def _behind(self, cache: Any) -> dict[str, Any]:
+        """Return what makes the model go on behind what a cache holds."""
         known = inspect.signature(self.model.model.forward).parameters
-        kept = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}  # renamed in 5.24
-        self.model.model(torch.tensor([tokens], device=self.device), **kept)
-        cache.batch_repeat_interleave(rows)
-        return kept
+        return {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}  # renamed in 5.24
 
     def _check(self, rows: Sequence[Row]) -> None:
         """Raise InputError for tokens that the base does not have."""

@@ -63,10 +63,10 @@ def line_chart(
 
 
 def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> None:
-    """Draw groups of bars below one another over the same x, as high as they are many; a group without bars is left out.
+    """Draw groups of bars below one another over the same x; each takes the height that its names need.
 
-    The same bars make the same file. Raises InputError where matplotlib is missing, RunError when the file cannot be
-    written.
+    A group without bars is left out. The same bars make the same file. Raises InputError where matplotlib is missing,
+    RunError when the file cannot be written.
     """
     require_packages(path, "matplotlib")
     from matplotlib import rc_context

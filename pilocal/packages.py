@@ -32,10 +32,10 @@ INSTALL: Mapping[str, str] = {
 
 OTHERWISE: Mapping[str, str] = {
     "bitsandbytes": "take --weights packed, which keeps MLX's own four bits",
-    "hnswlib": 'set similarity = "bleu"',
+    "hnswlib": "choose another similarity",
     "llmlingua": "choose another [compression] method",
     "mlx": "take --backend torch (there is no MLX for Windows)",
-    "sentence_transformers": 'set similarity = "bleu"',
+    "sentence_transformers": "choose another similarity",
 }
 """What does without a package."""
 

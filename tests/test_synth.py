@@ -25,6 +25,7 @@ from tests.test_cli import pilocal
 from tests.test_flow import make_task
 
 GAP = Path(__file__).parent.parent / "examples" / "smart-home-gap"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @pytest.mark.parametrize(
@@ -46,20 +47,21 @@ def test_queries_tell_what_the_entries_of_a_list_are_called(template: str) -> No
 PROSE = {
     "English": "You run a shop. It opens at nine, e.g. on Mondays. Ask Dr. Holt for a refund! Dogs may enter.",
     "without capitals": "you run a shop. it opens at nine. dogs may enter.",
-    "Russian": "\u041c\u0430\u0433\u0430\u0437\u0438\u043d \u043e\u0442\u043a\u0440\u044b\u0442. \u0417\u0430\u043a\u0440\u044b\u0442 \u0432 \u043f\u043e\u043b\u0434\u0435\u043d\u044c. \u0421\u043e\u0431\u0430\u043a\u0430\u043c \u043c\u043e\u0436\u043d\u043e.",
-    "Japanese": "\u5e97\u306f\u4e5d\u6642\u306b\u958b\u304d\u307e\u3059\u3002\u65e5\u66dc\u65e5\u306f\u4f11\u307f\u3067\u3059\u3002\u72ac\u3082\u5165\u308c\u307e\u3059\u3002",
     "broken by width": "You run a shop that is in Calder Bay and opens at nine. It\nis closed on Sundays. The owner is "
     "called Maren Holt and the\nwarehouse is in Tilburg.",
 }
 
 
-@pytest.mark.parametrize("kind", PROSE)
+FOREIGN = ("russian", "japanese", "korean", "arabic", "chinese")
+
+
+@pytest.mark.parametrize("kind", [*PROSE, *FOREIGN])
 def test_the_entries_of_a_paragraph_are_its_sentences(kind: str) -> None:
-    template = PROSE[kind]
+    template = PROSE.get(kind) or (TEMPLATES / f"{kind}.txt").read_text(encoding="utf-8").strip()
     entries = read_entries(template)
     ends = [entry.text for entry in entries]
-    assert len(entries) == (4 if kind == "English" else 3)
-    assert all(text[-1] in ".!\u3002" for text in ends)
+    assert len(entries) >= 3 and (kind != "English" or len(entries) == 4)
+    assert all(text[-1] in ".!?\u3002\uff01\uff1f\u061f" for text in ends)
     assert "".join(ends).replace(" ", "") == template.replace(" ", "").replace("\n", "")
     for entry in entries:
         left = [one.text for one in read_entries(without(template, entry))]

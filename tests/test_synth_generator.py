@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import sleep
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pilocal.base.base import Base
 from pilocal.compress.entries import read_entries
@@ -19,8 +24,8 @@ from pilocal.errors import InputError, RunError
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.synth import endpoint as endpoints
 from pilocal.synth import synthesize
-from pilocal.synth.endpoint import KEY, Endpoint
-from pilocal.synth.generator import STYLES, Sieve, Wish, generate
+from pilocal.synth.endpoint import KEY
+from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, STYLES, Sieve, Wish, generate
 from pilocal.synth.recombine import key_of
 from pilocal.synth.teacher import Teacher
 from pilocal.task import load_task
@@ -71,37 +76,62 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def test_an_endpoint_is_asked_again_while_that_may_help(pauses: list[float]) -> None:
-    replies: list[Reply] = [(429, {"Retry-After": "7"}, ""), (503, {}, ""), (200, {}, "no json"), completion("fine")]
-    with serving(lambda body, count: replies[count - 1]) as (url, sent):
-        assert Endpoint(url, "m", budget=10)(["hello"]) == ["fine"]
-    assert [body["messages"] for body, _ in sent] == [[{"role": "user", "content": "hello"}]] * 4
-    assert sent[0][0]["model"] == "m"
-    assert pauses == [7.0, 2.0, 4.0]
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "budget", "budget_tokens"])
+def test_whatever_an_endpoint_does_nothing_is_lost_and_the_end_is_the_same(
+    fault: str, bare_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "PATIENCE", 0.3)
+    whole = shutil.copytree(bare_task, tmp_path / "whole")
+    paid = list[str]()
+
+    def reply(body: dict[str, Any], count: int) -> Reply:
+        request = body["messages"][0]["content"]
+        if fault in ("429", "500", "hang") and count > 4 and not healed:
+            if fault == "hang":
+                sleep(0.5)
+            return int(fault) if fault != "hang" else 500, {"Retry-After": "1"}, ""
+        paid.append(request)
+        return lines_for(request)
+
+    healed = list[bool]()
+    with serving(reply) as (url, _):
+        limit = {"budget": 4} if fault == "budget" else {"budget_tokens": 1} if fault == "budget_tokens" else {}
+        line = "the budget of" if limit else "no answer after 6 tries"
+        with pytest.raises(RunError, match=line) as raised:
+            synthesize(with_generator(bare_task, url, per_entry=6, **limit))
+        assert "\n" not in str(raised.value) and "what was made is kept" in str(raised.value)
+        healed.append(True)
+        synthesize(with_generator(bare_task, url, per_entry=6))
+        assert len(paid) == len(set(paid)) > 4
+        synthesize(with_generator(whole, url, per_entry=6))
+    for path in (whole / "synth").iterdir():
+        assert path.read_bytes() == (bare_task / "synth" / path.name).read_bytes(), path.name
 
 
-def test_what_does_not_help_is_one_line() -> None:
-    with serving(lambda body, count: (401, {}, "")) as (url, sent):
-        with pytest.raises(RunError, match=r"/v1: the endpoint refuses; got '401 Unauthorized'; check the address"):
-            Endpoint(url, "m", budget=10)(["hello"])
-        assert len(sent) == 1
-    with pytest.raises(RunError, match=r"no answer after 6 tries; got .*refused.*; start the endpoint"):
-        Endpoint(url, "m", budget=10)(["hello"])  # it is gone by now
-    with serving(lambda body, count: completion(None)) as (url, sent):
-        with pytest.raises(RunError, match="no answer after 6 tries; got 'no chat completion'"):
-            Endpoint(url, "m", budget=10)(["hello"])
-        with pytest.raises(RunError, match="the budget of requests is used up; got 3; raise"):
-            Endpoint(url, "m", budget=3)(["hello"])
-        assert len(sent) == 6 + 3
+def lines_for(request: str) -> Reply:
+    """Six requests that depend on what is asked for alone."""
+    word = hashlib.sha256(request.encode()).hexdigest()
+    return completion("\n".join(f"{i}. {word[9 * i : 9 * i + 9]} {chr(98 + i) * 7}?" for i in range(1, 7)))
 
 
 def test_a_query_that_is_nearly_another_does_not_pass() -> None:
-    sieve = Sieve({key_of("When do you open on Sundays?")}, NgramVectors(["When do you open?", "Is there parking?"]))
+    vectors = NgramVectors(["When do you open?", "Is there parking?"])
+    sieve = Sieve({key_of("When do you open on Sundays?")}, [(vectors, ALIKE)])
     assert not sieve.passes("when do you open on  sundays?")
     assert not sieve.passes("When do you open on Sundays")
     assert sieve.passes("Where can I park my car?")
     assert not sieve.passes("Where can I park my car")
-    assert Sieve(set(), NgramVectors([])).passes("anything")
+    assert Sieve(set(), [(NgramVectors([]), ALIKE)]).passes("anything")
+
+
+def test_queries_that_mean_the_same_do_not_both_pass() -> None:
+    places = {"where may i park": [1.0, 0.0], "is there a car park": [0.99, 0.141], "when do you open": [0.0, 1.0]}
+
+    def embed(queries: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([places[query] for query in queries], dtype=np.float32)
+
+    sieve = Sieve(set(), [(NgramVectors([]), ALIKE), (embed, MEAN_THE_SAME)])
+    assert [sieve.passes(query) for query in places] == [True, False, True]
 
 
 def test_every_entry_that_lacks_queries_is_shown_until_it_has_enough() -> None:
@@ -115,15 +145,50 @@ def test_every_entry_that_lacks_queries_is_shown_until_it_has_enough() -> None:
         return [f"Sure:\n1. Is it {'xyzuvw'[n] * 9} there?\n2. {'abcdef'[n] * 9}, please" for n in numbers]
 
     like = ["are you there?", "who are you?"]
-    made = list(generate(template, [(first, 3), (second, 1)], like, write, Sieve(set(), NgramVectors(like))))
-    assert [entry.number for entry, _ in made] == [first.number] * 2 + [second.number] + [first.number]
+    sieve = Sieve(set(), [(NgramVectors(like), ALIKE)])
+    made = list(generate(template, [(first, 3), (second, 1)], like, write, sieve, seed=0))
+    asked_for = [[entry.number for entry in entries] for entries, _ in made]
+    assert asked_for == [[first.number], [first.number, second.number], [second.number], [first.number]]
     assert len({query for _, query in made}) == 4
-    assert len(asked) == 2 + 1
+    assert len(asked) == 3 + 1
     assert all(template in request and "are you there?" in request for request in asked)
-    assert [first.text in request.split("One part of them is:")[1] for request in asked] == [True, False, True]
+    parts = [
+        request.partition("part of them is:" if i != 1 else "parts of them are:")[2] for i, request in enumerate(asked)
+    ]
+    assert [(first.text in part, second.text in part) for part in parts] == [(1, 0), (1, 1), (0, 1), (1, 0)]
     assert STYLES[0] in asked[0]
-    assert STYLES[1] in asked[2]
-    assert Wish(first, STYLES[0]).request(template, like) == asked[0]
+    assert STYLES[1] in asked[3]
+    assert Wish((first,), STYLES[0]).request(template, like) == asked[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 14])
+def test_queries_of_an_entry_are_of_three_styles_and_a_third_ask_for_another_entry_too(count: int) -> None:
+    template = "Answer for the shop.\n" + "".join(f"- Fact {i} is {i}.\n" for i in range(9))
+    entries = [entry for entry in read_entries(template) if entry.group is not None]
+    asked = list[str]()
+
+    def write(requests: Sequence[str]) -> list[str]:
+        first = len(asked)
+        asked.extend(requests)
+        words = [f"q{n:03}" for n in range(first, len(asked))]
+        return ["\n".join(f"{word} {chr(97 + i) * 6}" for i in range(6)) for word in words]
+
+    made = list(generate(template, [(entry, count) for entry in entries], [], write, Sieve(set(), []), seed=1))
+    for entry in entries:
+        mine = [(one, query) for one, query in made if one[0] == entry]
+        assert len(mine) == count
+        assert sum(len(one) == 2 for one, _ in mine) == count // 3
+        styles = {next(s for s in STYLES if s in asked[int(query[1:4])]) for _, query in mine}
+        assert len(styles) >= min(3, count)
+        assert all(len({one.number for one in pair}) == len(pair) for pair, _ in mine)
+    assert len({tuple(one) for one, _ in made if len(one) == 2}) > len(entries) * (count >= 6)
+
+
+def test_what_a_style_wrote_too_much_of_is_taken_where_others_wrote_nothing() -> None:
+    (entry,) = read_entries("Dogs may enter.")
+    texts = iter(["\n".join(f"{chr(97 + i) * 8} {i}" for i in range(6)), "Sorry:", "", "None:"])
+    made = list(generate("Dogs may enter.", [(entry, 5)], [], lambda some: [next(texts)], Sieve(set(), []), seed=0))
+    assert len(made) == 5 and {entries for entries, _ in made} == {(entry,)}
 
 
 @pytest.fixture
@@ -139,9 +204,10 @@ def bare_task(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return folder
 
 
-def with_generator(folder: Path, url: str, per_entry: int = 2, budget: int = 100) -> Path:
+def with_generator(folder: Path, url: str, per_entry: int = 2, budget: int = 100, budget_tokens: int = 10**6) -> Path:
     text = (folder / "task.toml").read_text().split("[synth]")[0]
     synth = f'[synth]\nper_entry = {per_entry}\ngenerator = "{url}"\ngenerator_model = "m"\nbudget = {budget}\n'
+    synth += f"budget_tokens = {budget_tokens}\n"
     (folder / "task.toml").write_text(text + synth)
     return folder
 

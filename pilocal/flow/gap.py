@@ -111,6 +111,12 @@ def takes_long(context: Context) -> bool:
     return bool(2 * config["num_hidden_layers"] * layer * tokens / CPU_SPEED > SECONDS)
 
 
+def longest_prompt(context: Context) -> int:
+    """Return the tokens of the longest row that a census reads: the whole template, a query and its answer."""
+    examples = sorted((*context.task.train, *context.task.valid), key=lambda one: len(one.query) + len(one.answer))
+    return max(len(row.tokens) for row in _rows(context, context.task.template, examples[-EXAMPLES:]))
+
+
 def measure_gap(context: Context, stages: Sequence[RenderedStage]) -> Gap:
     """Look at the base with the whole prompt, without it, and without each entry; raises ModelError for its weights."""
     teacher: Teacher = training_setup(context.task, context.base, context.backend).teacher()
@@ -166,6 +172,10 @@ def _answers(context: Context, teacher: Teacher, template: str, examples: Sequen
     """Return the cross-entropy of each example's whole answer after a template, in nats."""
     if not examples:
         return []
+    return [float(losses.sum()) for losses in teacher.losses(_rows(context, template, examples))]
+
+
+def _rows(context: Context, template: str, examples: Sequence[Example]) -> list[Row]:
+    """Return examples as they are asked after a template."""
     tokenizer = context.base.tokenizer
-    rows = [tokenize(render(template, [], example), tokenizer, f"census, {example.id}") for example in examples]
-    return [float(losses.sum()) for losses in teacher.losses(rows)]
+    return [tokenize(render(template, [], example), tokenizer, f"census, {example.id}") for example in examples]

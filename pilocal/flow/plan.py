@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pilocal.flow.context import Context
-from pilocal.flow.gap import Gap, draw_census, measure_gap, takes_long
+from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.runner import describe
 from pilocal.flow.setups import training_setup
+from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
 from pilocal.run_folder.files import write_json
 from pilocal.task.text import path_of
@@ -92,23 +93,30 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
     """
     context.metric.check(context.task.test)
     stages, trained = render_stages(context), context.schedule.trained
+    check_teacher(context)
     steps = context.schedule.steps(context.task.training.steps)
     plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n)) for n in trained]
     setup = training_setup(context.task, context.base, context.backend)
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))
     wanted = probe and not takes_long(context) if gap is None else gap
-    found = measure_gap(context, stages) if wanted else None
+    over = longest_prompt(context) - context.base.context if wanted else 0
+    found = measure_gap(context, stages) if wanted and over <= 0 else None
     return Plan(
         context.base.context,
         [stage.budget for stage in stages],
         [needs.get(number) for number in range(len(stages))],
         forecast.memory,
         forecast.advice,
-        (*_hints(context), *(found.hints if found else ())),
+        (*_hints(context), *_said_of_length(over), *(found.hints if found else ())),
         forecast.weights,
         found,
     )
+
+
+def _said_of_length(over: int) -> Iterator[str]:
+    if over > 0:
+        yield f"no census: the whole prompt is {over} tokens over the model's context"
 
 
 def _hints(context: Context) -> Iterator[str]:

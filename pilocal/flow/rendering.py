@@ -56,13 +56,19 @@ def render_stages(context: Context) -> list[RenderedStage]:
     rendered = []
     for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
         done = _render_stage(context, number, template, shots)
-        if done.budget.longest_row > limit:
-            what = f"the longest row is {done.budget.longest_row - limit} tokens over the model's context of {limit}"
-            fix = "shorten the template, lower shots, or take a model with a longer context"
-            faults.append(InputError(f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", what, fix=fix))
+        where = f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)"
+        faults += over_context(where, "the longest row", done.budget.longest_row, limit)
         rendered.append(done)
     raise_all(faults)
     return rendered
+
+
+def over_context(where: str, what: str, tokens: int, limit: int) -> list[InputError]:
+    """Return the fault of so many tokens, if they are more than a context of `limit` holds."""
+    if tokens <= limit:
+        return []
+    fix = "shorten the template, lower shots, or take a model with a longer context"
+    return [InputError(where, f"{what} is {tokens - limit} tokens over the model's context of {limit}", fix=fix)]
 
 
 def choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:

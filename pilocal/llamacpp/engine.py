@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pilocal.llamacpp.context import BATCH, Context
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Pick
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +55,40 @@ class Engine:
         warm: bool,
         progress: Progress,
         name: str,
+        picks: Sequence[Pick] = (),
     ) -> Timed:
-        """Answer the prompts greedily, one after the other.
+        """Answer the prompts one after the other: greedily, or as `picks`, one for each prompt, choose.
 
         With `warm`, the KV cache keeps what a prompt shares with the one before, and one request beforehand warms it;
         without, every request starts from an empty cache.
         """
         answers, firsts, totals = [], [], []
         if warm:
-            self._request(prompts[-1], ends, max_tokens)
+            self._request(prompts[-1], ends, max_tokens, _best)
         for done, prompt in enumerate(prompts, 1):
             if not warm:
                 self._forget()
-            answer, first, total = self._request(prompt, ends, max_tokens)
+            answer, first, total = self._request(prompt, ends, max_tokens, picks[done - 1] if picks else _best)
             answers.append(answer)
             firsts.append(first)
             totals.append(total)
             progress(name, done, len(prompts))
         return Timed(answers, 1000 * median(firsts), 1000 * median(totals))
 
-    def _request(self, prompt: Sequence[int], ends: frozenset[int], max_tokens: int) -> tuple[list[int], float, float]:
+    def _request(
+        self, prompt: Sequence[int], ends: frozenset[int], max_tokens: int, pick: Pick
+    ) -> tuple[list[int], float, float]:
         """Return a prompt's answer, and the seconds to its first token and to its end."""
         answer: list[int] = []
         began = time.perf_counter()
-        token = self._prefill(prompt)
+        token = self._prefill(prompt, pick)
         first = time.perf_counter() - began
         while token not in ends and len(answer) < max_tokens:
             answer.append(token)
-            token = self._append([token])
+            token = self._append([token], pick)
         return answer, first, time.perf_counter() - began
 
-    def _prefill(self, prompt: Sequence[int]) -> int:
+    def _prefill(self, prompt: Sequence[int], pick: Pick) -> int:
         """Compute a prompt, but for the longest prefix that the KV cache holds; return the token that follows."""
         shared = 0
         for kept, token in zip(self._kept, prompt[:-1], strict=False):
@@ -94,9 +98,9 @@ class Engine:
         self._kept = self._kept[:shared]
         if not self._context.keep(0, shared):
             self._forget()
-        return self._append(prompt[len(self._kept) :])
+        return self._append(prompt[len(self._kept) :], pick)
 
-    def _append(self, tokens: Sequence[int]) -> int:
+    def _append(self, tokens: Sequence[int], pick: Pick) -> int:
         """Compute tokens after those that the KV cache holds; return the token that follows."""
         for begin in range(0, len(tokens), BATCH):
             part, start = tokens[begin : begin + BATCH], len(self._kept)
@@ -104,7 +108,7 @@ class Engine:
             wanted = len(part) - 1 if last else None
             self._context.decode([(token, start + i, 0, i == wanted) for i, token in enumerate(part)])
             self._kept += part
-        return self._context.best(-1)
+        return pick(self._context.logits(-1))
 
     def _forget(self) -> None:
         self._context.clear()
@@ -138,6 +142,11 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _best(logits: NDArray[np.float32]) -> int:
+    """Return the likeliest token."""
+    return int(logits.argmax())
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

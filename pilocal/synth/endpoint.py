@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from time import sleep
 from typing import Any
 
@@ -29,6 +33,13 @@ TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may do."""
 
 
+SHOWN = 200
+"""Characters of what an endpoint says that an error quotes."""
+
+CHARACTERS = 4
+"""Of a token, where the endpoint does not count any."""
+
+
 @dataclass(slots=True)
 class Endpoint:
     """Writes with a model that somebody serves."""
@@ -39,8 +50,12 @@ class Endpoint:
     budget: int
     """Requests that may be sent, those that fail included."""
     max_tokens: int = 512
+    budget_tokens: int | None = None
+    """Tokens that may be used, of requests and answers together; None for no limit."""
     sent: int = field(default=0, init=False)
     """Requests so far."""
+    used: int = field(default=0, init=False)
+    """Tokens so far, as the endpoint counts them, or at a guess where it does not."""
 
     def __call__(self, requests: Sequence[str]) -> list[str]:
         """Return what the model writes for each request.
@@ -53,21 +68,19 @@ class Endpoint:
         """Return the answer to one request, sent again while that may help."""
         said = ""
         for turn in range(TRIES):
-            if self.sent >= self.budget:
-                fix = "raise [synth] budget and run again; what was made is kept"
-                raise RunError(self.url, "the budget of requests is used up", got=self.sent, fix=fix)
+            self._check_budget()
             self.sent += 1
             pause = min(2.0**turn, LONGEST_PAUSE)
             try:
                 return self._send(request)
             except urllib.error.HTTPError as error:
-                said = f"{error.code} {error.reason}"
+                said = _told(error)
                 if error.code not in TEMPORARY:
-                    fix = f"check the address, [synth] generator_model and the key in {KEY}"
+                    fix = f"check the address, [synth] generator_model and the key in {KEY}; what was made is kept"
                     raise RunError(self.url, "the endpoint refuses", got=said, fix=fix) from None
                 pause = _asked_pause(error.headers.get("Retry-After"), pause)
-            except (urllib.error.URLError, OSError) as error:
-                said = str(getattr(error, "reason", error))
+            except (http.client.HTTPException, OSError) as error:
+                said = str(getattr(error, "reason", error)) or type(error).__name__
             except (ValueError, KeyError, IndexError, TypeError):
                 said = "no chat completion"
             if turn + 1 < TRIES:
@@ -75,25 +88,75 @@ class Endpoint:
         fix = "start the endpoint, or correct [synth] generator, and run again; what was made is kept"
         raise RunError(self.url, f"no answer after {TRIES} tries", got=said, fix=fix)
 
+    def _check_budget(self) -> None:
+        """Raise RunError when nothing more may be sent."""
+        requests = ("budget", "requests", self.sent, self.budget)
+        tokens = ("budget_tokens", "tokens", self.used, self.budget_tokens)
+        for key, what, used, most in (requests, tokens):
+            if most is not None and used >= most:
+                fix = f"raise [synth] {key} and run again; what was made is kept"
+                raise RunError(self.url, f"the budget of {what} is used up", got=used, fix=fix)
+
     def _send(self, request: str) -> str:
         body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "temperature": 0}
         body["messages"] = [{"role": "user", "content": request}]
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY, "").strip():
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         sent = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(sent, timeout=PATIENCE) as answer:
-            text: str = json.load(answer)["choices"][0]["message"]["content"]
-        return text + ""  # None is no text
+            said = json.loads(_read(answer, time.monotonic() + PATIENCE))
+        text: str = said["choices"][0]["message"]["content"] + ""  # None is no text
+        counted = (said.get("usage") or {}).get("total_tokens")
+        guess = (len(request) + len(text)) // CHARACTERS
+        self.used += counted if isinstance(counted, int) and counted > 0 else guess
+        return text
+
+
+def _key() -> str:
+    return os.environ.get(KEY, "").strip()
+
+
+def _read(answer: Any, ends: float) -> bytes:
+    """Return an answer's body; raises TimeoutError when it is not there at a time, however it trickles in."""
+    parts = list[bytes]()
+    while part := answer.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() > ends:
+            raise TimeoutError(f"the answer was not complete after {PATIENCE} s")
+    return b"".join(parts)
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """Return the status of a refusal and what the endpoint says of it, without the key."""
+    try:
+        body = error.read(1 << 16).decode("utf-8", "replace")
+        said = json.loads(body)["error"]["message"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        said = ""
+    text = f"{error.code} {error.reason}" + (f": {str(said)[:SHOWN]}" if said else "")
+    key = _key()
+    return text.replace(key, "***") if key else text
 
 
 def _asked_pause(header: str | None, usual: float) -> float:
-    """Return the seconds that an endpoint asks to wait, within reason.
+    """Return the seconds that an endpoint asks to wait, or until when, within reason.
 
     >>> _asked_pause("3", 1.0), _asked_pause("9999", 1.0), _asked_pause("soon", 2.0), _asked_pause(None, 2.0)
     (3.0, 60, 2.0, 2.0)
+    >>> _asked_pause("Wed, 21 Oct 2015 07:28:00 GMT", 2.0), _asked_pause("nan", 2.0)
+    (0.0, 2.0)
     """
     try:
-        return min(max(0.0, float(header or "")), LONGEST_PAUSE)
+        seconds = float(header or "")
     except ValueError:
-        return usual
+        seconds = _seconds_until(header or "")
+    return usual if math.isnan(seconds) else min(max(0.0, seconds), LONGEST_PAUSE)
+
+
+def _seconds_until(date: str) -> float:
+    """Return how far away a date of HTTP is; nan where it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return math.nan

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from pilocal.base.base import Base, find_base
 from pilocal.base.device import on_cpu
 from pilocal.errors import InputError
 from pilocal.evaluate.asking import Asker
+from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.setups import base_for
+from pilocal.packages import require_packages
+from pilocal.prompt.sampling import draws
 from pilocal.prompt.tokens import end_tokens
+from pilocal.retrieve.embeddings import EmbeddingVectors
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.synth.endpoint import Endpoint
-from pilocal.synth.generator import Sieve, Write, generate
+from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, WORDINGS, Sieve, Vectors, Write, generate
+from pilocal.synth.labels import Labeller
 from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
 from pilocal.synth.records import Labelled, Records, Remembered
 from pilocal.synth.teacher import CHUNK, Teacher
@@ -60,17 +66,27 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     """
     read = load_task(path_of(task), data=False)
     folder = read.folder / FOLDER
+    if read.synth.similarity == "embedding":
+        require_packages('[synth] similarity = "embedding"', "sentence_transformers", "hnswlib")
     given, base = _read_given(read, folder), base_for(read)
+    metric = make_metric(read.metric, read.scoring, read.folder)
     coverage = _cover(read, given)
+    teacher = _teacher(read, base, listeners)
+    teacher.check([one.query for one in coverage.asked] or [""], read.files["template"])
     if read.synth.generator:
         _generate(read, base, given, coverage, folder, listeners)
+    for split in (VALID, TEST):
+        if not getattr(given, split):
+            coverage.hold_out(split)
     if not coverage.asked:
         got = f"{len(coverage.nameable)} of {len(coverage.entries)} entries"
         what = "every entry that queries name has enough of them" if coverage.nameable else "no query names an entry"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
-    answered = _answer(read, base, coverage.asked, folder, listeners)
+    labeller = Labeller(teacher=teacher, metric=metric, template=read.template, agreement=read.synth.agreement)
+    records = Records(folder / RECORDS, _key(read, base, metric, coverage.asked))
+    answered = _answer(labeller, coverage.asked, records, listeners)
     _check(folder, given, answered)
-    _write(folder, given, answered)
+    _write(folder, given, answered, _made_by(read, base), coverage)
     report = _report(read, coverage, answered)
     write_json(folder / "report.json", report)
     return report
@@ -116,10 +132,12 @@ def _generate(task: Task, base: Base, given: _Given, coverage: Coverage, folder:
     wanted = coverage.lacking(task.synth.per_entry, held_out)
     like = [*(example.query for example in given.solved), *given.own]
     write = _writer(task, base, folder / GENERATED_FILE, listeners)
-    made: dict[int, list[str]] = {}
+    made: dict[int, list[tuple[tuple[int, ...], str]]] = {}
     total = sum(lacks for _, lacks in wanted)
-    for entry, query in generate(task.template, wanted, like, write, Sieve(coverage.taken, NgramVectors(like))):
-        made.setdefault(entry.number, []).append(query)
+    sieve = Sieve(coverage.taken, _alike(task, like))
+    for entries, query in generate(task.template, wanted, like, write, sieve, task.synth.seed):
+        numbers = tuple(entry.number for entry in entries)
+        made.setdefault(numbers[0], []).append((numbers, query))
         listeners.progress("queries", sum(map(len, made.values())), total)
     for entry, _ in wanted:
         coverage.add(entry, made.get(entry.number, ()), task.synth.per_entry, held_out)
@@ -128,12 +146,20 @@ def _generate(task: Task, base: Base, given: _Given, coverage: Coverage, folder:
         raise InputError("[synth] generator", "nothing that it writes is a query", got=folder / GENERATED_FILE, fix=fix)
 
 
+def _alike(task: Task, like: Sequence[str]) -> list[tuple[Vectors, float]]:
+    """Return how two queries are found to be nearly the same."""
+    found: list[tuple[Vectors, float]] = [(NgramVectors(like), ALIKE)]
+    if task.synth.similarity == "embedding":
+        found.append((EmbeddingVectors(task.retrieval.embedding_model, task.folder), MEAN_THE_SAME))
+    return found
+
+
 def _writer(task: Task, base: Base, path: Path, listeners: Listeners) -> Write:
     """Return who writes queries and remembers in a file what it wrote."""
     settings = task.synth
     name = settings.generator or ""
     if settings.is_endpoint:
-        endpoint = Endpoint(name, settings.generator_model, settings.budget)
+        endpoint = Endpoint(name, settings.generator_model, settings.budget, budget_tokens=settings.budget_tokens)
         return Remembered(endpoint, path, fingerprint(name, settings.generator_model), 1)  # each may cost money
     model = base if name == "base" else find_base(name, task.folder)
     asker = Asker(
@@ -146,25 +172,29 @@ def _writer(task: Task, base: Base, path: Path, listeners: Listeners) -> Write:
     return Remembered(teacher.answer, path, fingerprint(model.sha256), task.generation.batch_size)
 
 
+def _teacher(task: Task, base: Base, listeners: Listeners) -> Teacher:
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=listeners.progress)
+    gguf = base.gguf if on_cpu() else None
+    return Teacher(asker, task.template, gguf, draw=partial(draws, task.synth.temperature, task.synth.seed))
+
+
+def _key(task: Task, base: Base, metric: Metric, asked: Sequence[Asked]) -> str:
+    """Return what decides every answer, and whether it is learned."""
+    settings = [task.synth.temperature, task.synth.seed if task.synth.temperature else 0, task.synth.agreement]
+    facts = [asdict(task.generation), settings, metric_facts(task, metric), [*map(asdict, asked)]]
+    return fingerprint(pilocal.__version__, base.sha256, task.template, *facts)
+
+
 def _answer(
-    task: Task, base: Base, asked: Sequence[Asked], folder: Path, listeners: Listeners
+    labeller: Labeller, asked: Sequence[Asked], records: Records, listeners: Listeners
 ) -> list[tuple[Asked, Labelled]]:
     """Return every query with its answer, those of an interrupted synthesis included."""
-    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=listeners.progress)
-    teacher = Teacher(asker, task.template, base.gguf if on_cpu() else None)
-    key = fingerprint(pilocal.__version__, base.sha256, task.template, asdict(task.generation), [*map(asdict, asked)])
-    records = Records(folder / RECORDS, key)
     for begin in range(0, len(asked), CHUNK):
         chunk = asked[begin : begin + CHUNK]
         if begin + len(chunk) <= len(records.done):
             continue
         del records.done[begin:]  # of a chunk that is not whole
-        answers = teacher.answer([one.query for one in chunk])
-        found = [
-            Labelled(query=one.query, answer=answer, dropped=teacher.objection(answer))
-            for one, answer in zip(chunk, answers, strict=True)
-        ]
-        records.add(found)
+        records.add(labeller.label(chunk))
         listeners.progress("synth", begin + len(chunk), len(asked))
     return list(zip(asked, records.done, strict=True))
 
@@ -182,13 +212,21 @@ def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled
             raise InputError(f"{split} queries", "no answer can be learned from", got=got, fix=fix)
 
 
-def _write(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
+def _write(
+    folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]], made_by: dict[str, Any], coverage: Coverage
+) -> None:
     """Write the files of examples."""
     before: Mapping[str, tuple[Example, ...]] = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
     for split, examples in before.items():
         with replacing(folder / f"{split}.jsonl") as file:
-            for record in (*_records_of(examples), *_new_records(split, answered)):
+            for record in (*_records_of(examples), *_new_records(split, answered, coverage, made_by)):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _made_by(task: Task, base: Base) -> dict[str, Any]:
+    """Return what every new record says of where its answer comes from."""
+    model = {"model": task.model, "base_sha256": base.sha256, "template_sha256": fingerprint(task.template)}
+    return model | {"seed": task.synth.seed, "temperature": task.synth.temperature}
 
 
 def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
@@ -202,11 +240,15 @@ def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         yield {"id": example.id} | said | dict(example.extra)
 
 
-def _new_records(split: str, answered: Sequence[tuple[Asked, Labelled]]) -> Iterator[dict[str, Any]]:
-    """Yield the answered queries of a split that are learned from."""
+def _new_records(
+    split: str, answered: Sequence[tuple[Asked, Labelled]], coverage: Coverage, made_by: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the answered queries of a split that are learned from, each with what it came from."""
     for number, (asked, said) in enumerate(answered):
         if asked.split == split and said.dropped is None:
-            yield {"id": f"synth-{number}", "query": said.query, "answer": said.answer, "origin": asked.origin}
+            entries = [coverage.entries[number].text for number in asked.entries]
+            record = {"id": f"synth-{number}", "query": said.query, "answer": said.answer, "origin": asked.origin}
+            yield record | {"entries": entries, "made_by": made_by}
 
 
 def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, Any]:
@@ -216,12 +258,15 @@ def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labe
     named = {row["entry"] for row in entries}
     dropped = Counter(said.dropped for _, said in answered)
     del dropped[None]
+    few = coverage.wordings(kept)
     return {
         "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": _use(task),
         "dropped": dict(dropped),
         "entries": entries,
+        "composed": sum(len(set(one.entries)) > 1 for one in kept),
+        "few_wordings": [coverage.entries[number].text for number in coverage.nameable if few[number] < WORDINGS],
         "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
         "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
     }

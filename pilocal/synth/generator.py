@@ -1,15 +1,16 @@
-"""Queries from a generator: a model is shown one entry of the template at a time and writes what users would ask."""
+"""Queries from a generator: a model is shown an entry of the template, or two, and writes what users would ask."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.compress.entries import Entry
+from pilocal.compress.entries import Entry, read_entries
 from pilocal.synth.recombine import key_of
 
 STYLES = (
@@ -32,6 +33,15 @@ LONGEST = 300
 ALIKE = 0.9
 """Two queries whose character n-grams have a cosine above this are one."""
 
+MEAN_THE_SAME = 0.95
+"""Two queries whose embeddings have a cosine above this are one."""
+
+WORDINGS = 3
+"""An entry's queries are taken from so many styles at least, where the generator writes enough."""
+
+COMPOSED = 3
+"""One of so many queries of an entry asks for another entry, too."""
+
 MARK = re.compile(r"^\s*(?:[-*+\u2022]|\(?\d{1,3}[.):])\s*|^\s*(?:request|question|user|q)\s*\d*\s*:\s*", re.IGNORECASE)
 """What a model puts before the lines of a list."""
 
@@ -46,21 +56,24 @@ Vectors = Callable[[Sequence[str]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An entry for which queries are wanted, in one style."""
+    """An entry, or two together, for which queries are wanted in one style."""
 
-    entry: Entry
+    entries: tuple[Entry, ...]
     style: str
 
     def request(self, template: str, like: Sequence[str]) -> str:
         """Return what the generator is asked; `like` are queries that exist."""
+        texts = "\n\n".join(entry.text for entry in self.entries)
+        two = len(self.entries) > 1
         parts = [
             f"An assistant works by these instructions:\n\n{template}",
-            f"One part of them is:\n\n{self.entry.text}",
+            f"{'Two parts of them are' if two else 'One part of them is'}:\n\n{texts}",
         ]
         if like:
             parts.append("Users write to it like this:\n\n" + "\n".join(like))
+        what = "that only both parts together answer" if two else "that this part answers"
         parts.append(
-            f"Write {A_CALL} different things a user could ask that this part answers, as {self.style}. "
+            f"Write {A_CALL} different things a user could ask {what}, as {self.style}. "
             "Do not answer them. Write one per line and nothing else."
         )
         return "\n\n".join(parts)
@@ -83,37 +96,90 @@ def read_requests(text: str) -> list[str]:
 class Sieve:
     """Lets each query through once: not one that is taken, nor one that is nearly the same."""
 
-    def __init__(self, taken: set[str], vectors: Vectors) -> None:
-        """Begin with what is taken (`key_of`); what passes is added."""
-        self.taken, self._vectors = taken, vectors
-        self._seen = vectors(sorted(taken)) if taken else np.zeros((0, 1), dtype=np.float32)
+    def __init__(self, taken: set[str], alike: Sequence[tuple[Vectors, float]]) -> None:
+        """Begin with what is taken (`key_of`); what passes is added.
+
+        Two queries are nearly the same if, for one of the `alike`, their vectors have a cosine above its bound.
+        """
+        self.taken, self._alike = taken, alike
+        self._seen = [vectors(sorted(taken)) if taken else None for vectors, _ in alike]
 
     def passes(self, query: str) -> bool:
         """Tell whether a query is new."""
         key = key_of(query)
         if key in self.taken:
             return False
-        vector = self._vectors([key])
-        if len(self._seen) and float((self._seen @ vector[0]).max()) > ALIKE:
-            return False
+        own = [vectors([key]) for vectors, _ in self._alike]
+        for (_, bound), seen, vector in zip(self._alike, self._seen, own, strict=True):
+            if seen is not None and float((seen @ vector[0]).max()) > bound:
+                return False
         self.taken.add(key)
-        self._seen = np.concatenate([self._seen, vector]) if len(self._seen) else vector
+        pairs = zip(self._seen, own, strict=True)
+        self._seen = [vector if seen is None else np.concatenate([seen, vector]) for seen, vector in pairs]
         return True
 
 
-def generate(
-    template: str, wanted: Sequence[tuple[Entry, int]], like: Sequence[str], write: Write, sieve: Sieve
-) -> Iterator[tuple[Entry, str]]:
-    """Yield new queries, each with the entry that it is for; `wanted` says how many each entry still lacks.
+@dataclass(slots=True)
+class _Need:
+    """What an entry still lacks."""
 
-    In each style all entries that lack queries are shown once; after the last style an entry has what it has.
+    entry: Entry
+    partners: list[Entry]
+    """Entries that are shown with it, another one in each style."""
+    missing: dict[int, int]
+    """Queries that ask for it alone (1), and with another entry (2)."""
+    quota: dict[int, int]
+    """How many of each are taken of one style."""
+    spare: list[tuple[Wish, str]] = field(default_factory=list)
+    """What was written beyond that."""
+
+    def wishes(self, turn: int) -> list[Wish]:
+        """Return what is wanted in a style."""
+        found = [Wish((self.entry,), STYLES[turn])] if self.missing[1] else []
+        if self.missing[2]:
+            found.append(Wish((self.entry, self.partners[turn % len(self.partners)]), STYLES[turn]))
+        return found
+
+    def take(self, wish: Wish, text: str, sieve: Sieve) -> Iterator[str]:
+        """Yield the new queries of a text, up to the quota; the others are spare."""
+        kind, took = len(wish.entries), 0
+        for query in read_requests(text):
+            if took == self.quota[kind] or not self.missing[kind]:
+                self.spare.append((wish, query))
+            elif sieve.passes(query):
+                took += 1
+                self.missing[kind] -= 1
+                yield query
+
+
+def _need(entry: Entry, count: int, others: Sequence[Entry], seed: int) -> _Need:
+    partners = random.Random(f"{seed}/{entry.number}").sample(others, min(len(STYLES), len(others)))
+    composed = count // COMPOSED if partners else 0
+    missing = {1: count - composed, 2: composed}
+    return _Need(entry, partners, missing, {1: -(-missing[1] // WORDINGS), 2: -(-composed // 2)})
+
+
+def generate(
+    template: str, wanted: Sequence[tuple[Entry, int]], like: Sequence[str], write: Write, sieve: Sieve, seed: int
+) -> Iterator[tuple[tuple[Entry, ...], str]]:
+    """Yield new queries, each with what it is for: an entry, and the one that it is asked with, if any.
+
+    `wanted` says how many each entry still lacks. In each style all entries that lack queries are shown once, alone and
+    with another one; a third of an entry's queries are of both. What was written beyond an entry's share of a style is
+    taken last. After that an entry has what it has.
     """
-    missing = {entry.number: count for entry, count in wanted}
-    for turn, style in enumerate(STYLES):
+    entries = [entry for entry, _ in wanted]
+    others = entries if len(entries) > 1 else read_entries(template)
+    needs = [_need(entry, count, [one for one in others if one != entry], seed) for entry, count in wanted]
+    for turn in range(len(STYLES)):
         shown = [like[(turn * SHOWN + i) % len(like)] for i in range(min(SHOWN, len(like)))]
-        wishes = [Wish(entry, style) for entry, _ in wanted if missing[entry.number] > 0]
-        for wish, text in zip(wishes, write([wish.request(template, shown) for wish in wishes]), strict=True):
-            for query in read_requests(text):
-                if missing[wish.entry.number] > 0 and sieve.passes(query):
-                    missing[wish.entry.number] -= 1
-                    yield wish.entry, query
+        wishes = [(need, wish) for need in needs for wish in need.wishes(turn)]
+        texts = write([wish.request(template, shown) for _, wish in wishes])
+        for (need, wish), text in zip(wishes, texts, strict=True):
+            yield from ((wish.entries, query) for query in need.take(wish, text, sieve))
+    for need in needs:
+        left = sum(need.missing.values())
+        for wish, query in need.spare:
+            if left and sieve.passes(query):
+                left -= 1
+                yield wish.entries, query

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pilocal.compress.entries import Entry, Index, read_entries, read_names
+from pilocal.synth.generator import WORDINGS
 from pilocal.synth.recombine import Recombiner, key_of
 
 OWN, RECOMBINED, GENERATED = ORIGINS = ("own", "recombined", "generated")
@@ -16,6 +17,9 @@ TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
 
 HELD_OUT = 2
 """Queries of each entry that are made for a split that is not trained on."""
+
+FEWEST_OWN = 5
+"""Of your own queries one in so many goes to a split that would have none otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,10 @@ class Coverage:
     """How many queries of the solved examples name an entry, by its number."""
     nameable: list[int]
     """The entries that queries can name."""
+    index: Index
+    """Finds their names."""
+    solved: Sequence[str]
+    """The queries of the solved examples."""
     asked: list[Asked] = field(default_factory=list)
     """The queries to be answered, in their order."""
     taken: set[str] = field(default_factory=set)
@@ -52,24 +60,55 @@ class Coverage:
             found.update(set(one.entries) if one.split == split else ())
         return found
 
+    def wordings(self, asked: Iterable[Asked]) -> Counter[int]:
+        """Return in how many wordings training queries ask for each entry: the solved ones, and those of `asked`."""
+        found: dict[int, set[tuple[str, ...]]] = {}
+        queries: list[tuple[str, tuple[int, ...]]] = [(query, ()) for query in self.solved]
+        queries += [(one.query, one.entries) for one in asked if one.split == TRAIN]
+        for query, entries in queries:
+            frame = tuple(key_of(part) for part in self.index.around(query))
+            for number in {*entries, *self.index.entries_of(query)}:
+                found.setdefault(number, set()).add(frame)
+        return Counter({number: len(frames) for number, frames in found.items()})
+
     def lacking(self, per_entry: int, held_out: Collection[str]) -> list[tuple[Entry, int]]:
-        """Return the entries that have too few queries, each with how many are missing in all splits together."""
+        """Return the entries that have too few queries or wordings, with how many are missing in all splits together.
+
+        A generated query has a wording of its own.
+        """
         wanted = {TRAIN: per_entry} | dict.fromkeys(held_out, HELD_OUT)
         counts = {split: self.counts(split) for split in wanted}
+        wordings = self.wordings(self.asked)
+
+        def lacks(split: str, count: int, number: int) -> int:
+            few = min(WORDINGS, per_entry) - wordings[number] if split == TRAIN else 0
+            return max(0, count - counts[split][number], few)
+
         missing = [
-            (entry, sum(max(0, count - counts[split][entry.number]) for split, count in wanted.items()))
-            for entry in self.entries
+            (entry, sum(lacks(split, count, entry.number) for split, count in wanted.items())) for entry in self.entries
         ]
         return [(entry, count) for entry, count in missing if count]
 
-    def add(self, entry: Entry, queries: Sequence[str], per_entry: int, held_out: Collection[str]) -> None:
-        """Take generated queries for an entry: every other one for a split that is held out, until each has its own."""
+    def add(
+        self, entry: Entry, queries: Sequence[tuple[tuple[int, ...], str]], per_entry: int, held_out: Collection[str]
+    ) -> None:
+        """Take what was generated for an entry: every other query for a split that is held out, until each has its own.
+
+        Each comes with the numbers of the entries that it asks for.
+        """
         room = [split for split in held_out for _ in range(HELD_OUT - self.counts(split)[entry.number])]
         left = per_entry - self.counts(TRAIN)[entry.number]
-        for number, query in enumerate(queries):
+        for number, (entries, query) in enumerate(queries):
             split = room.pop(0) if room and (number % 2 or left <= 0) else TRAIN
             left -= split == TRAIN
-            self.asked.append(Asked(query=query, origin=GENERATED, entries=(entry.number,), split=split))
+            self.asked.append(Asked(query=query, origin=GENERATED, entries=entries, split=split))
+
+    def hold_out(self, split: str) -> None:
+        """Give a split that got no query some of the user's own: each fifth that is trained on so far."""
+        own = [i for i, one in enumerate(self.asked) if one.split == TRAIN and one.origin == OWN]
+        if not any(one.split == split for one in self.asked):
+            for i in own[FEWEST_OWN - 1 :: FEWEST_OWN]:
+                self.asked[i] = replace(self.asked[i], split=split)
 
 
 def cover(
@@ -94,7 +133,7 @@ def cover(
     recombiner = Recombiner(index, spoken)
     known = Counter(number for query in solved for number in set(index.entries_of(query)))
     taken = {key_of(query) for query in (*solved, *forbidden)}
-    found = Coverage(entries, known, recombiner.named, taken=taken)
+    found = Coverage(entries, known, recombiner.named, index, solved, taken=taken)
     for query in own:
         if key_of(query) not in taken:
             taken.add(key_of(query))

@@ -292,6 +292,9 @@ class Serving:
     nothing is trained or served with it, so that every bare query is shorter; `pilocal check` says by how much."""
 
 
+SIMILARITIES = ("ngrams", "embedding")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synth:
     """`[synth]`: training data from the template, by `pilocal synth`."""
@@ -310,8 +313,18 @@ class Synth:
     """For an endpoint: the model that it is asked for."""
     budget: int = 1000
     """For an endpoint: requests that may be sent, those that fail included."""
+    budget_tokens: int | None = None
+    """For an endpoint: tokens that it may count, of requests and answers together; by default no limit."""
+    similarity: str = "ngrams"
+    """How a generated query is found to be nearly another: "ngrams" (of characters), or "embedding", which compares
+    embeddings of [retrieval] embedding_model as well."""
+    temperature: float = 0.0
+    """Of the answers: 0 takes the likeliest token each time; above it, tokens are drawn by `seed`."""
+    agreement: bool = False
+    """Learn an answer only if the base says the same where the entries that the query names stand alone in the
+    template: by the task's metric if it can compare two answers, else word for word."""
     seed: int = 0
-    """Draws the new queries."""
+    """Draws the new queries, and the answers if there is a temperature."""
 
     def __post_init__(self) -> None:
         require(
@@ -321,6 +334,9 @@ class Synth:
             (self.generator is None or bool(self.generator.strip()), "generator", "must not be empty"),
             (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
             (self.budget >= 1, "budget", "must be at least 1"),
+            (self.budget_tokens is None or self.budget_tokens >= 1, "budget_tokens", "must be at least 1"),
+            (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
+            (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
             (self.seed >= 0, "seed", "must not be negative"),
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.evaluate.scoring.metrics import Metric, same_texts
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 
@@ -81,6 +81,10 @@ class Command(Metric):
             if not 0 <= marks[number, 0] <= 1:
                 raise self._fault(f"line {number + 1} must be a number from 0 to 1", got=text)
         return marks
+
+    def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Tell of each answer whether it is another's text: the program may need what only a test record has."""
+        return same_texts(answers, others)
 
     def files(self) -> list[Path]:
         """Return those parts of the command that are files of the task."""

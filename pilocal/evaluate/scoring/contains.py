@@ -40,6 +40,14 @@ class Contains(Metric):
                     what = "every answer would hold this form"
                     raise InputError(f"test example {example.id}", what, got=form, fix="write words or numbers")
 
+    def objection(self, answer: str) -> str | None:
+        """Refuse an answer without a word: as a reference, every answer would hold it."""
+        return None if WORD.search(answer) else "it holds no word, so that every answer would do"
+
+    def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Tell of each answer whether it holds the words of another, or the other its words."""
+        return [_holds(one, other) or _holds(other, one) for one, other in zip(answers, others, strict=True)]
+
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
     ) -> NDArray[np.float64]:

@@ -19,6 +19,18 @@ from pilocal.progress import Progress, silent
 from pilocal.run_folder.hashes import sha256_file
 from pilocal.task import Example, Scoring, Task
 
+AGREES = 0.5
+"""The score of an answer, with another answer as its reference, from which on both say the same."""
+
+
+def same_texts(answers: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """Tell of each answer whether another is the same but for white space around it.
+
+    >>> same_texts(["a ", "b"], ["a", "B"])
+    [True, False]
+    """
+    return [answer.strip() == other.strip() for answer, other in zip(answers, others, strict=True)]
+
 
 class Metric(Protocol):
     """Turns answers into marks, and marks into one score between 0 and 1.
@@ -40,6 +52,22 @@ class Metric(Protocol):
     def total(self, marks: NDArray[np.float64]) -> float:
         """Return the score, 0 to 1, of N marks, (N, S)."""
         return float(marks.mean())
+
+    def objection(self, answer: str) -> str | None:
+        """Return why an answer cannot be right, whatever its reference is; None where only a reference can tell."""
+        return None
+
+    def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Tell of each answer whether it says what another one says to the same query.
+
+        It does where both are the same text at least, and where it scores AGREES with the other as its reference.
+        """
+        found = []
+        for answer, other, query in zip(answers, others, queries, strict=True):
+            same = answer.strip() == other.strip()
+            reference = Example(id="agreement", query=query, answer=other)
+            found.append(same or self.total(self.marks([answer], [reference])) >= AGREES)
+        return found
 
     def files(self) -> list[Path]:
         """Return the files that decide the marks, such as a database."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import secrets
@@ -9,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.evaluate.scoring.metrics import Metric, same_texts
 from pilocal.progress import Progress, silent
 from pilocal.sandbox.run import Limits, run_apart
 from pilocal.task import Example, Scoring
@@ -71,6 +73,20 @@ class PythonTests(Metric):
                 marks[number] = right
                 progress("tests", number + 1, len(answers))
         return marks
+
+    def objection(self, answer: str) -> str | None:
+        """Refuse a program that Python cannot read, or that is none."""
+        try:
+            with catch_warnings():
+                simplefilter("ignore")  # of what the program would warn
+                statements = ast.parse(code_of(answer)).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return "the program does not parse"
+        return None if statements else "there is no program in it"
+
+    def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Tell of each program whether it is another's text; without tests nothing else can be told."""
+        return same_texts([code_of(answer) for answer in answers], [code_of(other) for other in others])
 
     def _passes(self, answer: str, tests: str) -> bool:
         nonce = secrets.token_hex(16)

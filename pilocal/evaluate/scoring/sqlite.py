@@ -96,12 +96,25 @@ class Sqlite(Metric):
         with self._open() as connection:
             for number, (answer, example) in enumerate(zip(answers, examples, strict=True)):
                 wanted = self._rows(connection, example.answer)
-                try:
-                    got = self._rows(connection, answer)
-                except WRONG:
-                    continue
-                marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
+                got = self._try(connection, answer)
+                if got is not None:
+                    marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
         return marks
+
+    def objection(self, answer: str) -> str | None:
+        """Refuse a query that does not run."""
+        with self._open() as connection:
+            return None if self._try(connection, answer) is not None else "the query does not run"
+
+    def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
+        """Tell of each query whether it returns the rows of another."""
+        found = []
+        with self._open() as connection:
+            for answer, other in zip(answers, others, strict=True):
+                got, wanted = self._try(connection, answer), self._try(connection, other)
+                both = got is not None and wanted is not None
+                found.append(both and same_rows(got or [], wanted or [], ordered=is_ordered(other)))
+        return found
 
     def files(self) -> list[Path]:
         """Return the database."""
@@ -117,6 +130,13 @@ class Sqlite(Metric):
             connection.execute("pragma temp_store = memory")
             connection.set_authorizer(_authorize)
             yield connection
+
+    def _try(self, connection: sqlite3.Connection, query: str) -> Rows | None:
+        """Return a query's rows; None where it does not run."""
+        try:
+            return self._rows(connection, query)
+        except WRONG:
+            return None
 
     def _rows(self, connection: sqlite3.Connection, query: str) -> Rows:
         """Return a query's rows; raises one of WRONG."""

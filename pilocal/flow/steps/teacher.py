@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import RunError
+from pilocal.errors import RunError, raise_all
 from pilocal.flow.context import Context
-from pilocal.flow.rendering import choose_shots
+from pilocal.flow.rendering import choose_shots, over_context
 from pilocal.flow.setups import training_setup
 from pilocal.flow.step import Step
 from pilocal.flow.steps.index import INDEX
@@ -38,6 +38,15 @@ def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
             raise RunError(path, "what the teacher says is not there, or damaged", fix="run the same command again")
         said += kept
     return [row._replace(soft=soft) for row, soft in zip(rows, said, strict=True)]
+
+
+def check_teacher(context: Context) -> None:
+    """Raise InputError when what the teacher would read is longer than the base's context; no stage may be as long."""
+    if TEACHER.wanted(context) and not any(
+        stage.tau == 1 and stage.shots == context.max_shots for stage in context.schedule.stages
+    ):
+        for split in SPLITS:
+            _rows(context, split)
 
 
 def _wanted(context: Context) -> bool:
@@ -73,6 +82,8 @@ def _rows(context: Context, split: str) -> list[Row]:
     for example, chosen in zip(getattr(task, split), shots, strict=True):
         record = render(task.template, [task.train[i] for i in chosen], example)
         found.append(tokenize(record, context.base.tokenizer, f"teacher, {split} {example.id}"))
+    longest, where = max(len(row.tokens) for row in found), '[training] objective = "distill"'
+    raise_all(over_context(where, "the longest row with the whole prompt", longest, context.base.context))
     return found
 
 

@@ -79,4 +79,3 @@ class MlxTeacher:
         if tokens != self._read[0]:
             self._read = tokens, read_prefix(self._model, mx.array(tokens)) if tokens else []
         return self._read[1]
-

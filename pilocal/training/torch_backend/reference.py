@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Pick
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import read_start
 from pilocal.training.backend import PACKED, UNPACKED
@@ -51,15 +52,22 @@ class TorchReference:
         batch_size: int,
         progress: Progress,
         name: str,
+        picks: Sequence[Pick] = (),
     ) -> list[list[int]]:
-        """Return for each prompt the greedy completion, without its end token; `ends` are the ids that end one."""
+        """Return for each prompt the completion, without its end token; `ends` are the ids that end one.
+
+        It is the greedy one, or as `picks`, one for each prompt, choose.
+        """
         answers: list[list[int]] = []
         for start in range(0, len(prompts), batch_size):
-            answers += self._answer(prompts[start : start + batch_size], sorted(ends), max_tokens)
+            some = slice(start, start + batch_size)
+            answers += self._answer(prompts[some], sorted(ends), max_tokens, picks[some])
             progress(name, len(answers), len(prompts))
         return answers
 
-    def _answer(self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def _answer(
+        self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int, picks: Sequence[Pick]
+    ) -> list[list[int]]:
         model, device = self._trainer.model, self._trainer.device
         longest = max(map(len, prompts))
         tokens_BT = torch.full((len(prompts), longest), ends[0])
@@ -67,6 +75,14 @@ class TorchReference:
         for i, prompt in enumerate(prompts):
             tokens_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
             mask_BT[i, longest - len(prompt) :] = 1
+
+        def choose(_: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+            """Leave of each answer's tokens the one that is picked."""
+            chosen_BV = torch.full_like(logits_BV, -torch.inf)
+            for row, (pick, logits_V) in enumerate(zip(picks, logits_BV, strict=True)):
+                chosen_BV[row, pick(logits_V.float().cpu().numpy())] = 0.0
+            return chosen_BV
+
         with torch.no_grad():
             said_BT = model.generate(
                 tokens_BT.to(device),
@@ -76,6 +92,7 @@ class TorchReference:
                 max_new_tokens=max_tokens,
                 eos_token_id=list(ends),
                 pad_token_id=ends[0],
+                logits_processor=[choose] if picks else None,
             )
         completions = said_BT[:, longest:].tolist()
         return [said[: next((i for i, token in enumerate(said) if token in ends), len(said))] for said in completions]

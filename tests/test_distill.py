@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -287,6 +288,33 @@ def test_the_answers_objective_asks_no_teacher(tiny_base: Base, tmp_path: Path) 
     folder = make_task(tmp_path / "task", tiny_base.folder)
     assert "teacher" not in flow(folder, "train")
     assert not (folder / "run" / "teacher").exists()
+
+
+@pytest.fixture
+def long_template(tiny_base: Base, tmp_path: Path) -> Path:
+    """A task whose whole template is longer than the context, and whose stages show little of it."""
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    entries = "".join(f"- thing{i} KEL\n" for i in range(tiny_base.context // 3))
+    (folder / "template.md").write_text(f"Answer with the code.\n- red ZOR\n- blue MIP\n{entries}Please be kind.\n")
+    stages = "".join(f"[[stage]]\ntau = {tau}\nshots = 0\nshare = 0.5\n" for tau in (0.1, 0.0))
+    (folder / "schedule.toml").write_text(stages)
+    return folder
+
+
+def test_a_prompt_that_is_too_long_for_the_teacher_alone_is_one_line(long_template: Path, tmp_path: Path) -> None:
+    schedule = ("--schedule", long_template / "schedule.toml")
+    done = command("check", long_template, *schedule, "--no-probe", "--gap")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"hint: no census: the whole prompt is \d+ tokens over the model's context", done.stdout)
+    text = (long_template / "task.toml").read_text()
+    (long_template / "task.toml").write_text(text.replace("[training]", '[training]\nobjective = "distill"'))
+    line = (
+        r'objective = "distill": the longest row with the whole prompt is \d+ tokens over the model\'s context of \d+; '
+    )
+    for arguments in (("check", long_template), ("train", long_template, "--run", tmp_path / "run")):
+        done = command(*arguments, *schedule)
+        assert done.returncode == 1
+        assert re.search(line, done.stderr) and "Traceback" not in done.stderr
 
 
 def test_parity_says_that_it_replays_answers_alone(finished: Path) -> None:

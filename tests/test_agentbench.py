@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pilocal.task.schedule import load_schedule
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "agentbench-os"
 PROMPTS = ("os", "webshop", "m2w", "kg")
+LETTERS = str.maketrans("0123456789", "ghij klmno")
 TASKS = ("task.toml", "task.smollm2.toml")
 
 
@@ -42,16 +44,13 @@ def write(folder: Path) -> tuple[Path, Path]:
     for name in PROMPTS:
         text = f"<USER>:\nYou are the agent of {name}. Take one action.\n\n<AGENT>:\nOk.\n\n<USER>:\nMy problem is:\n"
         (prompts / f"{name}.txt").write_text(text)
-    things = [f"{chr(97 + i // 26) * 5}{chr(97 + i % 26) * 5}" for i in range(120)]
-    whole = [
-        entry(f"How many {thing} are there?", f"ls {thing} | wc -l", f"Count {thing}. Then stop.") for thing in things
-    ]
+    things = [hashlib.sha256(str(i).encode()).hexdigest().translate(LETTERS) for i in range(120)]
+    whole = [entry(f"{one[:40]}?", f"ls {one[:5]} | wc -l", f"Count {one[:5]}. Then stop.") for one in things]
     whole += [entry(f"Count the files of '/home/user{i}' that hold \"x{i}\".", f"grep -c x{i}") for i in range(9)]
     (questions / "train.json").write_text(json.dumps(whole))
     dev = [entry(whole[0]["description"], {"code": "ls"}), entry("Which shell is this?", {"file": "example/0.sh"})]
-    (questions / "dev.json").write_text(
-        json.dumps([*dev, {"description": "Find the log.", "evaluation": {"match": "1"}}])
-    )
+    dev.append({"description": "Find the log.", "evaluation": {"match": "1"}})
+    (questions / "dev.json").write_text(json.dumps(dev))
     return prompts, questions
 
 

@@ -134,10 +134,11 @@ class _Need:
     """What was written beyond that."""
 
     def wishes(self, turn: int) -> list[Wish]:
-        """Return what is wanted in a style."""
+        """Return what is wanted in a style; both entries together in another one, so that few queries have many."""
         found = [Wish((self.entry,), STYLES[turn])] if self.missing[1] else []
         if self.missing[2]:
-            found.append(Wish((self.entry, self.partners[turn % len(self.partners)]), STYLES[turn]))
+            partner = self.partners[turn % len(self.partners)]
+            found.append(Wish((self.entry, partner), STYLES[(turn + 2) % len(STYLES)]))
         return found
 
     def take(self, wish: Wish, text: str, sieve: Sieve) -> Iterator[str]:

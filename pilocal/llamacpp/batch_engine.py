@@ -81,11 +81,13 @@ class BatchEngine:
         prompts: Sequence[Sequence[int]],
         *,
         max_tokens: int,
+        ends: frozenset[int] = frozenset(),
         done: Callable[[int], object] = lambda count: None,
     ) -> tuple[list[Answered], float]:
         """Answer the prompts greedily; return what each got, in order, and the seconds that all of them took.
 
-        `done` is told how many have their answer. Raises RunError when llama.cpp fails.
+        An answer ends with what the file calls an end, or with one of `ends`. `done` is told how many have their
+        answer. Raises RunError when llama.cpp fails.
         """
         waiting = deque(enumerate(prompts))
         slots: list[_Slot | None] = [None] * self._clients
@@ -101,7 +103,7 @@ class BatchEngine:
                 assert slot is not None
                 now = time.perf_counter()
                 slot.first = slot.first or now
-                ended = self._tokenizer.is_end(token)
+                ended = token in ends or self._tokenizer.is_end(token)
                 if not ended:
                     slot.answer.append(token)
                 if ended or len(slot.answer) == max_tokens:

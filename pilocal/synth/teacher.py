@@ -83,6 +83,8 @@ class Teacher:
         prompts = self._prompts(templates, queries, f"synth, {self._title}")
         if self._gguf is None:
             return self._asker.answers_of(self._model, prompts, self._title, picks)
+        if not picks:
+            return self._asker.in_batches(self._gguf, prompts, self._title)
         with self._asker.engine(self._gguf, prompts) as engine:  # a new one, so that nothing depends on former chunks
             return self._asker.in_llama(engine, prompts, self._title, warm=True, picks=picks)[0]
 

@@ -11,6 +11,7 @@ from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
+from pilocal.flow.mixing import mix_prompts
 from pilocal.flow.setups import base_for
 from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
@@ -72,6 +73,9 @@ def checked_context(
             with _collecting(found):
                 _ = base.layout
         faults += found
+    if base is not None and task.training.mix and not faults:
+        with _collecting(faults):
+            mix_prompts(task, base)
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:

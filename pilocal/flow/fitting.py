@@ -22,10 +22,14 @@ from pilocal.training.tracker import Tracker, open_tracker
 
 def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
-    training = asdict(context.task.training)
-    if context.task.training.objective == ANSWERS:
-        training = {name: value for name, value in training.items() if not name.startswith(("objective", "distill"))}
-    del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
+    training, read = asdict(context.task.training), context.task.training
+    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]  # other steps' facts
+    if read.objective == ANSWERS:
+        unread += ["objective", "distill_answers"]
+    if not read.mix:
+        unread.append("mix")
+        unread += [name for name in training if name.startswith("distill") and read.objective == ANSWERS]
+    training = {name: value for name, value in training.items() if name not in unread}
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]
 

@@ -119,6 +119,11 @@ class RunDir:
         return self.path / "teacher"
 
     @property
+    def mix(self) -> Path:
+        """What the bare base says to unrelated requests."""
+        return self.path / "mix"
+
+    @property
     def index(self) -> Path:
         """The example index."""
         return self.path / "index"

@@ -9,6 +9,7 @@ from typing import Any
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
+from pilocal.flow.steps.mix import MIX, mixed
 from pilocal.flow.steps.stages import STAGES
 from pilocal.flow.steps.teacher import TEACHER, soft_rows
 from pilocal.run_folder.adapter import copy_adapter
@@ -19,8 +20,8 @@ from pilocal.training.row_order import StagePlan
 def _facts(context: Context) -> list[Any]:
     shares = [stage.share for stage in context.schedule.stages]
     adaptive = asdict(context.schedule.adaptive) if context.schedule.adaptive else None
-    teacher = [TEACHER.key(context)] if TEACHER.wanted(context) else []
-    return [shares, adaptive, *training_facts(context), *teacher]
+    others = [step.key(context) for step in (TEACHER, MIX) if step.wanted(context)]
+    return [shares, adaptive, *training_facts(context), *others]
 
 
 def _make(context: Context, key: str) -> list[Path]:
@@ -34,10 +35,10 @@ def _make(context: Context, key: str) -> list[Path]:
 
 
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
-    """Return a stage's work, with what the teacher says."""
+    """Return a stage's work, with what the teacher says and the unrelated requests."""
     plan = stage_plan(context, number, steps, context.run.stage(number))
     train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
-    return replace(plan, train=train, valid=valid)
+    return mixed(context, replace(plan, train=train, valid=valid))
 
 
 def _note(context: Context) -> str:
@@ -49,4 +50,4 @@ def _note(context: Context) -> str:
     return f"the stages ended after {', '.join(ends)} steps"
 
 
-TRAIN = Step(name="train", needs=(STAGES,), also=(TEACHER,), facts=_facts, make=_make, note=_note, trains=True)
+TRAIN = Step(name="train", needs=(STAGES,), also=(TEACHER, MIX), facts=_facts, make=_make, note=_note, trains=True)

@@ -40,9 +40,17 @@ def stage_plan(context: Context, number: int, steps: int, folder: Path) -> Stage
 
 
 def fit(
-    context: Context, plans: Sequence[StagePlan], key: str, name: str, *, adaptive: Adaptive | None = None
+    context: Context,
+    plans: Sequence[StagePlan],
+    key: str,
+    name: str,
+    *,
+    adaptive: Adaptive | None = None,
+    start: Path | None = None,
 ) -> list[Path]:
     """Train one adapter through all plans and return every file that is final; `name` is the step's.
+
+    The training goes on from the adapter in the folder `start` where there is one.
 
     Raises TrainingError when the training cannot continue.
     """
@@ -54,7 +62,9 @@ def fit(
 
         find_device(context.backend.device)
         options["initial"] = partial(initial_adapter, context)
-        options["peft"] = context.run.path / "adapter_peft" if name == "train" else None
+        options["peft"] = None if name == "direct_drop" else context.run.path / "adapter_peft"
+    if start:
+        options["initial"] = partial(read_start, start, context.task.lora, context.base.sha256)
     return train(
         training_setup(context.task, context.base, context.backend, **options),
         plans,

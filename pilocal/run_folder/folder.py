@@ -124,6 +124,11 @@ class RunDir:
         return self.path / "mix"
 
     @property
+    def edit(self) -> Path:
+        """Of a run that goes on from another: what has changed, and the adapter of before."""
+        return self.path / "edit"
+
+    @property
     def index(self) -> Path:
         """The example index."""
         return self.path / "index"

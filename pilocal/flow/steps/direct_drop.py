@@ -26,7 +26,7 @@ def _make(context: Context, key: str) -> list[Path]:
 
 
 def _wanted(context: Context) -> bool:
-    return context.task.training.direct_drop
+    return context.task.training.direct_drop and context.start is None
 
 
 DIRECT_DROP = Step(

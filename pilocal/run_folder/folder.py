@@ -124,6 +124,11 @@ class RunDir:
         return self.path / "mix"
 
     @property
+    def on_policy(self) -> Path:
+        """The student's own answers, and what was trained on them."""
+        return self.path / "on_policy"
+
+    @property
     def edit(self) -> Path:
         """Of a run that goes on from another: what has changed, and the adapter of before."""
         return self.path / "edit"
@@ -187,6 +192,11 @@ class RunDir:
             **facts,
         }
         self.save()
+
+    def forget(self, step: str) -> None:
+        """Let a step be made again, because what it read or wrote is written anew."""
+        if self.state["steps"].pop(step, None):
+            self.save()
 
     def rewritten(self, step: str, file: Path) -> None:
         """Record that a file of a finished step was written again."""

@@ -7,11 +7,27 @@ from pilocal.flow.steps.evaluate import EVALUATE
 from pilocal.flow.steps.export import EXPORT
 from pilocal.flow.steps.index import INDEX
 from pilocal.flow.steps.mix import MIX
+from pilocal.flow.steps.on_policy import ON_POLICY, adapter_step, stage_folders
 from pilocal.flow.steps.stages import STAGES
 from pilocal.flow.steps.teacher import TEACHER
 from pilocal.flow.steps.train import TRAIN
 
-STEPS = (COMPRESS, INDEX, STAGES, TEACHER, MIX, EDIT, TRAIN, DIRECT_DROP, EXPORT, EVALUATE)
+STEPS = (COMPRESS, INDEX, STAGES, TEACHER, MIX, EDIT, TRAIN, ON_POLICY, DIRECT_DROP, EXPORT, EVALUATE)
 """Every step, in the order in which they run."""
 
-__all__ = ["COMPRESS", "DIRECT_DROP", "EDIT", "EVALUATE", "EXPORT", "INDEX", "MIX", "STAGES", "STEPS", "TEACHER", "TRAIN"]
+__all__ = [
+    "COMPRESS",
+    "DIRECT_DROP",
+    "EDIT",
+    "EVALUATE",
+    "EXPORT",
+    "INDEX",
+    "MIX",
+    "ON_POLICY",
+    "STAGES",
+    "STEPS",
+    "TEACHER",
+    "TRAIN",
+    "adapter_step",
+    "stage_folders",
+]

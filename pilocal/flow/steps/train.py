@@ -17,6 +17,9 @@ from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
 from pilocal.training.row_order import StagePlan
 
+GOES_ON = "on_policy"
+"""The step that trains on from there, and writes RUN/adapter anew."""
+
 
 def _facts(context: Context) -> list[Any]:
     shares = [stage.share for stage in context.schedule.stages]
@@ -35,6 +38,7 @@ def _make(context: Context, key: str) -> list[Path]:
     else:
         plans, start = [_plan(context, i, steps[i]) for i in context.schedule.trained], None
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive, start=start)
+    context.run.forget(GOES_ON)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)
 
 

@@ -188,7 +188,8 @@ def test_a_run_that_is_interrupted_ends_with_the_same_adapters(
 def test_other_requests_train_another_adapter_and_none_train_as_ever(tiny_base: Base, tmp_path: Path) -> None:
     folder = mixing(tmp_path / "task", tiny_base)
     plain = make_task(tmp_path / "plain", tiny_base.folder)
-    flow(folder, "train"), flow(plain, "train")
+    for one in (folder, plain):
+        flow(one, "train")
     with_them = (folder / "run" / "adapter" / "adapters.safetensors").read_bytes()
     (folder / "others.jsonl").write_text('{"query": "Who was Ada?"}\n{"query": "Name a tree."}\n')
     done = flow(folder, "train")
@@ -196,9 +197,8 @@ def test_other_requests_train_another_adapter_and_none_train_as_ever(tiny_base: 
     assert (folder / "run" / "adapter" / "adapters.safetensors").read_bytes() != with_them
     (folder / "task.toml").write_text((folder / "task.toml").read_text().replace("mix = 0.25", "mix = 0"))
     assert "mix" not in flow(folder, "train")
-    assert [(one / "run" / "adapter" / "adapters.safetensors").read_bytes() for one in (folder, plain)][0] == (
-        plain / "run" / "adapter" / "adapters.safetensors"
-    ).read_bytes()
+    found = [(one / "run" / "adapter" / "adapters.safetensors").read_bytes() for one in (folder, plain)]
+    assert found[0] == found[1] != with_them
 
 
 def test_pytorch_mixes_them_in_and_resumes(tiny_base: Base, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pilocal.base.base import Base
 from pilocal.compress.edits import Change, find_changes
-from pilocal.compress.entries import Index, read_entries, read_names
+from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.errors import InputError, RunError
 from pilocal.run_folder.adapter import WEIGHTS_FILE, read_adapter, read_start
 from pilocal.run_folder.folder import RunDir
@@ -18,7 +18,7 @@ from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import Example, Task
 from pilocal.training.memory import linears, read_sizes
 
-STEPS = 4
+FEWER = 4
 """By default as many times fewer steps as the first training had."""
 
 
@@ -48,7 +48,7 @@ class Start:
 
     def steps_of(self, task: Task) -> int:
         """Return the optimizer steps."""
-        return self.steps or max(1, task.training.steps // STEPS)
+        return self.steps or max(1, task.training.steps // FEWER)
 
     def replayed(self, task: Task) -> int:
         """Return how many rows of every step touch no changed entry, where there are such rows."""
@@ -168,7 +168,7 @@ def find_edit(task: Task, former: Former) -> Edit:
     return Edit(changes, touched, stale, [entry.text for entry in after if entry.number not in named])
 
 
-def _sides(changes: Sequence[Change]) -> tuple[list[Any], list[Any]]:
+def _sides(changes: Sequence[Change]) -> tuple[list[Entry | None], list[Entry | None]]:
     """Return the entries of the former template and of the new one."""
     return [change.before for change in changes], [change.after for change in changes]
 

@@ -41,7 +41,7 @@ BEFORE = "Codes.\n- lamp NIZ\n- door VOL\n- fan VER\nBe brief. Use a comma."
         (BEFORE.replace("- door VOL\n", ""), ["removed: door VOL"]),
         (BEFORE.replace("- fan", "- kettle SUK, GOR\n- fan"), ["added: kettle SUK, GOR"]),
         (BEFORE.replace("Be brief.", "Be very brief."), ["changed: Be brief. -> Be very brief."]),
-        (BEFORE.replace("Be brief.", "Never ask twice, please."), ["added: Never ask twice, please.", "removed: Be brief."]),
+        (BEFORE.replace("Be brief.", "Never ask twice."), ["added: Never ask twice.", "removed: Be brief."]),
         (BEFORE.replace("- fan VER", "- fan VER\n- fan VER"), ["added: fan VER"]),
         (BEFORE.replace("lamp NIZ", "lamp VOL").replace("door VOL", "door NIZ"),
          ["changed: lamp NIZ -> lamp VOL", "changed: door VOL -> door NIZ"]),
@@ -66,7 +66,9 @@ def task(first: Path, tmp_path: Path) -> Path:
     return shutil.copytree(first, tmp_path / "task")
 
 
-def edit(task: Path, *pairs: tuple[str, str], rows: tuple[tuple[str, str], ...] = (), file: str = "template.md") -> None:
+def edit(
+    task: Path, *pairs: tuple[str, str], rows: tuple[tuple[str, str], ...] = (), file: str = "template.md"
+) -> None:
     text = (task / file).read_text()
     for old, new in pairs:
         assert old in text
@@ -77,7 +79,9 @@ def edit(task: Path, *pairs: tuple[str, str], rows: tuple[tuple[str, str], ...] 
             opened.writelines(json.dumps({"query": query, "answer": answer}) + "\n" for query, answer in rows)
 
 
-def go_on(task: Path, last: str = "train", progress: Progress = silent, **how: Any) -> tuple[Path | None, dict[str, Any]]:
+def go_on(
+    task: Path, last: str = "train", progress: Progress = silent, **how: Any
+) -> tuple[Path | None, dict[str, Any]]:
     """Run an edited task from its first run; return the folder, and for each step its note, or that it was skipped."""
     heard: dict[str, Any] = {}
     said: list[str] = []
@@ -85,15 +89,18 @@ def go_on(task: Path, last: str = "train", progress: Progress = silent, **how: A
     listeners = Listeners(
         progress=progress, step=lambda step: heard.update({step.name: step.skipped or step.note}), warn=said.append
     )
-    found = run_task(
-        task, task / "schedule.toml", task / "next", until=last, start=start, listeners=listeners, **how
-    )
+    found = run_task(task, task / "schedule.toml", task / "next", until=last, start=start, listeners=listeners, **how)
     return found, heard | {"warnings": said}
 
 
 def relabelled(task: Path) -> None:
     """Blue has another code, there is grey beside the others, and green is gone."""
-    edit(task, ("- blue MIP", "- blue TUK"), ("- green KEL", "- grey SOL"), rows=(("what is grey?", "SOL"), ("grey", "SOL")))
+    edit(
+        task,
+        ("- blue MIP", "- blue TUK"),
+        ("- green KEL", "- grey SOL"),
+        rows=(("what is grey?", "SOL"), ("grey", "SOL")),
+    )
     edit(task, ('blue?", "answer": "MIP"', 'blue?", "answer": "TUK"'), file="train.jsonl")
 
 
@@ -105,15 +112,24 @@ def test_the_rows_that_touch_a_change_come_first_and_the_rest_is_replayed(task: 
     ]  # fmt: skip
     train = load_task(task).train
     touched = {train[number].query for number in edited.touched}
-    assert touched == {"what is blue?", "and blue?", "blue", "what is green?", "and green?", "green", "what is grey?", "grey"}
+    assert touched == {
+        "what is blue?",
+        "and blue?",
+        "blue",
+        "what is green?",
+        "and green?",
+        "green",
+        "what is grey?",
+        "grey",
+    }
     assert (edited.stale, edited.missed) == (4, [])  # "blue" and the three of green have their former answers
     folder, heard = go_on(task, steps=5)
     assert folder == task / "next"
     note = "changed: blue MIP -> blue TUK; added: grey SOL; removed: green KEL; 8 training rows touch them"
     assert heard["edit"] == note
     assert heard["warnings"] == [
-        f"{task}/train.jsonl: 4 rows name a changed entry and have the answer that they had before; if it is wrong now, "
-        "`pilocal synth` makes them anew"
+        f"{task}/train.jsonl: 4 rows have a changed entry and the answer that there was before; "
+        "if it is wrong now, `pilocal synth` makes it anew"
     ]
     lines = read_log(folder / "stages" / "2" / "metrics.jsonl")
     assert [line.step for line in lines] == [1, 2, 3, 4, 5]
@@ -235,7 +251,10 @@ def test_a_run_that_cannot_be_gone_on_from_says_so(task: Path) -> None:
         done = command("run", task, *options)
         assert done.returncode == 2
         assert f"{options[0]} belongs to --from" in done.stderr
-    for options, what in ((("--steps", "0"), "must be at least 1"), (("--replay", "1"), "must be at least 0 and below")):
+    for options, what in (
+        (("--steps", "0"), "must be at least 1"),
+        (("--replay", "1"), "must be at least 0 and below"),
+    ):
         done = command("run", task, "--from", task / "run", *options)
         assert done.returncode == 1
         assert what in done.stderr
@@ -243,14 +262,16 @@ def test_a_run_that_cannot_be_gone_on_from_says_so(task: Path) -> None:
 
 def test_rows_are_needed_that_touch_the_change(task: Path) -> None:
     edit(task, ("- blue MIP", "- blue MIP\n- mauve TUK"))
-    with pytest.raises(InputError, match=r"no training row touches what has changed; got '1 entries, such as added: mauve"):
+    with pytest.raises(
+        InputError, match=r"no training row touches what has changed; got '1 entries, such as added: mauve"
+    ):
         go_on(task)
     edit(task, rows=(("mauve", "TUK"),))
     _, edited = begin(load_task(task), Start(task / "run"))
     assert (len(edited.touched), edited.missed) == (1, [])
     edit(task, ("- mauve", "- black SUK\n- mauve"))
     assert go_on(task)[1]["warnings"] == [
-        f"{task}/train.jsonl: 1 changed entries are in no training query, such as 'black SUK'; `pilocal synth` makes some"
+        f"{task}/train.jsonl: no query names a changed entry, 'black SUK'; `pilocal synth` makes some"
     ]
 
 

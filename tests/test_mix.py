@@ -1,4 +1,4 @@
-"""Unrelated requests in every step: which rows, their loss on both backends, and runs that resume, forget less, refuse."""
+"""Unrelated requests in every step: which rows, their loss on both backends, and runs that resume and forget less."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ def test_unrelated_rows_keep_the_base_s_own_words(objective: str, tiny_base: Bas
     training = Training(batch_size=8, learning_rate=1e-2, objective=objective, mix=0.5)
     teacher = Setup(base=tiny_base, lora=LORA, training=training).teacher()
     bare = random_rows(11, 4, prefix=3)
-    said = [row._replace(soft=replace(soft, reference=False)) for row, soft in zip(bare, teacher.says(bare), strict=True)]
+    said = [
+        row._replace(soft=replace(soft, reference=False)) for row, soft in zip(bare, teacher.says(bare), strict=True)
+    ]
     task = random_rows(3, 4, 20)
     task = softened(task, 5) if objective == "distill" else task
     distances = []
@@ -253,7 +255,7 @@ def test_the_general_requests_are_many_and_leave_out_what_the_task_asks(tiny_bas
         (None, r"others\.jsonl: no such file"),
         ('{"question": "x"}\n', r"others\.jsonl:1: the record has no query"),
         ('{"query": "x"\n', r"others\.jsonl:1: broken JSON"),
-        ('{"query": "x"}\n{"query": " AND red?"}\n', r"requests that the task answers are not unrelated; got \"1, such as"),
+        ('{"query": " AND red?"}\n', r"requests that the task answers are not unrelated; got \"1, such as ' AND red"),
         ("", r"others\.jsonl: mix = 0.25 takes 1 requests in every step; got 0; give more, or lower mix"),
         (json.dumps({"query": "word " * 1100}), r"a request has more than 1020 tokens, which leaves no room"),
     ],

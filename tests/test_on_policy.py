@@ -151,7 +151,8 @@ def test_answers_that_do_not_fit_behind_the_whole_prompt_are_left_out(finished: 
         rows, _ = _said(context, "another key", answered)
         file.write_bytes(whole)
     assert len(rows) == 8
-    assert said == ["on_policy: 1 answers of the student do not fit the context of 1024 behind the whole prompt; they are left out"]  # fmt: skip
+    what = "1 of 9 answers of the student exceed the context of 1024 behind the whole prompt and are left out"
+    assert said == [f"on_policy: {what}"]
 
 
 @pytest.mark.parametrize(

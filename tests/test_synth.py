@@ -304,8 +304,8 @@ def test_after_an_edit_the_answers_of_changed_entries_are_made_anew(tiny_base: B
     asked = {one["query"]: one for one in map(json.loads, lines_of(folder, TRAIN)) if one.get("origin") == OWN}
     assert {one["query"] for one in records if "blue" in one["query"]} <= asked.keys()
     assert said[:2] == [
-        f"{folder}/task.toml, train: 4 examples name an entry that has changed since; they are asked anew",
-        f"{folder}/task.toml, test: 1 examples name an entry that has changed since; correct their answers",
+        f"{folder}/task.toml, train: 4 of 8 examples name an entry that has changed since; they are asked anew",
+        f"{folder}/task.toml, test: 1 of 1 examples name an entry that has changed since; correct their answers",
     ]
     corrected = (folder / "train.jsonl").read_text().replace("MIP", "TUK")
     (folder / "train.jsonl").write_text(corrected)

@@ -91,7 +91,9 @@ def start_options(command: TaskCommand) -> TaskCommand:
     """Add the options of a run that goes on from another."""
     decorators = (
         click.option("--from", "start", type=FOLDER, help=FROM_HELP),
-        click.option("--steps", type=int, help="With --from: optimizer steps. By default a quarter of those in the task."),
+        click.option(
+            "--steps", type=int, help="With --from: optimizer steps. By default a quarter of those in the task."
+        ),
         click.option("--replay", type=float, help="With --from: share of rows that touch no change. By default 0.5."),
     )
     for decorator in reversed(decorators):

@@ -22,7 +22,7 @@ class Change:
 
     @property
     def kind(self) -> str:
-        """"changed", "added" or "removed"."""
+        """One of "changed", "added" and "removed"."""
         return "added" if self.before is None else "removed" if self.after is None else "changed"
 
     def __str__(self) -> str:

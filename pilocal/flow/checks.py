@@ -38,9 +38,9 @@ def checked_context(
 ) -> Context:
     """Return what the steps work with, once everything that can be checked without work is right.
 
-    Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With `to_export` the base is looked through
-    for what the export would refuse, unless the run was trained on it already. Raises InputError, ModelError, or Faults
-    with all that is wrong.
+    Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With
+    `to_export` the base is looked through for what the export would refuse, unless the run was trained on it already.
+    Raises InputError, ModelError, or Faults with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes

@@ -22,8 +22,8 @@ from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend
 
 if TYPE_CHECKING:
-    from pilocal.flow.start import Start
     from pilocal.evaluate.scoring.metrics import Metric
+    from pilocal.flow.start import Start
     from pilocal.prompt.render import Record
     from pilocal.prompt.tokens import Row
 

@@ -48,7 +48,9 @@ def read_replay(context: Context, steps: int) -> Replay:
         raise InputError("[training] objective", what, got=task.training.objective, fix=fix)
     if task.training.mix:
         what = "parity replays the task's rows alone, without unrelated requests"
-        raise InputError("[training] mix", what, got=task.training.mix, fix="replay a run with mix = 0 on the same rows")
+        raise InputError(
+            "[training] mix", what, got=task.training.mix, fix="replay a run with mix = 0 on the same rows"
+        )
     if context.start is not None:
         what = "parity replays a run from its beginning, and this one goes on from another"
         raise RunError(context.run.path, what, got=str(context.start.run), fix="replay that one")

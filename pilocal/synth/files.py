@@ -111,7 +111,7 @@ def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners
     splits = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
     for split, examples in splits.items():
         if count := sum(id(each) in stale for each in examples):
-            what = f"{count} examples name an entry that has changed since"
+            what = f"{count} of {len(examples)} examples name an entry that has changed since"
             done = "they are asked anew" if split == TRAIN else "correct their answers"
             listeners.warn(f"{task.files['task']}, {split}: {what}; {done}")
     asked = tuple(each.query for each in given.solved if id(each) in stale and not each.history)

@@ -1,4 +1,4 @@
-"""Solved examples whose answers are of a template that has been edited since: they are not learned from, but asked anew.
+"""Solved examples whose answers are of a template that was edited since: they are not learned from, but asked anew.
 
 A synthesis remembers what the entries that an example names said when it met the example first. An example whose answer
 is corrected is another one.

@@ -69,12 +69,14 @@ def _make(context: Context, key: str) -> list[Path]:
     if former.sha256 != start.sha256:
         raise RunError(start.folder, "the run to go on from has changed since", fix="name it again, with --from")
     edit = find_edit(task, former)
-    if edit.missed:
-        some = f"{len(edit.missed)} changed entries are in no training query, such as {edit.missed[0]!r}"
-        context.warn(f"{task.files['train']}: {some}; `pilocal synth` makes some")
+    if count := len(edit.missed):
+        some = f"{count} changed entries, such as" if count > 1 else "a changed entry,"
+        what = f"no query names {some} {edit.missed[0]!r}"
+        context.warn(f"{task.files['train']}: {what}; `pilocal synth` makes some")
     if edit.stale:
-        what = f"{edit.stale} rows name a changed entry and have the answer that they had before"
-        context.warn(f"{task.files['train']}: {what}; if it is wrong now, `pilocal synth` makes them anew")
+        what = "a changed entry and the answer that there was before"
+        rows = f"{edit.stale} rows have" if edit.stale > 1 else "a row has"
+        context.warn(f"{task.files['train']}: {rows} {what}; if it is wrong now, `pilocal synth` makes it anew")
     write_json(folder / "edit.json", edit.as_json(start, task.train))
     return [folder / "edit.json", *copy_adapter(start.folder / "adapter", folder)]
 

@@ -90,9 +90,9 @@ def _said(context: Context, key: str, answered: Sequence[Example]) -> tuple[list
     prompted = prompted_rows(context, SPLIT, answered)
     limit = context.base.context
     fits = [len(row.tokens) <= limit for row in prompted]
-    if not all(fits):
-        what = f"{fits.count(False)} answers of the student do not fit the context of {limit} behind the whole prompt"
-        context.warn(f"on_policy: {what}; they are left out")
+    if left_out := fits.count(False):
+        what = f"{left_out} of {len(fits)} answers of the student exceed the context of {limit} behind the whole prompt"
+        context.warn(f"on_policy: {what} and are left out")
     kept = [row for row, fit in zip(prompted, fits, strict=True) if fit]
     files = SoftFiles(context.run.on_policy, key, len(kept))
     made = files.make(kept, teacher_loader(context), partial(context.progress, "on_policy: teacher"))

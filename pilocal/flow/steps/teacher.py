@@ -22,6 +22,7 @@ from pilocal.training.protocol import Teacher
 
 SPLITS = ("train", "valid")
 
+
 def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of a stage with what the teacher says about each; as they are where there is no teacher.
 

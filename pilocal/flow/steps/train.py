@@ -59,4 +59,6 @@ def _note(context: Context) -> str:
     return f"the stages ended after {', '.join(ends)} steps"
 
 
-TRAIN = Step(name="train", needs=(STAGES,), also=(TEACHER, MIX, EDIT), facts=_facts, make=_make, note=_note, trains=True)
+TRAIN = Step(
+    name="train", needs=(STAGES,), also=(TEACHER, MIX, EDIT), facts=_facts, make=_make, note=_note, trains=True
+)

@@ -143,6 +143,30 @@ def check_start(task: Task, base: Base, start: Start) -> None:
         raise InputError(f"{task.files['task']} [training] batch_size", what, got=task.training.batch_size, fix=fix)
 
 
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """What has changed in one of two versions of a template."""
+
+    index: Index
+    numbers: frozenset[int]
+    """The entries that differ."""
+
+    @classmethod
+    def of(cls, template: str, entries: Sequence[Entry | None], queries: Sequence[str]) -> _Side:
+        """Find what queries call the entries; `entries` are those that differ, None where the other version has one."""
+        index = Index(read_names(read_entries(template), queries))
+        return cls(index, frozenset(entry.number for entry in entries if entry))
+
+    @property
+    def is_named(self) -> bool:
+        """Whether queries can name all that differs."""
+        return self.numbers <= self.index.names.keys()
+
+    def hits(self, query: str) -> frozenset[int]:
+        """Return the entries that differ and that a query names."""
+        return self.numbers.intersection(self.index.entries_of(query))
+
+
 def find_edit(task: Task, former: Former) -> Edit:
     """Return what has changed in the template since a run, and the training examples that touch it.
 
@@ -151,26 +175,22 @@ def find_edit(task: Task, former: Former) -> Edit:
     """
     changes = find_changes(former.template, task.template)
     queries = [example.query for example in (*task.train, *former.examples)]
-    indices = [Index(read_names(read_entries(text), queries)) for text in (former.template, task.template)]
-    sides = [{entry.number for entry in some if entry} for some in _sides(changes)]
-    unnamed = any(not numbers <= index.names.keys() for numbers, index in zip(sides, indices, strict=True))
+    before = _Side.of(former.template, [change.before for change in changes], queries)
+    after = _Side.of(task.template, [change.after for change in changes], queries)
+    every_new = not (before.is_named and after.is_named)
     known = {(example.history, example.query): example.answer for example in former.examples}
     touched, stale, named = list[int](), 0, set[int]()
     for number, example in enumerate(task.train):
-        hits = [numbers.intersection(index.entries_of(example.query))
-                for numbers, index in zip(sides, indices, strict=True)]  # fmt: skip
         answer = known.get((example.history, example.query))
-        named |= hits[1]
-        stale += bool(hits[0]) and answer == example.answer
-        if any(hits) or (unnamed if answer is None else answer != example.answer):
+        old, new = before.hits(example.query), after.hits(example.query)
+        named |= new
+        stale += bool(old) and answer == example.answer
+        relabelled = every_new if answer is None else answer != example.answer
+        if old or new or relabelled:
             touched.append(number)
-    after = [each.after for each in changes if each.after and each.after.number in indices[1].names]
-    return Edit(changes, touched, stale, [entry.text for entry in after if entry.number not in named])
-
-
-def _sides(changes: Sequence[Change]) -> tuple[list[Entry | None], list[Entry | None]]:
-    """Return the entries of the former template and of the new one."""
-    return [change.before for change in changes], [change.after for change in changes]
+    missed = after.numbers.intersection(after.index.names) - named
+    texts = [entry.text for entry in read_entries(task.template) if entry.number in missed]
+    return Edit(changes, touched, stale, texts)
 
 
 def begin(task: Task, start: Start) -> tuple[Start, Edit]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pilocal.flow.listeners import Listeners
     from pilocal.flow.plan import Plan, check
     from pilocal.flow.run import Run, load, run
+    from pilocal.flow.start import Start
     from pilocal.server.options import ServeOptions
     from pilocal.server.server import serve
     from pilocal.synth.files import synthesize
@@ -66,6 +67,7 @@ __all__ = [
     "SandboxError",
     "Schedule",
     "ServeOptions",
+    "Start",
     "Task",
     "TrainingError",
     "check",
@@ -88,6 +90,7 @@ HOMES = {
     "Run": "flow.run",
     "Schedule": "task.schedule",
     "ServeOptions": "server.options",
+    "Start": "flow.start",
     "Task": "task",
     "check": "flow.plan",
     "compare": "comparison.files",

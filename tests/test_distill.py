@@ -115,6 +115,11 @@ def softened(rows: list[Row], seed: int, count: int = 6, vocabulary: int = 2000)
     ]  # fmt: skip
 
 
+def said_by_a_model(rows: list[Row]) -> list[Row]:
+    """The rows as what a model said, and no references."""
+    return [row._replace(soft=replace(row.soft, reference=False)) for row in rows if row.soft is not None]
+
+
 @pytest.mark.parametrize("answers", [0.0, 0.3])
 def test_loss_and_gradients_of_a_batch_are_the_same_in_both_backends_shared_or_not(
     answers: float, tiny_base: Base
@@ -229,11 +234,12 @@ def test_what_was_said_is_read_as_it_was_written_and_damage_is_noticed(tmp_path:
 def test_rows_with_what_was_said_travel_to_the_other_processes() -> None:
     from pilocal.training.mlx.team import _pack, _unpack
 
-    rows = [*softened(random_rows(3, 4), 5), *random_rows(4, 2)]
+    rows = [*softened(random_rows(3, 4), 5), *random_rows(4, 2), *said_by_a_model(softened(random_rows(5, 3), 6))]
     found = _unpack(np.concatenate([part for row in rows for part in _pack(row)]))
     for row, other in zip(rows, found, strict=True):
         assert row[:2] == other[:2]
         assert (row.soft is None) == (other.soft is None)
+        assert row.is_said == other.is_said
         if row.soft and other.soft:
             assert same([other.soft], [row.soft])
 

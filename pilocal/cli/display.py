@@ -46,7 +46,7 @@ def listening(heard: Callable[[StepResult], None] = unheard, report_to: str | No
 
         def step(result: StepResult) -> None:
             heard(result)
-            console.print(step_line(result))
+            console.print(step_line(result), markup=False, soft_wrap=True)
 
         yield Listeners(progress=progress, warn=warning_on(console), step=step, report_to=report_to)
 

@@ -16,6 +16,7 @@ from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 if TYPE_CHECKING:
     from pilocal.flow.listeners import StepResult
+    from pilocal.flow.start import Start
 
 TaskCommand = Callable[..., None]
 
@@ -38,6 +39,11 @@ def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/r
         command = decorator(command)
     return command
 
+
+FROM_HELP = (
+    "Go on from the adapter of this run, whose template was another: train on what touches the changed entries, and "
+    "replay the rest. By default the new run is TASK/NAME-edited."
+)
 
 BACKEND_OPTIONS = ("backend", "device", "weights", "initial_adapter")
 
@@ -81,6 +87,36 @@ def take_backend(options: dict[str, Any]) -> Backend | None:
     return Backend(name=name, **chosen) if name else None
 
 
+def start_options(command: TaskCommand) -> TaskCommand:
+    """Add the options of a run that goes on from another."""
+    decorators = (
+        click.option("--from", "start", type=FOLDER, help=FROM_HELP),
+        click.option(
+            "--steps", type=int, help="With --from: optimizer steps. By default a quarter of those in the task."
+        ),
+        click.option("--replay", type=float, help="With --from: share of rows that touch no change. By default 0.5."),
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def take_start(options: dict[str, Any]) -> Start | None:
+    """Take the run to go on from out of a command's options; None if there is none.
+
+    Raises UsageError for its options without it, InputError for impossible ones.
+    """
+    run, chosen = options.pop("start", None), {name: options.pop(name, None) for name in ("steps", "replay")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if run is None:
+        for name in given:
+            raise click.UsageError(f"--{name} belongs to --from", click.get_current_context(silent=True))
+        return None
+    from pilocal.flow.start import Start
+
+    return Start(run, **given)
+
+
 def run_until(
     last: str,
     task: Path,
@@ -89,6 +125,7 @@ def run_until(
     as_json: bool,
     report_to: str | None = None,
     backend: Backend | None = None,
+    start: Start | None = None,
 ) -> None:
     """Run the flow up to a step and print the result; a process that was launched to help prints nothing."""
     from pilocal.cli.display import listening
@@ -96,11 +133,16 @@ def run_until(
     from pilocal.flow.opening import default_run
     from pilocal.flow.run import Run, run_task
 
-    folder = run_folder or default_run(task)
     results: list[StepResult] = []
     with listening(results.append, report_to) as listeners:
-        if not run_task(task, schedule, folder, until=last, backend=backend, listeners=listeners):
+        asked = run_folder or default_run(task, start)
+        folder = run_task(task, schedule, asked, until=last, backend=backend, start=start, listeners=listeners)
+        if folder is None:
             return
+    if start and folder != asked:
+        if as_json:
+            click.echo(json.dumps({"run": str(folder), "steps": _steps(results), "metrics": None}, indent=2))
+        return
     if all(result.skipped for result in results):
         click.echo(f"{folder} is up to date", err=True)
     metrics = Run(folder).metrics if last == "evaluate" else None
@@ -120,9 +162,12 @@ def _step(name: str, text: str, *, trains: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
-        run_until(name if name != "run" else "evaluate", backend=take_backend(options), **options)
+        last, backend, start = name if name != "run" else "evaluate", take_backend(options), take_start(options)
+        run_until(last, backend=backend, start=start, **options)
 
     command = task_options(callback)
+    if name == "run":
+        command = start_options(command)
     if trains:
         trackers = click.Choice(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Also send the training curves there.")(command)

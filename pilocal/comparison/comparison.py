@@ -24,7 +24,7 @@ from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
 from pilocal.flow.runner import run_steps
-from pilocal.flow.steps import STAGES, TRAIN
+from pilocal.flow.steps import STAGES, adapter_step, stage_folders
 from pilocal.packages import versions
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.folder import RunDir
@@ -122,10 +122,11 @@ class Comparison:
             task = replace(task, train=subset(task.train, examples, seed))
         schedule = replace(self.design.decay_schedule, decay=name).schedule()
         with self._opened(title, task, schedule) as context:
-            key = self._key(TRAIN.key(context), name, seed, examples)
+            last = adapter_step(context)
+            key = self._key(last.key(context), name, seed, examples)
             if known := self._known(name, seed, examples, key):
                 return known
-            run_steps(context, TRAIN)
+            run_steps(context, last)
             prompts = context.test_prompts(context.last_stage)
             result = Result(
                 arm=name,
@@ -134,7 +135,7 @@ class Comparison:
                 key=key,
                 answers=self._asker.in_backend(context.run.adapter, prompts, title).answers,
                 prompt_tokens=mean(map(len, prompts)),
-                training=_training([read_log(context.run.stage(n) / FILE) for n in schedule.trained]),
+                training=_training([read_log(folder / FILE) for folder in stage_folders(context)]),
             )
             if seed == self.design.seeds[0] and examples is None:
                 with (

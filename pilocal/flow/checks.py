@@ -11,7 +11,9 @@ from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
+from pilocal.flow.mixing import mix_prompts
 from pilocal.flow.setups import base_for
+from pilocal.flow.start import Start, check_start, start_of
 from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
@@ -32,12 +34,13 @@ def checked_context(
     backend: Backend | None = None,
     *,
     to_export: bool = False,
+    start: Start | None = None,
 ) -> Context:
     """Return what the steps work with, once everything that can be checked without work is right.
 
-    Without a `backend` it is the one that the run was trained with so far. With `to_export` the base is looked through
-    for what the export would refuse, unless the run was trained on it already. Raises InputError, ModelError, or Faults
-    with all that is wrong.
+    Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With
+    `to_export` the base is looked through for what the export would refuse, unless the run was trained on it already.
+    Raises InputError, ModelError, or Faults with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes
@@ -72,6 +75,7 @@ def checked_context(
             with _collecting(found):
                 _ = base.layout
         faults += found
+    faults += _rows_faults(task, base, start) if base is not None and not faults else []
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
@@ -82,7 +86,28 @@ def checked_context(
     for warning in task.warnings:
         listeners.warn(warning)
     _warn_of_contradictions(task, listeners.warn)
-    return Context(task=task, schedule=schedule, run=run, base=base, metric=metric, backend=chosen, listeners=listeners)
+    return Context(
+        task=task,
+        schedule=schedule,
+        run=run,
+        base=base,
+        metric=metric,
+        backend=chosen,
+        listeners=listeners,
+        start=start or start_of(run.state, run.file),
+    )
+
+
+def _rows_faults(task: Task, base: Base, start: Start | None) -> list[PilocalError]:
+    """Return the faults of what is trained on beside the task's own rows, and of the run that is gone on from."""
+    faults: list[PilocalError] = []
+    if task.training.mix:
+        with _collecting(faults):
+            mix_prompts(task, base)
+    if start is not None:
+        with _collecting(faults):
+            check_start(task, base, start)
+    return faults
 
 
 def _check_packages(task: Task, schedule: Schedule) -> None:

@@ -23,6 +23,7 @@ from pilocal.training.backend import Backend
 
 if TYPE_CHECKING:
     from pilocal.evaluate.scoring.metrics import Metric
+    from pilocal.flow.start import Start
     from pilocal.prompt.render import Record
     from pilocal.prompt.tokens import Row
 
@@ -39,6 +40,8 @@ class Context:
     backend: Backend
     """What trains."""
     listeners: Listeners = QUIET
+    start: Start | None = None
+    """The run whose adapter this one goes on from, after the template was edited."""
     team: Any = None
     """The processes that train together, while `followers.leading` lasts."""
 

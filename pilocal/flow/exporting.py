@@ -11,7 +11,7 @@ from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.checks import check_quant
 from pilocal.flow.context import Context
 from pilocal.flow.shipping import copy_links, make_form, open_gate, score, serve, ship, tell_of_links
-from pilocal.flow.steps import EXPORT, TRAIN
+from pilocal.flow.steps import EXPORT, TRAIN, adapter_step
 from pilocal.run_folder.shipped import read_shipped
 
 
@@ -60,7 +60,8 @@ def follow_name(context: Context) -> None:
 
 def _check_trained(context: Context) -> None:
     run, task = context.run, context.task
-    if not TRAIN.is_done(context):
-        known = TRAIN.name in run.state["steps"]
+    last = adapter_step(context)
+    if not (TRAIN.is_done(context) and last.is_done(context)):
+        known = last.name in run.state["steps"]
         what = "the task or its settings have changed since" if known else "the training is not finished"
         raise RunError(run.path, what, fix=f"pilocal run {task.files['task']} --run {run.path}")

@@ -22,10 +22,14 @@ from pilocal.training.tracker import Tracker, open_tracker
 
 def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
-    training = asdict(context.task.training)
-    if context.task.training.objective == ANSWERS:
-        training = {name: value for name, value in training.items() if not name.startswith(("objective", "distill"))}
-    del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
+    training, read = asdict(context.task.training), context.task.training
+    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]  # other steps' facts
+    if read.objective == ANSWERS:
+        unread += ["objective", "distill_answers"]
+    if not read.mix:
+        unread.append("mix")
+        unread += [name for name in training if name.startswith("distill") and read.objective == ANSWERS]
+    training = {name: value for name, value in training.items() if name not in unread}
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]
 
@@ -36,9 +40,17 @@ def stage_plan(context: Context, number: int, steps: int, folder: Path) -> Stage
 
 
 def fit(
-    context: Context, plans: Sequence[StagePlan], key: str, name: str, *, adaptive: Adaptive | None = None
+    context: Context,
+    plans: Sequence[StagePlan],
+    key: str,
+    name: str,
+    *,
+    adaptive: Adaptive | None = None,
+    start: Path | None = None,
 ) -> list[Path]:
     """Train one adapter through all plans and return every file that is final; `name` is the step's.
+
+    The training goes on from the adapter in the folder `start` where there is one.
 
     Raises TrainingError when the training cannot continue.
     """
@@ -50,7 +62,9 @@ def fit(
 
         find_device(context.backend.device)
         options["initial"] = partial(initial_adapter, context)
-        options["peft"] = context.run.path / "adapter_peft" if name == "train" else None
+        options["peft"] = None if name == "direct_drop" else context.run.path / "adapter_peft"
+    if start:
+        options["initial"] = partial(read_start, start, context.task.lora, context.base.sha256)
     return train(
         training_setup(context.task, context.base, context.backend, **options),
         plans,

@@ -14,6 +14,7 @@ from pilocal.errors import RunError
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.start import Start
 from pilocal.run_folder.folder import RunDir
 from pilocal.task import load_task
 from pilocal.task.load import task_folder
@@ -21,9 +22,9 @@ from pilocal.task.schedule import DEFAULT, Adaptive, Schedule, Stage, load_sched
 from pilocal.training.backend import Backend
 
 
-def default_run(task: Path) -> Path:
-    """Return a task's default run folder."""
-    return task_folder(task) / "run"
+def default_run(task: Path, start: Start | None = None) -> Path:
+    """Return a task's default run folder; that of a run which goes on from another has the other's name in its own."""
+    return task_folder(task) / (f"{start.folder.resolve().name}-edited" if start else "run")
 
 
 @contextmanager
@@ -35,8 +36,9 @@ def open_task(
     backend: Backend | None = None,
     *,
     to_export: bool = False,
+    start: Start | None = None,
 ) -> Iterator[Context]:
-    """Read a task and a schedule and open the run folder; `backend` and `to_export` are as for `checked_context`.
+    """Read a task and a schedule and open the run folder; `backend` and what follows are as for `checked_context`.
 
     Without a schedule, the default is used; without a run folder, a temporary one that is deleted afterwards. Raises
     what `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
@@ -46,7 +48,7 @@ def open_task(
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:
-            yield checked_context(task, schedule, run, listeners, backend, to_export=to_export)
+            yield checked_context(task, schedule, run, listeners, backend, to_export=to_export, start=start)
     finally:
         if temporary:
             shutil.rmtree(temporary)

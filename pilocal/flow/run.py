@@ -13,9 +13,10 @@ from pilocal.base.load import load_base
 from pilocal.errors import InputError, RunError
 from pilocal.flow.exporting import export_forms
 from pilocal.flow.followers import follow_leader
-from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.listeners import QUIET, Listeners, StepResult
 from pilocal.flow.opening import base_of, default_run, open_run, open_task, task_file_of
 from pilocal.flow.runner import run_steps, step_named
+from pilocal.flow.start import Start, begin
 from pilocal.flow.steps import TRAIN
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
@@ -140,21 +141,26 @@ def run(
     run: str | Path | None = None,
     until: str = "evaluate",
     backend: str | Backend | None = None,
+    start: str | Path | Start | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Run a task up to a step, as `pilocal run` does, and return the run; what is done already is skipped.
 
     `task` is a task folder or its task.toml, `schedule` a schedule file (linear, 4 stages, 5 shots by default), `run`
     the run folder (TASK/run by default), `until` the last step: "compress", "index", "stages", "train", "export" or
-    "evaluate". `backend` is "mlx" or "torch", by default the one that trained the run so far. `progress` hears of long
-    work; warnings are Python's. Raises PilocalError: InputError for what the user wrote, ModelError for the base,
-    RunError for the folder, TrainingError and ExportError for what cannot go on.
+    "evaluate". `backend` is "mlx" or "torch", by default the one that trained the run so far. `start` is the run whose
+    adapter this one goes on from, after the template was edited (TASK/NAME-edited by default); it is returned itself
+    where no entry has changed. `progress` hears of long work; warnings are Python's. Raises PilocalError: InputError
+    for what the user wrote, ModelError for the base, RunError for the folder, TrainingError and ExportError for what
+    cannot go on.
     """
     task = path_of(task)
-    folder = path_of(run) if run else default_run(task)
     chosen = backend_named(backend) if isinstance(backend, str) else backend
-    run_task(task, schedule, folder, until=until, backend=chosen, listeners=Listeners(progress=progress))
-    return Run(folder)
+    begun = Start(path_of(start)) if isinstance(start, str | Path) else start
+    folder = path_of(run) if run else default_run(task, begun)
+    listeners = Listeners(progress=progress)
+    done = run_task(task, schedule, folder, until=until, backend=chosen, start=begun, listeners=listeners)
+    return Run(done or folder)
 
 
 def run_task(
@@ -164,19 +170,38 @@ def run_task(
     *,
     until: str,
     backend: Backend | None = None,
+    start: Start | None = None,
     listeners: Listeners = QUIET,
-) -> bool:
-    """Run a task up to a step; `listeners` hear of it. Return whether this process did.
+) -> Path | None:
+    """Run a task up to a step; `listeners` hear of it. Return the run folder.
 
-    One that was launched to help another process's training only helps, and returns False.
+    With a `start` whose template is still the task's nothing is done, and it is the start's. A process that was
+    launched to help another one's training only helps, and returns None.
     """
     step = step_named(until)
     if follow_leader(Path(task), step, backend):
-        return False
+        return None
+    if start is not None:
+        _check_place(start, run, backend)
+        start, edit = begin(load_task(task), start)
+        if not edit.changes:
+            note = f"no entry of the template has changed since {start.run}"
+            listeners.step(StepResult("edit", True, 0.0, note))
+            return start.folder
     path, trains = path_of(schedule) if schedule else None, step.uses(TRAIN)
-    with open_task(Path(task), path, run, listeners, backend, to_export=trains) as context:
+    with open_task(Path(task), path, run, listeners, backend, to_export=trains, start=start) as context:
         run_steps(context, step)
-    return True
+    return run
+
+
+def _check_place(start: Start, run: Path, backend: Backend | None) -> None:
+    """Raise InputError when a run would go on from itself, or from two adapters."""
+    if start.folder.resolve() == run.resolve():
+        fix = "name another folder with --run"
+        raise InputError(run, "a run cannot go on from itself", got=str(start.run), fix=fix)
+    if backend is not None and backend.initial_adapter is not None:
+        what, fix = "two adapters to begin with", "leave out --initial-adapter, or --from"
+        raise InputError("--initial-adapter", what, got=str(backend.initial_adapter), fix=fix)
 
 
 def export_run(

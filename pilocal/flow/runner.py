@@ -78,4 +78,5 @@ def describe(context: Context) -> None:
         adaptive=asdict(schedule.adaptive) if schedule.adaptive else None,
         task_file=task.files["task"].name,
         backend=context.backend.as_json(),
+        **({"start": context.start.as_json()} if context.start else {}),
     )

@@ -37,7 +37,8 @@ def check_stages(context: Context) -> None:
 def read_replay(context: Context, steps: int) -> Replay:
     """Return `steps` optimizer steps on the stages of a run, in float32; the schedule divides them among the stages.
 
-    Raises InputError if the steps do not reach every stage, if there is dropout, or for another objective than answers.
+    Raises InputError if the steps do not reach every stage, if there is dropout, or for another objective than answers
+    or unrelated requests; RunError for a run that goes on from another.
     """
     task, trained = context.task, context.schedule.trained
     check_lora(task.lora)
@@ -45,6 +46,14 @@ def read_replay(context: Context, steps: int) -> Replay:
         what = "parity replays the loss on answers; a distillation begins at 0, where ratios say nothing"
         fix = 'replay a run with objective = "answers" on the same rows'
         raise InputError("[training] objective", what, got=task.training.objective, fix=fix)
+    if task.training.mix:
+        what = "parity replays the task's rows alone, without unrelated requests"
+        raise InputError(
+            "[training] mix", what, got=task.training.mix, fix="replay a run with mix = 0 on the same rows"
+        )
+    if context.start is not None:
+        what = "parity replays a run from its beginning, and this one goes on from another"
+        raise RunError(context.run.path, what, got=str(context.start.run), fix="replay that one")
     if steps < len(trained):
         fix = f"give {len(trained)} or more"
         raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)

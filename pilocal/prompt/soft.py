@@ -18,6 +18,9 @@ class Soft:
     """Theirs."""
     tail_C: NDArray[np.float32]
     """That of all other tokens together; -inf where there are none."""
+    reference: bool = True
+    """Whether the completion is a reference answer, whose cross-entropy may have a weight; else it is what a model
+    said."""
 
 
 def soften(log_probs_CV: NDArray[np.float32], count: int) -> Soft:

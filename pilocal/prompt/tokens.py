@@ -31,6 +31,11 @@ class Row(NamedTuple):
         """The target tokens: the answer and the end of its turn."""
         return self.tokens[self.offset :]
 
+    @property
+    def is_said(self) -> bool:
+        """Whether the completion is what a model said, and no reference answer."""
+        return self.soft is not None and not self.soft.reference
+
 
 class Layout:
     """A tokenizer's chat template as training and serving use it; read one with `layout_of`."""

@@ -119,6 +119,21 @@ class RunDir:
         return self.path / "teacher"
 
     @property
+    def mix(self) -> Path:
+        """What the bare base says to unrelated requests."""
+        return self.path / "mix"
+
+    @property
+    def on_policy(self) -> Path:
+        """The student's own answers, and what was trained on them."""
+        return self.path / "on_policy"
+
+    @property
+    def edit(self) -> Path:
+        """Of a run that goes on from another: what has changed, and the adapter of before."""
+        return self.path / "edit"
+
+    @property
     def index(self) -> Path:
         """The example index."""
         return self.path / "index"
@@ -177,6 +192,11 @@ class RunDir:
             **facts,
         }
         self.save()
+
+    def forget(self, step: str) -> None:
+        """Let a step be made again, because what it read or wrote is written anew."""
+        if self.state["steps"].pop(step, None):
+            self.save()
 
     def rewritten(self, step: str, file: Path) -> None:
         """Record that a file of a finished step was written again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, WORDINGS, Sieve, Vecto
 from pilocal.synth.labels import Labeller
 from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
 from pilocal.synth.records import Labelled, Records, Remembered
+from pilocal.synth.stale import Memory
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.task import Example, Generation, Task, load_task
 from pilocal.task.examples import load_examples, load_queries
@@ -43,6 +44,9 @@ GENERATED_FILE = "generated.json"
 
 GENERATED_TOKENS = 256
 """The longest that a generator may write at once."""
+
+SOLVED_FILE = "solved.json"
+"""What the entries said that the solved examples name."""
 
 RECORDS = "records.jsonl"
 """Every answer, those that are dropped, too."""
@@ -68,7 +72,7 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     folder = read.folder / FOLDER
     if read.synth.similarity == "embedding":
         require_packages('[synth] similarity = "embedding"', "sentence_transformers", "hnswlib")
-    given, base = _read_given(read, folder), base_for(read)
+    given, base = _without_stale(read, _read_given(read, folder), folder, listeners), base_for(read)
     metric = make_metric(read.metric, read.scoring, read.folder)
     coverage = _cover(read, given)
     teacher = _teacher(read, base, listeners)
@@ -109,6 +113,26 @@ def _read_given(task: Task, folder: Path) -> _Given:
         valid=read(VALID),
         test=read(TEST),
     )
+
+
+def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners) -> _Given:
+    """Return what there is with the solved examples whose entries have changed since as queries without answers.
+
+    Warns of them, and of such examples in validation and test, which are the user's to correct.
+    """
+    everything = (*given.solved, *given.valid, *given.test)
+    memory = Memory(folder / SOLVED_FILE, task.template, [*(each.query for each in everything), *given.own])
+    stale = {id(each) for each in everything if memory.is_stale(each)}
+    memory.save()
+    splits = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
+    for split, examples in splits.items():
+        if count := sum(id(each) in stale for each in examples):
+            what = f"{count} of {len(examples)} examples name an entry that has changed since"
+            done = "they are asked anew" if split == TRAIN else "correct their answers"
+            listeners.warn(f"{task.files['task']}, {split}: {what}; {done}")
+    asked = tuple(each.query for each in given.solved if id(each) in stale and not each.history)
+    solved = tuple(each for each in given.solved if id(each) not in stale)
+    return replace(given, solved=solved, own=(*asked, *given.own))
 
 
 def _cover(task: Task, given: _Given) -> Coverage:

@@ -31,6 +31,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
     "": ("model", "chat_template", "template", "train", "valid", "test"),
     "retrieval": ("embedding_model",),
     "compression": ("ladder", "checkpoint"),
+    "training": ("mix_queries",),
     "scoring": ("database",),
     "synth": ("labelled", "queries"),
 }
@@ -134,6 +135,8 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         files["database"] = folder / scoring.database
     if top.chat_template is not None:
         files["chat_template"] = folder / top.chat_template
+    if (training := tables.get("training")) and training.mix_queries:
+        files["mix_queries"] = folder / training.mix_queries
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
     contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)

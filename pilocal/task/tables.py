@@ -157,6 +157,16 @@ class Training:
     """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
     distill_answers: float = 0.0
     """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
+    mix: float = 0.0
+    """Share of the rows of every step that are unrelated requests, in whole rows and at least one. They are learned as
+    the bare base answers them, by the distance that the distill_* keys describe, so that the rest is not forgotten."""
+    mix_queries: str | None = None
+    """For `mix`: file of the unrelated requests, one {"query": "..."} per line; by default general ones of pilocal."""
+    on_policy: bool = False
+    """For "distill": after the last stage the student answers the training queries, and the training goes on with what
+    the base says with the whole prompt about these answers, beside the answers of the task."""
+    on_policy_steps: int | None = None
+    """Optimizer steps with the student's own answers; by default a quarter of `steps`."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4
@@ -192,6 +202,7 @@ class Training:
             (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
             (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
             (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
+            *self._rows_beside(),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
             (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),
@@ -210,6 +221,25 @@ class Training:
                 "direct_drop_steps",
                 "must be at least 1, and needs direct_drop = true",
             ),
+        )
+
+    @property
+    def mixed_rows(self) -> int:
+        """Unrelated requests in every step.
+
+        >>> [Training(mix=share).mixed_rows for share in (0, 0.01, 0.2, 0.9)]
+        [0, 1, 2, 7]
+        """
+        return min(self.batch_size - 1, max(1, round(self.mix * self.batch_size))) if self.mix else 0
+
+    def _rows_beside(self) -> tuple[tuple[bool, str, str], ...]:
+        steps = self.on_policy_steps
+        return (
+            (0 <= self.mix < 1, "mix", "must be at least 0 and below 1"),
+            (not self.mix or self.batch_size > 1, "mix", "needs a batch_size of 2 or more: a row of each kind"),
+            (self.mix_queries is None or bool(self.mix_queries.strip()), "mix_queries", "must not be empty"),
+            (not self.on_policy or self.objective == DISTILL, "on_policy", f'needs objective = "{DISTILL}"'),
+            (steps is None or (self.on_policy and steps >= 1), "on_policy_steps", "must be at least 1, with on_policy"),
         )
 
     @property

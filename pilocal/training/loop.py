@@ -21,7 +21,7 @@ from pilocal.training.checkpoint import FORMATS, Checkpoint, Checkpoints
 from pilocal.training.interrupt import Interrupt
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.protocol import Setup, StageTrainer, T, Trainer
-from pilocal.training.row_order import RowOrder, StagePlan
+from pilocal.training.row_order import RowOrder, StagePlan, Stream
 from pilocal.training.team import Kind, Order, Team
 from pilocal.training.tracker import Tracker, tracking
 
@@ -108,7 +108,7 @@ class _Course:
         first, last = ends[-1] if ends else 0, sum(other.steps for other in self.plans[: nth + 1])
         log = Log(plan.folder / FILE)
         log.forget_after(start if start > first else -1)
-        rows = self._rows(plan.train, (self.training.seed, plan.number))
+        rows = self._rows(plan.train, (self.training.seed, plan.number), plan.beside)
         checks = _Checks(self.training.validate_every, first, last, self._look(plan), self._pace(plan, nth))
         step, ended = max(start, first), log.is_stale(self.patience(plan))
         self.setup.settle(step, step == self.resumed)
@@ -136,8 +136,9 @@ class _Course:
                 raise KeyboardInterrupt
             self.setup.settle(step, False)
 
-    def _rows(self, rows: Sequence[Row], seed: Sequence[int]) -> _Rows:
-        order = RowOrder(rows, self.training.batch_size, seed, share=self.trainer.shares_prefix)
+    def _rows(self, rows: Sequence[Row], seed: Sequence[int], beside: Sequence[Stream] = ()) -> _Rows:
+        share = self.trainer.shares_prefix
+        order = RowOrder(rows, self.training.batch_size, seed, share=share, beside=beside)
         stage = self.trainer.stage(rows[0].tokens[: order.prefix])
         return _Rows(order, stage, self.trainer, self.setup.team, self.training)
 

@@ -32,7 +32,8 @@ class StageTrainer(Protocol):
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
         """Take step `number` (from 0) of the whole run at a learning rate; return the loss and the gradient norm.
 
-        The loss is the mean per completion token, in nats; both are those before the step, the norm before clipping.
+        The loss is the mean per completion token, in nats, of several groups of rows as `row_order.parted` says; both
+        are those before the step, the norm before clipping.
         """
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:

@@ -21,6 +21,23 @@ NARROWEST = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Rows of another kind, of which every step of a stage has some."""
+
+    rows: Sequence[Row]
+    count: int
+    """How many a step has."""
+
+    def at(self, step: int, seed: Sequence[int]) -> list[Row]:
+        """Return the rows of a step, counted from 0 within the stage; every row once an epoch."""
+        return [self._row(number, seed) for number in range(step * self.count, (step + 1) * self.count)]
+
+    def _row(self, number: int, seed: Sequence[int]) -> Row:
+        epoch, nth = divmod(number, len(self.rows))
+        return self.rows[np.random.default_rng((*seed, epoch)).permutation(len(self.rows))[nth]]
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
     """One stage's work."""
 
@@ -31,22 +48,34 @@ class StagePlan:
     steps: int
     folder: Path
     """Where metrics.jsonl, the checkpoints and the adapter after this stage go."""
+    beside: tuple[Stream, ...] = ()
+    """What every step has beside rows of `train`."""
 
 
 class RowOrder:
     """Which rows each step of a stage has."""
 
-    def __init__(self, rows: Sequence[Row], batch_size: int, seed: Sequence[int], *, share: bool = True) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        batch_size: int,
+        seed: Sequence[int],
+        *,
+        share: bool = True,
+        beside: Sequence[Stream] = (),
+    ) -> None:
         """Find what `rows` share; `seed` (any number of integers) decides every order.
 
         Without `share` (a model that cannot compute for several rows at once) their common beginning counts for
-        nothing.
+        nothing. The rows that each step has of the streams `beside` are part of `batch_size`; they come last.
         """
         self.rows = rows
-        self.batch_size = batch_size
+        self.batch_size = batch_size - sum(stream.count for stream in beside)
         self.seed = tuple(seed)
-        self.prefix = shared_prefix(rows) if share else 0
-        self.per_epoch = -(-len(rows) // batch_size)
+        self.beside = tuple(beside)
+        alike = [row for stream in beside for row in stream.rows if not row.is_said]
+        self.prefix = shared_prefix([*rows, *alike]) if share else 0
+        self.per_epoch = -(-len(rows) // self.batch_size)
         self._relatives = _relatives(rows, self.prefix)
         self._epoch = -1
         self._order: list[list[int]] = []
@@ -56,7 +85,8 @@ class RowOrder:
         epoch, number = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffle(epoch)
-        return [self.rows[i] for i in self._order[number]]
+        others = [stream.at(step, (*self.seed, nth)) for nth, stream in enumerate(self.beside, 1)]
+        return [self.rows[i] for i in self._order[number]] + [row for some in others for row in some]
 
     def in_order(self) -> list[list[Row]]:
         """Return every row once, for validation."""
@@ -98,6 +128,19 @@ class RowOrder:
                 heapq.heappush(heap, held)
             held = place(number) if waiting[number] else None
         return order + [i for part in waiting[held[-1]] for i in part] if held else order
+
+
+def parted(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return a step's rows in the groups that are computed apart: those with references, then what a model said.
+
+    Rows of the first group begin as all rows of the stage do. The loss of a step is the mean over the completion tokens
+    of each group, weighted by the groups' numbers of rows: long texts that a model said do not drown short answers.
+
+    >>> [len(group) for group in parted([Row((1, 2), 1), Row((1, 3), 1)])]
+    [2]
+    """
+    groups = [[row for row in rows if not row.is_said], [row for row in rows if row.is_said]]
+    return [group for group in groups if group]
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:

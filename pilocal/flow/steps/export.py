@@ -10,11 +10,12 @@ from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.shipping import open_gate, serve, ship, tell_of_links
 from pilocal.flow.step import Step
+from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
 from pilocal.flow.steps.train import TRAIN
 
 
 def _facts(context: Context) -> list[Any]:
-    return [asdict(context.task.export)]
+    return [asdict(context.task.export), *on_policy_facts(context)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
@@ -26,4 +27,4 @@ def _make(context: Context, key: str) -> list[Path]:
     return serve(context, files)
 
 
-EXPORT = Step(name="export", needs=(TRAIN,), facts=_facts, make=_make)
+EXPORT = Step(name="export", needs=(TRAIN,), also=(ON_POLICY,), facts=_facts, make=_make)

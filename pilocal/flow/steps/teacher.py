@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import RunError, raise_all
+from pilocal.errors import raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import choose_shots, over_context
 from pilocal.flow.setups import training_setup
+from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
 from pilocal.flow.steps.index import INDEX
 from pilocal.prompt.render import render
-from pilocal.prompt.soft import Soft
 from pilocal.prompt.tokens import Row, tokenize
-from pilocal.run_folder.teacher import read_soft, write_soft
+from pilocal.task import Example
 from pilocal.task.tables import DISTILL
+from pilocal.training.protocol import Teacher
 
 SPLITS = ("train", "valid")
-
-ROWS = 128
-"""Rows whose answers are kept in one file; a run that is killed begins with the first file that is missing."""
 
 
 def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
@@ -32,11 +31,7 @@ def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
     """
     if not TEACHER.wanted(context):
         return list(rows)
-    key, said = TEACHER.key(context), list[Soft]()
-    for path in _paths(context, split, len(rows)):
-        if (kept := read_soft(path, key)) is None:
-            raise RunError(path, "what the teacher says is not there, or damaged", fix="run the same command again")
-        said += kept
+    said = _files(context, TEACHER.key(context), split).read()
     return [row._replace(soft=soft) for row, soft in zip(rows, said, strict=True)]
 
 
@@ -46,7 +41,7 @@ def check_teacher(context: Context) -> None:
         stage.tau == 1 and stage.shots == context.max_shots for stage in context.schedule.stages
     ):
         for split in SPLITS:
-            _rows(context, split)
+            prompted_rows(context, split, getattr(context.task, split))
 
 
 def _wanted(context: Context) -> bool:
@@ -61,25 +56,27 @@ def _facts(context: Context) -> list[Any]:
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    teacher = None
-    made: list[Path] = []
+    load, made = teacher_loader(context), list[Path]()
     for split in SPLITS:
-        rows = _rows(context, split)
-        for number, path in enumerate(_paths(context, split, len(rows))):
-            begin = number * ROWS
-            if read_soft(path, key) is None:
-                teacher = teacher or training_setup(context.task, context.base, context.backend).teacher()
-                write_soft(path, teacher.says(rows[begin : begin + ROWS]), key)
-            context.progress(f"teacher: {split}", min(begin + ROWS, len(rows)), len(rows))
-            made.append(path)
+        examples = getattr(context.task, split)
+        rows, show = prompted_rows(context, split, examples), partial(context.progress, f"teacher: {split}")
+        made += _files(context, key, split).make(rows, load, show)
     return made
 
 
-def _rows(context: Context, split: str) -> list[Row]:
-    """Return a split as the teacher reads it: after the whole template and the shots of the stage that has the most."""
+def teacher_loader(context: Context) -> Callable[[], Teacher]:
+    """Return what loads the teacher when it is first asked."""
+    return cache(lambda: training_setup(context.task, context.base, context.backend).teacher())
+
+
+def prompted_rows(context: Context, split: str, examples: Sequence[Example]) -> list[Row]:
+    """Return a split's `examples` as the teacher reads them, maybe with other answers.
+
+    It reads the whole template and the shots of the stage that has the most.
+    """
     task, shots = context.task, choose_shots(context)[split]
     found = []
-    for example, chosen in zip(getattr(task, split), shots, strict=True):
+    for example, chosen in zip(examples, shots, strict=True):
         record = render(task.template, [task.train[i] for i in chosen], example)
         found.append(tokenize(record, context.base.tokenizer, f"teacher, {split} {example.id}"))
     longest, where = max(len(row.tokens) for row in found), '[training] objective = "distill"'
@@ -87,9 +84,8 @@ def _rows(context: Context, split: str) -> list[Row]:
     return found
 
 
-def _paths(context: Context, split: str, count: int) -> list[Path]:
-    folder = context.run.teacher / split
-    return [folder / f"{number:05}.npz" for number in range(-(-count // ROWS))]
+def _files(context: Context, key: str, split: str) -> SoftFiles:
+    return SoftFiles(context.run.teacher / split, key, len(getattr(context.task, split)))
 
 
 TEACHER = Step(name="teacher", needs=(INDEX,), facts=_facts, make=_make, wanted=_wanted)

@@ -9,18 +9,23 @@ from typing import Any
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.step import Step
+from pilocal.flow.steps.edit import EDIT, edited
+from pilocal.flow.steps.mix import MIX, mixed
 from pilocal.flow.steps.stages import STAGES
 from pilocal.flow.steps.teacher import TEACHER, soft_rows
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
 from pilocal.training.row_order import StagePlan
 
+GOES_ON = "on_policy"
+"""The step that trains on from there, and writes RUN/adapter anew."""
+
 
 def _facts(context: Context) -> list[Any]:
     shares = [stage.share for stage in context.schedule.stages]
     adaptive = asdict(context.schedule.adaptive) if context.schedule.adaptive else None
-    teacher = [TEACHER.key(context)] if TEACHER.wanted(context) else []
-    return [shares, adaptive, *training_facts(context), *teacher]
+    others = [step.key(context) for step in (TEACHER, MIX, EDIT) if step.wanted(context)]
+    return [shares, adaptive, *training_facts(context), *others]
 
 
 def _make(context: Context, key: str) -> list[Path]:
@@ -28,25 +33,32 @@ def _make(context: Context, key: str) -> list[Path]:
 
     check_exportable(context.base)
     steps = context.schedule.steps(context.task.training.steps)
-    plans = [_plan(context, i, steps[i]) for i in context.schedule.trained]
-    files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive)
+    if EDIT.wanted(context):
+        plans, start = [_plan(context, context.last_stage, 0)], context.run.edit
+    else:
+        plans, start = [_plan(context, i, steps[i]) for i in context.schedule.trained], None
+    files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive, start=start)
+    context.run.forget(GOES_ON)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)
 
 
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
-    """Return a stage's work, with what the teacher says."""
+    """Return a stage's work, with what the teacher says and the unrelated requests; of an edit, its rows and steps."""
     plan = stage_plan(context, number, steps, context.run.stage(number))
     train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
-    return replace(plan, train=train, valid=valid)
+    plan = replace(plan, train=train, valid=valid)
+    return mixed(context, edited(context, plan) if EDIT.wanted(context) else plan)
 
 
 def _note(context: Context) -> str:
     """Return the steps at which the stages of an adaptive schedule ended."""
-    if context.schedule.adaptive is None:
+    if context.schedule.adaptive is None or EDIT.wanted(context):
         return ""
     logs = [read_log(context.run.stage(number) / FILE) for number in context.schedule.trained]
     ends = [str(lines[-1].step) for lines in logs]
     return f"the stages ended after {', '.join(ends)} steps"
 
 
-TRAIN = Step(name="train", needs=(STAGES,), also=(TEACHER,), facts=_facts, make=_make, note=_note, trains=True)
+TRAIN = Step(
+    name="train", needs=(STAGES,), also=(TEACHER, MIX, EDIT), facts=_facts, make=_make, note=_note, trains=True
+)

@@ -52,6 +52,11 @@ class Batch:
     """A teacher's likeliest tokens and their log-probabilities (B, C, K), and that of all others (B, C)."""
 
     @property
+    def is_said(self) -> bool:
+        """Whether the completions are what a model said, and no reference answers."""
+        return self.rows[0].is_said
+
+    @property
     def trained_tokens(self) -> int:
         """Number of completion tokens."""
         return sum(len(row.completion) for row in self.rows)

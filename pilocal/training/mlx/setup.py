@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pilocal.task import Lora, Training
 from pilocal.training.backend import MLX
 from pilocal.training.checkpoint import Checkpoint
 from pilocal.training.memory import Forecast, Machine, advise, base_bytes, predict, read_sizes
+from pilocal.training.mlx.batches import Floats
 from pilocal.training.mlx.probe import survey, take_probe
 from pilocal.training.mlx.teacher import MlxTeacher
 from pilocal.training.mlx.team import MlxTeam
@@ -34,6 +35,8 @@ class Setup:
     lora: Lora
     training: Training
     team: MlxTeam = field(default_factory=MlxTeam)
+    initial: Callable[[], Mapping[str, Floats] | None] = lambda: None
+    """For the leader: returns the adapter to start from, or None to draw one."""
     settle: Callable[[int, bool], None] = lambda step, resumed: None
     """See `training.protocol.Setup`."""
 
@@ -78,7 +81,7 @@ class Setup:
         self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]
     ) -> MlxTrainer:
         """Return a trainer in the state of `checkpoint`, or a fresh one, and give its state to the team."""
-        trainer = self._trainer()
+        trainer = self._trainer(None if checkpoint else self.initial())
         if checkpoint:
             trainer.restore(checkpoint.adapter, checkpoint.optimizer)
         with self.team.order(Order(Kind.FIT)):
@@ -113,5 +116,5 @@ class Setup:
             "[lora] or [training]": fingerprint(asdict(self.lora), asdict(self.training)),
         }
 
-    def _trainer(self) -> MlxTrainer:
-        return MlxTrainer(self.base, self.lora, self.training, team=self.team)
+    def _trainer(self, initial: Mapping[str, Floats] | None = None) -> MlxTrainer:
+        return MlxTrainer(self.base, self.lora, self.training, initial, team=self.team)

@@ -124,9 +124,9 @@ class MlxTeam(Team):
 
 
 def _pack(row: Row) -> Iterator[NDArray[np.int32]]:
-    """Yield a row as whole numbers; the bits of floats are taken for some."""
+    """Yield a row as whole numbers; the bits of floats are taken for some. What a model said has a count below 0."""
     count = 0 if row.soft is None else row.soft.ids_CK.shape[1]
-    yield np.array([len(row.tokens), row.offset, count, *row.tokens], dtype=np.int32)
+    yield np.array([len(row.tokens), row.offset, -count if row.is_said else count, *row.tokens], dtype=np.int32)
     if row.soft is not None:
         for part in (row.soft.ids_CK, row.soft.log_probs_CK, row.soft.tail_C):
             yield np.ascontiguousarray(part).view(np.int32).ravel()
@@ -144,8 +144,8 @@ def _unpack(numbers: NDArray[np.int32]) -> tuple[Row, ...]:
         length, offset, count = take(3).tolist()
         tokens, soft = tuple(take(length).tolist()), None
         if count:
-            size = length - offset
-            ids, log_probs = (take(size * count).reshape(size, count) for _ in range(2))
-            soft = Soft(ids, log_probs.view(np.float32), take(size).view(np.float32))
+            size, likely = length - offset, abs(count)
+            ids, log_probs = (take(size * likely).reshape(size, likely) for _ in range(2))
+            soft = Soft(ids, log_probs.view(np.float32), take(size).view(np.float32), reference=count > 0)
         rows.append(Row(tokens, offset, soft))
     return tuple(rows)

@@ -24,7 +24,10 @@ from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizers import make_optimizer
 from pilocal.training.mlx.step import BatchTrainer
 from pilocal.training.mlx.team import MlxTeam
-from pilocal.training.row_order import shared_prefix
+from pilocal.training.row_order import parted, shared_prefix
+
+SAID_ROOM = 8
+"""What lies below the adapter for rows that a model said may take this part of the memory of the others'."""
 
 
 class MlxTrainer:
@@ -63,9 +66,9 @@ class MlxTrainer:
         """Return what trains on rows that all begin with `prefix`."""
         return MlxStage(self, tuple(prefix))
 
-    def below(self, prefix: Sequence[int]) -> Below:
-        """Return what lies below the adapter, for rows that begin with `prefix`."""
-        return Below(self._model, self.batches.first, prefix)
+    def below(self, prefix: Sequence[int], room: int | None = None) -> Below:
+        """Return what lies below the adapter, for rows that begin with `prefix`; `room` is as for `Below`."""
+        return Below(self._model, self.batches.first, prefix, room)
 
     def adapter(self) -> dict[str, Floats]:
         """Return the adapter's weights."""
@@ -116,7 +119,8 @@ class MlxTrainer:
     def gradients(self, rows: Sequence[Row]) -> tuple[float, dict[str, Floats]]:
         """Return the mean loss per completion token, in nats, and its gradient, not clipped."""
         stage = self._stage_of(rows)
-        loss, gradients = self.batches.gradients(stage.batch(rows), stage.below)
+        batch, *others = stage.batches(rows)
+        loss, gradients = self.batches.gradients(*batch, *others)
         return float(loss), {name: np.array(value) for name, value in dict(tree_flatten(gradients)).items()}
 
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
@@ -132,36 +136,47 @@ class MlxTrainer:
 
     def _stage_of(self, rows: Sequence[Row]) -> MlxStage:
         """Return what trains on rows that begin as these do, with all that they share."""
-        prefix = rows[0].tokens[: shared_prefix(rows) if self.shares_prefix else 0]
+        alike = parted(rows)[0]
+        prefix = alike[0].tokens[: shared_prefix(alike) if self.shares_prefix else 0]
         if self._stage is None or self._stage.prefix != prefix:
             self._stage = self.stage(prefix)
         return self._stage
 
 
 class MlxStage:
-    """Trains on rows that all begin with the same tokens; what lies below the adapter is computed once for them."""
+    """Trains on rows that all begin with the same tokens; what lies below the adapter is computed once for them.
+
+    What a model said (`Row.is_said`) may begin with others.
+    """
 
     def __init__(self, trainer: MlxTrainer, prefix: tuple[int, ...]) -> None:
         self.trainer, self.prefix = trainer, prefix
         self.below = trainer.below(prefix)
-        self._last: tuple[Sequence[Row], Batch] | None = None
+        self._said = trainer.below((), room=self.below.room // SAID_ROOM)
+        self._last: tuple[Sequence[Row], list[tuple[Batch, Below]]] | None = None
 
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
         """Take step `number` (from 0) of the whole run at a learning rate; return the loss and the gradient norm."""
-        loss, norm = self.trainer.batches.step(number, rate, self.batch(rows), self.below)
+        batch, *others = self.batches(rows)
+        loss, norm = self.trainer.batches.step(number, rate, *batch, *others)
         return float(loss), float(norm)
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:
         """Return the summed loss of the rows' completion tokens and their number."""
-        return self.trainer.batches.evaluate(self.batch(rows), self.below)
+        found = [self.trainer.batches.evaluate(*batch) for batch in self.batches(rows)]
+        return sum(loss for loss, _ in found), sum(tokens for _, tokens in found)
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens a step runs through the model and how many of them are padding."""
-        batch = self.batch(rows)
-        return batch.computed_tokens, batch.padding
+        batches = [batch for batch, _ in self.batches(rows)]
+        return sum(batch.computed_tokens for batch in batches), sum(batch.padding for batch in batches)
 
-    def batch(self, rows: Sequence[Row]) -> Batch:
-        """Lay the rows out; the last ones stay laid out."""
+    def batches(self, rows: Sequence[Row]) -> list[tuple[Batch, Below]]:
+        """Lay the rows out, each group with what lies below the adapter for it; the last ones stay laid out."""
         if self._last is None or self._last[0] is not rows:
-            self._last = rows, make_batch(rows, len(self.prefix), share=self.trainer.shares_prefix)
+            self._last = rows, [self._laid_out(group) for group in parted(rows)]
         return self._last[1]
+
+    def _laid_out(self, group: Sequence[Row]) -> tuple[Batch, Below]:
+        prefix, below = (0, self._said) if group[0].is_said else (len(self.prefix), self.below)
+        return make_batch(group, prefix, share=self.trainer.shares_prefix), below

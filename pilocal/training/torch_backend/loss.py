@@ -19,12 +19,15 @@ NO_CHANCE = -100.0
 def losses(
     logits_NV: torch.Tensor, targets_N: torch.Tensor, said: Sequence[Soft | None], training: Training
 ) -> torch.Tensor:
-    """Return the loss of each token (N,); `said` is what a teacher says about each row, one after the other."""
+    """Return the loss of each token (N,); `said` is what a teacher says about each row, one after the other.
+
+    The rows are those of one group (`row_order.parted`): all with references, or none.
+    """
     soft = [one for one in said if one is not None]
     if len(soft) < len(said):
         return cross_entropy(logits_NV, targets_N)
     found_N = distance(logits_NV, soft, training.distill_temperature, training.distill_divergence)
-    weight = training.distill_answers
+    weight = training.distill_answers if soft[0].reference else 0.0
     return found_N if not weight else (1 - weight) * found_N + weight * cross_entropy(logits_NV, targets_N)
 
 

@@ -20,7 +20,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
-from pilocal.training.row_order import shared_prefix
+from pilocal.training.row_order import parted, shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.loss import losses
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
@@ -116,7 +116,7 @@ class TorchTrainer:
         """
         total = torch.zeros((), device=self.device)
         with told_of_memory(self.training), self._answering():
-            for part in self._parts(rows):
+            for part, _ in self._parts(rows):
                 total += self._summed_loss(part)
         self.team.sum([total])
         return float(total), _trained(rows)
@@ -135,7 +135,7 @@ class TorchTrainer:
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
-        mine = _dealt(rows, self.team.size)
+        mine = [some for group in parted(rows) for some in _dealt(group, self.team.size)]
         computed = padding = 0
         for part in (part for some in mine for part in _dealt(some, self.training.accumulate) if part):
             prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
@@ -174,9 +174,8 @@ class TorchTrainer:
 
     def _backward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Leave the gradients of the mean loss in the parameters, and return the loss."""
-        count = _trained(rows)
         loss = torch.zeros((), device=self.device)
-        for part in self._parts(rows):
+        for part, count in self._parts(rows):
             share = self._summed_loss(part) / count
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
@@ -186,11 +185,15 @@ class TorchTrainer:
         self.team.sum([loss, *(value.grad for value in self.parameters.values() if value.grad is not None)])
         return loss
 
-    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Return this process's rows in `accumulate` parts of nearly equal numbers of rows."""
+    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], float]]:
+        """Yield this process's rows of each group in `accumulate` parts of nearly equal numbers of rows.
+
+        With each comes what its summed loss is divided by: the group's completion tokens over its share of the rows.
+        """
         self._check(rows)
-        mine = _dealt(rows, self.team.size)[self.team.rank]
-        return [part for part in _dealt(mine, self.training.accumulate) if part]
+        for group in parted(rows):
+            mine, count = _dealt(group, self.team.size)[self.team.rank], _trained(group) * (len(rows) / len(group))
+            yield from ((part, count) for part in _dealt(mine, self.training.accumulate) if part)
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the sum of the loss over exactly the completion tokens, in float32."""

@@ -1,0 +1,80 @@
+"""Answers of the base, with an adapter or without, to bare queries: kept some at a time, and never asked for twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pilocal.base.reference import ReferenceModel
+from pilocal.evaluate.asking import Asker
+from pilocal.flow.context import Context
+from pilocal.flow.references import has_accelerator, reference_loader
+from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.files import write_json
+
+CHUNK = 64
+"""Prompts that are answered together; the same ones however often the work is interrupted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """Greedy answers in the folder of a step, made for its `key`."""
+
+    context: Context
+    folder: Path
+    key: str
+    title: str
+    """What the progress is called."""
+    max_tokens: int
+    adapter: Path | None = None
+    """The folder of the adapter; None for the base as it is."""
+
+    def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return the answer to each prompt; raises ModelError for damaged weights, RunError if the disk is full."""
+        found, model = list[str](), None
+        for begin in range(0, len(prompts), CHUNK):
+            some, path = prompts[begin : begin + CHUNK], self._path(begin)
+            said = self._kept(path, len(some))
+            if said is None:
+                model = model or self._load()
+                said = self._asker(begin, len(prompts)).answers_of(model, some, self.title)
+                write_json(path, {"key": self.key, "answers": said})
+            found += said
+            self.context.progress(self.title, len(found), len(prompts))
+        return found
+
+    def files(self, count: int) -> list[Path]:
+        """Return the files of so many answers."""
+        return [self._path(begin) for begin in range(0, count, CHUNK)]
+
+    def _path(self, begin: int) -> Path:
+        return self.folder / "answers" / f"{begin // CHUNK:05}.json"
+
+    def _kept(self, path: Path, count: int) -> list[str] | None:
+        """Return what a file holds; None where it is not there, damaged, or of another key."""
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            said = [str(answer) for answer in kept["answers"]] if kept["key"] == self.key else []
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return said if len(said) == count else None
+
+    def _load(self) -> ReferenceModel:
+        return reference_loader(self.context)(self.context.base, self.adapter)
+
+    def _asker(self, begin: int, total: int) -> Asker:
+        """Return what asks, and counts the answers from `begin` on."""
+        context = self.context
+
+        def show(what: str, done: int, count: int, note: str = "") -> None:
+            context.progress(what, begin + done, total, note)
+
+        return Asker(
+            base=context.base,
+            ends=end_tokens(context.base.tokenizer),
+            generation=replace(context.task.generation, max_tokens=self.max_tokens),
+            progress=show,
+            accelerated=has_accelerator(context),
+        )

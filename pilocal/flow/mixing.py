@@ -1,0 +1,64 @@
+"""The unrelated requests of `[training] mix`: the user's own, or the general ones that come with pilocal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pilocal.base.base import Base
+from pilocal.errors import InputError
+from pilocal.prompt.render import render
+from pilocal.prompt.tokens import prompt_tokens
+from pilocal.task import Example, Task
+from pilocal.task.examples import load_queries
+
+GENERAL = Path(__file__).with_name("general.jsonl")
+"""The general requests."""
+
+LONGEST = 64
+"""Tokens of the base's answer that are looked at: long ones cost steps, and what changes shows early."""
+
+
+def mix_limit(task: Task) -> int:
+    """Return the longest answer to an unrelated request, in tokens."""
+    return min(LONGEST, task.generation.max_tokens)
+
+
+def mix_queries(task: Task) -> list[str]:
+    """Return the unrelated requests, each once; of the general ones none that the task asks.
+
+    Raises InputError or Faults for a file that cannot be used: one that is damaged, asks what the task asks, or has
+    fewer requests than a step takes.
+    """
+    path = task.files.get("mix_queries", GENERAL)
+    asked = {_key(example.query) for split in (task.train, task.valid, task.test) for example in split}
+    queries = {_key(query): query for query in reversed(load_queries(path))}
+    own = [query for key, query in queries.items() if key in asked]
+    if own and path != GENERAL:
+        got = f"{len(own)}, such as {own[-1]!r}"
+        raise InputError(path, "requests that the task answers are not unrelated", got=got, fix="take them out")
+    found = [query for key, query in queries.items() if key not in asked][::-1]
+    if len(found) < task.training.mixed_rows:
+        fix = "give more, or lower mix"
+        what = f"mix = {task.training.mix:g} takes {task.training.mixed_rows} requests in every step"
+        raise InputError(path, what, got=len(found), fix=fix)
+    return found
+
+
+def mix_prompts(task: Task, base: Base) -> list[list[int]]:
+    """Return the tokens of every unrelated request; raises InputError where one and its answer exceed the context."""
+    prompts = [prompt_tokens(render("", [], _example(query))["messages"][:-1], base.tokenizer)
+               for query in mix_queries(task)]  # fmt: skip
+    longest, room = max(map(len, prompts)), base.context - mix_limit(task)
+    if longest > room:
+        what, fix = f"a request has more than {room} tokens, which leaves no room for an answer", "shorten it"
+        raise InputError(task.files.get("mix_queries", GENERAL), what, got=f"{longest} tokens", fix=fix)
+    return prompts
+
+
+def _example(query: str) -> Example:
+    return Example(id="", query=query, answer="")
+
+
+def _key(query: str) -> str:
+    """Return what two requests share that differ in spaces and capitals alone."""
+    return " ".join(query.split()).casefold()

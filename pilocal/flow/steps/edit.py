@@ -1,0 +1,93 @@
+"""edit: of a run that goes on from another, what has changed in the template, and the adapter of before, RUN/edit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pilocal.errors import RunError
+from pilocal.flow.context import Context
+from pilocal.flow.start import Start, find_edit, read_former
+from pilocal.flow.step import Step
+from pilocal.run_folder.adapter import copy_adapter
+from pilocal.run_folder.files import write_json
+from pilocal.training.row_order import StagePlan, Stream
+
+SHOWN = 12
+"""Changes that are named in the line about the step."""
+
+
+def edited(context: Context, plan: StagePlan) -> StagePlan:
+    """Return the work of the last stage with the rows that touch the change first; the others are replayed beside them.
+
+    Raises RunError when edit.json is missing.
+    """
+    start, said = _start(context), _read(context)
+    touching, task = set(said["touched"]), context.task
+    pairs = list(zip(task.train, plan.train, strict=True))
+    others = [row for example, row in pairs if example.id not in touching]
+    count = start.replayed(task)
+    return StagePlan(
+        number=plan.number,
+        train=[row for example, row in pairs if example.id in touching],
+        valid=plan.valid,
+        steps=start.steps_of(task),
+        folder=plan.folder,
+        beside=(Stream(others, count),) if others and count else (),
+    )
+
+
+def _start(context: Context) -> Start:
+    assert context.start is not None
+    return context.start
+
+
+def _read(context: Context) -> dict[str, Any]:
+    path = context.run.edit / "edit.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = found["touched"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(path, "missing or damaged", fix="delete it and run the same command again") from None
+    return found
+
+
+def _wanted(context: Context) -> bool:
+    return context.start is not None
+
+
+def _facts(context: Context) -> list[Any]:
+    start, task = _start(context), context.task
+    examples = [[example.id, example.history, example.query, example.answer] for example in task.train]
+    return [start.sha256, start.steps_of(task), start.replayed(task), task.template, examples]
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    start, task, folder = _start(context), context.task, context.run.edit
+    former = read_former(start.folder)
+    if former.sha256 != start.sha256:
+        raise RunError(start.folder, "the run to go on from has changed since", fix="name it again, with --from")
+    edit = find_edit(task, former)
+    if count := len(edit.missed):
+        some = f"{count} changed entries, such as" if count > 1 else "a changed entry,"
+        what = f"no query names {some} {edit.missed[0]!r}"
+        context.warn(f"{task.files['train']}: {what}; `pilocal synth` makes some")
+    if edit.stale:
+        what = "a changed entry and the answer that there was before"
+        rows = f"{edit.stale} rows have" if edit.stale > 1 else "a row has"
+        context.warn(f"{task.files['train']}: {rows} {what}; if it is wrong now, `pilocal synth` makes it anew")
+    write_json(folder / "edit.json", edit.as_json(start, task.train))
+    return [folder / "edit.json", *copy_adapter(start.folder / "adapter", folder)]
+
+
+def _note(context: Context) -> str:
+    """Return which entries have changed."""
+    said = _read(context)
+    texts = [f"changed: {' -> '.join(each)}" for each in said["changed"]]
+    texts += [f"{kind}: {text}" for kind in ("added", "removed") for text in said[kind]]
+    rest = [f"and {len(texts) - SHOWN} more in {context.run.edit / 'edit.json'}"] if len(texts) > SHOWN else []
+    return "; ".join([*texts[:SHOWN], *rest, f"{len(said['touched'])} training rows touch them"])
+
+
+EDIT = Step(name="edit", facts=_facts, make=_make, wanted=_wanted, note=_note)

@@ -1,0 +1,112 @@
+"""on_policy: the student answers, the teacher judges these answers, and the training goes on, into RUN/on_policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pilocal.flow.answering import Answering
+from pilocal.flow.context import Context
+from pilocal.flow.fitting import fit, stage_plan
+from pilocal.flow.soft_files import SoftFiles
+from pilocal.flow.step import Step
+from pilocal.flow.steps.mix import mixed
+from pilocal.flow.steps.teacher import prompted_rows, soft_rows, teacher_loader
+from pilocal.flow.steps.train import TRAIN
+from pilocal.prompt.render import render
+from pilocal.prompt.tokens import Row, prompt_tokens, tokenize
+from pilocal.run_folder.adapter import copy_adapter
+from pilocal.run_folder.rows import write_records
+from pilocal.task import Example
+from pilocal.training.row_order import StagePlan
+
+SPLIT = "train"
+"""The queries that the student answers."""
+
+FEWER = 4
+"""By default as many times fewer steps as the training before had."""
+
+
+def adapter_step(context: Context) -> Step:
+    """Return the step that writes the final adapter."""
+    return ON_POLICY if ON_POLICY.wanted(context) else TRAIN
+
+
+def stage_folders(context: Context) -> list[Path]:
+    """Return the folders of everything that is trained on the way to the final adapter, in its order."""
+    trained = (context.last_stage,) if context.start else context.schedule.trained
+    last = [context.run.on_policy] if context.task.training.on_policy else []
+    return [*map(context.run.stage, trained), *last]
+
+
+def on_policy_facts(context: Context) -> list[Any]:
+    """Return what decides the final adapter beside the training before."""
+    return [ON_POLICY.key(context)] if context.task.training.on_policy else []
+
+
+def _wanted(context: Context) -> bool:
+    # A task that wants it no more gets the adapter of before back.
+    return context.task.training.on_policy or ON_POLICY.name in context.run.state["steps"]
+
+
+def _facts(context: Context) -> list[Any]:
+    wanted = context.task.training.on_policy
+    return [_steps(context), context.task.generation.max_tokens] if wanted else []
+
+
+def _steps(context: Context) -> int:
+    training = context.task.training
+    before = context.start.steps_of(context.task) if context.start else training.steps
+    return training.on_policy_steps or max(1, before // FEWER)
+
+
+def _make(context: Context, key: str) -> list[Path]:
+    run, folder, stage = context.run, context.run.on_policy, context.last_stage
+    if not context.task.training.on_policy:
+        return copy_adapter(run.stage(stage), run.adapter)
+    answering = Answering(
+        context=context,
+        folder=folder,
+        key=key,
+        title="on_policy: answers",
+        max_tokens=context.task.generation.max_tokens,
+        adapter=run.stage(stage),
+    )
+    asked = [record["messages"][:-1] for record in context.records(stage, SPLIT)]
+    answers = answering.answers([prompt_tokens(messages, context.base.tokenizer) for messages in asked])
+    answered = [replace(one, answer=said) for one, said in zip(context.task.train, answers, strict=True)]
+    made = [*answering.files(len(answers)), write_records(folder, SPLIT, [render("", [], one) for one in answered])]
+    rows, soft = _said(context, key, answered)
+    plan = _plan(context, rows)
+    made += soft + fit(context, [plan], key, "on_policy", start=run.stage(stage))
+    return made + copy_adapter(plan.folder, run.adapter)
+
+
+def _said(context: Context, key: str, answered: Sequence[Example]) -> tuple[list[Row], list[Path]]:
+    """Return the student's answers as rows of the bare query with what the teacher says, and the files of that."""
+    prompted = prompted_rows(context, SPLIT, answered)
+    limit = context.base.context
+    fits = [len(row.tokens) <= limit for row in prompted]
+    if left_out := fits.count(False):
+        what = f"{left_out} of {len(fits)} answers of the student exceed the context of {limit} behind the whole prompt"
+        context.warn(f"on_policy: {what} and are left out")
+    kept = [row for row, fit in zip(prompted, fits, strict=True) if fit]
+    files = SoftFiles(context.run.on_policy, key, len(kept))
+    made = files.make(kept, teacher_loader(context), partial(context.progress, "on_policy: teacher"))
+    bare = [tokenize(render("", [], one), context.base.tokenizer, f"on_policy, {one.id}")
+            for one, fit in zip(answered, fits, strict=True) if fit]  # fmt: skip
+    soft = [replace(said, reference=False) for said in files.read()]
+    return [row._replace(soft=said) for row, said in zip(bare, soft, strict=True)], made
+
+
+def _plan(context: Context, said: Sequence[Row]) -> StagePlan:
+    """Return the work: the last stage's rows and the student's answers, as a stage after the last."""
+    plan = stage_plan(context, context.last_stage, _steps(context), context.run.on_policy)
+    train, valid = soft_rows(context, "train", plan.train), soft_rows(context, "valid", plan.valid)
+    return mixed(context, replace(plan, number=plan.number + 1, train=[*train, *said], valid=valid))
+
+
+ON_POLICY = Step(name="on_policy", needs=(TRAIN,), facts=_facts, make=_make, wanted=_wanted, trains=True)

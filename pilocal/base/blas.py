@@ -39,7 +39,7 @@ OPENBLAS = "libopenblas.so.0"
 CORE = "OPENBLAS_CORETYPE"
 """The variable that tells OpenBLAS for which processors' kernels to compute."""
 
-OLD_CORES = tuple("Generic Prescott Core2 Penryn Dunnington Nehalem Atom Katmai Coppermine Northwood".split())
+OLD_CORES = ("Generic", "Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom")
 """What OpenBLAS takes an Intel processor for that is newer than itself: kernels without AVX, 2 to 5 times slower."""
 
 NEWER_CORES = (("SkylakeX", "avx512f avx512bw avx512cd avx512dq avx512vl"), ("Haswell", "avx2 fma"))

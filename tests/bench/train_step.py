@@ -18,7 +18,7 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
+from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()  # before MLX is imported
 

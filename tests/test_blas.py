@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from pilocal.base.blas import FASTER, OPENBLAS
+from pilocal.base.blas import FASTER, OLD_CORES, OPENBLAS, newer_core
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a BLAS of its own")
 
 HIDDEN = "import pilocal.base.blas as blas; blas.OPENBLAS = 'libthere-is-none.so'; "
 """As on a machine that has no OpenBLAS."""
+
+CORE = """
+import ctypes, os, pilocal.base.blas as blas
+library = ctypes.CDLL(blas.load_fast_blas())
+library.openblas_get_corename.restype = ctypes.c_char_p
+print(library.openblas_get_corename().decode(), blas.CORE in os.environ)
+"""
 
 MEAN = """
 import time, mlx.core as mx
@@ -98,6 +108,50 @@ def test_a_user_s_own_wait_policy_stays() -> None:
     assert python(code, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
 
 
+@linux
+def test_a_processor_that_openblas_does_not_know_gets_the_kernels_that_it_can_run() -> None:
+    if python("import pilocal.base.blas as b; print(b.load_fast_blas())").stdout.strip() != OPENBLAS:
+        pytest.skip("needs OpenBLAS")
+    core, left_set = python(CORE).stdout.split()
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    assert core not in OLD_CORES or not {"avx2", "fma"} <= flags
+    assert left_set == "False"
+    if {"avx2", "fma"} <= flags:
+        assert python(CORE, OPENBLAS_CORETYPE="Haswell").stdout.split() == ["Haswell", "True"]
+
+
+def fake_openblas(folder: Path, core: str) -> str:
+    """Build a library that says that it computes for `core`."""
+    source, library = folder / "fake.c", folder / "fake.so"
+    source.write_text(f'char *openblas_get_corename(void) {{ return "{core}"; }}\n', encoding="utf-8")
+    subprocess.run([shutil.which("cc") or "cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return str(library)
+
+
+@linux
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(
+    ("core", "flags", "chosen"),
+    [
+        ("Prescott", "fpu avx2 fma avx512f avx512bw avx512cd avx512dq avx512vl", "SkylakeX"),
+        ("Prescott", "fpu avx2 fma avx512f", "Haswell"),
+        ("Nehalem", "fpu avx", None),
+        ("Zen", "fpu avx2 fma", None),
+        ("SkylakeX", "fpu avx2 fma avx512f avx512bw avx512cd avx512dq avx512vl", None),
+    ],
+)
+def test_only_old_kernels_are_replaced_and_only_by_what_runs(
+    core: str, flags: str, chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    library = fake_openblas(tmp_path, core)
+    assert newer_core(library, cpuinfo) == chosen
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    assert newer_core(library, cpuinfo) is None
+
+
 CHOOSE = """
 import ctypes, json, pilocal.base.blas as blas
 assert blas.load_fast_blas() == blas.OPENBLAS
@@ -117,3 +171,13 @@ def test_a_busy_machine_computes_in_one_thread_unless_it_is_told_otherwise() -> 
     with busy(cores, per_core=2):
         assert json.loads(python(CHOOSE).stdout) == [1, 1, len(cores)]
         assert json.loads(python(CHOOSE, OPENBLAS_NUM_THREADS="2").stdout) == [None, 2, 2]
+
+
+def test_no_module_imports_mlx_before_the_fast_blas_is_loaded() -> None:
+    for path in [*Path("pilocal").rglob("*.py"), *Path("tests/bench").rglob("*.py")]:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        loads = [node.lineno for node in body if isinstance(node, ast.Expr) and "load_fast_blas" in ast.unparse(node)]
+        imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+        of_mlx = [node.lineno for node in imports if ast.unparse(node).startswith(("import mlx", "from mlx"))]
+        early = [line for line in of_mlx if line < min(loads, default=0)]
+        assert not early, f"{path}: {early}"

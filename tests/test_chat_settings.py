@@ -18,6 +18,7 @@ from pilocal.prompt.tokens import prompt_tokens
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import load_task
+from pilocal.training.backend import Backend
 from tests.layouts import SMOLLM2
 from tests.test_flow import make_task
 from tests.tiny import make_base
@@ -165,3 +166,14 @@ def test_a_run_from_before_has_the_base_s_own_chats(base: Path, tmp_path: Path) 
     assert state.pop("chat") == {}
     (task / "run" / "run.json").write_text(json.dumps(state))
     assert base_of(task / "run").chat.facts == {}
+
+
+def test_check_names_the_faster_backend_for_a_cpu(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilocal.flow.plan.WIDE", 1)
+    monkeypatch.setattr("pilocal.flow.plan.has_accelerator", lambda context: False)
+    task = task_with(base, tmp_path / "task")
+    for installed, advice in ((True, "MLX: --backend torch"), (False, "MLX: pip install 'pilocal[torch]'")):
+        monkeypatch.setattr("pilocal.flow.plan.is_installed", lambda name, is_there=installed: is_there)
+        assert any(advice in hint for hint in check(task, schedule=task / "schedule.toml", probe=False).hints)
+    chosen = check(task, schedule=task / "schedule.toml", probe=False, backend=Backend(name="torch", device="cpu"))
+    assert not any("--backend" in hint for hint in chosen.hints)

@@ -10,9 +10,11 @@ import ctypes
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -34,6 +36,23 @@ BUSY = 2.0
 OPENBLAS = "libopenblas.so.0"
 """The system's, as Debian, Ubuntu and Fedora name it."""
 
+CORE = "OPENBLAS_CORETYPE"
+"""The variable that tells OpenBLAS for which processors' kernels to compute."""
+
+OLD_CORES = ("Generic", "Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom")
+"""What OpenBLAS takes an Intel processor for that is newer than itself: kernels without AVX, 2 to 5 times slower."""
+
+NEWER_CORES = (("SkylakeX", "avx512f avx512bw avx512cd avx512dq avx512vl"), ("Haswell", "avx2 fma"))
+"""Kernels that all versions have, the fastest first, each with the flags of the processors that can run them."""
+
+ASK_CORE = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.openblas_get_corename.restype = ctypes.c_char_p
+print(library.openblas_get_corename().decode())
+"""
+"""A program that prints the kernels that OpenBLAS chooses by itself."""
+
 FIX = "apt install libopenblas0-pthread, or pip install 'pilocal[torch]', whose BLAS does as well"
 
 
@@ -50,13 +69,48 @@ def load_fast_blas() -> str | None:
         if name is None:
             continue
         try:
-            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            with _core_named(newer_core(name) if name == OPENBLAS else None):
+                library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         # MLX calls cblas_sgemm. PyTorch's library need not have it: the reference BLAS's own then calls sgemm_.
         if hasattr(library, "sgemm_"):
             return name
     return None
+
+
+def newer_core(library: str, flags: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the kernels that this processor can run where an OpenBLAS does not know it and takes old ones, or None.
+
+    Debian 12's (0.3.21) takes Emerald Rapids for a Prescott of 2004. None also where OPENBLAS_CORETYPE says something.
+    OpenBLAS chooses while it is loaded and cannot be unloaded safely, so that a process of its own asks it, in 0.02 s.
+    """
+    if CORE in os.environ:
+        return None
+    try:
+        line = next(line for line in flags.read_text(encoding="utf-8").splitlines() if line.startswith("flags"))
+        has = set(line.split())
+        fit = next((core for core, needed in NEWER_CORES if has.issuperset(needed.split())), None)
+        if fit is None:
+            return None
+        asked = [sys.executable, "-I", "-S", "-c", ASK_CORE, library]
+        core = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, StopIteration, subprocess.SubprocessError):
+        return None
+    return fit if core in OLD_CORES else None
+
+
+@contextmanager
+def _core_named(core: str | None) -> Iterator[None]:
+    """Tell the OpenBLAS that is loaded meanwhile its kernels, and no other after it, such as NumPy's."""
+    if core is None:
+        yield
+        return
+    os.environ[CORE] = core
+    try:
+        yield
+    finally:
+        del os.environ[CORE]
 
 
 def torch_library() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,16 @@ from rich.progress import Progress as Bars
 from pilocal.flow.listeners import Listeners, StepResult, unheard
 from pilocal.progress import Progress
 
+EVERY = 30.0
+"""Seconds between two lines about one kind of work, where no bar can be drawn."""
+
 
 @contextmanager
 def progress_bars() -> Iterator[tuple[Progress, Console]]:
-    """Show one bar per kind of work, on stderr; the console prints lines above the bars."""
+    """Show one bar per kind of work, on stderr; the console prints lines above the bars.
+
+    Where stderr is no terminal, work that takes longer than EVERY gets a line from time to time.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -26,7 +33,10 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
         TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    if not console.is_terminal:
+        yield _lines(console), console
+        return
+    with Bars(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int, note: str = "") -> None:
@@ -37,6 +47,22 @@ def progress_bars() -> Iterator[tuple[Progress, Console]]:
                 bars.remove_task(tasks.pop(what))
 
         yield report, bars.console
+
+
+def _lines(console: Console) -> Progress:
+    """Return what prints how far each kind of work is, at most every EVERY seconds."""
+    last: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done >= total:
+            last.pop(what, None)
+        elif now - last.setdefault(what, now) >= EVERY:
+            last[what] = now
+            said = f"{what}: {done} of {total}" + (f"; {note}" if note else "")
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+    return report
 
 
 @contextmanager

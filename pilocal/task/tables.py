@@ -142,8 +142,9 @@ class Training:
     recompute: bool = False
     """Gradient checkpointing: compute a layer's activations again in the backward pass instead of keeping them."""
     precision: str | None = None
-    """What the base computes in: "float32" or "bfloat16" (slow on a CPU). By default float32 on a CPU, elsewhere what
-    the base's files hold. The adapter, its gradients and the loss are always float32."""
+    """What the base computes in: "float32" or "bfloat16" (on a CPU slow in MLX, and in PyTorch without AMX). By
+    default float32 on a CPU, elsewhere what the base's files hold. The adapter, its gradients and the loss are always
+    float32."""
     compile: bool | None = None
     """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
     objective: str = "answers"

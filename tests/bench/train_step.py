@@ -18,14 +18,13 @@ from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-from mlx.nn.utils import value_and_grad
-
 from pilocal.base.blas import load_fast_blas
 
-load_fast_blas()
+load_fast_blas()  # before MLX is imported
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.nn.utils import value_and_grad
 from mlx_lm.models.llama import Model, ModelArgs
 from mlx_lm.tuner.trainer import default_loss, iterate_batches
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pilocal.evaluate.arms import BY_BENCH, BY_NAME, SHIPPED
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_BENCH, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.flow.artefacts import float_notes
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ WIDTH = 80
 """Columns of the narrowest terminal that tables are made for."""
 
 MIB, GIB = 2**20, 2**30
+
+MOST_LOST = 5
+"""Lines on entries that were not learned."""
 
 MOST_ENTRIES = 24
 """Lines of the census."""
@@ -98,7 +101,40 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
     ]
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
+    notes += [*_retention_notes(metrics.get("retention")), *_entry_notes(metrics.get("entries", ()))]
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
+
+
+def _retention_notes(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines on what the adapter changes elsewhere; none for metrics of an earlier version."""
+    if found is None:
+        return []
+    count, same = found["prompts"], round(found["prompts"] * found["same_answers"])
+    lines = [
+        f"{count} unrelated prompts: {found['kl']:.2g} nats per token from the base (at most {found['kl_max']:.2g}),",
+        f"{same} of {count} answers stay the same",
+    ]
+    if scores := found.get("scores"):
+        names = [name for name in scores if name != "prompts"]
+        said = ", ".join(f"{name} {scores[name]['base']:.3f} -> {scores[name]['adapter']:.3f}" for name in names)
+        lines.append(f"of {scores['prompts']} with an answer, base -> adapter: {said}")
+    return lines
+
+
+def _entry_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines on the entries of the template that requests need."""
+    asked = [line for line in entries if line["entry"] is not None and line["requests"]]
+    if not asked:
+        return []
+    lost = [line for line in asked if line[INTERNALIZED.name] < line[BASE_FULL_PROMPT.name]]
+    lines = [f"{len(asked) - len(lost)} of {len(asked)} entries of the template that requests need are learned"]
+    lost.sort(key=lambda line: float(line[INTERNALIZED.name] - line[BASE_FULL_PROMPT.name]))
+    for line in lost[:MOST_LOST]:
+        scores = f"{line[INTERNALIZED.name]:.3f} for {line[BASE_FULL_PROMPT.name]:.3f} with the prompt"
+        lines.append(f"not {' '.join(line['entry'].split())[:28]!r}: {scores} ({line['requests']} requests)")
+    if len(lost) > MOST_LOST:
+        lines.append(f"and {len(lost) - MOST_LOST} more; metrics.json and entries.svg have all")
+    return lines
 
 
 def order_table(order: Order) -> RenderableType:

@@ -39,6 +39,7 @@ def checked_context(
     for what the export would refuse, unless the run was trained on it already. Raises InputError, ModelError, or Faults
     with all that is wrong.
     """
+    from pilocal.evaluate.retention import check_unrelated
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes
     from pilocal.training.tracker import check_tracker
@@ -74,6 +75,9 @@ def checked_context(
         faults += found
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
+    if task.unrelated and base is not None and not faults:
+        with _collecting(faults):
+            check_unrelated(task, base)
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
             chosen = _checked_backend(task, base, chosen, find=backend is not None)

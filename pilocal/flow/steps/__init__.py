@@ -5,11 +5,12 @@ from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.evaluate import EVALUATE
 from pilocal.flow.steps.export import EXPORT
 from pilocal.flow.steps.index import INDEX
+from pilocal.flow.steps.retention import RETENTION
 from pilocal.flow.steps.stages import STAGES
 from pilocal.flow.steps.teacher import TEACHER
 from pilocal.flow.steps.train import TRAIN
 
-STEPS = (COMPRESS, INDEX, STAGES, TEACHER, TRAIN, DIRECT_DROP, EXPORT, EVALUATE)
+STEPS = (COMPRESS, INDEX, STAGES, TEACHER, TRAIN, DIRECT_DROP, RETENTION, EXPORT, EVALUATE)
 """Every step, in the order in which they run."""
 
-__all__ = ["COMPRESS", "DIRECT_DROP", "EVALUATE", "EXPORT", "INDEX", "STAGES", "STEPS", "TEACHER", "TRAIN"]
+__all__ = ["COMPRESS", "DIRECT_DROP", "EVALUATE", "EXPORT", "INDEX", "RETENTION", "STAGES", "STEPS", "TEACHER", "TRAIN"]

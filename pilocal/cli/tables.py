@@ -24,7 +24,7 @@ WIDTH = 80
 MIB, GIB = 2**20, 2**30
 
 MOST_LOST = 5
-"""Lines on entries that were not learned."""
+"""Lines on entries that score worse than with the prompt."""
 
 MOST_ENTRIES = 24
 """Lines of the census."""
@@ -114,10 +114,10 @@ def _retention_notes(found: Mapping[str, Any] | None) -> list[str]:
         f"{count} unrelated prompts: {found['kl']:.2g} nats per token from the base (at most {found['kl_max']:.2g}),",
         f"{same} of {count} answers stay the same",
     ]
-    if scores := found.get("scores"):
-        names = [name for name in scores if name != "prompts"]
-        said = ", ".join(f"{name} {scores[name]['base']:.3f} -> {scores[name]['adapter']:.3f}" for name in names)
-        lines.append(f"of {scores['prompts']} with an answer, base -> adapter: {said}")
+    scores = found.get("scores", {})
+    for name in (name for name in scores if name != "prompts"):
+        said = f"base {scores[name]['base']:.3f}, adapter {scores[name]['adapter']:.3f}"
+        lines.append(f"{name} on the {scores['prompts']} of them with an answer: {said}")
     return lines
 
 
@@ -127,11 +127,11 @@ def _entry_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     if not asked:
         return []
     lost = [line for line in asked if line[INTERNALIZED.name] < line[BASE_FULL_PROMPT.name]]
-    lines = [f"{len(asked) - len(lost)} of {len(asked)} entries of the template that requests need are learned"]
+    lines = [f"{len(asked) - len(lost)} of {len(asked)} entries that requests need: as good as with the prompt"]
     lost.sort(key=lambda line: float(line[INTERNALIZED.name] - line[BASE_FULL_PROMPT.name]))
     for line in lost[:MOST_LOST]:
-        scores = f"{line[INTERNALIZED.name]:.3f} for {line[BASE_FULL_PROMPT.name]:.3f} with the prompt"
-        lines.append(f"not {' '.join(line['entry'].split())[:28]!r}: {scores} ({line['requests']} requests)")
+        scores = f"{line[INTERNALIZED.name]:.3f} for {line[BASE_FULL_PROMPT.name]:.3f}"
+        lines.append(f"worse: {' '.join(line['entry'].split())[:32]!r}, {scores} ({line['requests']} requests)")
     if len(lost) > MOST_LOST:
         lines.append(f"and {len(lost) - MOST_LOST} more; metrics.json and entries.svg have all")
     return lines

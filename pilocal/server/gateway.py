@@ -23,7 +23,7 @@ from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.reply import Reply, with_cors
 from pilocal.server.request import CHAT, COMPLETION, TYPES, read_request
 from pilocal.server.request_log import RequestLogEntry
-from pilocal.server.routing import FULL_PROMPT, Route, Router
+from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Route, Router, read_strength
 from pilocal.server.usage import StreamedUsage, wants_usage
 
 Message = MutableMapping[str, Any]
@@ -86,7 +86,7 @@ class Gateway:
             if body is None:
                 state.status = CLIENT_CLOSED_REQUEST
             elif path in (CHAT, COMPLETION):
-                await self._answer(state, headers.get("x-pilocal-fallback"), body, scope, receive, reply)
+                await self._answer(state, headers, body, scope, receive, reply)
             else:
                 request = read_request(path, body, self._models.base.n_vocab())
                 self._router.name(request)
@@ -105,7 +105,13 @@ class Gateway:
                 self._record(state)
 
     async def _answer(
-        self, state: _RequestState, fallback: str | None, body: bytes, scope: Scope, receive: Receive, reply: Reply
+        self,
+        state: _RequestState,
+        headers: Mapping[str, str],
+        body: bytes,
+        scope: Scope,
+        receive: Receive,
+        reply: Reply,
     ) -> None:
         """Route the request, wait for its turn, and have it answered, unless the client hangs up."""
         import anyio
@@ -116,13 +122,15 @@ class Gateway:
         watcher = asyncio.create_task(_cancel_on_disconnect(receive, job, waiting))
         try:
             with self._queue.admit():
-                full_prompt = _wants_full_prompt(fallback)
+                full_prompt = _wants_full_prompt(headers.get("x-pilocal-fallback"))
+                strength = read_strength(headers.get(STRENGTH_HEADER.lower()))
                 request = await run_in_threadpool(read_request, state.path, body, self._models.base.n_vocab())
                 state.stream = bool(request.get("stream"))
                 route = await run_in_threadpool(
-                    partial(self._router.route, state.path, request, full_prompt=full_prompt)
+                    partial(self._router.route, state.path, request, full_prompt=full_prompt, strength=strength)
                 )
                 state.route, state.job, job.model = route, job, route.model
+                job.strength = 1.0 if route.strength is None else route.strength
                 async with AsyncExitStack() as turn:
                     with waiting:  # only this can be cancelled; an answer that has begun ends itself
                         await turn.enter_async_context(self._queue.turn())
@@ -144,6 +152,8 @@ class Gateway:
                 "X-Pilocal-Prompt-Tokens-Saved": str(route.saved_tokens),
             }
         )
+        if route.strength is not None:
+            reply.add({STRENGTH_HEADER: str(route.strength)})
         if wants_usage(route.body):
             reply.rewrite(StreamedUsage(lambda: (route.prompt_tokens, len(job.tokens))))
         token = CURRENT_JOB.set(job)
@@ -197,6 +207,7 @@ class _RequestState:
             prompt_tokens=route.prompt_tokens if route else 0,
             completion_tokens=len(job.tokens) if job else 0,
             saved_tokens=route.saved_tokens if route else 0,
+            adapter_scale=route.strength if route else None,
             near_miss=route.near_miss if route else False,
             first_token_seconds=first,
             seconds=ended - self.began,

@@ -101,8 +101,16 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
     ]
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
-    notes += [*_retention_notes(metrics.get("retention")), *_entry_notes(metrics.get("entries", ()))]
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
+
+
+def proof_lines(metrics: Mapping[str, Any]) -> list[RenderableType]:
+    """Return, as one part or none, which entries of the template were learned and what the adapter changes elsewhere.
+
+    It stands above the arms, so that these are the last lines on the screen.
+    """
+    lines = [*_entry_notes(metrics.get("entries", ())), *_retention_notes(metrics.get("retention"))]
+    return [Group(*map(Text, lines))] if lines else []
 
 
 def _retention_notes(found: Mapping[str, Any] | None) -> list[str]:
@@ -110,10 +118,7 @@ def _retention_notes(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
     count, same = found["prompts"], round(found["prompts"] * found["same_answers"])
-    lines = [
-        f"{count} unrelated prompts: {found['kl']:.2g} nats per token from the base (at most {found['kl_max']:.2g}),",
-        f"{same} of {count} answers stay the same",
-    ]
+    lines = [f"{count} unrelated prompts: {found['kl']:.2g} nats per token from the base, {same} answers stay"]
     scores = found.get("scores", {})
     for name in (name for name in scores if name != "prompts"):
         said = f"base {scores[name]['base']:.3f}, adapter {scores[name]['adapter']:.3f}"

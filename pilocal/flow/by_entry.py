@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ ARMS = (BASE_FULL_PROMPT, INTERNALIZED)
 
 WORD = re.compile(r"\w+")
 
+CONFIRMED = 0.5
+"""The share of the examples naming an entry in which query and answer have to fit."""
+
 DRAWN = 80
 """Entries in the picture; of more, those with the lowest scores."""
 
@@ -31,32 +35,73 @@ LONGEST = 48
 def needed_entries(task: Task) -> list[tuple[Entry, list[int]]]:
     """Return every entry of a task's template with the numbers of the test requests that need it.
 
-    A request needs the entries that its query names, and those that its reference answer names. One without names needs
-    the entry in which its whole answer stands, or another form that it accepts, if there is exactly one.
+    Where the whole reference answer stands in an entry, or another form that the request accepts, that entry is needed:
+    of several the one that has most in common with the query, if there is such a one. Of other answers the entries are
+    needed that query and answer name.
     """
     entries = read_entries(task.template)
-    examples = (*task.train, *task.valid, *task.test)
-    asked = Index(read_names(entries, [example.query for example in examples]))
-    answered = Index(read_names(entries, [example.answer for example in examples]))
+    indexes = _indexes(task, entries)
     needed: dict[int, list[int]] = {entry.number: [] for entry in entries}
     for number, example in enumerate(task.test):
-        named = {*asked.entries_of(example.query), *answered.entries_of(example.answer)}
-        for each in named or _holding(entries, example):
+        holding = _holding(entries, example)
+        named = {each for index, side in indexes for each in index.entries_of(getattr(example, side))}
+        for each in _nearest(holding, example) if holding else named:
             needed[each].append(number)
     return [(entry, needed[entry.number]) for entry in entries]
 
 
-def _holding(entries: Sequence[Entry], example: Example) -> list[int]:
-    """Return the one entry in which a form of the answer stands; none if there are several."""
+def _indexes(task: Task, entries: Sequence[Entry]) -> list[tuple[Index, str]]:
+    """Return what finds names of entries in queries, and what finds them in answers, each with the side it reads.
+
+    A common word may look like a name. So a list counts only where query and answer fit: of the examples in which one
+    names an entry, the other has in CONFIRMED of them a word that no other entry of the list has.
+    """
+    examples = (*task.train, *task.valid, *task.test)
+    own = _own_words(entries)
+    found = []
+    for side, other in (("query", "answer"), ("answer", "query")):
+        kept = []
+        for names in read_names(entries, [getattr(example, side) for example in examples]):
+            index = Index([names])
+            fits = [
+                not own[number].isdisjoint(_words(getattr(example, other)))
+                for example in examples
+                for number in index.entries_of(getattr(example, side))
+            ]
+            if fits and sum(fits) >= CONFIRMED * len(fits):
+                kept.append(names)
+        found.append((Index(kept), side))
+    return found
+
+
+def _own_words(entries: Sequence[Entry]) -> dict[int, set[str]]:
+    """Return by entry the words that no other entry of its list has."""
+    count = Counter((entry.group, word) for entry in entries for word in set(_words(entry.text)))
+    return {entry.number: {w for w in _words(entry.text) if count[entry.group, w] == 1} for entry in entries}
+
+
+def _holding(entries: Sequence[Entry], example: Example) -> list[Entry]:
+    """Return the entries in which a form of the answer stands."""
     accepts = example.extra.get("accepts")
     forms = [example.answer, *(accepts if isinstance(accepts, list) else ())]
-    wanted = [text for form in forms if isinstance(form, str) and (text := _words(form)).strip()]
-    found = [entry.number for entry in entries if any(text in _words(entry.text) for text in wanted)]
-    return found if len(found) == 1 else []
+    wanted = [_spaced(form) for form in forms if isinstance(form, str) and _words(form)]
+    return [entry for entry in entries if any(text in _spaced(entry.text) for text in wanted)]
 
 
-def _words(text: str) -> str:
-    return f" {' '.join(WORD.findall(text.casefold()))} "
+def _nearest(entries: Sequence[Entry], example: Example) -> list[int]:
+    """Return the one of some entries that shares the most words with the query; none if two do."""
+    asked = set(_words(example.query))
+    common = {entry.number: len(asked.intersection(_words(entry.text))) for entry in entries}
+    best = [number for number, count in common.items() if count == max(common.values())]
+    return best if len(best) == 1 else []
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(_words(text))} "
 
 
 def score_entries(task: Task, metric: Metric, marks: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:

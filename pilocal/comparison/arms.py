@@ -72,7 +72,7 @@ class ComparedArm:
 
 
 def parse_arm(name: str) -> ComparedArm:
-    """Return the arm of a name: one of BY_COMPARE or DECAYS, NEAREST, COMPRESSOR@TAU, full-prompt@SHOTS, or SCHEDULE@HOW.
+    """Return the arm of a name: one of BY_COMPARE or DECAYS, NEAREST, COMPRESSOR@TAU, full-prompt@SHOTS, SCHEDULE@HOW.
 
     HOW is a strength of the schedule's adapter, PROMPT or NULL. Raises InputError for any other name.
 

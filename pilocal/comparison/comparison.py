@@ -128,9 +128,7 @@ class Comparison:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
             return said.answers, asker.times(engine, prompts, arm.title) | said.facts
 
-    def _trained(
-        self, arm: ComparedArm, seed: int, examples: int | None, report: Callable[[Result], None]
-    ) -> Result:
+    def _trained(self, arm: ComparedArm, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
         """Return the result of an adapter, trained by a schedule, as the arm asks it."""
         title = result_name(arm.name, seed, examples)
         task = replace(self.task, training=replace(self.task.training, seed=seed))

@@ -84,8 +84,9 @@ class Pair:
         asked = [example for example in examples if example.answer]
         answers = iter(self._says(self.adapter, asked, "unrelated: adapter") if asked else ())
         for line, example, answer in zip(lines, examples, said, strict=True):
-            line |= {"query": example.query, "base": self._text(answer)}
-            line |= {"adapter": self._text(next(answers))} if example.answer else {}
+            line.update(query=example.query, base=self._text(answer))
+            if example.answer:
+                line["adapter"] = self._text(next(answers))
         return lines
 
     def _log_probs(self, adapter: Path | None, rows: Sequence[Row], done: int) -> Iterator[NDArray[np.float32]]:

@@ -16,7 +16,6 @@ from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example
 
-
 Marks = Mapping[str, NDArray[np.float64]]
 """What each test query contributes to the score of an arm, (N, S), by the arm's name."""
 

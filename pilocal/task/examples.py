@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools
@@ -15,9 +15,11 @@ from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
 from pilocal.task.toml import read_text
 
-QUERY_UNRELATED_FORM = 'a record is {"query": "..."}, with "answer" and "accepts": ["...", "..."] if you like'
+T = TypeVar("T")
 
-FORM = 'a record is {"query": "..."}'
+QUERY_FORM = 'a record is {"query": "..."}'
+
+UNRELATED_FORM = 'a record is {"query": "..."}, with "answer" and "accepts": ["...", "..."] if you like'
 
 FORM = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
 

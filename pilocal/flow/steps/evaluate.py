@@ -39,7 +39,12 @@ def _answering(context: Context) -> list[Any]:
 def _facts(context: Context) -> list[Any]:
     from pilocal.evaluate.scoring.metrics import metric_facts
 
-    return [*_answering(context), RETENTION.key(context), metric_facts(context.task, context.metric), asdict(context.task.generation)]
+    return [
+        *_answering(context),
+        RETENTION.key(context),
+        metric_facts(context.task, context.metric),
+        asdict(context.task.generation),
+    ]
 
 
 def _make(context: Context, key: str) -> list[Path]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools

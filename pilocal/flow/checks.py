@@ -39,7 +39,6 @@ def checked_context(
     for what the export would refuse, unless the run was trained on it already. Raises InputError, ModelError, or Faults
     with all that is wrong.
     """
-    from pilocal.evaluate.retention import check_unrelated
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes
     from pilocal.training.tracker import check_tracker
@@ -71,13 +70,10 @@ def checked_context(
         found = _export_faults(base) if to_export and not _was_trained(run, base) else []
         if not found:
             with _collecting(found):
-                _ = base.layout
+                _check_prompts(task, base)
         faults += found
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
-    if task.unrelated and base is not None and not faults:
-        with _collecting(faults):
-            check_unrelated(task, base)
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
@@ -95,6 +91,15 @@ def _check_packages(task: Task, schedule: Schedule) -> None:
         require_packages('[compression] method = "llmlingua2"', "llmlingua", "torch")
     if task.retrieval.similarity == "embedding" and any(stage.shots for stage in schedule.stages):
         require_packages('[retrieval] similarity = "embedding"', "sentence_transformers", "hnswlib")
+
+
+def _check_prompts(task: Task, base: Base) -> None:
+    """Raise InputError for a chat template that cannot be used, and for an unrelated prompt that does not fit."""
+    _ = base.layout
+    if task.unrelated:
+        from pilocal.evaluate.retention import check_unrelated
+
+        check_unrelated(task, base)
 
 
 def check_quant(task: Task, quant: str, where: str) -> None:

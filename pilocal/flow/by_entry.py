@@ -25,6 +25,9 @@ WORD = re.compile(r"\w+")
 CONFIRMED = 0.5
 """The share of the examples naming an entry in which query and answer have to fit."""
 
+READ = 4000
+"""Examples in which names are looked for."""
+
 DRAWN = 80
 """Entries in the picture; of more, those with the lowest scores."""
 
@@ -56,7 +59,7 @@ def _indexes(task: Task, entries: Sequence[Entry]) -> list[tuple[Index, str]]:
     A common word may look like a name. So a list counts only where query and answer fit: of the examples in which one
     names an entry, the other has in CONFIRMED of them a word that no other entry of the list has.
     """
-    examples = (*task.train, *task.valid, *task.test)
+    examples = (*task.test, *task.valid, *task.train)[:READ]
     own = _own_words(entries)
     found = []
     for side, other in (("query", "answer"), ("answer", "query")):

@@ -252,6 +252,7 @@ def test_a_prompt_of_the_user_s_that_is_none_is_one_line_before_any_work(
     [
         ('[evaluation]\nunrelated = "none.jsonl"\n', "none.jsonl: no such file"),
         ("[evaluation]\nunrelated_tokens = 0\n", "unrelated_tokens must be at least 1"),
+        ("[evaluation]\nunrelated_tokens = 1020\n", "'What is the capital of Italy?' is"),
         ('[evaluation]\nunrelated = " "\n', "unrelated must not be empty"),
         ("[evaluation]\nunrelted = 3\n", "unknown key unrelted in [evaluation]; did you mean unrelated"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.served import TEMPLATE
@@ -67,6 +68,14 @@ def test_a_strength_that_is_none_is_refused_in_one_line(server: Server, given: s
     assert reply.status_code == 400
     error = reply.json()["error"]
     assert (error["message"], error["code"]) == (f"{HEADER}: must be a number from 0 to 2.", "invalid_adapter_scale")
+
+
+def test_a_strength_that_is_given_twice_is_none(server: Server) -> None:
+    headers = [(HEADER, "0.5"), (HEADER, "0.5")]
+    reply = httpx.post(
+        f"{server.url}/v1/chat/completions", json={"messages": ASKED, "model": "colours"}, headers=headers
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_adapter_scale")
 
 
 @pytest.mark.parametrize(

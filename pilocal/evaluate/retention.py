@@ -42,14 +42,15 @@ def unrelated_prompts(task: Task) -> tuple[Example, ...]:
 
 
 def check_unrelated(task: Task, base: Base) -> None:
-    """Raise InputError for a prompt of the user's that does not fit the base with its answer."""
+    """Raise InputError for an unrelated prompt that does not fit the base with its answer."""
     room = base.context - task.evaluation.unrelated_tokens
-    for example in task.unrelated:
+    where = task.files.get("unrelated", f"{task.files['task']} [evaluation] unrelated_tokens")
+    for example in unrelated_prompts(task):
         count = len(_prompt(example, base))
         if count > room:
             what = f"{example.query[:40]!r} is {count - room} tokens over what the model's context leaves for a prompt"
             fix = "shorten it, or lower [evaluation] unrelated_tokens"
-            raise InputError(task.files["unrelated"], what, got=count, fix=fix)
+            raise InputError(where, what, got=count, fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

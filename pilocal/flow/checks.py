@@ -16,7 +16,7 @@ from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
-from pilocal.task import AUTO, LOSSLESS, Task
+from pilocal.task import AUTO, LOSSLESS, Evaluation, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
@@ -96,7 +96,7 @@ def _check_packages(task: Task, schedule: Schedule) -> None:
 def _check_prompts(task: Task, base: Base) -> None:
     """Raise InputError for a chat template that cannot be used, and for an unrelated prompt that does not fit."""
     _ = base.layout
-    if task.unrelated:
+    if task.evaluation != Evaluation():
         from pilocal.evaluate.retention import check_unrelated
 
         check_unrelated(task, base)

@@ -86,7 +86,7 @@ class Gateway:
             if body is None:
                 state.status = CLIENT_CLOSED_REQUEST
             elif path in (CHAT, COMPLETION):
-                await self._answer(state, headers, body, scope, receive, reply)
+                await self._answer(state, headers.get("x-pilocal-fallback"), body, scope, receive, reply)
             else:
                 request = read_request(path, body, self._models.base.n_vocab())
                 self._router.name(request)
@@ -105,13 +105,7 @@ class Gateway:
                 self._record(state)
 
     async def _answer(
-        self,
-        state: _RequestState,
-        headers: Mapping[str, str],
-        body: bytes,
-        scope: Scope,
-        receive: Receive,
-        reply: Reply,
+        self, state: _RequestState, fallback: str | None, body: bytes, scope: Scope, receive: Receive, reply: Reply
     ) -> None:
         """Route the request, wait for its turn, and have it answered, unless the client hangs up."""
         import anyio
@@ -122,8 +116,8 @@ class Gateway:
         watcher = asyncio.create_task(_cancel_on_disconnect(receive, job, waiting))
         try:
             with self._queue.admit():
-                full_prompt = _wants_full_prompt(headers.get("x-pilocal-fallback"))
-                strength = read_strength(headers.get(STRENGTH_HEADER.lower()))
+                full_prompt = _wants_full_prompt(fallback)
+                strength = read_strength(_given(scope, STRENGTH_HEADER))
                 request = await run_in_threadpool(read_request, state.path, body, self._models.base.n_vocab())
                 state.stream = bool(request.get("stream"))
                 route = await run_in_threadpool(
@@ -229,6 +223,13 @@ def _wants_full_prompt(fallback: str | None) -> bool:
     if fallback not in (None, FULL_PROMPT):
         raise Refusal(400, f"X-Pilocal-Fallback: the only value is {FULL_PROMPT}.", code="no_full_prompt")
     return fallback is not None
+
+
+def _given(scope: Scope, header: str) -> str | None:
+    """Return a header of a request; one that is given several times is a list, as proxies make of it."""
+    name = header.lower().encode()
+    values = [value.decode("latin-1") for given, value in scope["headers"] if given == name]
+    return ", ".join(values) if values else None
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -1,10 +1,12 @@
-"""Line charts as SVG files."""
+"""Charts as SVG files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 from pilocal.packages import require_packages
@@ -50,6 +52,14 @@ class Panel:
     y: str
     """The axis's name."""
     log_y: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dots:
+    """One value for each of some named things."""
+
+    name: str
+    x: Sequence[float]
 
 
 def line_chart(
@@ -112,15 +122,9 @@ def panels_chart(
 
     Lines of many points are drawn without a dot at each. Raises RunError when the file cannot be written.
     """
-    require_packages(path, "matplotlib")
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    with _figure(path, 1 + 3 * len(panels)) as figure:
+        from matplotlib.ticker import StrMethodFormatter
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(7, 1 + 3 * len(panels)), layout="constrained")
-        FigureCanvasSVG(figure)
         rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(rows, panels, strict=True):
             for number, line in enumerate(panel.lines):
@@ -146,5 +150,43 @@ def panels_chart(
             axes.legend(frameon=False)
         rows[0].set_title(title, loc="left", fontsize=11)
         rows[-1].set_xlabel(x)
+
+
+def dots_chart(path: Path, names: Sequence[str], series: Sequence[Dots], *, title: str, x: str) -> None:
+    """Draw a line of dots for each name, one of each series, the first name on top; the first series is hollow.
+
+    `x` names the axis, which goes from 0 to 1. Raises RunError when the file cannot be written.
+    """
+    with _figure(path, 1.3 + 0.2 * len(names)) as figure:
+        axes = figure.subplots()
+        places = range(len(names))
+        for number, dots in enumerate(series):
+            colour = COLOURS[number % len(COLOURS)]
+            fill, size = ("none", 8) if number == 0 else (colour, 4)  # both are seen where they are equal
+            axes.plot(dots.x, places, "o", color=colour, markerfacecolor=fill, markersize=size, label=dots.name)
+        axes.set_yticks(list(places), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel(x)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
+        figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
+
+
+@contextmanager
+def _figure(path: Path, height: float) -> Iterator[Any]:
+    """Yield a figure of so many inches and write it; raises InputError where there is no matplotlib."""
+    require_packages(path, "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif", "text.parse_math": False}
+    with rc_context(style), catch_warnings():
+        filterwarnings("ignore", message="Glyph .* missing")  # the browser has the letters that matplotlib measures
+        figure = Figure(figsize=(7, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
         with replacing(path, "wb") as file:
             figure.savefig(file, format="svg", metadata={"Date": None})

@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pilocal.base.base import Base
+from pilocal.base.reference import MlxReference
 from pilocal.comparison import compare
 from pilocal.comparison.arms import DEFAULT_ARMS, parse_arm, parse_arms
+from pilocal.comparison.changed import changed, shuffle
 from pilocal.comparison.columns import cells, curve_cells, narrow_cells
 from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
@@ -23,6 +26,8 @@ from pilocal.comparison.results import Result
 from pilocal.comparison.slices import slices
 from pilocal.comparison.table import Prices, make_table
 from pilocal.errors import InputError, RunError
+from pilocal.prompt.tokens import tokenize
+from pilocal.run_folder.adapter import read_adapter
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, DecaySchedule
 from tests.test_cli import pilocal
@@ -220,6 +225,107 @@ def test_the_nearest_answer_is_an_arm_and_so_is_another_number_of_shots(tiny_bas
     assert rows["nearest"]["score"] == pytest.approx(2 / 3)
 
 
+PROOF = ("linear", "linear@0", "linear@0.5", "linear@1", "linear@1.5", "linear@null", "linear@prompt", "direct@0.5")
+
+
+@pytest.fixture(scope="module")
+def proved(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    folder = tmp_path_factory.mktemp("proof")
+    task = make_task(folder / "task", tiny_base.folder, steps=6)
+    text = (task / "task.toml").read_text().replace("learning_rate = 1e-3", "learning_rate = 3e-2")
+    (task / "task.toml").write_text(text)
+    done: list[Result] = []
+    design = replace(DESIGN, arms=parse_arms(PROOF), curve=())
+    table = compare(task, design, run=folder / "out")
+    with open_comparison(task, folder / "out", design) as comparison:
+        done += comparison.results(lambda result: pytest.fail(result.name))
+    return task, folder / "out", table, done
+
+
+def test_an_adapter_at_strength_nothing_is_the_base_and_at_one_it_is_itself(proved: Compared) -> None:
+    _, _, _, done = proved
+    said = {(result.arm, result.seed): result.answers for result in done}
+    for seed in (0, 3):
+        assert said["linear@0", seed] == said["query-only", None]
+        assert said["linear@1", seed] == said["linear", seed]
+        assert said["linear", seed] != said["query-only", None]
+        assert said["linear@null", seed] != said["linear", seed]
+
+
+def test_the_old_prompt_put_back_is_the_base_s_own_full_prompt(proved: Compared) -> None:
+    _, _, table, _ = proved
+    rows = {row["arm"]: row for row in table["arms"]}
+    assert rows["linear@prompt"]["prompt_tokens"] == rows["full-prompt"]["prompt_tokens"]
+    assert rows["linear@0.5"]["prompt_tokens"] == rows["query-only"]["prompt_tokens"]
+    assert all(0 < rows[arm]["ttft_ms"] <= rows[arm]["latency_ms"] for arm in PROOF)
+    assert [arm for arm in PROOF if "training" in rows[arm]] == ["linear"]
+
+
+def test_the_curve_of_strengths_has_every_schedule_with_several(proved: Compared) -> None:
+    _, out, table, _ = proved
+    assert [(point["schedule"], point["strength"]) for point in table["strengths"]] == [
+        ("linear", strength) for strength in (0.0, 0.5, 1.0, 1.0, 1.5)
+    ]
+    rows = {row["arm"]: row for row in table["arms"]}
+    assert table["strengths"][0]["score"] == rows["query-only"]["score"]
+    assert "strength of the adapter" in (out / "strength.svg").read_text()
+    assert "(strength.svg)" in (out / "compare.md").read_text()
+
+
+def test_a_schedule_s_adapter_is_trained_once_for_all_of_its_arms(proved: Compared) -> None:
+    _, out, _, _ = proved
+    trained = {path.parent.parent.name for path in (out / "runs").glob("*/adapter/adapters.safetensors")}
+    assert trained == {f"{name}-seed{seed}" for name in ("linear", "direct") for seed in (0, 3)}
+    assert not list((out / "runs").rglob("*.gguf"))
+
+
+def test_a_shuffled_adapter_has_the_same_numbers_in_an_order_of_the_seed_s(proved: Compared) -> None:
+    _, out, _, _ = proved
+    adapter = read_adapter(out / "runs" / "linear-seed0" / "adapter")
+    first, again, other = (shuffle(adapter, seed) for seed in (0, 0, 1))
+    for name, value in adapter.tensors.items():
+        assert first.tensors[name].shape == value.shape
+        assert sorted(first.tensors[name].ravel()) == sorted(value.ravel())
+        assert np.array_equal(first.tensors[name], again.tensors[name])
+        assert not np.array_equal(first.tensors[name], value)
+        assert not np.array_equal(first.tensors[name], other.tensors[name])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_llama_cpp_computes_an_adapter_at_a_strength_as_mlx_does(
+    strength: float, tiny_base: Base, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    from pilocal.export.lossless import export_lossless
+    from pilocal.export.ship import ship_adapter
+    from pilocal.llamacpp.engine import Engine, divergence, log_softmax
+
+    gguf = export_lossless(tiny_base, tmp_path).path
+    row = tokenize({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]},
+                   tiny_base.tokenizer)  # fmt: skip
+    distances = {}
+    with changed(tiny_adapter, parse_arm(f"linear@{strength}"), 0) as adapter:
+        lora, _ = ship_adapter(tiny_base, adapter, tmp_path, "lossless", name="x")
+        with Engine(gguf, 64, lora) as engine:
+            found = engine.log_probs(row.tokens[:-1], row.offset - 1)
+        for name, compared_with in (("itself", adapter), ("base", None), ("whole", tiny_adapter)):
+            expected = log_softmax(MlxReference(tiny_base, compared_with).logits(row))
+            distances[name] = divergence(expected, found)
+    others = distances["base" if strength else "whole"], distances["whole"]
+    assert distances["itself"] < 0.02 * min(others)
+    assert not tmp_path.joinpath("adapters.safetensors").exists()
+
+
+def test_a_dora_has_no_strength(tiny_base: Base, tmp_path: Path) -> None:
+    folder = make_task(tmp_path / "task", tiny_base.folder)
+    text = (folder / "task.toml").read_text()
+    (folder / "task.toml").write_text(
+        text.replace("rank = 2", 'rank = 2\nkind = "dora"').replace("[export]", '[export]\nquant = "f16"')
+    )
+    design = replace(DESIGN, arms=parse_arms(("linear@0.5",)), curve=())
+    with pytest.raises(InputError, match=r"--arms: a DoRA has no strength: .*; got 'linear@0.5'"):
+        compare(folder, design, run=tmp_path / "out")
+
+
 def test_every_default_arm_is_an_arm() -> None:
     arms = parse_arms(())
     assert {arm.name for arm in arms} == set(DEFAULT_ARMS)
@@ -233,6 +339,13 @@ def test_every_default_arm_is_an_arm() -> None:
         ("rules", "no such arm; got 'rules'"),
         ("rules@2", "what rules keeps must lie between 0 and 1; got '2'"),
         ("full-prompt@many", "shots are a whole number from 0; got 'many'; write full-prompt@5"),
+        (
+            "linear@3",
+            "an adapter's strength lies between 0 and 2; got '3'; write linear@0.5, linear@prompt or linear@null",
+        ),
+        ("linear@nan", "an adapter's strength lies between 0 and 2; got 'nan'"),
+        ("linear@", "an adapter's strength lies between 0 and 2; got ''"),
+        ("liner@0.5", "no such arm; got 'liner@0.5'"),
         ("rules@half", "must lie between 0 and 1; got 'half'; write rules@0.3"),
     ],
 )

@@ -30,6 +30,10 @@ def test_scores_stand_beside_each_other_when_there_are_any() -> None:
     assert "| arm | exact match | 95% interval | prompt tokens |" in text
     assert "| base full prompt | 1.000 | 0.980 to 1.000 | 423.4 |" in text
     assert "| internalized | 0.993 | 0.982 to 1.000 | 17.8 |" in text
+    assert "unrelated" not in text and "nothing to do" not in text
+    kept = METRICS | {"retention": {"prompts": 40, "kl": 0.01234}}
+    text = card(Facts(task="smart-home", base="starter", metrics=kept), KIND)
+    assert "On 40 prompts that have nothing to do with the task,\nit lies 0.012 nats per token from the base" in text
     assert "## Measured" not in card(Facts(task="smart-home", base="starter"), KIND)
 
 

@@ -112,10 +112,11 @@ def test_a_second_run_does_nothing(copy: Path) -> None:
     [
         ("template.md", "kind", "very kind", set(NAMES) - {"index"}),
         ("train.jsonl", "and red?", "and then red?", set(NAMES) - {"compress"}),
-        ("test.jsonl", "tell red", "tell me red", {"stages", "train", "direct_drop", "export", "evaluate"}),
+        ("test.jsonl", "tell red", "tell me red", set(NAMES) - {"compress", "index"}),
         ("task.toml", "max_tokens = 4", "max_tokens = 5", {"evaluate"}),
         ("task.toml", "[lora]", "direct_drop_steps = 3\n[lora]", {"direct_drop", "evaluate"}),
-        ("task.toml", "rank = 2", "rank = 3", {"train", "direct_drop", "export", "evaluate"}),
+        ("task.toml", "rank = 2", "rank = 3", {"train", "direct_drop", "retention", "export", "evaluate"}),
+        ("task.toml", "[lora]", "[evaluation]\nunrelated_tokens = 5\n[lora]", {"retention", "evaluate"}),
         ("task.toml", "accept_loss = true", 'accept_loss = true\nquant = "f16"', {"export", "evaluate"}),
     ],
 )

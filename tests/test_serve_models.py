@@ -92,6 +92,57 @@ def test_no_answer_ever_comes_from_the_adapter_before(models: Models, alone: dic
     assert switches > 800
 
 
+STRENGTHS = (0.0, 0.25, 1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def weighed(tasks: list[Shipped]) -> dict[tuple[str, float, str], str]:
+    """What two adapters say at some strengths in a llama.cpp of their own, each time with an empty cache."""
+    from llama_cpp import Llama
+
+    said = {}
+    for task in tasks[:2]:
+        for strength in STRENGTHS:
+            llama = Llama(
+                str(task.folder / task.base), n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False,
+                lora_path=str(task.adapter_path), lora_scale=strength,
+            )  # fmt: skip
+            for query in QUERIES:
+                llama.reset()
+                llama._ctx.kv_cache_clear()
+                said[task.name, strength, query] = say(llama, query)
+            llama.close()
+    return said
+
+
+def test_no_answer_ever_comes_from_another_strength(
+    models: Models, alone: dict[tuple[str, str], str], weighed: dict[tuple[str, float, str], str]
+) -> None:
+    draw = random.Random(1)
+    for query in QUERIES:
+        for name in ("task-0", "task-1"):
+            assert weighed[name, 0.0, query] == alone[BASE, query]
+            assert weighed[name, 1.0, query] == alone[name, query]
+            assert len({weighed[name, strength, query] for strength in STRENGTHS}) > 2
+    for _ in range(300):
+        name, strength, query = draw.choice(("task-0", "task-1")), draw.choice(STRENGTHS), draw.choice(QUERIES)
+        if draw.random() < 0.2:  # switched to, but cancelled before anything is computed
+            CURRENT_JOB.set(Job(model=draw.choice(("task-0", "task-1", BASE)), strength=draw.choice((0.5, 1.0))))
+            models()
+        CURRENT_JOB.set(Job(model=name, strength=strength))
+        assert say(models(name), query) == weighed[name, strength, query]
+
+
+def test_a_kept_prefix_is_used_again_at_the_same_strength_alone(models: Models) -> None:
+    kept = []
+    for strength in (0.5, 0.5, 0.25, 0.5):
+        CURRENT_JOB.set(Job(model="task-0", strength=strength))
+        llama = models("task-0")
+        kept.append(llama.n_tokens)
+        say(llama, QUERIES[0])
+    assert [count > 0 for count in kept[1:]] == [True, False, False]
+
+
 def test_a_cancelled_job_ends_at_the_next_token(models: Models) -> None:
     class Third(Job):
         def add(self, token: int, *, last: bool) -> None:

@@ -15,7 +15,9 @@ HELP = f"""Run every arm with every seed and write one table; run it again to re
 
     An arm is a prompt for the base ({", ".join(BY_COMPARE)}; full-prompt@5 with so many shots), a template that is
     compressed at inference (rules@0.3, COMPRESSOR@TAU), the answer of the nearest training question (nearest), or a
-    schedule ({", ".join(DECAYS)}). All schedules get the same number of optimizer steps.
+    schedule ({", ".join(DECAYS)}). All schedules get the same number of optimizer steps. A schedule's adapter is also
+    asked at a strength from 0 to 2 (linear@0.5), with the old prompt put back (linear@prompt), and with its weights
+    shuffled (linear@null).
     """
 
 

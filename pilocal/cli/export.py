@@ -22,7 +22,7 @@ from pilocal.cli.lists import FOLDER
 )
 @click.option("--quant", "quants", multiple=True, help="Type of a fused file: q8_0, q4_k_m, f16, ..., or auto.")
 @click.option("--copy", is_flag=True, help="Put files into RUN/export in the place of links.")
-@click.option("--accept-loss", is_flag=True, help="Keep what the gate refuses.")
+@click.option("--accept-loss", is_flag=True, help="Keep what a gate refuses.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def export(
     run: Path, forms: tuple[str, ...], quants: tuple[str, ...], copy: bool, accept_loss: bool, as_json: bool

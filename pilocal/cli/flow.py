@@ -129,7 +129,7 @@ def run_until(
 ) -> None:
     """Run the flow up to a step and print the result; a process that was launched to help prints nothing."""
     from pilocal.cli.display import listening
-    from pilocal.cli.tables import metrics_table, show
+    from pilocal.cli.tables import metrics_table, proof_lines, show
     from pilocal.flow.opening import default_run
     from pilocal.flow.run import Run, run_task
 
@@ -149,7 +149,7 @@ def run_until(
     if as_json:
         click.echo(json.dumps({"run": str(folder), "steps": _steps(results), "metrics": metrics}, indent=2))
     elif metrics is not None:
-        show(metrics_table(metrics))
+        show(*proof_lines(metrics), metrics_table(metrics))
         click.echo(f"serve it with: pilocal serve {folder}")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pilocal.evaluate.arms import BY_BENCH, BY_NAME, SHIPPED
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_BENCH, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.flow.artefacts import float_notes
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ WIDTH = 80
 """Columns of the narrowest terminal that tables are made for."""
 
 MIB, GIB = 2**20, 2**30
+
+MOST_LOST = 5
+"""Lines on entries that score worse than with the prompt."""
 
 MOST_ENTRIES = 24
 """Lines of the census."""
@@ -105,6 +108,44 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
+
+
+def proof_lines(metrics: Mapping[str, Any]) -> list[RenderableType]:
+    """Return, as one part or none, which entries of the template were learned and what the adapter changes elsewhere.
+
+    It stands above the arms, so that these are the last lines on the screen.
+    """
+    lines = [*_entry_notes(metrics.get("entries", ())), *_retention_notes(metrics.get("retention"))]
+    return [Group(*map(Text, lines))] if lines else []
+
+
+def _retention_notes(found: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines on what the adapter changes elsewhere; none for metrics of an earlier version."""
+    if found is None:
+        return []
+    count, same = found["prompts"], round(found["prompts"] * found["same_answers"])
+    lines = [f"{count} unrelated prompts: {found['kl']:.2g} nats per token from the base, {same} answers stay"]
+    scores = found.get("scores", {})
+    for name in (name for name in scores if name != "prompts"):
+        said = f"base {scores[name]['base']:.3f}, adapter {scores[name]['adapter']:.3f}"
+        lines.append(f"{name} on the {scores['prompts']} of them with an answer: {said}")
+    return lines
+
+
+def _entry_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines on the entries of the template that requests need."""
+    asked = [line for line in entries if line["entry"] is not None and line["requests"]]
+    if not asked:
+        return []
+    lost = [line for line in asked if line[INTERNALIZED.name] < line[BASE_FULL_PROMPT.name]]
+    lines = [f"{len(asked) - len(lost)} of {len(asked)} entries that requests need: as good as with the prompt"]
+    lost.sort(key=lambda line: float(line[INTERNALIZED.name] - line[BASE_FULL_PROMPT.name]))
+    for line in lost[:MOST_LOST]:
+        scores = f"{line[INTERNALIZED.name]:.3f} for {line[BASE_FULL_PROMPT.name]:.3f}"
+        lines.append(f"worse: {' '.join(line['entry'].split())[:32]!r}, {scores} ({line['requests']} requests)")
+    if len(lost) > MOST_LOST:
+        lines.append(f"and {len(lost) - MOST_LOST} more; metrics.json and entries.svg have all")
+    return lines
 
 
 def order_table(order: Order) -> RenderableType:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pilocal
 from pilocal.base.device import on_cpu
-from pilocal.comparison.arms import NEAREST, ComparedArm
+from pilocal.comparison.arms import NEAREST, ComparedArm, parse_arm
+from pilocal.comparison.changed import changed
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
 from pilocal.comparison.results import Result, read_result, result_name
-from pilocal.evaluate.arms import Program, Prompt
+from pilocal.evaluate.arms import BASE_FULL_PROMPT, Program, Prompt
 from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
 from pilocal.flow.checks import checked_context
@@ -61,10 +62,10 @@ class Comparison:
         """
         found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
         trained = [arm for arm in self.design.arms if arm.trained]
-        found += [self._trained(arm.name, seed, None, report) for seed in self.design.seeds for arm in trained]
+        found += [self._trained(arm, seed, None, report) for seed in self.design.seeds for arm in trained]
         for seed in self.design.seeds:
             for count in self.design.curve:
-                found += [self._trained(name, seed, count, report) for name in CURVE_ARMS]
+                found += [self._trained(parse_arm(name), seed, count, report) for name in CURVE_ARMS]
         return found
 
     @property
@@ -75,6 +76,20 @@ class Comparison:
         """Return the result of the base with a prompt."""
         if arm.name == NEAREST:
             return self._looked_up(arm, report)
+        with self._prompted(arm) as context:
+            key = self._key(STAGES.key(context), arm.name)
+            if known := self._known(arm.name, None, None, key):
+                return known
+            run_steps(context, STAGES)
+            prompts = context.test_prompts(0)
+        answers, times = self._ask_base(arm, prompts)
+        tokens = mean(map(len, prompts))
+        result = Result(arm=arm.name, seed=None, key=key, answers=answers, prompt_tokens=tokens, times=times)
+        return self._finish(result, report)
+
+    @contextmanager
+    def _prompted(self, arm: ComparedArm) -> Iterator[Context]:
+        """Open the run folder whose first stage has the prompts of an arm of the base."""
         full = arm.prompt is Prompt.FULL
         shots = self.design.decay_schedule.shots if arm.shots is None else arm.shots
         asked = Stage(tau=arm.tau if full else 0.0, shots=shots if full else 0, share=0.0)
@@ -86,15 +101,14 @@ class Comparison:
             replace(self.task, compression=compression),
             Schedule((asked, Stage(tau=0.0, shots=0, share=1.0))),
         ) as context:
-            key = self._key(STAGES.key(context), arm.name)
-            if known := self._known(arm.name, None, None, key):
-                return known
+            yield context
+
+    @cached_property
+    def _whole_prompts(self) -> tuple[str, list[list[int]]]:
+        """The prompts of the base's full prompt, and the key of the step that wrote them."""
+        with self._prompted(parse_arm(BASE_FULL_PROMPT.compare)) as context:
             run_steps(context, STAGES)
-            prompts = context.test_prompts(0)
-        answers, times = self._ask_base(arm, prompts)
-        tokens = mean(map(len, prompts))
-        result = Result(arm=arm.name, seed=None, key=key, answers=answers, prompt_tokens=tokens, times=times)
-        return self._finish(result, report)
+            return STAGES.key(context), context.test_prompts(0)
 
     def _looked_up(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
         """Return the result of the training answers whose questions are most like the queries."""
@@ -114,35 +128,38 @@ class Comparison:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
             return said.answers, asker.times(engine, prompts, arm.title) | said.facts
 
-    def _trained(self, name: str, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
-        """Return the result of an adapter, trained by a schedule and asked with the bare query."""
-        title = result_name(name, seed, examples)
+    def _trained(self, arm: ComparedArm, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
+        """Return the result of an adapter, trained by a schedule, as the arm asks it."""
+        title = result_name(arm.name, seed, examples)
         task = replace(self.task, training=replace(self.task.training, seed=seed))
         if examples is not None:
             task = replace(task, train=subset(task.train, examples, seed))
-        schedule = replace(self.design.decay_schedule, decay=name).schedule()
-        with self._opened(title, task, schedule) as context:
+        schedule = replace(self.design.decay_schedule, decay=arm.schedule).schedule()
+        whole = self._whole_prompts if arm.prompt is Prompt.FULL else None
+        with self._opened(result_name(arm.schedule, seed, examples), task, schedule) as context:
             last = adapter_step(context)
-            key = self._key(last.key(context), name, seed, examples)
-            if known := self._known(name, seed, examples, key):
+            key = self._key(last.key(context), arm.name, seed, examples, *([whole[0]] if whole else []))
+            if known := self._known(arm.name, seed, examples, key):
                 return known
             run_steps(context, last)
-            prompts = context.test_prompts(context.last_stage)
-            result = Result(
-                arm=name,
-                seed=seed,
-                examples=examples,
-                key=key,
-                answers=self._asker.in_backend(context.run.adapter, prompts, title).answers,
-                prompt_tokens=mean(map(len, prompts)),
-                training=_training([read_log(folder / FILE) for folder in stage_folders(context)]),
-            )
-            if seed == self.design.seeds[0] and examples is None:
-                with (
-                    self._gguf.of_adapter(context.run.adapter, context.run.export) as (gguf, adapter),
-                    self._asker.engine(gguf, prompts, adapter) as engine,
-                ):
-                    result.times = self._asker.times(engine, prompts, title)
+            prompts = whole[1] if whole else context.test_prompts(context.last_stage)
+            with changed(context.run.adapter, arm, seed) as adapter:
+                result = Result(
+                    arm=arm.name,
+                    seed=seed,
+                    examples=examples,
+                    key=key,
+                    answers=self._asker.in_backend(adapter, prompts, title).answers,
+                    prompt_tokens=mean(map(len, prompts)),
+                )
+                if arm.is_plain:
+                    result.training = _training([read_log(folder / FILE) for folder in stage_folders(context)])
+                if seed == self.design.seeds[0] and examples is None:
+                    with (
+                        self._gguf.of_adapter(adapter, context.run.export) as (gguf, lora),
+                        self._asker.engine(gguf, prompts, lora) as engine,
+                    ):
+                        result.times = self._asker.times(engine, prompts, title)
         return self._finish(result, report)
 
     def _known(self, arm: str, seed: int | None, examples: int | None, key: str) -> Result | None:

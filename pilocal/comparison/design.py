@@ -30,10 +30,19 @@ class Design:
     curve: tuple[int, ...] = ()
     """Numbers of training examples of the learning curve."""
 
+    @property
+    def has_strengths(self) -> bool:
+        """Whether an adapter is asked at several strengths."""
+        return any(arm.is_on_curve and not arm.is_plain for arm in self.arms)
+
     def check(self, task: Task) -> None:
-        """Raise InputError if there is no seed, or the curve asks for more examples than the task has."""
+        """Raise InputError if there is no seed, or an arm or the curve asks for what the task does not have."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
+        for arm in self.arms:
+            if arm.strength != 1 and task.lora.kind == "dora":
+                what, fix = "a DoRA has no strength: its magnitudes cannot be weighed", 'take [lora] kind = "lora"'
+                raise InputError("--arms", what, got=arm.name, fix=fix)
         for count in self.curve:
             if not self.decay_schedule.shots < count <= len(task.train):
                 least = self.decay_schedule.shots + 1

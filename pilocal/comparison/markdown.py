@@ -1,4 +1,4 @@
-"""compare.md: the whole table, the learning curve and a link to its picture."""
+"""compare.md: the whole table, the learning curve and links to the pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.comparison.columns import cells, curve_cells
-from pilocal.comparison.picture import CURVE
+from pilocal.comparison.picture import CURVE, STRENGTHS
 
 
 def design_line(table: Mapping[str, Any]) -> str:
@@ -21,6 +21,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     if table["curve"]:
         parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
         parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
+    if table.get("strengths"):
+        parts.append(f"![The score over the strength of each schedule's adapter]({STRENGTHS})")
     return "\n\n".join(parts) + "\n"
 
 

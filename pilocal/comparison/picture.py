@@ -1,15 +1,18 @@
-"""The learning curve as a picture."""
+"""The learning curve, and that of the adapter's strength, as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilocal.chart import Line, line_chart
 
 CURVE = "curve.svg"
-"""The picture's file, beside compare.md."""
+"""The learning curve's file, beside compare.md."""
+
+STRENGTHS = "strength.svg"
+"""The file of the scores over the adapter's strength."""
 
 
 def write_curve(table: Mapping[str, Any], path: Path) -> None:
@@ -17,13 +20,29 @@ def write_curve(table: Mapping[str, Any], path: Path) -> None:
 
     Raises RunError if the file cannot be written.
     """
+    lines = _lines(table["curve"], "arm", "examples")
+    line_chart(path, lines, title=_title(table), x="training examples", y=table["metric"], log_x=True)
+
+
+def write_strengths(table: Mapping[str, Any], path: Path) -> None:
+    """Write compare.json's curve of strengths: the score of each schedule over its adapter's strength.
+
+    Raises RunError if the file cannot be written.
+    """
+    lines = _lines(table["strengths"], "schedule", "strength")
+    line_chart(path, lines, title=_title(table), x="strength of the adapter; 1 is as trained", y=table["metric"])
+
+
+def _lines(points: Sequence[Mapping[str, Any]], name: str, x: str) -> list[Line]:
+    """Return a line for each name among the points, with its intervals."""
     lines = []
-    for arm in dict.fromkeys(point["arm"] for point in table["curve"]):
-        points = [point for point in table["curve"] if point["arm"] == arm]
-        low, high = zip(*(point["interval"] for point in points), strict=True)
-        line = Line(
-            name=arm, x=[p["examples"] for p in points], y=[p["score"] for p in points], low=list(low), high=list(high)
-        )
-        lines.append(line)
-    title = f"{table['task']}: score with its 95% interval, {len(table['seeds'])} seeds"
-    line_chart(path, lines, title=title, x="training examples", y=table["metric"], log_x=True)
+    for one in dict.fromkeys(point[name] for point in points):
+        own = [point for point in points if point[name] == one]
+        low, high = zip(*(point["interval"] for point in own), strict=True)
+        y = [point["score"] for point in own]
+        lines.append(Line(name=one, x=[point[x] for point in own], y=y, low=list(low), high=list(high)))
+    return lines
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    return f"{table['task']}: score with its 95% interval, {len(table['seeds'])} seeds"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
@@ -52,6 +53,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "slices": {name: len(numbers) for name, numbers in cut.items()},
         "arms": rows,
         "curve": _curve(results, design.curve, total),
+        "strengths": _strengths(design.arms, rows),
     }
 
 
@@ -78,6 +80,25 @@ def _curve(results: Sequence[Result], counts: Sequence[int], total: Total) -> li
             if some:
                 points.append({"arm": arm, "examples": count} | _score(some, total))
     return points
+
+
+def _strengths(arms: Sequence[ComparedArm], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points of every schedule whose adapter is asked at several strengths, the weakest first."""
+    scored = {row["arm"]: {name: row[name] for name in ("score", "interval")} for row in rows}
+    points = [
+        {"schedule": arm.schedule, "strength": arm.strength} | scored[arm.name]
+        for arm in arms
+        if arm.is_on_curve and arm.name in scored
+    ]
+    several = {
+        one["schedule"]
+        for one in points
+        if any(one["schedule"] == two["schedule"] and one["strength"] != two["strength"] for two in points)
+    }
+    return sorted(
+        (point for point in points if point["schedule"] in several),
+        key=lambda point: (point["schedule"], point["strength"]),
+    )
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

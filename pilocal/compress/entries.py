@@ -112,19 +112,28 @@ class Index:
         """What each entry that queries can name is called, by its number."""
         self.groups = {number: one.group for one in names for number in one.by_entry}
         """The list of each of them."""
-        self._numbers = {name.lower(): number for number, name in self.names.items()}
-        longest_first = sorted(self._numbers, key=lambda name: (-len(name), name))
+        self._numbers = {_key(name): number for number, name in self.names.items()}
+        longest_first = sorted(map(str.lower, self.names.values()), key=lambda name: (-len(name), name))
         words = "|".join(re.escape(name).replace(r"\ ", r"\W+") for name in longest_first)
         self._pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
 
     def entries_of(self, query: str) -> tuple[int, ...]:
         """Return the numbers of the entries that a query names, in its order."""
         found = self._pattern.finditer(query)
-        return tuple(self._numbers[" ".join(re.split(r"\W+", match.group().lower()))] for match in found)
+        return tuple(self._numbers[_key(match.group())] for match in found)
 
     def around(self, query: str) -> tuple[str, ...]:
         """Return what stands before, between and behind the names in a query."""
         return tuple(self._pattern.split(query))
+
+
+def _key(name: str) -> str:
+    """Return a name as it is looked up, whatever stands between its words in a query.
+
+    >>> _key("A-12"), _key("night  light")
+    ('a 12', 'night light')
+    """
+    return " ".join(re.split(r"\W+", name.lower()))
 
 
 def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:

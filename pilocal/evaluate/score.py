@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pilocal.evaluate.answer import Answered
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY, INTERNALIZED, SHIPPED
@@ -13,23 +16,28 @@ from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example
 
+Marks = Mapping[str, NDArray[np.float64]]
+"""What each test query contributes to the score of an arm, (N, S), by the arm's name."""
 
-def score(
-    answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent
-) -> dict[str, Any]:
+
+def mark(answered: Answered, examples: Sequence[Example], metric: Metric, progress: Progress = silent) -> Marks:
+    """Return the marks of every arm; raises what the metric's `marks` raises."""
+    return {arm: metric.marks(answered.answers[arm], examples, progress) for arm in answered.costs}
+
+
+def score(answered: Answered, marks: Marks, metric: Metric) -> dict[str, Any]:
     """Return what metrics.json says about the arms.
 
     `interval` holds the 95% bounds of a score. `same_answers` is the share of the queries to which the shipped files
-    say in llama.cpp exactly what the trained adapter says in MLX. Raises what the metric's `marks` raises.
+    say in llama.cpp exactly what the trained adapter says in MLX.
     """
     arms: dict[str, dict[str, Any]] = {}
     for arm, costs in answered.costs.items():
-        marks = metric.marks(answered.answers[arm], examples, progress)
-        bounds = list(interval(marks[None], metric.total))
-        arms[arm] = {"score": metric.total(marks), "interval": bounds} | costs
+        bounds = list(interval(marks[arm][None], metric.total))
+        arms[arm] = {"score": metric.total(marks[arm]), "interval": bounds} | costs
     pairs = zip(answered.answers[SHIPPED.name], answered.answers[INTERNALIZED.name], strict=True)
     same = {"same_answers": mean(float(shipped == trained) for shipped, trained in pairs)}
-    return {"n": len(examples), "arms": arms} | summary(arms) | same
+    return {"n": len(answered.answers[SHIPPED.name]), "arms": arms} | summary(arms) | same
 
 
 def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:

@@ -112,4 +112,12 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
         tokens = f"{row['prompt_tokens']:.1f}" if "prompt_tokens" in row else ""
         rows.append([arm.replace("_", " "), f"{row['score']:.3f}", bounds, tokens])
     shown = table(["arm", str(metrics["metric"]).replace("_", " "), "95% interval", "prompt tokens"], rows)
-    return f"{metrics['n']} test queries that no training saw.\n\n{shown}"
+    return f"{metrics['n']} test queries that no training saw.\n\n{shown}{_elsewhere(metrics.get('retention'))}"
+
+
+def _elsewhere(found: Mapping[str, Any] | None) -> str:
+    """Return a paragraph on what the adapter changes on other prompts; nothing where that was not measured."""
+    if found is None:
+        return ""
+    lies = f"it lies {found['kl']:.2g} nats per token from the base, over the base's own answers."
+    return f"\n\nOn {found['prompts']} prompts that have nothing to do with the task,\n{lies}"

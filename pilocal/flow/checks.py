@@ -18,7 +18,7 @@ from pilocal.packages import is_installed, require_packages
 from pilocal.retrieve import Question, check_bank, contradictions
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
-from pilocal.task import AUTO, LOSSLESS, Task
+from pilocal.task import AUTO, LOSSLESS, Evaluation, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
@@ -73,7 +73,7 @@ def checked_context(
         found = _export_faults(base) if to_export and not _was_trained(run, base) else []
         if not found:
             with _collecting(found):
-                _ = base.layout
+                _check_prompts(task, base)
         faults += found
     faults += _rows_faults(task, base, start) if base is not None and not faults else []
     with _collecting(faults):
@@ -116,6 +116,15 @@ def _check_packages(task: Task, schedule: Schedule) -> None:
         require_packages('[compression] method = "llmlingua2"', "llmlingua", "torch")
     if task.retrieval.similarity == "embedding" and any(stage.shots for stage in schedule.stages):
         require_packages('[retrieval] similarity = "embedding"', "sentence_transformers", "hnswlib")
+
+
+def _check_prompts(task: Task, base: Base) -> None:
+    """Raise InputError for a chat template that cannot be used, and for an unrelated prompt that does not fit."""
+    _ = base.layout
+    if task.evaluation != Evaluation():
+        from pilocal.evaluate.retention import check_unrelated
+
+        check_unrelated(task, base)
 
 
 def check_quant(task: Task, quant: str, where: str) -> None:

@@ -12,6 +12,7 @@ from pilocal.flow.checks import check_quant
 from pilocal.flow.context import Context
 from pilocal.flow.shipping import copy_links, make_form, open_gate, score, serve, ship, tell_of_links
 from pilocal.flow.steps import EXPORT, TRAIN, adapter_step
+from pilocal.flow.steps.retention import refuse_forgetting
 from pilocal.run_folder.shipped import read_shipped
 
 
@@ -22,11 +23,12 @@ def export_forms(
 
     The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. Returns
     RUN/export/artefacts.json. Raises RunError when the training is not finished, the task has changed since, or nothing
-    is there to copy; ExportError when the gate refuses a form.
+    is there to copy; ExportError when a gate refuses a form.
     """
     run = context.run
     if quants or forms:
         _check_trained(context)
+        refuse_forgetting(context, accept_loss=accept_loss)
         context.metric.check(context.task.test)
     else:
         read_shipped(run.path)

@@ -126,7 +126,7 @@ class Run:
 
         `forms` are "mlx", "peft" and "ollama". `quants` make GGUF files: "lossless", or a type of llama.cpp such as
         "q8_0", or "auto", with base and adapter fused into one file; the first is served from now on. Without either it
-        is "lossless", or with `copy` no form more. With `accept_loss` a form that the gate refuses is kept. With `copy`
+        is "lossless", or with `copy` no form more. With `accept_loss` a form that a gate refuses is kept. With `copy`
         RUN/export holds no links, so that it can be copied to another disk. Raises RunError when the training is not
         finished or the task has changed since, ExportError when the gate refuses a form.
         """

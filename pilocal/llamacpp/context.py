@@ -128,8 +128,8 @@ class Context:
         self.close()
 
 
-def apply_adapter(context: Any, adapter: Any | None) -> None:
-    """Compute with an adapter from now on, or without any, in a `llama_context *`.
+def apply_adapter(context: Any, adapter: Any | None, strength: float = 1.0) -> None:
+    """Compute with an adapter from now on, or without any, in a `llama_context *`; `strength` multiplies its updates.
 
     What was computed before stays: `clear` the context if it was computed otherwise. Raises RuntimeError when llama.cpp
     fails.
@@ -138,7 +138,7 @@ def apply_adapter(context: Any, adapter: Any | None) -> None:
     adapters = [] if adapter is None else [adapter]
     count = len(adapters)
     pointers = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*adapters)
-    scales = (ctypes.c_float * count)(*[1.0] * count)
+    scales = (ctypes.c_float * count)(*[strength] * count)
     if llama_cpp.llama_set_adapters_lora(context, pointers, count, scales):
         raise RuntimeError("llama.cpp cannot set the adapter")
 

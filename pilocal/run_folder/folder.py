@@ -154,6 +154,16 @@ class RunDir:
         return self.path / "metrics.json"
 
     @property
+    def retention(self) -> Path:
+        """What the base says to unrelated prompts, and how far the adapter lies from it."""
+        return self.path / "retention"
+
+    @property
+    def entries_picture(self) -> Path:
+        """The scores by entry of the template."""
+        return self.path / "entries.svg"
+
+    @property
     def direct_drop(self) -> Path:
         """The ablation's weights and log."""
         return self.path / "direct_drop"

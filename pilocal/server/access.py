@@ -15,7 +15,10 @@ ANY = "*"
 """Stands for every origin."""
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-EXPOSED = "Retry-After, X-Pilocal-Task, X-Pilocal-Arm, X-Pilocal-Prompt-Tokens, X-Pilocal-Prompt-Tokens-Saved"
+EXPOSED = (
+    "Retry-After, X-Pilocal-Task, X-Pilocal-Arm, X-Pilocal-Prompt-Tokens, X-Pilocal-Prompt-Tokens-Saved, "
+    "X-Pilocal-Adapter-Scale"
+)
 """The response headers that a page of an allowed origin may read."""
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)

@@ -23,7 +23,7 @@ from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.reply import Reply, with_cors
 from pilocal.server.request import CHAT, COMPLETION, TYPES, read_request
 from pilocal.server.request_log import RequestLogEntry
-from pilocal.server.routing import FULL_PROMPT, Route, Router
+from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Route, Router, read_strength
 from pilocal.server.usage import StreamedUsage, wants_usage
 
 Message = MutableMapping[str, Any]
@@ -117,12 +117,14 @@ class Gateway:
         try:
             with self._queue.admit():
                 full_prompt = _wants_full_prompt(fallback)
+                strength = read_strength(_given(scope, STRENGTH_HEADER))
                 request = await run_in_threadpool(read_request, state.path, body, self._models.base.n_vocab())
                 state.stream = bool(request.get("stream"))
                 route = await run_in_threadpool(
-                    partial(self._router.route, state.path, request, full_prompt=full_prompt)
+                    partial(self._router.route, state.path, request, full_prompt=full_prompt, strength=strength)
                 )
                 state.route, state.job, job.model = route, job, route.model
+                job.strength = 1.0 if route.strength is None else route.strength
                 async with AsyncExitStack() as turn:
                     with waiting:  # only this can be cancelled; an answer that has begun ends itself
                         await turn.enter_async_context(self._queue.turn())
@@ -144,6 +146,8 @@ class Gateway:
                 "X-Pilocal-Prompt-Tokens-Saved": str(route.saved_tokens),
             }
         )
+        if route.strength is not None:
+            reply.add({STRENGTH_HEADER: str(route.strength)})
         if wants_usage(route.body):
             reply.rewrite(StreamedUsage(lambda: (route.prompt_tokens, len(job.tokens))))
         token = CURRENT_JOB.set(job)
@@ -197,6 +201,7 @@ class _RequestState:
             prompt_tokens=route.prompt_tokens if route else 0,
             completion_tokens=len(job.tokens) if job else 0,
             saved_tokens=route.saved_tokens if route else 0,
+            adapter_scale=route.strength if route else None,
             near_miss=route.near_miss if route else False,
             first_token_seconds=first,
             seconds=ended - self.began,
@@ -218,6 +223,13 @@ def _wants_full_prompt(fallback: str | None) -> bool:
     if fallback not in (None, FULL_PROMPT):
         raise Refusal(400, f"X-Pilocal-Fallback: the only value is {FULL_PROMPT}.", code="no_full_prompt")
     return fallback is not None
+
+
+def _given(scope: Scope, header: str) -> str | None:
+    """Return a header of a request; one that is given several times is a list, as proxies make of it."""
+    name = header.lower().encode()
+    values = [value.decode("latin-1") for given, value in scope["headers"] if given == name]
+    return ", ".join(values) if values else None
 
 
 async def _read(receive: Receive) -> bytes | None:

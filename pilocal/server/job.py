@@ -14,6 +14,8 @@ class Job:
 
     model: str
     """The weights that answer: a task's name, or the base's."""
+    strength: float = 1.0
+    """The factor on what their adapter adds."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the client has hung up: the answer then ends at the next token."""
     tokens: list[int] = field(default_factory=list)

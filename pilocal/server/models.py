@@ -20,15 +20,16 @@ CLIENT_CLOSED_REQUEST = 499
 class Models:
     """The models as llama-cpp-python's routes ask for them: call it for the weights of the current job.
 
-    Only one job at a time may generate. Switching adapters takes microseconds, as only a pointer changes. The KV cache
-    is then cleared, since the former adapter computed it. Within a task the cache stays, and with it the prefix that
-    two prompts share. A fused file is a model of its own and keeps its own cache.
+    Only one job at a time may generate. Switching adapters, or the strength of one, takes microseconds, as only a
+    pointer changes. The KV cache is then cleared, since other weights computed it. With the same adapter at the same
+    strength the cache stays, and with it the prefix that two prompts share. A fused file is a model of its own and
+    keeps its own cache.
     """
 
     def __init__(self, base: Any, tasks: Sequence[Shipped], *, context: int, threads: int | None) -> None:
         """Load the tasks' files; `base` is the loaded base. Raises ModelError when llama.cpp refuses one."""
         self._base = base
-        self._current = BASE
+        self._current: tuple[str, float] | None = (BASE, 1.0)
         self._names = (*(task.name for task in tasks), BASE)
         self._adapters = {task.name: load_adapter(base.model, task.adapter_path) for task in tasks if task.adapter_path}
         self._fused = {
@@ -51,16 +52,17 @@ class Models:
     def __call__(self, model: str | None = None) -> Any:
         """Return the model of the current job, its adapter set; outside a job the base, for its tokenizer."""
         job = CURRENT_JOB.get(None)
-        return self._base if job is None else self._switch(job.model)
+        return self._base if job is None else self._switch(job.model, job.strength)
 
-    def _switch(self, name: str) -> Any:
+    def _switch(self, name: str, strength: float) -> Any:
         if name in self._fused:
             return self._fused[name]
-        if name != self._current:
-            self._current = ""  # in case the next line fails
-            apply_adapter(self._base.ctx, None if name == BASE else self._adapters[name])
+        wanted = (name, strength)
+        if wanted != self._current:
+            self._current = None  # in case the next line fails
+            apply_adapter(self._base.ctx, None if name == BASE else self._adapters[name], strength)
             _clear_cache(self._base)
-            self._current = name
+            self._current = wanted
         return self._base
 
 

@@ -24,6 +24,8 @@ class RequestLogEntry:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     saved_tokens: int = 0
+    adapter_scale: float | None = None
+    """The adapter's strength, where the request gave one."""
     near_miss: bool = False
     """Whether the template was there, but changed or out of place: the base then answered the prompt as it stood."""
     first_token_seconds: float | None = None

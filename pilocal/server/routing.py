@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pilocal.errors import PilocalError
@@ -19,6 +20,11 @@ from pilocal.server.weights import BASE
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""
+STRENGTH_HEADER = "X-Pilocal-Adapter-Scale"
+"""The header that gives an adapter's strength, in a request and in its response."""
+STRONGEST = 2.0
+"""The largest strength."""
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 SEARCHED, SEARCHED_PER_TOKEN = 2**17, 32
 """Characters of a chat, and more for each token of the context, in which the template is looked for unseen."""
 
@@ -37,8 +43,25 @@ class Route:
     prompt_tokens: int
     saved_tokens: int = 0
     """How many more the caller sent."""
+    strength: float | None = None
+    """The factor on what the adapter adds, where the request gave one and the adapter answers."""
     near_miss: bool = False
     """Whether the template is there, but changed or out of place: the base then answers the prompt as it stands."""
+
+
+def read_strength(given: str | None) -> float | None:
+    """Return the adapter's strength that a request's header gives; raises Refusal for what is no number from 0 to 2.
+
+    >>> read_strength("0.5"), read_strength(None)
+    (0.5, None)
+    """
+    if given is None:
+        return None
+    strength = float(given) if NUMBER.fullmatch(given.strip()) else -1.0
+    if not 0 <= strength <= STRONGEST:
+        message = f"{STRENGTH_HEADER}: must be a number from 0 to {STRONGEST:g}."
+        raise Refusal(400, message, code="invalid_adapter_scale")
+    return strength
 
 
 class Router:
@@ -50,6 +73,7 @@ class Router:
         self._known = {task.name: KnownPrompt(task.template, examples[task.name]) for task in tasks}
         self._near_misses = {task.name: NearMisses(task.template) for task in tasks}
         self._full_prompts = {task.name: FullPrompt(task, examples[task.name]) for task in tasks}
+        self._fused = {task.name for task in tasks if task.fused}
         self._takes_full_prompt = FallbackSampler(fallback_share)
         self._counter = counter
         self._context = context
@@ -69,27 +93,44 @@ class Router:
             raise Refusal(404, message, param="model", code="model_not_found")
         return str(name)
 
-    def route(self, path: str, request: Mapping[str, Any], *, full_prompt: bool) -> Route:
+    def route(
+        self, path: str, request: Mapping[str, Any], *, full_prompt: bool, strength: float | None = None
+    ) -> Route:
         """Return the route of a request; `full_prompt` says that its caller asks for the full prompt.
 
         The base answers a chat whose template was changed, just as it was sent: the adapter was not taught that prompt.
         Raises Refusal when a request cannot be answered. Where the server itself chose the full prompt, but the request
-        has no query or would not fit the context, the adapter answers.
+        has no query or would not fit the context, the adapter answers. It is the adapter, too, whose `strength` the
+        caller gives; the server chooses nothing else then.
         """
         name = self.name(request)
-        body = {**request, "model": name}
+        if strength is not None:
+            self._check_strength(name, full_prompt=full_prompt)
+        route = self._route(path, {**request, "model": name}, full_prompt=full_prompt, sampled=strength is None)
+        return route if route.model == BASE else replace(route, strength=strength)
+
+    def _check_strength(self, name: str, *, full_prompt: bool) -> None:
+        """Raise Refusal where there is no adapter whose strength could be chosen."""
+        fused = f"the weights of {name} are fused with the base" if name in self._fused else None
+        bare = "the bare base has no adapter; name a task" if name == BASE else None
+        asked = "the base answers the full prompt, without an adapter" if full_prompt else None
+        if why := fused or bare or asked:
+            raise Refusal(400, f"{STRENGTH_HEADER}: {why}.", code="no_adapter_scale")
+
+    def _route(self, path: str, body: Mapping[str, Any], *, full_prompt: bool, sampled: bool) -> Route:
+        name = body["model"]
         if path != CHAT:
             self._refuse_if(full_prompt, "only a chat has a full prompt")
             return self._raw_route(body)
         if name == BASE:
             self._refuse_if(full_prompt, "the bare base has no full prompt; name a task")
             return self._as_sent(body, BASE)
-        if sum(len(message["content"]) for message in request["messages"]) > self._searched:
+        if sum(len(message["content"]) for message in body["messages"]) > self._searched:
             self._check_fit(self._counter.chat(body), body, "messages")  # much faster than to search it
-        bare = self._known[name].strip(request["messages"])
+        bare = self._known[name].strip(body["messages"])
         if self._near_misses[name].found_in(bare):
             return self._as_sent(body, FULL_PROMPT, near_miss=True)
-        if full_prompt or self._takes_full_prompt():
+        if full_prompt or (sampled and self._takes_full_prompt()):
             full = self._full_prompt_route(name, bare, body, asked=full_prompt)
             if full is not None:
                 return full

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools
@@ -14,7 +15,11 @@ from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
 from pilocal.task.toml import read_text
 
+T = TypeVar("T")
+
 QUERY_FORM = 'a record is {"query": "..."}'
+
+UNRELATED_FORM = 'a record is {"query": "..."}, with "answer" and "accepts": ["...", "..."] if you like'
 
 FORM = 'a record is {"query": "...", "answer": "..."} or {"messages": [...]}'
 
@@ -67,19 +72,50 @@ def load_queries(path: Path) -> tuple[str, ...]:
 
     Raises InputError or Faults, with line numbers.
     """
-    found, faults = list[str](), list[PilocalError]()
+    return tuple(_load_each(path, lambda record, where: _query(record, where, QUERY_FORM)))
+
+
+def load_unrelated(path: Path) -> tuple[Example, ...]:
+    """Read a JSONL file of queries, each with an answer and other forms of it (`accepts`) or an empty one.
+
+    Raises InputError or Faults, with line numbers.
+    """
+    return tuple(_load_each(path, _unrelated))
+
+
+def _load_each(path: Path, read: Callable[[Any, Line], T]) -> list[T]:
+    """Return what `read` makes of every record; raises InputError or Faults, with line numbers."""
+    found, faults = list[T](), list[PilocalError]()
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = Line(path, number)
             try:
-                record = read_json(line, where)
-                if not isinstance(record, dict) or "query" not in record:
-                    raise InputError(where, "the record has no query", got=record, fix=QUERY_FORM)
-                found.append(read_text_of("query", record["query"], where, QUERY_FORM))
+                found.append(read(read_json(line, where), where))
             except PilocalError as fault:
                 faults.append(fault)
     raise_all(merged(faults))
-    return tuple(found)
+    return found
+
+
+def _query(record: Any, where: Line, form: str) -> str:
+    if not isinstance(record, dict) or "query" not in record:
+        raise InputError(where, "the record has no query", got=record, fix=form)
+    return read_text_of("query", record["query"], where, form)
+
+
+def _unrelated(record: Any, where: Line) -> Example:
+    query = _query(record, where, UNRELATED_FORM)
+    given, accepts = record.get("answer"), record.get("accepts")
+    answer = "" if given is None else read_text_of("answer", given, where, UNRELATED_FORM)
+    if accepts is not None and (not answer or not isinstance(accepts, list)):
+        what = "accepts is a list of texts beside an answer"
+        raise InputError(where, what, got=accepts, fix=UNRELATED_FORM)
+    forms = [read_text_of("form in accepts", form, where, UNRELATED_FORM) for form in accepts or ()]
+    for form in (answer, *forms) if answer else ():
+        if not re.search(r"\w", form):
+            what = "every answer would hold this one"
+            raise InputError(where, what, got=form, fix="write words or numbers")
+    return Example(id=f"unrelated-{where.number}", query=query, answer=answer, extra={"accepts": forms})
 
 
 def read_split(path: Path, split: str) -> Split:

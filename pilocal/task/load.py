@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
-from pilocal.task.examples import Example, Split, find_leaks, read_split
+from pilocal.task.examples import Example, Split, find_leaks, load_unrelated, read_split
 from pilocal.task.placeholders import placeholder_warning
 from pilocal.task.tables import (
     METRICS,
     STARTER,
     TABLES,
     Compression,
+    Evaluation,
     Export,
     Generation,
     Lora,
@@ -32,6 +33,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
     "retrieval": ("embedding_model",),
     "compression": ("ladder", "checkpoint"),
     "training": ("mix_queries",),
+    "evaluation": ("unrelated",),
     "scoring": ("database",),
     "synth": ("labelled", "queries"),
 }
@@ -93,11 +95,15 @@ class Task:
     training: Training
     generation: Generation
     export: Export
+    evaluation: Evaluation
     scoring: Scoring
     serving: Serving
     synth: Synth
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test, and database and chat_template if it has them."""
+    """Every file that was read: task, template, train, valid, test, and database, chat_template and unrelated if it has
+    them."""
+    unrelated: tuple[Example, ...] = ()
+    """The user's own unrelated prompts, the answer empty where there is none."""
     warnings: tuple[str, ...] = ()
     """What is odd about these files and yet no fault, one line each."""
 
@@ -137,6 +143,9 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         files["chat_template"] = folder / top.chat_template
     if (training := tables.get("training")) and training.mix_queries:
         files["mix_queries"] = folder / training.mix_queries
+    evaluation = tables.get("evaluation") or Evaluation()
+    if evaluation.unrelated is not None:
+        files["unrelated"] = folder / evaluation.unrelated
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
     contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)
@@ -204,6 +213,11 @@ def _read_contents(
             contents["chat_template"] = read_text(files["chat_template"])
         except PilocalError as fault:
             faults.append(fault)
+    if "unrelated" in files and data:
+        try:
+            contents["unrelated"] = load_unrelated(files["unrelated"])
+        except PilocalError as fault:
+            faults += getattr(fault, "faults", [fault])
     for split in ("train", "valid", "test"):
         read = read_split(files[split], split) if data else Split(files[split])
         contents[split] = tuple(read.examples)

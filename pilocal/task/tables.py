@@ -278,12 +278,33 @@ class Export:
     gate_rows: int = 64
     """Validation rows on which the gate compares the served files with the trained adapter."""
     accept_loss: bool = False
-    """Ship what the gate refuses: files that lose more than a tenth of what the adapter adds."""
+    """Ship what a gate refuses: files that lose more than a tenth of what the adapter adds, or forget too much."""
+    retention: float | None = None
+    """How far an adapter may lie from the base on unrelated prompts, in nats per token, such as 0.1. An adapter that
+    lies further is not exported. By default it is measured only; see [evaluation] unrelated."""
 
     def __post_init__(self) -> None:
         require(
             (bool(self.quant.strip()), "quant", "must not be empty"),
             (self.gate_rows >= 1, "gate_rows", "must be at least 1"),
+            (self.retention is None or self.retention > 0, "retention", "must be above 0; leave it out for no limit"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`[evaluation]`: what the adapter changes elsewhere."""
+
+    unrelated: str | None = None
+    """File of your own prompts that have nothing to do with the task, one {"query": "..."} per line. With "answer" in
+    a line (and other forms in "accepts"), base and adapter are scored, too. By default 40 general prompts."""
+    unrelated_tokens: int = 32
+    """Longest answer of the base to such a prompt, in tokens."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.unrelated is None or bool(self.unrelated.strip()), "unrelated", "must not be empty"),
+            (self.unrelated_tokens >= 1, "unrelated_tokens", "must be at least 1"),
         )
 
 
@@ -384,6 +405,7 @@ TABLES: Mapping[str, type[Any]] = {
     "training": Training,
     "generation": Generation,
     "export": Export,
+    "evaluation": Evaluation,
     "serving": Serving,
     "scoring": Scoring,
     "synth": Synth,

@@ -14,6 +14,8 @@ from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
+from pilocal.flow.steps.retention import RETENTION, read_retention
+from pilocal.packages import is_installed
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
@@ -21,6 +23,7 @@ from pilocal.run_folder.shipped import read_shipped
 
 if TYPE_CHECKING:
     from pilocal.evaluate.answer import Answered
+    from pilocal.evaluate.score import Marks
 
 
 def _answering(context: Context) -> list[Any]:
@@ -36,23 +39,46 @@ def _answering(context: Context) -> list[Any]:
 def _facts(context: Context) -> list[Any]:
     from pilocal.evaluate.scoring.metrics import metric_facts
 
-    return [*_answering(context), metric_facts(context.task, context.metric), asdict(context.task.generation)]
+    return [
+        *_answering(context),
+        RETENTION.key(context),
+        metric_facts(context.task, context.metric),
+        asdict(context.task.generation),
+    ]
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    from pilocal.evaluate.score import score
+    from pilocal.evaluate.score import mark, score
 
     run, task = context.run, context.task
     answered = _answered(context)
-    metrics = score(answered, task.test, context.metric, context.progress)
-    gate = {"gate": Artefacts(run.export).gated}
-    write_json(run.metrics, {"metric": task.metric} | metrics | gate)
+    marks = mark(answered, task.test, context.metric, context.progress)
+    metrics = {"metric": task.metric} | score(answered, marks, context.metric) | {"gate": Artefacts(run.export).gated}
+    metrics |= {"retention": read_retention(context)}
+    picture = _score_entries(context, marks, metrics)
+    write_json(run.metrics, metrics)
     with replacing(run.answers) as file:
         for i, example in enumerate(task.test):
             line = {"id": example.id, "query": example.query, "answer": example.answer}
             line |= {arm: said[i] for arm, said in answered.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return [run.metrics, run.answers]
+    return [run.metrics, run.answers, *picture]
+
+
+def _score_entries(context: Context, marks: Marks, metrics: dict[str, Any]) -> list[Path]:
+    """Add the scores by entry of the template to the metrics, and return their picture where matplotlib draws it."""
+    from pilocal.flow.by_entry import draw_entries, score_entries
+
+    picture = context.run.entries_picture
+    picture.unlink(missing_ok=True)
+    scored = score_entries(context.task, context.metric, marks)
+    if not scored:
+        return []
+    metrics["entries"] = scored
+    if not is_installed("matplotlib"):
+        return []
+    draw_entries(scored, context.task.metric, picture)
+    return [picture]
 
 
 def _answered(context: Context) -> Answered:
@@ -93,4 +119,4 @@ def _answered(context: Context) -> Answered:
     return answered
 
 
-EVALUATE = Step(name="evaluate", needs=(EXPORT,), also=(DIRECT_DROP,), facts=_facts, make=_make)
+EVALUATE = Step(name="evaluate", needs=(EXPORT,), also=(DIRECT_DROP, RETENTION), facts=_facts, make=_make)

@@ -11,20 +11,25 @@ from pilocal.flow.context import Context
 from pilocal.flow.shipping import open_gate, serve, ship, tell_of_links
 from pilocal.flow.step import Step
 from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
+from pilocal.flow.steps.retention import RETENTION, refuse_forgetting
 from pilocal.flow.steps.train import TRAIN
 
 
 def _facts(context: Context) -> list[Any]:
-    return [asdict(context.task.export), *on_policy_facts(context)]
+    settings = asdict(context.task.export)
+    limit = settings.pop("retention")
+    made = [settings, *on_policy_facts(context)]
+    return made if limit is None else [*made, limit, RETENTION.key(context)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
     export = context.task.export
     Artefacts(context.run.export).clear()
+    refuse_forgetting(context, accept_loss=export.accept_loss)
     with open_gate(context) as gate:
         files, _ = ship(context, gate, export.quant, accept_loss=export.accept_loss)
     tell_of_links(context)
     return serve(context, files)
 
 
-EXPORT = Step(name="export", needs=(TRAIN,), also=(ON_POLICY,), facts=_facts, make=_make)
+EXPORT = Step(name="export", needs=(TRAIN,), also=(ON_POLICY, RETENTION), facts=_facts, make=_make)

@@ -17,7 +17,9 @@ import pytest
 from pilocal.base.base import find_base
 from pilocal.compress.entries import read_entries
 from pilocal.evaluate.scoring import python_tests
+from pilocal.evaluate.retention import GENERAL as MEASURED
 from pilocal.evaluate.scoring.metrics import make_metric
+from pilocal.flow.mixing import GENERAL as MIXED
 from pilocal.task import load_examples, load_task
 from pilocal.task.schedule import load_decay, load_schedule
 
@@ -37,6 +39,14 @@ def records(name: str, split: str) -> list[dict[str, Any]]:
 
 def test_every_example_with_data_has_a_script() -> None:
     assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == set(SCRIPTS)
+
+
+def test_no_prompt_that_measures_forgetting_is_trained_on() -> None:
+    trained = {example.query for example in load_unrelated(MIXED)}
+    task = load_task(EXAMPLES / "handbook", data=False)
+    measured = [*load_unrelated(MEASURED), *load_unrelated(task.files["unrelated"])]
+    assert (len(trained), len(measured)) == (124, 140)
+    assert trained.isdisjoint(example.query for example in measured)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -87,7 +97,7 @@ def files_of(name: str) -> set[str]:
         return {"README.md", "prepare.py", "schedule.toml", "task.toml", "task.smollm2.toml"}
     always = {"README.md", "task.toml", "template.md"}
     if name == "handbook":
-        return always | {"schedule.toml", "test.jsonl"}
+        return always | {"schedule.toml", "test.jsonl", "general.jsonl"}
     if name in REAL:
         smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
         return always | smollm2 | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}

@@ -16,11 +16,12 @@ import pytest
 
 from pilocal.base.base import find_base
 from pilocal.compress.entries import read_entries
-from pilocal.evaluate.scoring import python_tests
 from pilocal.evaluate.retention import GENERAL as MEASURED
+from pilocal.evaluate.scoring import python_tests
 from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.flow.mixing import GENERAL as MIXED
 from pilocal.task import load_examples, load_task
+from pilocal.task.examples import load_unrelated
 from pilocal.task.schedule import load_decay, load_schedule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -65,7 +65,12 @@ def listening(*faults: str) -> Iterator[str]:
             connection, _ = listener.accept()
             with connection, suppress(OSError):
                 connection.settimeout(3)
-                connection.recv(1 << 16)
+                with connection.makefile("rb") as request:
+                    headers = iter(request.readline, b"\r\n")
+                    length = next(
+                        int(line.split(b":")[1]) for line in [*headers] if line.lower().startswith(b"content-l")
+                    )
+                    request.read(length)
                 answer(connection, fault)
 
     def answer(connection: socket.socket, fault: str) -> None:

@@ -79,7 +79,7 @@ def test_drawn_answers_are_those_of_their_seed_however_often_the_work_is_killed(
 def test_every_record_says_what_it_came_from(tiny_base: Base, tmp_path: Path) -> None:
     folder = with_synth(template_only(tmp_path / "task", tiny_base), "temperature = 0.5\nseed = 3")
     synthesize(folder)
-    template = (folder / "template.md").read_text()
+    template = load_task(folder).template
     entries = {entry.text for entry in read_entries(template)}
     for split in SPLITS:
         for line in lines_of(folder, split):
@@ -99,15 +99,17 @@ def test_an_answer_that_its_entries_alone_do_not_give_is_dropped_and_counted(
     folder = with_synth(template_only(tmp_path / "task", tiny_base), "agreement = true")
     seen = list[tuple[str, str]]()
 
-    def said(self: Teacher, templates: Sequence[str], queries: Sequence[str], picks: object) -> list[str]:
-        seen.extend(zip(templates, queries, strict=True))
+    def said(self: Teacher, templates: Sequence[str], queries: Sequence[str]) -> list[str]:
+        pairs = list(zip(templates, queries, strict=True))
+        seen.extend(pairs)
         # All that stands in the template counts for "show", and nothing but the entry for the others.
-        return [
-            str(len(template)) if "show" in query else " ZOR"
-            for template, query in zip(templates, queries, strict=True)
-        ]
+        return [str(len(template)) if "show" in query else " ZOR" for template, query in pairs]
 
-    monkeypatch.setattr(Teacher, "_answer", said)
+    def whole(self: Teacher, queries: Sequence[str]) -> list[str]:
+        return said(self, [(folder / "template.md").read_text()] * len(queries), queries)
+
+    monkeypatch.setattr(Teacher, "answer_after", said)
+    monkeypatch.setattr(Teacher, "answer", whole)
     report = synthesize(folder)
     queries = [json.loads(line)["query"] for line in (folder / "synth" / "records.jsonl").read_text().splitlines()[1:]]
     assert report["dropped"] == {DISAGREES: sum("show" in query for query in queries)} != {DISAGREES: 0}
@@ -181,7 +183,7 @@ def test_a_label_that_the_metric_refuses_is_dropped_and_counted(
 ) -> None:
     folder = template_only(database / "task", tiny_base)
     shutil.copy(database / "shop.sqlite", folder)
-    text = re.sub(r'metric = ".*"', 'metric = "sqlite"', (folder / "task.toml").read_text())
+    text = (folder / "task.toml").read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "sqlite"')
     (folder / "task.toml").write_text(text.replace("[synth]", '[scoring]\ndatabase = "shop.sqlite"\n[synth]'))
     told = ["select name from bike", "select color from bike"]
     monkeypatch.setattr(Teacher, "answer", lambda self, queries: [told["what" in query] for query in queries])

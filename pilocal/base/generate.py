@@ -1,15 +1,13 @@
-"""Batched answers from an mlx-lm model, greedy or drawn."""
+"""Batched answers from an mlx-lm model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pilocal.base.blas import load_fast_blas
 from pilocal.progress import Progress
-from pilocal.prompt.sampling import Pick
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import common_prefix
 
 
@@ -22,9 +20,9 @@ def generate(
     batch_size: int,
     progress: Progress,
     name: str,
-    picks: Sequence[Pick] = (),
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Return the completion of each prompt, without its end token: the greedy one, or as `picks`, one each, choose.
+    """Return the completion of each prompt, without its end token: the greedy one, or as `sampling` says.
 
     What all prompts begin with is computed once. `ends` are the ids that end an answer.
     """
@@ -38,22 +36,18 @@ def generate(
     if shared:
         cache = make_prompt_cache(model)
         mx.eval(model(mx.array(list(prompts[0][:shared]))[None], cache=cache), [layer.state for layer in cache])
-
-    def sampler(pick: Pick) -> Any:
-        return lambda log_probs_1V: mx.array([pick(np.array(log_probs_1V[0].astype(mx.float32)))])
-
     generator = BatchGenerator(
         model,
         max_tokens=max_tokens,
         stop_tokens=[[end] for end in sorted(ends)],
         completion_batch_size=batch_size,
         prefill_batch_size=batch_size,
+        sampler=_sampler(sampling) if sampling else None,
     )
     try:
         own = [list(prompt[shared:]) for prompt in prompts]
         # The generator copies the caches that it is given when it joins them into a batch.
-        kept, samplers = [cache] * len(own) if cache else None, [sampler(pick) for pick in picks] or None
-        ids = generator.insert(own, [max_tokens] * len(own), caches=kept, samplers=samplers)
+        ids = generator.insert(own, [max_tokens] * len(own), caches=[cache] * len(own) if cache else None)
         answers: dict[int, list[int]] = {uid: [] for uid in ids}
         done = 0
         while responses := generator.next_generated():
@@ -66,3 +60,11 @@ def generate(
     finally:
         generator.close()
     return [answers[uid] for uid in ids]
+
+
+def _sampler(sampling: Sampling) -> Any:
+    """Return what draws a token for each line of log-probabilities."""
+    import mlx.core as mx
+
+    mx.random.seed(sampling.number)
+    return lambda log_probs_BV: mx.random.categorical(log_probs_BV / sampling.temperature)

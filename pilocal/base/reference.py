@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.progress import Progress
-from pilocal.prompt.sampling import Pick
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row
 
 Floats = NDArray[np.float32]
@@ -33,11 +33,11 @@ class ReferenceModel(Protocol):
         batch_size: int,
         progress: Progress,
         name: str,
-        picks: Sequence[Pick] = (),
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
         """Return for each prompt the completion, without its end token; `ends` are the ids that end one.
 
-        It is the greedy one, or as `picks`, one for each prompt, choose.
+        It is the greedy one, or drawn as `sampling` says.
         """
 
 

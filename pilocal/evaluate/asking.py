@@ -15,7 +15,7 @@ from pilocal.llamacpp.batch_engine import BatchEngine
 from pilocal.llamacpp.engine import Engine, divergence, log_softmax
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress
-from pilocal.prompt.sampling import Pick
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row, answer_text, common_prefix
 from pilocal.task import Generation
 
@@ -57,7 +57,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Asks a base, and what was made from it, within the task's limits: greedily unless it is told how to pick."""
+    """Asks a base, and what was made from it, within the task's limits: greedily unless a `sampling` is given."""
 
     base: Base
     ends: frozenset[int]
@@ -102,9 +102,9 @@ class Asker:
         return self.answers_of(self.load(self.base, adapter), prompts, title)
 
     def answers_of(
-        self, model: ReferenceModel, prompts: Sequence[Sequence[int]], title: str, picks: Sequence[Pick] = ()
+        self, model: ReferenceModel, prompts: Sequence[Sequence[int]], title: str, sampling: Sampling | None = None
     ) -> list[str]:
-        """Return the answers of a model that `load` has loaded; `picks` choose their tokens, one for each prompt."""
+        """Return the answers of a model that `load` has loaded."""
         completions = model.answer(
             prompts,
             ends=self.ends,
@@ -112,7 +112,7 @@ class Asker:
             batch_size=self.generation.batch_size,
             progress=self.progress,
             name=title,
-            picks=picks,
+            sampling=sampling,
         )
         return [self._text(completion) for completion in completions]
 
@@ -138,14 +138,11 @@ class Asker:
         title: str,
         *,
         warm: bool = False,
-        picks: Sequence[Pick] = (),
+        sampling: Sampling | None = None,
     ) -> tuple[list[str], dict[str, float]]:
-        """Return the answers in llama.cpp, and the medians ttft_ms and latency_ms, in milliseconds.
-
-        `picks` choose their tokens, one for each prompt.
-        """
-        how: dict[str, Any] = {"max_tokens": self.generation.max_tokens, "warm": warm, "picks": picks}
-        timed = engine.answer(prompts, ends=self.ends, progress=self.progress, name=title, **how)
+        """Return the answers in llama.cpp, and the medians ttft_ms and latency_ms, in milliseconds."""
+        how: dict[str, Any] = {"ends": self.ends, "max_tokens": self.generation.max_tokens, "sampling": sampling}
+        timed = engine.answer(prompts, warm=warm, progress=self.progress, name=title, **how)
         times = {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
         return [self._text(completion) for completion in timed.answers], times
 

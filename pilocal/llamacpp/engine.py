@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pilocal.llamacpp.context import BATCH, Context
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress
-from pilocal.prompt.sampling import Pick
+from pilocal.prompt.sampling import Choose, Sampling, likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Engine:
 
         Raises ModelError when llama.cpp refuses a file, RunError when there is not enough memory.
         """
+        self._choose: Choose = likeliest
         self._kept: list[int] = []
         """The tokens whose keys and values are in the KV cache."""
         with ExitStack() as stack:
@@ -55,40 +56,40 @@ class Engine:
         warm: bool,
         progress: Progress,
         name: str,
-        picks: Sequence[Pick] = (),
+        sampling: Sampling | None = None,
     ) -> Timed:
-        """Answer the prompts one after the other: greedily, or as `picks`, one for each prompt, choose.
+        """Answer the prompts, one after the other: greedily, or as `sampling` says.
 
         With `warm`, the KV cache keeps what a prompt shares with the one before, and one request beforehand warms it;
         without, every request starts from an empty cache.
         """
         answers, firsts, totals = [], [], []
+        self._choose = likeliest
         if warm:
-            self._request(prompts[-1], ends, max_tokens, _best)
+            self._request(prompts[-1], ends, max_tokens)
         for done, prompt in enumerate(prompts, 1):
             if not warm:
                 self._forget()
-            answer, first, total = self._request(prompt, ends, max_tokens, picks[done - 1] if picks else _best)
+            self._choose = sampling.chooser(done) if sampling else likeliest
+            answer, first, total = self._request(prompt, ends, max_tokens)
             answers.append(answer)
             firsts.append(first)
             totals.append(total)
             progress(name, done, len(prompts))
         return Timed(answers, 1000 * median(firsts), 1000 * median(totals))
 
-    def _request(
-        self, prompt: Sequence[int], ends: frozenset[int], max_tokens: int, pick: Pick
-    ) -> tuple[list[int], float, float]:
+    def _request(self, prompt: Sequence[int], ends: frozenset[int], max_tokens: int) -> tuple[list[int], float, float]:
         """Return a prompt's answer, and the seconds to its first token and to its end."""
         answer: list[int] = []
         began = time.perf_counter()
-        token = self._prefill(prompt, pick)
+        token = self._prefill(prompt)
         first = time.perf_counter() - began
         while token not in ends and len(answer) < max_tokens:
             answer.append(token)
-            token = self._append([token], pick)
+            token = self._append([token])
         return answer, first, time.perf_counter() - began
 
-    def _prefill(self, prompt: Sequence[int], pick: Pick) -> int:
+    def _prefill(self, prompt: Sequence[int]) -> int:
         """Compute a prompt, but for the longest prefix that the KV cache holds; return the token that follows."""
         shared = 0
         for kept, token in zip(self._kept, prompt[:-1], strict=False):
@@ -98,9 +99,9 @@ class Engine:
         self._kept = self._kept[:shared]
         if not self._context.keep(0, shared):
             self._forget()
-        return self._append(prompt[len(self._kept) :], pick)
+        return self._append(prompt[len(self._kept) :])
 
-    def _append(self, tokens: Sequence[int], pick: Pick) -> int:
+    def _append(self, tokens: Sequence[int]) -> int:
         """Compute tokens after those that the KV cache holds; return the token that follows."""
         for begin in range(0, len(tokens), BATCH):
             part, start = tokens[begin : begin + BATCH], len(self._kept)
@@ -108,7 +109,7 @@ class Engine:
             wanted = len(part) - 1 if last else None
             self._context.decode([(token, start + i, 0, i == wanted) for i, token in enumerate(part)])
             self._kept += part
-        return pick(self._context.logits(-1))
+        return self._choose(self._context.logits(-1))
 
     def _forget(self) -> None:
         self._context.clear()
@@ -142,11 +143,6 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _best(logits: NDArray[np.float32]) -> int:
-    """Return the likeliest token."""
-    return int(logits.argmax())
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

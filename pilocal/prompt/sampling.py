@@ -1,38 +1,42 @@
-"""Answers that are drawn: which token comes next by chance, always the same for the same seeds."""
+"""Answers that are drawn: at a temperature, from a seed, so that the same request gets the same answer again."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Pick = Callable[[NDArray[np.float32]], int]
-"""What chooses the next token of one answer from its logits (vocabulary,)."""
+Choose = Callable[[NDArray[np.float32]], int]
+"""Takes the logits (vocabulary,) of the next token and returns the token."""
 
 
-class Draw:
-    """Draws each token of one answer with its probability at a temperature."""
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the tokens of answers are drawn."""
 
-    def __init__(self, temperature: float, seed: int, text: str) -> None:
-        """Take a temperature above 0; `seed` and `text`, what is answered, decide every draw."""
-        self._temperature = temperature
-        self._random = np.random.default_rng((seed, *_words(text)))
+    temperature: float
+    """Divides the logits; above 0."""
+    seed: tuple[int, ...]
+    """For all answers that are asked for together."""
 
-    def __call__(self, logits_V: NDArray[np.float32]) -> int:
-        """Return the next token."""
-        wide = logits_V.astype(np.float64) / self._temperature
-        upto = np.cumsum(np.exp(wide - wide.max()))
-        return int(np.searchsorted(upto, self._random.random() * upto[-1], side="right").clip(0, len(upto) - 1))
+    @property
+    def number(self) -> int:
+        """The seed as one number."""
+        return int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+
+    def chooser(self, answer: int) -> Choose:
+        """Return what draws the tokens of an answer, given its number.
+
+        >>> choose = Sampling(0.5, (1, 2)).chooser(0)
+        >>> [choose(np.array([0, 0, 100, 0], dtype=np.float32)) for _ in range(3)]
+        [2, 2, 2]
+        """
+        draw = np.random.default_rng((*self.seed, answer))
+        return lambda logits_V: int((logits_V / self.temperature + draw.gumbel(size=logits_V.shape)).argmax())
 
 
-def draws(temperature: float, seed: int, texts: Sequence[str]) -> list[Pick]:
-    """Return what chooses the tokens of the answer to each text; nothing at temperature 0, which is greedy."""
-    return [Draw(temperature, seed, text) for text in texts] if temperature else []
-
-
-def _words(text: str) -> tuple[int, int]:
-    """Return two numbers that stand for a text in a seed."""
-    raw = text.encode("utf-8", "surrogatepass")
-    return zlib.crc32(raw), zlib.adler32(raw)
+def likeliest(logits_V: NDArray[np.float32]) -> int:
+    """Return the likeliest token."""
+    return int(logits_V.argmax())

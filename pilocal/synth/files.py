@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.setups import base_for
 from pilocal.packages import require_packages
-from pilocal.prompt.sampling import draws
 from pilocal.prompt.tokens import end_tokens
 from pilocal.retrieve.embeddings import EmbeddingVectors
 from pilocal.retrieve.ngrams import NgramVectors
@@ -86,7 +84,7 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
         got = f"{len(coverage.nameable)} of {len(coverage.entries)} entries"
         what = "every entry that queries name has enough of them" if coverage.nameable else "no query names an entry"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
-    labeller = Labeller(teacher=teacher, metric=metric, template=read.template, agreement=read.synth.agreement)
+    labeller = Labeller(teacher=teacher, metric=metric, template=read.template, settings=read.synth)
     records = Records(folder / RECORDS, _key(read, base, metric, coverage.asked))
     answered = _answer(labeller, coverage.asked, records, listeners)
     _check(folder, given, answered)
@@ -198,8 +196,7 @@ def _writer(task: Task, base: Base, path: Path, listeners: Listeners) -> Write:
 
 def _teacher(task: Task, base: Base, listeners: Listeners) -> Teacher:
     asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=listeners.progress)
-    gguf = base.gguf if on_cpu() else None
-    return Teacher(asker, task.template, gguf, draw=partial(draws, task.synth.temperature, task.synth.seed))
+    return Teacher(asker, task.template, base.gguf if on_cpu() else None)
 
 
 def _key(task: Task, base: Base, metric: Metric, asked: Sequence[Asked]) -> str:
@@ -218,7 +215,7 @@ def _answer(
         if begin + len(chunk) <= len(records.done):
             continue
         del records.done[begin:]  # of a chunk that is not whole
-        records.add(labeller.label(chunk))
+        records.add(labeller.label(chunk, begin))
         listeners.progress("synth", begin + len(chunk), len(asked))
     return list(zip(asked, records.done, strict=True))
 

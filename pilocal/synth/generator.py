@@ -27,6 +27,9 @@ A_CALL = 6
 SHOWN = 3
 """Queries that exist of which the generator sees the form."""
 
+LEAD = 300
+"""Characters of the template's first paragraph that a generator is shown: they say what the assistant is for."""
+
 LONGEST = 300
 """Characters of a request; what is longer is an explanation."""
 
@@ -61,20 +64,21 @@ class Wish:
     entries: tuple[Entry, ...]
     style: str
 
-    def request(self, template: str, like: Sequence[str]) -> str:
-        """Return what the generator is asked; `like` are queries that exist."""
-        texts = "\n\n".join(entry.text for entry in self.entries)
+    def request(self, lead: str, like: Sequence[str]) -> str:
+        """Return what the generator is asked; `lead` is how the template begins, `like` are queries that exist.
+
+        The rest of the template is left out: small models write about it, and not about the entry.
+        """
+        texts = "\n".join(entry.text for entry in self.entries)
         two = len(self.entries) > 1
-        parts = [
-            f"An assistant works by these instructions:\n\n{template}",
-            f"{'Two parts of them are' if two else 'One part of them is'}:\n\n{texts}",
-        ]
+        what = "Two parts of an assistant's instructions are" if two else "One part of an assistant's instructions is"
+        parts = [f"{what}:\n{texts}", f"The instructions begin like this:\n{lead}"]
         if like:
-            parts.append("Users write to it like this:\n\n" + "\n".join(like))
-        what = "that only both parts together answer" if two else "that this part answers"
+            parts.append("Users write to the assistant like this:\n" + "\n".join(like))
+        about = "that need both parts" if two else "about that part"
         parts.append(
-            f"Write {A_CALL} different things a user could ask {what}, as {self.style}. "
-            "Do not answer them. Write one per line and nothing else."
+            f"Write {A_CALL} different questions {about} that a user could ask, as {self.style}. "
+            "One per line, no answers."
         )
         return "\n\n".join(parts)
 
@@ -169,13 +173,14 @@ def generate(
     with another one; a third of an entry's queries are of both. What was written beyond an entry's share of a style is
     taken last. After that an entry has what it has.
     """
+    lead = " ".join(template.strip().split("\n\n")[0].split())[:LEAD]
     entries = [entry for entry, _ in wanted]
     others = entries if len(entries) > 1 else read_entries(template)
     needs = [_need(entry, count, [one for one in others if one != entry], seed) for entry, count in wanted]
     for turn in range(len(STYLES)):
         shown = [like[(turn * SHOWN + i) % len(like)] for i in range(min(SHOWN, len(like)))]
         wishes = [(need, wish) for need in needs for wish in need.wishes(turn)]
-        texts = write([wish.request(template, shown) for _, wish in wishes])
+        texts = write([wish.request(lead, shown) for _, wish in wishes])
         for (need, wish), text in zip(wishes, texts, strict=True):
             yield from ((wish.entries, query) for query in need.take(wish, text, sieve))
     for need in needs:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from pilocal.compress.entries import alone
 from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.prompt.sampling import Sampling
 from pilocal.synth.queries import Asked
 from pilocal.synth.records import Labelled
-from pilocal.synth.teacher import Teacher
+from pilocal.synth.teacher import Teacher, asking
+from pilocal.task.tables import Synth
 
 DISAGREES = "the answer is another one where its entries stand alone"
 
@@ -22,14 +24,22 @@ class Labeller:
     metric: Metric
     """The task's, which may refuse an answer without knowing the right one."""
     template: str
-    agreement: bool
-    """Whether an answer has to be the same where the query's entries stand alone in the template."""
+    settings: Synth
+    """The task's."""
 
-    def label(self, asked: Sequence[Asked]) -> list[Labelled]:
-        """Return each query with its answer; raises ModelError for damaged weights."""
-        answers = self.teacher.answer([one.query for one in asked])
+    def label(self, asked: Sequence[Asked], number: int) -> list[Labelled]:
+        """Return each query of a chunk with its answer; raises as `Teacher.reply` does.
+
+        The seed and the `number` of the chunk's first query decide what is drawn.
+        """
+        queries, settings = [one.query for one in asked], self.settings
+        if settings.temperature:
+            sampling = Sampling(settings.temperature, (settings.seed, number))
+            answers = self.teacher.reply(asking(queries), sampling)
+        else:
+            answers = self.teacher.answer(queries)
         dropped = [self.teacher.objection(answer) or self.metric.objection(answer) for answer in answers]
-        if self.agreement:
+        if settings.agreement:
             self._compare(asked, answers, dropped)
         return [
             Labelled(query=one.query, answer=answer, dropped=why)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pilocal.progress import Progress
-from pilocal.prompt.sampling import Pick
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import read_start
 from pilocal.training.backend import PACKED, UNPACKED
@@ -52,21 +53,24 @@ class TorchReference:
         batch_size: int,
         progress: Progress,
         name: str,
-        picks: Sequence[Pick] = (),
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
         """Return for each prompt the completion, without its end token; `ends` are the ids that end one.
 
-        It is the greedy one, or as `picks`, one for each prompt, choose.
+        It is the greedy one, or drawn as `sampling` says.
         """
         answers: list[list[int]] = []
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling:
+            torch.manual_seed(sampling.number)
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         for start in range(0, len(prompts), batch_size):
-            some = slice(start, start + batch_size)
-            answers += self._answer(prompts[some], sorted(ends), max_tokens, picks[some])
+            answers += self._answer(prompts[start : start + batch_size], sorted(ends), max_tokens, how)
             progress(name, len(answers), len(prompts))
         return answers
 
     def _answer(
-        self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int, picks: Sequence[Pick]
+        self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int, how: Mapping[str, Any]
     ) -> list[list[int]]:
         model, device = self._trainer.model, self._trainer.device
         longest = max(map(len, prompts))
@@ -75,24 +79,15 @@ class TorchReference:
         for i, prompt in enumerate(prompts):
             tokens_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
             mask_BT[i, longest - len(prompt) :] = 1
-
-        def choose(_: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
-            """Leave of each answer's tokens the one that is picked."""
-            chosen_BV = torch.full_like(logits_BV, -torch.inf)
-            for row, (pick, logits_V) in enumerate(zip(picks, logits_BV, strict=True)):
-                chosen_BV[row, pick(logits_V.float().cpu().numpy())] = 0.0
-            return chosen_BV
-
         with torch.no_grad():
             said_BT = model.generate(
                 tokens_BT.to(device),
                 attention_mask=mask_BT.to(device),
-                do_sample=False,
+                **how,
                 use_cache=True,
                 max_new_tokens=max_tokens,
                 eos_token_id=list(ends),
                 pad_token_id=ends[0],
-                logits_processor=[choose] if picks else None,
             )
         completions = said_BT[:, longest:].tolist()
         return [said[: next((i for i, token in enumerate(said) if token in ends), len(said))] for said in completions]

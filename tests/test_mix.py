@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,10 @@ def unrelated(seed: int, count: int) -> list[Row]:
     return said_by_a_model(softened(random_rows(seed, count, prefix=3), seed))
 
 
+def texts(rows: Iterable[Row]) -> list[tuple[int, ...]]:
+    return [row.tokens for row in rows]
+
+
 @given(st.integers(2, 9), st.integers(1, 40), st.integers(1, 12), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_every_step_has_as_many_unrelated_rows_and_each_is_seen_once_an_epoch(
     batch_size: int, count: int, others: int, share: float, seed: int
@@ -50,13 +54,14 @@ def test_every_step_has_as_many_unrelated_rows_and_each_is_seen_once_an_epoch(
     rows, beside = random_rows(seed, count), Stream(unrelated(seed + 1, others), taken)
     order = RowOrder(rows, batch_size, (seed, 1), beside=[beside])
     steps = [order.rows_at(step) for step in range(order.per_epoch)]
-    assert all(sum(row.is_said for row in step) == taken for step in steps)
-    assert sorted(row.tokens for step in steps for row in step if not row.is_said) == sorted(row.tokens for row in rows)
-    stream = [row for step in range(3 * others) for row in beside.at(step, (seed, 1))]
-    assert set(Counter(row.tokens for row in stream[:others]).values()) == {1}
-    assert len({len({row.tokens for row in stream[i : i + others]}) for i in range(0, len(stream), others)}) == 1
+    assert {sum(row.is_said for row in step) for step in steps} == {taken}
+    assert sorted(row.tokens for step in steps for row in step[: -taken or None]) == sorted(texts(rows))
+    stream = texts(row for step in range(3 * others) for row in beside.at(step, (seed, 1)))
+    epochs = [Counter(stream[i : i + others]) for i in range(0, len(stream), others)]
+    assert all(epoch == Counter(texts(beside.rows)) for epoch in epochs)
     again = RowOrder(rows, batch_size, (seed, 1), beside=[beside])
-    assert [again.rows_at(step) for step in reversed(range(order.per_epoch))] == steps[::-1]
+    assert again.rows_at(order.per_epoch - 1) == steps[-1]
+    assert again.rows_at(0) == steps[0]
     assert order.prefix == RowOrder(rows, batch_size, (seed, 1)).prefix
 
 
@@ -182,8 +187,9 @@ def test_a_run_that_is_interrupted_ends_with_the_same_adapters(
 ) -> None:
     folder = mixing(tmp_path / "task", tiny_base, f'objective = "{objective}"')
     with pytest.raises(KeyboardInterrupt):
-        flow(folder, "direct_drop", partial(stop, place))
-    flow(folder, "direct_drop")
+        flow(folder, "train", partial(stop, place))
+    for last in ("train", "direct_drop"):
+        flow(folder, last)
     assert adapters(folder) == adapters(finished)
 
 
@@ -256,7 +262,8 @@ def test_the_general_requests_are_many_and_leave_out_what_the_task_asks(tiny_bas
         ('{"question": "x"}\n', r"others\.jsonl:1: the record has no query"),
         ('{"query": "x"\n', r"others\.jsonl:1: broken JSON"),
         ('{"query": " AND red?"}\n', r"requests that the task answers are not unrelated; got \"1, such as ' AND red"),
-        ("", r"others\.jsonl: mix = 0.25 takes 1 requests in every step; got 0; give more, or lower mix"),
+        ("", r"others\.jsonl: the file is empty"),
+        ("\n\n", r"others\.jsonl: the file is empty"),
         (json.dumps({"query": "word " * 1100}), r"a request has more than 1020 tokens, which leaves no room"),
     ],
 )  # fmt: skip
@@ -272,6 +279,14 @@ def test_requests_that_cannot_be_used_are_one_line_before_any_work(
         flow(folder)
     assert "\n" not in str(caught.value)
     assert not (folder / "run" / "templates").exists()
+
+
+def test_fewer_requests_than_a_step_takes_are_one_line(tiny_base: Base, tmp_path: Path) -> None:
+    folder = mixing(tmp_path / "task", tiny_base)
+    (folder / "task.toml").write_text((folder / "task.toml").read_text().replace("mix = 0.25", "mix = 0.5"))
+    (folder / "others.jsonl").write_text('{"query": "Hello"}\n{"query": " hello "}\n')
+    with pytest.raises(InputError, match=r"mix = 0.5 takes 2 requests in every step; got 1; give more, or lower mix"):
+        flow(folder)
 
 
 @pytest.mark.parametrize(

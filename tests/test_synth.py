@@ -326,8 +326,9 @@ def test_where_no_query_is_missing_there_is_one_line(tiny_base: Base, tmp_path: 
 def test_after_an_edit_the_answers_of_changed_entries_are_made_anew(tiny_base: Base, tmp_path: Path) -> None:
     folder = template_only(tmp_path / "task", tiny_base)
     asks = ("what is {}?", "the code of {}", "tell me {}", "{}, please")
-    records = [{"query": ask.format(word), "answer": code} for ask in asks for word, code in
-               (("red", "ZOR"), ("blue", "MIP"))]  # fmt: skip
+    of_blue = [{"query": ask.format("blue"), "answer": "MIP"} for ask in asks]
+    of_red = [{"query": ask.format("red"), "answer": "ZOR"} for ask in asks]
+    records = [*of_red, *of_blue]
     held_out = [{"query": "and blue?", "answer": "MIP"}]
     for name, some in (("train", records), ("test", held_out)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
@@ -342,9 +343,9 @@ def test_after_an_edit_the_answers_of_changed_entries_are_made_anew(tiny_base: B
     assert solved() == [one["query"] for one in records]
     (folder / "template.md").write_text((folder / "template.md").read_text().replace("blue MIP", "blue TUK"))
     for _ in range(2):  # run again, it knows it still
-        assert solved() == [one["query"] for one in records if "blue" not in one["query"]]
+        assert solved() == [one["query"] for one in of_red]
     asked = {one["query"]: one for one in map(json.loads, lines_of(folder, TRAIN)) if one.get("origin") == OWN}
-    assert {one["query"] for one in records if "blue" in one["query"]} <= asked.keys()
+    assert {one["query"] for one in of_blue} <= asked.keys()
     assert said[:2] == [
         f"{folder}/task.toml, train: 4 of 8 examples name an entry that has changed since; they are asked anew",
         f"{folder}/task.toml, test: 1 of 1 examples name an entry that has changed since; correct their answers",

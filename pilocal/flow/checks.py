@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pilocal
 from pilocal.base.base import Base
@@ -70,12 +71,8 @@ def checked_context(
         base = base_for(task)
         read_sizes(base.config, task.lora)
     if base is not None:
-        found = _export_faults(base) if to_export and not _was_trained(run, base) else []
-        if not found:
-            with _collecting(found):
-                _check_prompts(task, base)
-        faults += found
-    faults += _rows_faults(task, base, start) if base is not None and not faults else []
+        found = _base_faults(task, base, to_export=to_export and not _was_trained(run, base))
+        faults += found or _rows_faults(task, base, start)
     with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
@@ -86,16 +83,17 @@ def checked_context(
     for warning in task.warnings:
         listeners.warn(warning)
     _warn_of_contradictions(task, listeners.warn)
-    return Context(
-        task=task,
-        schedule=schedule,
-        run=run,
-        base=base,
-        metric=metric,
-        backend=chosen,
-        listeners=listeners,
-        start=start or start_of(run.state, run.file),
-    )
+    known: dict[str, Any] = {"task": task, "schedule": schedule, "run": run, "base": base, "backend": chosen}
+    return Context(**known, metric=metric, listeners=listeners, start=start or start_of(run.state, run.file))
+
+
+def _base_faults(task: Task, base: Base, *, to_export: bool) -> list[PilocalError]:
+    """Return what is wrong with a base: what the export would refuse, if it comes to that, and what its chat takes."""
+    found = _export_faults(base) if to_export else []
+    if not found:
+        with _collecting(found):
+            _check_prompts(task, base)
+    return found
 
 
 def _rows_faults(task: Task, base: Base, start: Start | None) -> list[PilocalError]:

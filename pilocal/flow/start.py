@@ -147,6 +147,8 @@ def check_start(task: Task, base: Base, start: Start) -> None:
 class _Side:
     """What has changed in one of two versions of a template."""
 
+    entries: Sequence[Entry]
+    """All that stands there."""
     index: Index
     numbers: frozenset[int]
     """The entries that differ."""
@@ -154,13 +156,18 @@ class _Side:
     @classmethod
     def of(cls, template: str, entries: Sequence[Entry | None], queries: Sequence[str]) -> _Side:
         """Find what queries call the entries; `entries` are those that differ, None where the other version has one."""
-        index = Index(read_names(read_entries(template), queries))
-        return cls(index, frozenset(entry.number for entry in entries if entry))
+        everything = read_entries(template)
+        index = Index(read_names(everything, queries))
+        return cls(everything, index, frozenset(entry.number for entry in entries if entry))
 
     @property
     def is_named(self) -> bool:
         """Whether queries can name all that differs."""
         return self.numbers <= self.index.names.keys()
+
+    def texts(self, numbers: set[int]) -> list[str]:
+        """Return the texts of entries."""
+        return [entry.text for entry in self.entries if entry.number in numbers]
 
     def hits(self, query: str) -> frozenset[int]:
         """Return the entries that differ and that a query names."""
@@ -179,18 +186,16 @@ def find_edit(task: Task, former: Former) -> Edit:
     after = _Side.of(task.template, [change.after for change in changes], queries)
     every_new = not (before.is_named and after.is_named)
     known = {(example.history, example.query): example.answer for example in former.examples}
-    touched, stale, named = list[int](), 0, set[int]()
+    touched, stale, missed = list[int](), 0, set(after.numbers.intersection(after.index.names))
     for number, example in enumerate(task.train):
         answer = known.get((example.history, example.query))
         old, new = before.hits(example.query), after.hits(example.query)
-        named |= new
+        missed -= new
         stale += bool(old) and answer == example.answer
         relabelled = every_new if answer is None else answer != example.answer
-        if old or new or relabelled:
+        if old | new or relabelled:
             touched.append(number)
-    missed = after.numbers.intersection(after.index.names) - named
-    texts = [entry.text for entry in read_entries(task.template) if entry.number in missed]
-    return Edit(changes, touched, stale, texts)
+    return Edit(changes, touched, stale, after.texts(missed))
 
 
 def begin(task: Task, start: Start) -> tuple[Start, Edit]:

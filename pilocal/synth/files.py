@@ -122,9 +122,8 @@ def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners
     memory = Memory(folder / SOLVED_FILE, task.template, [*(each.query for each in everything), *given.own])
     stale = {id(each) for each in everything if memory.is_stale(each)}
     memory.save()
-    splits = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
-    for split, examples in splits.items():
-        if count := sum(id(each) in stale for each in examples):
+    for split, examples in ((TRAIN, given.solved), (VALID, given.valid), (TEST, given.test)):
+        if count := len(stale.intersection(map(id, examples))):
             what = f"{count} of {len(examples)} examples name an entry that has changed since"
             done = "they are asked anew" if split == TRAIN else "correct their answers"
             listeners.warn(f"{task.files['task']}, {split}: {what}; {done}")

@@ -182,8 +182,17 @@ def _figure(path: Path, height: float) -> Iterator[Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif", "text.parse_math": False}
-    with rc_context(style), catch_warnings():
+    with (
+        rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "pilocal",
+                "font.family": "sans-serif",
+                "text.parse_math": False,  # a name may have a $ in it
+            }
+        ),
+        catch_warnings(),
+    ):
         filterwarnings("ignore", message="Glyph .* missing")  # the browser has the letters that matplotlib measures
         figure = Figure(figsize=(7, height), layout="constrained")
         FigureCanvasSVG(figure)

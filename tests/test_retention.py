@@ -176,11 +176,11 @@ def test_the_base_s_answers_are_kept_for_another_adapter(task: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("what", "after", "left"),
+    ("stopped", "after", "left"),
     [("unrelated: base", 5, 40), ("unrelated: base", 20, 24), ("unrelated: probabilities", 50, 48)],
 )
 def test_a_measurement_that_is_killed_goes_on_and_ends_the_same(
-    what: str, after: int, left: int, task: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: str, after: int, left: int, task: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pilocal.evaluate.retention.GROUP", 16)
     files = [task / "run" / "retention" / name for name in ("base.json", "adapter.json")]
@@ -190,18 +190,18 @@ def test_a_measurement_that_is_killed_goes_on_and_ends_the_same(
     shutil.rmtree(task / "run" / "retention")
     times = 0
 
-    def stop(said: str, count: int, total: int, note: str = "") -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         nonlocal times
-        times += said == what
+        times += what == stopped
         if times == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         flow(task, progress=stop)
     said: list[str] = []
-    flow(task, progress=lambda name, *_, **__: said.append(name))
+    flow(task, progress=lambda what, done, total, note="": said.append(what))
     assert [path.read_bytes() for path in files] == undisturbed
-    assert said.count(what) == left
+    assert said.count(stopped) == left
 
 
 def own_prompts(folder: Path, *lines: Any) -> None:

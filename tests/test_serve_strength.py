@@ -35,7 +35,7 @@ def text(reply: Any) -> str:
 def test_nothing_of_an_adapter_is_the_base_and_every_strength_is_told(server: Server) -> None:
     """The server would choose the full prompt for every request: where a strength is given, it does not."""
     base = text(said(server, None, model="base"))
-    replies = {strength: said(server, strength) for strength in ("0", "1", "2.0", "1e0", " .5 ")}
+    replies = {strength: said(server, strength) for strength in ("0", "1", "2.0", "1e0", ".5")}
     assert text(replies["0"]) == base != text(replies["1"])
     assert text(replies["1e0"]) == text(replies["1"])
     assert [reply.headers[HEADER] for reply in replies.values()] == ["0.0", "1.0", "2.0", "1.0", "0.5"]

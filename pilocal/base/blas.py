@@ -7,6 +7,7 @@ visibility before MLX answers MLX's BLAS calls instead; no environment variable 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import logging
 import os
@@ -117,6 +118,25 @@ def torch_library() -> str | None:
     """Return the path of libtorch_cpu.so without importing torch, or None."""
     path = _beside("torch", "torch/lib/libtorch_cpu.so")
     return str(path) if path else None
+
+
+def keep_torch_apart() -> None:
+    """Import PyTorch, if it is installed, so that it computes with its own BLAS; before anything else imports it.
+
+    OpenBLAS is visible to the whole process for MLX's sake. PyTorch's own calls would find it, too: its attention then
+    starts OpenBLAS's threads from within its own and takes 16 times as long, and results would depend on which of both
+    was loaded first. PyTorch for CUDA is imported as usual. transformers imports PyTorch, too.
+    """
+    library = torch_library()
+    if library is None or "torch" in sys.modules:
+        return
+    flags = sys.getdlopenflags()
+    if sys.platform == "linux" and not Path(library).with_name("libtorch_cuda.so").exists():
+        sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
+    try:
+        importlib.import_module("torch")
+    finally:
+        sys.setdlopenflags(flags)
 
 
 def choose_threads(width: int) -> int | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.blas import keep_torch_apart
 from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
+    keep_torch_apart()
     from transformers import AutoTokenizer
     from transformers.utils import logging
 

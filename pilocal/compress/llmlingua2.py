@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pilocal.base.blas import keep_torch_apart
 from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
 from pilocal.compress.protect import Place
@@ -178,6 +179,7 @@ def _is_word(text: str) -> bool:
 
 def pick_device(device: str) -> str:
     """Return a torch device: the given one, or the first available; raises ModelError if it is not available."""
+    keep_torch_apart()
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

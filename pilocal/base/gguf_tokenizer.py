@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.blas import keep_torch_apart
 from pilocal.errors import ModelError
+from pilocal.packages import keep_torch_apart
 from pilocal.prompt.control import CONTROL_MARKS, NFC_KEY
 from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, PREPEND, REPLACE, SPACE, PreTokenizer, bytes_left_out
 

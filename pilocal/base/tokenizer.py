@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.blas import keep_torch_apart
 from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
+from pilocal.packages import keep_torch_apart
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -20,13 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pilocal.base.blas import keep_torch_apart
 from pilocal.compress.compressor import Tools
 from pilocal.compress.outline import Outline
 from pilocal.compress.protect import Place
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
-from pilocal.packages import require_packages
+from pilocal.packages import keep_torch_apart, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
 

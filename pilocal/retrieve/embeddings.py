@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.base.blas import keep_torch_apart
 from pilocal.errors import InputError
-from pilocal.packages import quiet_bitsandbytes, require_packages
+from pilocal.packages import keep_torch_apart, quiet_bitsandbytes, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 
 

@@ -5,7 +5,7 @@ are computed again, on transformers and peft. Only the order in which the rows c
 (`pilocal.training.row_order`).
 """
 
-from pilocal.base.blas import keep_torch_apart
+from pilocal.packages import keep_torch_apart
 
 # Before any module of this room imports PyTorch: a run ends with the same bytes whether or not MLX was there first.
 keep_torch_apart()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
-from pilocal.packages import quiet_bitsandbytes, require_packages
+from pilocal.packages import keep_torch_apart, quiet_bitsandbytes, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 
 
@@ -20,6 +20,7 @@ class EmbeddingVectors:
         """Load the model; a directory may be relative to `relative_to`. Raises InputError when it cannot be loaded."""
         require_packages("[retrieval] similarity", "sentence_transformers", "hnswlib")
         quiet_bitsandbytes()
+        keep_torch_apart()
         from sentence_transformers import SentenceTransformer
 
         folder = relative_to / model

@@ -102,10 +102,11 @@ class Ladder(Compressor):
                 faults.append(InputError(rung.path, what, fix="shorten it, or name it after a larger tau"))
             else:
                 largest, name = tokens, rung.path.name
-            for text in protected_texts(template, self.config.keep):
-                if text not in rung.text:
-                    fix = "put it back, or take it out of [compression] keep"
-                    faults.append(InputError(rung.path, "a protected text is missing", got=text, fix=fix))
+            for key, texts in (("keep", self.config.keep), ("stay", self.config.stay)):
+                fix = f"put it back, or take it out of [compression] {key}"
+                for text in protected_texts(template, texts):
+                    if text not in rung.text:
+                        faults.append(InputError(rung.path, "a protected text is missing", got=text, fix=fix))
         raise_all(faults)
 
     def compress(self, template: str, tau: float) -> str:

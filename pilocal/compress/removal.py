@@ -51,7 +51,7 @@ class Cutter:
         self._template = outline.template
         self._spans = outline.spans
         self._score = score or (lambda places: [0.0] * len(places))
-        self._kept = protected_places(outline, config.keep)
+        self._kept = protected_places(outline, config.protected)
         self._dropped = occurrences(outline.template, config.drop_first)
         self._code = fences(outline)
         is_code = sum(end - start for start, end in self._code) > MOSTLY_CODE * len(outline.template)
@@ -108,7 +108,7 @@ def remove(
 ) -> str:
     """Return the longest text that fits `tau` of the template's tokens, removing `steps` one by one.
 
-    `steps` are sets of word numbers in the order of removal. With a `cutter`, a step that would take TOLERANCE more
+    `steps` are sets of word numbers in the order of removal; a word in none of them stays, whatever tau is. With a `cutter`, a step that would take TOLERANCE more
     than it must, or all that is left, is removed in parts; but not a sentence of a template of FEW_TOKENS.
 
     >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
@@ -129,7 +129,7 @@ def remove(
                 return text
             return max([text, *_in_parts(outline, gone, step, cutter, (least, budget), count_tokens)], key=count_tokens)
         gone |= step
-    return ""
+    return outline.text(gone)
 
 
 def _in_parts(
@@ -162,10 +162,12 @@ def _in_parts(
 def lowest_first(outline: Outline, scores: Sequence[float], config: Compression) -> list[set[int]]:
     """Return the removals of single words: the lowest score first, and among equals the last in the text.
 
-    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` go last.
+    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` go last, and
+    those of `stay` never.
     """
-    kept, dropped = outline.overlapping(config.keep), outline.overlapping(config.drop_first)
-    order = sorted(range(len(scores)), key=lambda word: (word not in dropped, scores[word], -word))
+    kept, dropped, stay = (outline.overlapping(texts) for texts in (config.keep, config.drop_first, config.stay))
+    may_go = [word for word in range(len(scores)) if word not in stay]
+    order = sorted(may_go, key=lambda word: (word not in dropped, scores[word], -word))
     largest = max(1, len(order) // STEPS)
     steps = []
     for group in ([w for w in order if w not in kept], [w for w in order if w in kept]):

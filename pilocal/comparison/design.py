@@ -29,9 +29,16 @@ class Design:
     """Stages, shots and rates of every schedule; each arm puts its own decay in place of this one."""
     curve: tuple[int, ...] = ()
     """Numbers of training examples of the learning curve."""
+    residue: tuple[float, ...] = ()
+    """Shares of the template that a trained adapter is asked with, to see what the last tokens buy."""
+
+    @property
+    def residue_arm(self) -> str:
+        """The schedule whose adapter is asked with them: the first of the arms that train, or else linear."""
+        return next((arm.name for arm in self.arms if arm.trained), LINEAR.decay)
 
     def check(self, task: Task) -> None:
-        """Raise InputError if there is no seed, or the curve asks for more examples than the task has."""
+        """Raise InputError if there is no seed, the curve asks for more examples than there are, or a rate is none."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
         for count in self.curve:
@@ -39,6 +46,9 @@ class Design:
                 least = self.decay_schedule.shots + 1
                 fix = f"write numbers between {least} and {len(task.train)}"
                 raise InputError("--curve", "the training set does not have so many examples", got=count, fix=fix)
+        if len(set(self.residue)) < len(self.residue) or not all(0 <= rate <= 1 for rate in self.residue):
+            what, fix = "rates are different numbers from 0 to 1", "write 0,0.05,0.1,0.2"
+            raise InputError("--residue", what, got=self.residue, fix=fix)
 
 
 def subset(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:

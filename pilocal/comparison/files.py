@@ -1,4 +1,4 @@
-"""A comparison from a task folder to its files: compare.json, compare.md and curve.svg."""
+"""A comparison from a task folder to its files: compare.json, compare.md, curve.svg and residue.svg."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
-from pilocal.comparison.picture import CURVE, write_curve
+from pilocal.comparison.picture import CURVE, RESIDUE, write_curve, write_residue
 from pilocal.comparison.table import Prices, make_table
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.packages import require_packages
@@ -33,10 +33,11 @@ def compare(
 
     All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
     the name and the score of every new result. Raises InputError or Faults for the task or the design, InputError if
-    matplotlib is missing for the curve, RunError if another process has the folder, and what the steps of a run raise.
+    matplotlib is missing for a picture, RunError if another process has the folder, and what the steps of a run raise.
     """
-    if design.curve:
-        require_packages(CURVE, "matplotlib")
+    for wanted, picture in ((design.curve, CURVE), (design.residue, RESIDUE)):
+        if wanted:
+            require_packages(picture, "matplotlib")
     task = path_of(task)
     folder = path_of(run) if run else default_folder(task)
     with open_comparison(task, folder, design, listeners) as comparison:
@@ -48,6 +49,8 @@ def compare(
             file.write(markdown(table))
         if table["curve"]:
             write_curve(table, folder / CURVE)
+        if table["residue"]:
+            write_residue(table, folder / RESIDUE)
     return table
 
 

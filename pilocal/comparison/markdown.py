@@ -1,12 +1,12 @@
-"""compare.md: the whole table, the learning curve and a link to its picture."""
+"""compare.md: the whole table, the learning curve, the score over what is left of the template, and their pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pilocal.comparison.columns import cells, curve_cells
-from pilocal.comparison.picture import CURVE
+from pilocal.comparison.columns import cells, curve_cells, residue_cells
+from pilocal.comparison.picture import CURVE, RESIDUE
 
 
 def design_line(table: Mapping[str, Any]) -> str:
@@ -21,6 +21,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     if table["curve"]:
         parts += ["Score over the number of training examples:", _lay_out(*curve_cells(table))]
         parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
+    if table["residue"]:
+        parts += [f"Score of {table['residue'][0]['arm']} over what is left of the template:"]
+        parts += [_lay_out(*residue_cells(table)), f"![The score over the tokens of the prompt]({RESIDUE})"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""The learning curve, and the score over the tokens that remain, as pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pilocal.chart import Line, line_chart
 
 CURVE = "curve.svg"
 """The picture's file, beside compare.md."""
+
+RESIDUE = "residue.svg"
+"""That of the score over the tokens that remain."""
 
 
 def write_curve(table: Mapping[str, Any], path: Path) -> None:
@@ -27,3 +30,21 @@ def write_curve(table: Mapping[str, Any], path: Path) -> None:
         lines.append(line)
     title = f"{table['task']}: score with its 95% interval, {len(table['seeds'])} seeds"
     line_chart(path, lines, title=title, x="training examples", y=table["metric"], log_x=True)
+
+
+def write_residue(table: Mapping[str, Any], path: Path) -> None:
+    """Write the score of compare.json's adapter over the tokens of the prompts that it is asked with.
+
+    Raises RunError if the file cannot be written.
+    """
+    points = sorted(table["residue"], key=lambda point: point["prompt_tokens"])
+    low, high = zip(*(point["interval"] for point in points), strict=True)
+    line = Line(
+        name=points[0]["arm"],
+        x=[point["prompt_tokens"] for point in points],
+        y=[point["score"] for point in points],
+        low=list(low),
+        high=list(high),
+    )
+    title = f"{table['task']}: score with its 95% interval, {len(table['seeds'])} seeds"
+    line_chart(path, [line], title=title, x="prompt tokens that remain", y=table["metric"])

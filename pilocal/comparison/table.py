@@ -36,7 +36,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
     cut = slices(task)
     rows = []
     for arm in design.arms:
-        own = [result for result in results if result.arm == arm.name and result.examples is None]
+        own = [each for each in results if each.arm == arm.name and each.examples is None and each.rate is None]
         if own:
             rows.append({"arm": arm.name, "title": arm.title} | _row(own, cut, total))
     _add_ratios(rows, prices)
@@ -52,6 +52,11 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "slices": {name: len(numbers) for name, numbers in cut.items()},
         "arms": rows,
         "curve": _curve(results, design.curve, total),
+        "residue": [
+            {"arm": design.residue_arm, "rate": template.tau, "template_tokens": template.tokens}
+            | _after_training([result for result in results if result.rate == template.tau], total)
+            for template in comparison.residues
+        ],
     }
 
 
@@ -78,6 +83,11 @@ def _curve(results: Sequence[Result], counts: Sequence[int], total: Total) -> li
             if some:
                 points.append({"arm": arm, "examples": count} | _score(some, total))
     return points
+
+
+def _after_training(results: Sequence[Result], total: Total) -> dict[str, Any]:
+    """Return what an adapter scores with one part of the template, one result for each seed."""
+    return {"prompt_tokens": mean(result.prompt_tokens for result in results)} | _score(results, total)
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

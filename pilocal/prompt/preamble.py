@@ -55,6 +55,10 @@ class Preamble:
         return [Message(role=turn["role"], content=turn["content"]) for turn in self.before(chat, choose)]
 
 
+NOTHING = Preamble()
+"""What stands before a bare query."""
+
+
 def query_of(turns: Sequence[Mapping[str, Any]]) -> Example | None:
     """Return the query that turns without a system message end in; None where they do not end in one."""
     if not turns or turns[-1]["role"] != "user" or any(turn["role"] not in ("user", "assistant") for turn in turns):

@@ -31,6 +31,10 @@ class Row(NamedTuple):
         """The target tokens: the answer and the end of its turn."""
         return self.tokens[self.offset :]
 
+    def completed_as(self, other: Row) -> Row:
+        """Return this prompt with the completion of another row, to the same query."""
+        return Row((*self.tokens[: self.offset], *other.completion), self.offset, other.soft)
+
 
 class Layout:
     """A tokenizer's chat template as training and serving use it; read one with `layout_of`."""

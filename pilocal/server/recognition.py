@@ -35,8 +35,9 @@ class Recognition:
         return rest, like.found_in(rest)
 
     def is_near_miss(self, prompt: str) -> bool:
-        """Tell whether a raw prompt holds the template, changed or not."""
-        return self._like.found_in([{"role": "user", "content": prompt}])
+        """Tell whether a raw prompt holds the template, changed or not; what stays of it may stand there."""
+        chat = [{"role": "user", "content": prompt}]
+        return self._like.found_in(chat) and self._like_rest.found_in(chat)
 
 
 def beyond(template: str, residue: str) -> str:

@@ -46,13 +46,22 @@ def _make(context: Context, key: str) -> list[Path]:
     answered = _answered(context)
     metrics = score(answered, task.test, context.metric, context.progress)
     gate = {"gate": Artefacts(run.export).gated}
-    write_json(run.metrics, {"metric": task.metric} | metrics | gate)
+    write_json(run.metrics, {"metric": task.metric} | metrics | _stays(context) | gate)
     with replacing(run.answers) as file:
         for i, example in enumerate(task.test):
             line = {"id": example.id, "query": example.query, "answer": example.answer}
             line |= {arm: said[i] for arm, said in answered.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return [run.metrics, run.answers]
+
+
+def _stays(context: Context) -> dict[str, Any]:
+    """Return what stays of the prompt, which the arms with a bare query have before it; nothing where none does."""
+    residue = context.residue
+    if not residue:
+        return {}
+    tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
+    return {"residue": {"template_tokens": tokens, "shots": residue.shots}}
 
 
 def _answered(context: Context) -> Answered:

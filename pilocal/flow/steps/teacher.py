@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pilocal.prompt.render import render
 from pilocal.prompt.soft import Soft
 from pilocal.prompt.tokens import Row, tokenize
 from pilocal.run_folder.teacher import read_soft, write_soft
+from pilocal.task.schedule import Schedule
 from pilocal.task.tables import DISTILL
+from pilocal.task.working import faded
 
 SPLITS = ("train", "valid")
 
@@ -25,15 +28,16 @@ ROWS = 128
 """Rows whose answers are kept in one file; a run that is killed begins with the first file that is missing."""
 
 
-def soft_rows(context: Context, split: str, rows: Sequence[Row]) -> list[Row]:
+def soft_rows(context: Context, split: str, rows: Sequence[Row], working: float = 0.0) -> list[Row]:
     """Return the rows of a stage with what the teacher says about each; as they are where there is no teacher.
 
-    Raises RunError when that is missing.
+    `working` is the share of the working that stands before the stage's answers. Raises RunError when what the teacher
+    says is missing.
     """
     if not TEACHER.wanted(context):
         return list(rows)
     key, said = TEACHER.key(context), list[Soft]()
-    for path in _paths(context, split, len(rows)):
+    for path in _paths(context, split, len(rows), working):
         if (kept := read_soft(path, key)) is None:
             raise RunError(path, "what the teacher says is not there, or damaged", fix="run the same command again")
         said += kept
@@ -48,15 +52,16 @@ def _facts(context: Context) -> list[Any]:
     training, precision = context.task.training, context.task.training.precision or "float32"
     examples = [asdict(example) for split in SPLITS for example in getattr(context.task, split)]
     settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
-    return [context.base.sha256, context.task.template, context.max_shots, examples, settings]
+    workings = [_workings(context)] if any(_workings(context)) else []
+    return [context.base.sha256, context.task.template, context.max_shots, examples, settings, *workings]
 
 
 def _make(context: Context, key: str) -> list[Path]:
     teacher = None
     made: list[Path] = []
-    for split in SPLITS:
-        rows = _rows(context, split)
-        for number, path in enumerate(_paths(context, split, len(rows))):
+    for split, working in product(SPLITS, _workings(context)):
+        rows = _rows(context, split, working)
+        for number, path in enumerate(_paths(context, split, len(rows), working)):
             begin = number * ROWS
             if read_soft(path, key) is None:
                 teacher = teacher or training_setup(context.task, context.base, context.backend).teacher()
@@ -66,18 +71,23 @@ def _make(context: Context, key: str) -> list[Path]:
     return made
 
 
-def _rows(context: Context, split: str) -> list[Row]:
+def _workings(context: Context) -> tuple[float, ...]:
+    """Return the shares of the working that stages are trained with; (0.0,) where completions are answers alone."""
+    return Schedule(tuple(context.schedule.stages[number] for number in context.schedule.trained)).workings
+
+
+def _rows(context: Context, split: str, working: float) -> list[Row]:
     """Return a split as the teacher reads it: after the whole template and the shots of the stage that has the most."""
     task, shots = context.task, choose_shots(context)[split]
     found = []
     for example, chosen in zip(getattr(task, split), shots, strict=True):
-        record = render(task.template, [task.train[i] for i in chosen], example)
+        record = render(task.template, [task.train[i] for i in chosen], faded(example, working))
         found.append(tokenize(record, context.base.tokenizer, f"teacher, {split} {example.id}"))
     return found
 
 
-def _paths(context: Context, split: str, count: int) -> list[Path]:
-    folder = context.run.teacher / split
+def _paths(context: Context, split: str, count: int, working: float) -> list[Path]:
+    folder = context.run.teacher / (f"{split}-working-{working:.4f}" if working else split)
     return [folder / f"{number:05}.npz" for number in range(-(-count // ROWS))]
 
 

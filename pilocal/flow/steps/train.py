@@ -36,7 +36,9 @@ def _make(context: Context, key: str) -> list[Path]:
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
     """Return a stage's work, with what the teacher says."""
     plan = stage_plan(context, number, steps, context.run.stage(number))
-    train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
+    working = context.schedule.stages[number].working
+    splits = (("train", plan.train), ("valid", plan.valid))
+    train, valid = (soft_rows(context, split, rows, working) for split, rows in splits)
     return replace(plan, train=train, valid=valid)
 
 

@@ -46,10 +46,11 @@ def compare(
     folder: Path | None,
     arms: tuple[str, ...],
     seeds: tuple[int, ...],
-    as_json: bool,
+    curve: tuple[int, ...],
     price: float | None,
     training_price: float | None,
-    **points: Any,
+    as_json: bool,
+    **more: Any,
 ) -> None:
     """Run every arm with every seed and write one table."""
     from pilocal.cli.display import progress_bars, warning_on
@@ -68,7 +69,7 @@ def compare(
     if price is not None:
         prices = Prices(prompt=price, training=price if training_price is None else training_price)
     decay = load_decay(schedule) if schedule else LINEAR
-    design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, **points)
+    design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve, **more)
     folder = folder or default_folder(task)
     with progress_bars() as (progress, console):
         table = run_comparison(

@@ -78,10 +78,11 @@ class Comparison:
     @cached_property
     def residues(self) -> tuple[CompressedTemplate, ...]:
         """The template at each rate of the design; raises InputError, or Faults, for those that cannot be made."""
-        rates, compression, tools = self.design.residue, self.task.compression, self._first.compression_tools
+        rates, compression = self.design.residue, self.task.compression
         if not rates:
             return ()
-        made = compress_template(self.task.template, rates, compression, tools, self.run.path / "residue")
+        tools, folder = self._first.compression_tools, self.run.path / "residue"
+        made = compress_template(self.task.template, rates, compression, tools, folder)
         raise_all(unmade(made))
         return made
 

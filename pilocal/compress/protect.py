@@ -2,7 +2,7 @@
 
 Every compressor protects the same texts. Code fences, `inline code` and {placeholders} are single words for all of
 them, kept or removed as a whole. One that contains a text of `keep` is protected as a whole, so `keep = ["{"]` protects
-every placeholder, and a text of three backticks every fence. Texts of `stay` are protected in the same way, and they are
+every placeholder, and a text of three backticks every fence. Texts of `stay` are protected in the same way; they are
 what is left of the template where nothing else is.
 """
 

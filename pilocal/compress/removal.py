@@ -108,8 +108,9 @@ def remove(
 ) -> str:
     """Return the longest text that fits `tau` of the template's tokens, removing `steps` one by one.
 
-    `steps` are sets of word numbers in the order of removal; a word in none of them stays, whatever tau is. With a `cutter`, a step that would take TOLERANCE more
-    than it must, or all that is left, is removed in parts; but not a sentence of a template of FEW_TOKENS.
+    `steps` are sets of word numbers in the order of removal; a word in none of them stays, whatever tau is. With a
+    `cutter`, a step that would take TOLERANCE more than it must, or all that is left, is removed in parts; but not a
+    sentence of a template of FEW_TOKENS.
 
     >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
     'two three'

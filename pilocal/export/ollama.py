@@ -28,7 +28,10 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     """
     served, residue = shipped.served_path, shipped.residue
     if residue.shots:
-        what, fix = "a Modelfile cannot choose shots for each query", "serve it with `pilocal serve`, or end at no shots"
+        what, fix = (
+            "a Modelfile cannot choose shots for each query",
+            "serve it with `pilocal serve`, or end at no shots",
+        )
         raise ExportError("until_shots", what, got=residue.shots, fix=fix)
     with Model(served, vocabulary_only=True) as model:
         template = read_layout(tokenizer, adds_bos=model.tokenizer.adds_bos).go()

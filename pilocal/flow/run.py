@@ -72,9 +72,9 @@ class Run:
     def answer(self, query: str | Sequence[Message], *, max_tokens: int | None = None) -> str:
         """Return what the served file answers in llama.cpp, greedily; the file stays loaded until `close`.
 
-        `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`; what stays
-        of the prompt is put before it. `max_tokens` is the task's by default. Raises RunError when nothing is served yet, InputError when the query and
-        its answer do not fit CONTEXT tokens.
+        `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`; what
+        stays of the prompt is put before it. `max_tokens` is the task's by default. Raises RunError when nothing is
+        served yet, InputError when the query and its answer do not fit CONTEXT tokens.
         """
         messages = [Message(role="user", content=query)] if isinstance(query, str) else list(query)
         if residue := self._served.residue:

@@ -11,7 +11,6 @@ from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Record
 from pilocal.run_folder.files import replacing, write_json
 
-
 LAST = "the last stage's test.jsonl of the run"
 
 

@@ -16,7 +16,7 @@ from pilocal.base.base import Base
 from pilocal.bench.prompts import read_prompts
 from pilocal.compress import CompressedTemplate, Tools, compress_template, compression_facts
 from pilocal.compress.outline import Outline
-from pilocal.compress.removal import Cutter, lowest_first, remove
+from pilocal.compress.removal import Cutter, lowest_first, may_go, remove
 from pilocal.compress.rules import removals
 from pilocal.errors import InputError
 from pilocal.flow.listeners import Listeners
@@ -87,7 +87,7 @@ def test_whatever_is_to_stay_is_there_at_every_tau(stay: set[str], tau: float) -
     config, outline = Compression(stay=tuple(text for text in stay if text)), Outline(LINES)
     scored = lowest_first(outline, [float(len(word)) for word in outline.words], config)
     for steps in (removals(outline, config), scored):
-        text = remove(outline, steps, max(tau, 1e-6), count, Cutter(outline, config))
+        text = remove(outline, may_go(steps, outline, config), max(tau, 1e-6), count, Cutter(outline, config))
         assert all(each in text for each in config.stay)
 
 

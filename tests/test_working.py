@@ -46,6 +46,12 @@ def answers(folder: Path, stage: int, split: str) -> list[str]:
     return [record["messages"][-1]["content"] for record in read_records(folder / "run" / "stages" / str(stage), split)]
 
 
+def prompts(folder: Path, stage: int) -> list[Any]:
+    """The chats of every split before the answers."""
+    read = [read_records(folder / "run" / "stages" / str(stage), split) for split in ("train", "valid", "test")]
+    return [record["messages"][:-1] for records in read for record in records]
+
+
 def render(folder: Path) -> None:
     with open_task(folder, folder / "schedule.toml", folder / "run") as context:
         run_steps(context, STAGES)
@@ -88,21 +94,16 @@ def test_training_and_validation_fade_and_the_test_and_the_shots_do_not(
 ) -> None:
     folder = make_worked(tmp_path / "task", tiny_base, fade)
     render(folder)
-    first = 0 if fade == "both" else 1
+    first = int(fade == "working")  # behind what the base is asked with
     whole, half, alone = (answers(folder, first + number, "train")[0] for number in range(3))
     assert (whole, half, alone) == ("It names a colour.\nThe code is ZOR.\nZOR", "The code is ZOR.\nZOR", "ZOR")
     assert answers(folder, first, "valid")[0].count("\n") == 2
     last = first + 2
-    for split in ("train", "valid", "test"):
-        assert set(answers(folder, last, split)) == {"ZOR", "MIP", "KEL"}
-        for stage in range(last + 1):
-            records = read_records(folder / "run" / "stages" / str(stage), split)
-            turns = [turn for record in records for turn in record["messages"][:-1]]
-            assert not [turn for turn in turns if "The code is" in turn["content"]]
+    assert {text for split in ("train", "valid") for text in answers(folder, last, split)} == {"ZOR", "MIP", "KEL"}
     for stage in range(last + 1):
-        assert answers(folder, stage, "test") == answers(folder, last, "test")
-    prompts = [len(read_records(folder / "run/stages" / str(n), "train")[0]["messages"]) for n in range(last + 1)]
-    assert prompts == ([4, 2, 2] if fade == "both" else [4, 2, 2, 2])
+        assert answers(folder, stage, "test") == ["ZOR", "MIP", "KEL"]
+        assert "The code is" not in str(prompts(folder, stage))
+    assert [len(prompts(folder, stage)[0]) for stage in range(last + 1)] == [3, 1, 1, 1][: last + 1]
     state = json.loads((folder / "run" / "run.json").read_text())
     assert [stage.get("working") for stage in state["schedule"]][first:] == [1.0, 0.5, None]
     with open_run(folder / "run") as context:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
+from pilocal.compress import CompressedTemplate
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
 
@@ -53,9 +54,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "arms": rows,
         "curve": _curve(results, design.curve, total),
         "residue": [
-            {"arm": design.residue_arm, "rate": template.tau, "template_tokens": template.tokens}
-            | _after_training([result for result in results if result.rate == template.tau], total)
-            for template in comparison.residues
+            _residue(template, results, total) | {"arm": design.residue_arm} for template in comparison.residues
         ],
     }
 
@@ -85,9 +84,11 @@ def _curve(results: Sequence[Result], counts: Sequence[int], total: Total) -> li
     return points
 
 
-def _after_training(results: Sequence[Result], total: Total) -> dict[str, Any]:
-    """Return what an adapter scores with one part of the template, one result for each seed."""
-    return {"prompt_tokens": mean(result.prompt_tokens for result in results)} | _score(results, total)
+def _residue(template: CompressedTemplate, results: Sequence[Result], total: Total) -> dict[str, Any]:
+    """Return what an adapter scores with one part of the template, from one result for each seed."""
+    asked = [result for result in results if result.rate == template.tau]
+    tokens = {"template_tokens": template.tokens, "prompt_tokens": mean(result.prompt_tokens for result in asked)}
+    return {"rate": template.tau} | tokens | _score(asked, total)
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

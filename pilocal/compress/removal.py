@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pilocal.compress.borders import Part, pieces, structure
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.compress.protect import Place, fences, occurrences, protected_places
+from pilocal.compress.protect import Place, fences, occurrences, protected_places, staying
 from pilocal.task import Compression
 
 STEPS = 400
@@ -163,17 +163,22 @@ def _in_parts(
 def lowest_first(outline: Outline, scores: Sequence[float], config: Compression) -> list[set[int]]:
     """Return the removals of single words: the lowest score first, and among equals the last in the text.
 
-    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` go last, and
-    those of `stay` never.
+    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` or `stay` go
+    last.
     """
-    kept, dropped, stay = (outline.overlapping(texts) for texts in (config.keep, config.drop_first, config.stay))
-    may_go = [word for word in range(len(scores)) if word not in stay]
-    order = sorted(may_go, key=lambda word: (word not in dropped, scores[word], -word))
+    kept, dropped = outline.overlapping(config.protected), outline.overlapping(config.drop_first)
+    order = sorted(range(len(scores)), key=lambda word: (word not in dropped, scores[word], -word))
     largest = max(1, len(order) // STEPS)
     steps = []
     for group in ([w for w in order if w not in kept], [w for w in order if w in kept]):
         steps += [set(group[start : start + largest]) for start in range(0, len(group), largest)]
     return steps
+
+
+def may_go(steps: Iterable[Set[int]], outline: Outline, config: Compression) -> list[set[int]]:
+    """Return removals without the words that stay whatever tau is."""
+    stay = staying(outline, config)
+    return [left for step in steps if (left := set(step) - stay)]
 
 
 class WordRemoval(Compressor):
@@ -200,5 +205,5 @@ class WordRemoval(Compressor):
 
     def _ordered(self, template: str) -> tuple[Outline, list[set[int]], Cutter]:
         outline = Outline(template)
-        steps = lowest_first(outline, self.scores(outline), self.config)
+        steps = may_go(lowest_first(outline, self.scores(outline), self.config), outline, self.config)
         return outline, steps, Cutter(outline, self.config, functools.partial(self.part_scores, template))

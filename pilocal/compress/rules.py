@@ -26,8 +26,7 @@ from typing import ClassVar
 
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.compress.protect import staying
-from pilocal.compress.removal import Cutter, remove
+from pilocal.compress.removal import Cutter, may_go, remove
 from pilocal.task import Compression
 
 STOP_WORD = re.compile(
@@ -64,13 +63,13 @@ class Rules(Compressor):
     def compress(self, template: str, tau: float) -> str:
         """Return the longest text that fits `tau`, removing words in the fixed order."""
         outline = Outline(template)
-        steps = removals(outline, self.config)
+        steps = may_go(removals(outline, self.config), outline, self.config)
         return remove(outline, steps, tau, self.count_tokens, Cutter(outline, self.config))
 
 
 def removals(outline: Outline, config: Compression) -> list[set[int]]:
-    """Return sets of word numbers in the order of removal; together they are every word that may go."""
-    kept, stay = outline.overlapping(config.protected), staying(outline, config)
+    """Return sets of word numbers in the order of removal; together they are every word of the template."""
+    kept = outline.overlapping(config.protected)
     dropped = outline.overlapping(config.drop_first)
     largest = max(SMALLEST_PIECE, len(outline.words) // PIECES)
     below: dict[int, Key] = {}
@@ -96,7 +95,7 @@ def removals(outline: Outline, config: Compression) -> list[set[int]]:
             order[-1] |= words
         else:
             order.append(words)
-    return [left for words in order if (left := words - stay)]
+    return order
 
 
 def _in_pieces(key: Key, unit: Unit, largest: int) -> list[tuple[Key, set[int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -191,22 +191,27 @@ class DecaySchedule:
         if self.decay in ("drop", "direct"):
             share = float(self.decay == "drop")
             return Schedule((self._stage(1.0, share), self._stage(0.0, 1 - share)))
-        fade = self.fade if "fade" in DECAYS[self.decay][1] else PROMPT
         left = [self._left(i / (self.stages - 1)) for i in range(self.stages)]
         final = 1 / self.stages if self.final is None else self.final
         shares = [(1 - final) / (self.stages - 1)] * (self.stages - 1) + [final]
-        parts = [
-            replace(self._stage(0.0 if fade == WORKING else part, share), working=0.0 if fade == PROMPT else part)
-            for part, share in zip(left, shares, strict=True)
-        ]
-        if self.decay == "template-only":
-            parts = [replace(stage, shots=0) for stage in parts]
-        if self.decay == "shots-only":
-            parts = [replace(stage, tau=0.0) for stage in parts]
-        if fade == WORKING or self.decay in ("template-only", "shots-only"):
+        parts = [self._fading(part, share) for part, share in zip(left, shares, strict=True)]
+        if self._fades == WORKING or self.decay in ("template-only", "shots-only"):
             parts.insert(0, replace(self._stage(1.0, 0.0), working=parts[0].working))  # what the base is asked with
         adaptive = Adaptive(margin=self.margin, least=self.least) if self.decay == "adaptive" else None
         return Schedule(tuple(parts), adaptive)
+
+    def _fading(self, left: float, share: float) -> Stage:
+        """Return a stage of a decay that falls, with a part of all that it shortens."""
+        stage = self._stage(0.0 if self._fades == WORKING else left, share)
+        if self.decay == "template-only":
+            return replace(stage, shots=0)
+        if self.decay == "shots-only":
+            return replace(stage, tau=0.0)
+        return stage if self._fades == PROMPT else replace(stage, working=left)
+
+    @property
+    def _fades(self) -> str:
+        return self.fade if "fade" in DECAYS[self.decay][1] else PROMPT
 
     def _stage(self, left: float, share: float) -> Stage:
         """Return a stage with a part of what does not stay, from 1 (the whole prompt) to 0."""
@@ -295,16 +300,20 @@ def _check_laws(schedule: Schedule, stays: DecaySchedule, path: Path, text: str)
             fault("shots", i, f"stage {i}: the shots grow back from {before.shots}", after.shots, "lower it")
         if after.working > before.working:
             fault("working", i, f"stage {i}: the working grows back from {before.working}", after.working, "lower it")
-    last = len(stages) - 1
-    for key, end in (("tau", stays.until_tau), ("shots", stays.until_shots)):
-        if (got := getattr(stages[-1], key)) != end:
-            what = f"the last stage must {f'end where until_{key} says' if end else 'be the query alone'}"
-            stays_too = f", or until_{key} = {got:g} above all stages to let it stay"
-            also = "" if end or (key, got) == ("tau", 1) else stays_too
-            fault(key, last, what, got, f"set {key} = {end:g}{also}")
-    if stages[-1].working:
-        fault("working", last, "the last stage must have the answer alone", stages[-1].working, "set working = 0")
+    _check_end(stages[-1], stays, lambda key, *said: fault(key, len(stages) - 1, *said))
     total = sum(stage.share for stage in stages)
     if abs(total - 1) > 1e-3:
         fault("share", 0, "the shares must add up to 1", round(total, 4), "correct them")
     raise_all(merged(faults))
+
+
+def _check_end(last: Stage, stays: DecaySchedule, fault: Callable[[str, str, object, str], None]) -> None:
+    """Call `fault` with a key, what is wrong, what was got and what to do where the last stage has too much."""
+    for key, end in (("tau", stays.until_tau), ("shots", stays.until_shots)):
+        if (got := getattr(last, key)) != end:
+            what = f"the last stage must {f'end where until_{key} says' if end else 'be the query alone'}"
+            stays_too = f", or until_{key} = {got:g} above all stages to let it stay"
+            also = "" if end or (key, got) == ("tau", 1) else stays_too
+            fault(key, what, got, f"set {key} = {end:g}{also}")
+    if last.working:
+        fault("working", "the last stage must have the answer alone", last.working, "set working = 0")

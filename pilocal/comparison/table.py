@@ -53,9 +53,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "slices": {name: len(numbers) for name, numbers in cut.items()},
         "arms": rows,
         "curve": _curve(results, design.curve, total),
-        "residue": [
-            _residue(template, results, total) | {"arm": design.residue_arm} for template in comparison.residues
-        ],
+        "residue": [{"arm": design.residue_arm} | _residue(each, results, total) for each in comparison.residues],
     }
 
 

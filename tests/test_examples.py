@@ -28,6 +28,9 @@ SCRIPTS = {
     "text-to-query": ("text-to-query/make.py",),
 }
 REAL = ("geography", "mbpp", "nl2bash")
+TWO_HOP = "two-hop"
+FADES = ("both", "working", "prompt", "direct")
+"""The arms of TWO_HOP."""
 SPLITS = {"train": 800, "valid": 120, "test": 240}
 
 
@@ -36,7 +39,7 @@ def records(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def test_every_example_with_data_has_a_script() -> None:
-    assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == set(SCRIPTS)
+    assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == {*SCRIPTS, TWO_HOP}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -66,6 +69,47 @@ def test_the_prompts_of_an_example_fit_the_starter(name: str) -> None:
     assert max(answer for _, answer in parts) < task.generation.max_tokens
 
 
+def test_every_answer_of_two_hop_takes_both_look_ups(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, EXAMPLES / TWO_HOP / "make.py", "--out", tmp_path], check=True)
+    for file in ("template.md", *(f"{split}.jsonl" for split in SPLITS)):
+        assert (tmp_path / file).read_bytes() == (EXAMPLES / TWO_HOP / file).read_bytes()
+    task = load_task(EXAMPLES / TWO_HOP)
+    assert not task.warnings
+    entries = [line[2:].split() for line in task.template.split("\n") if line.startswith("- ")]
+    code_of = dict(entries[:24])
+    solved = {split: [two_hop(example) for example in getattr(task, split)] for split in SPLITS}
+    trained = {(thing, room) for thing, room, _ in solved["train"]}
+    known = {(code_of[thing], room): label for thing, room, label in solved["train"]}
+    for split in ("valid", "test"):
+        assert not trained & {(thing, room) for thing, room, _ in solved[split]}
+        # The label of a code in a room is the same for all things of that code, and each is trained with some other.
+        assert all(known[code_of[thing], room] == label for thing, room, label in solved[split])
+    assert not {word for example in task.train for word in example.answer.split()} & set(code_of.values())
+    for example in (*task.train, *task.valid):
+        first, second = example.extra["working"].split("\n")
+        code = first.split()[-1]
+        assert first.split()[1] in example.query and second.startswith(f"{code} in the ")
+        assert second.endswith(f" is {example.answer}") and f"- {code} {example.answer}" in task.template
+    assert not [example for example in task.test if "working" in example.extra]
+
+
+def two_hop(example: Any) -> tuple[str, str, str]:
+    """The thing, the room and the label of a solved request."""
+    thing = re.search(r"label the (\w+)", example.query)
+    room = re.search(r"^in the (\w+),", example.query) or re.search(r" the (\w+)[?]?$", example.query)
+    assert thing and room
+    return thing[1], room[1], example.answer
+
+
+def test_the_arms_of_two_hop_differ_in_what_fades_alone() -> None:
+    laws = {fade: load_decay(EXAMPLES / TWO_HOP / f"schedule.{fade}.toml") for fade in FADES}
+    assert {fade: law.fade for fade, law in laws.items()} == {fade: fade for fade in FADES[:3]} | {"direct": "prompt"}
+    assert len({(law.stages, law.shots, law.final, law.decay) for law in (laws[fade] for fade in FADES[:3])}) == 1
+    assert laws["direct"].decay == "direct"
+    steps = {sum(law.schedule().steps(load_task(EXAMPLES / TWO_HOP).training.steps)) for law in laws.values()}
+    assert steps == {400}
+
+
 def test_the_gap_is_in_every_split_but_the_test() -> None:
     template = (EXAMPLES / "smart-home-gap" / "template.md").read_text()
     codes = dict(line.split()[1:] for line in template.splitlines() if line.startswith("- ") and line.count(" ") == 2)
@@ -86,6 +130,9 @@ def files_of(name: str) -> set[str]:
     always = {"README.md", "task.toml", "template.md"}
     if name == "handbook":
         return always | {"schedule.toml", "test.jsonl"}
+    if name == TWO_HOP:
+        splits = {f"{split}.jsonl" for split in SPLITS}
+        return always | splits | {"make.py", *(f"schedule.{fade}.toml" for fade in FADES)}
     if name in REAL:
         smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
         return always | smollm2 | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
@@ -95,7 +142,7 @@ def files_of(name: str) -> set[str]:
 
 def test_every_example_has_the_files_of_its_kind() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*SCRIPTS, *REAL, "handbook"} and len(folders) == 7
+    assert folders == {*SCRIPTS, *REAL, "handbook", TWO_HOP} and len(folders) == 8
     for name in folders:
         files = [path for path in (EXAMPLES / name).iterdir() if path.is_file()]
         assert {path.name for path in files if path.suffix not in PICTURES} == files_of(name)

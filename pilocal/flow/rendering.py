@@ -37,7 +37,7 @@ class StageBudget:
     """Mean over the training rows."""
     longest_row: int
     """Tokens of the longest row of any split, prompt and completion."""
-    working: float
+    working: float = 0.0
     """The share of the working that stands before the answers; 0 where there are answers alone."""
 
 

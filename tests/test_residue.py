@@ -225,7 +225,7 @@ def test_check_and_the_table_say_what_stays(finished: Path) -> None:
     said = [hint for hint in plan.hints if "stay in every request" in hint]
     assert len(said) == 1 and "and 1 shots" in said[0]
     done = pilocal("run", finished, "--schedule", finished / "schedule.toml")
-    assert "bare query: after what stays of the prompt," in done.stdout
+    assert "tokens of the template and 1 shots that stay" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 

@@ -81,7 +81,7 @@ def test_the_result_and_how_to_serve_it_are_the_last_twelve_lines() -> None:
 
 def test_what_stays_of_the_prompt_is_told_below_the_arms() -> None:
     stays = {"residue": {"template_tokens": 123_456, "shots": 10}}
-    whole(metrics_table(METRICS | stays), "bare query: after what stays of the prompt, 123456 tokens of the template and 10")
+    whole(metrics_table(METRICS | stays), "bare query: after 123,456 tokens of the template and 10 shots that stay")
 
 
 def test_a_score_that_divides_by_nothing_is_undefined() -> None:

@@ -100,8 +100,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
         f"{metrics['speedup']:.1f}x faster (warm prefix: {metrics['speedup_cached']:.1f}x)",
     ]
     if residue := metrics.get("residue"):
-        what = f"{residue['template_tokens']} tokens of the template and {residue['shots']} shots"
-        notes.append(f"bare query: after what stays of the prompt, {what}")
+        what = f"{residue['template_tokens']:,} tokens of the template and {residue['shots']} shots"
+        notes.append(f"bare query: after {what} that stay")
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)

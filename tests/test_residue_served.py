@@ -101,9 +101,7 @@ def test_context_of_the_caller_follows_what_stays(half: Router) -> None:
     assert route(half, turns).body["messages"] == [system(HALF), *turns]
 
 
-@pytest.mark.parametrize(
-    "changed", [TEMPLATE.replace("MIP", "BAF"), TEMPLATE.replace("red", "rose"), HALF.replace("ZOR", "BAF")]
-)
+@pytest.mark.parametrize("changed", [TEMPLATE.replace("MIP", "BAF"), TEMPLATE.replace("red", "rose")])
 def test_a_changed_template_is_a_near_miss_though_its_beginning_stays(changed: str, half: Router) -> None:
     found = route(half, [system(changed), QUERY])
     assert (found.arm, found.near_miss) == (FULL_PROMPT, True)
@@ -146,7 +144,7 @@ def test_a_client_sends_the_query_alone_and_gets_the_answer_of_the_whole(make_sh
     import openai
 
     with_it = make_shipped("with", residue_template=HALF, residue_shots=1)
-    without = make_shipped("without")
+    without = make_shipped("without", template="Quite another text.")
     with routed(with_it) as router:
         wanted = route(router, [QUERY])
     with running([with_it.folder.parent, without.folder.parent], tmp_path) as server:

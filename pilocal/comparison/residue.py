@@ -16,7 +16,7 @@ def unmade(templates: Sequence[CompressedTemplate]) -> list[InputError]:
     --residue: rules makes the same of 0.25 of the template as of 0.2; got 0.25; take another rate or compressor
     """
     return [
-        InputError("--residue", what, got=f"{template.tau:g}", fix="take another rate or compressor")
+        InputError("--residue", what, got=template.tau, fix="take another rate or compressor")
         for template, what in _faults(templates)
     ]
 

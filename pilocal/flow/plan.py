@@ -124,6 +124,9 @@ def _said_of_length(over: int) -> Iterator[str]:
 
 
 def _hints(context: Context) -> Iterator[str]:
+    if residue := context.residue:
+        tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
+        yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
     if tokens := context.base.default_system_tokens:
         if context.base.chat.default_system:
             what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"

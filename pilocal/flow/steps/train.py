@@ -45,7 +45,9 @@ def _make(context: Context, key: str) -> list[Path]:
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
     """Return a stage's work, with what the teacher says and the unrelated requests; of an edit, its rows and steps."""
     plan = stage_plan(context, number, steps, context.run.stage(number))
-    train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
+    working = context.schedule.stages[number].working
+    splits = (("train", plan.train), ("valid", plan.valid))
+    train, valid = (soft_rows(context, split, rows, working) for split, rows in splits)
     plan = replace(plan, train=train, valid=valid)
     return mixed(context, edited(context, plan) if EDIT.wanted(context) else plan)
 

@@ -326,6 +326,11 @@ def test_a_dora_has_no_strength(tiny_base: Base, tmp_path: Path) -> None:
         compare(folder, design, run=tmp_path / "out")
 
 
+def test_the_residue_is_asked_of_the_schedule_that_an_arm_trains() -> None:
+    assert Design(arms=parse_arms(("drop@0.5", "direct"))).residue_arm == "drop"
+    assert Design(arms=parse_arms(("query-only",))).residue_arm == "linear"
+
+
 def test_every_default_arm_is_an_arm() -> None:
     arms = parse_arms(())
     assert {arm.name for arm in arms} == set(DEFAULT_ARMS)

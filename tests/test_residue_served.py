@@ -52,8 +52,8 @@ class routed:
         self._model.__exit__(None, None, None)
 
 
-def route(router: Router, chat: list[Any], *, full_prompt: bool = False) -> Route:
-    return router.route(CHAT, {"messages": chat}, full_prompt=full_prompt)
+def route(router: Router, chat: list[Any], *, full_prompt: bool = False, strength: float | None = None) -> Route:
+    return router.route(CHAT, {"messages": chat}, full_prompt=full_prompt, strength=strength)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,12 @@ def system(text: str) -> dict[str, str]:
 
 QUERY = {"role": "user", "content": "tell me red"}
 SHOT = [{"role": "user", "content": "what is red?"}, {"role": "assistant", "content": "ZOR"}]
+
+
+def test_an_adapter_at_another_strength_is_asked_with_what_stays(half: Router) -> None:
+    found = route(half, [QUERY], strength=0.5)
+    assert (found.arm, found.strength) == (INTERNALIZED, 0.5)
+    assert found.body["messages"] == route(half, [QUERY]).body["messages"] == [system(HALF), QUERY]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.rows import read_records, read_rows
-from pilocal.task import Compression, Task
+from pilocal.task import Compression, Example, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend
 
@@ -90,6 +90,11 @@ class Context:
         return Preamble(text, self.schedule.stages[-1].shots)
 
     @property
+    def may_stay(self) -> bool:
+        """Whether the settings leave anything before a query; true even where the texts then turn out to be empty."""
+        return self._template_stays or self.schedule.stages[-1].shots > 0
+
+    @property
     def _template_stays(self) -> bool:
         return bool(self.taus[-1] or self.task.compression.stay)
 
@@ -156,6 +161,12 @@ class Context:
     def rows(self, stage: int, split: str) -> list[Row]:
         """Return the records of a stage as token rows; raises RunError for a damaged file."""
         return read_rows(self.run.stage(stage), split, self.base.tokenizer)
+
+    def request(self, example: Example) -> Record:
+        """Return a record that asks a query as every request does, after what stays of the prompt, with its answer."""
+        residue = self.residue
+        shots = self.picker.for_query(example.query, residue.shots, example.history) if residue.shots else ()
+        return render(residue.template, [self.task.train[i] for i in shots], example)
 
     def prompts_after(self, preamble: Preamble) -> list[list[int]]:
         """Return the tokens of the test set's queries after a template and shots; at most `max_shots` of these."""

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilocal.prompt.render import Message, render
+from pilocal.prompt.render import Message, Record, render
 from pilocal.task import Example
 
 Choose = Callable[[Example, int], Sequence[Example]]
 """Returns so many shots for a query whose answer is not known, least similar first."""
+
+Request = Callable[[Example], Record]
+"""Returns the record that asks a query as every request does, with its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class Preamble:
 
 NOTHING = Preamble()
 """What stands before a bare query."""
+
+
+def bare(example: Example) -> Record:
+    """Return the record that asks a query where nothing of the prompt stays."""
+    return render("", (), example)
 
 
 def query_of(turns: Sequence[Mapping[str, Any]]) -> Example | None:

@@ -20,6 +20,13 @@ def _facts(context: Context) -> list[Any]:
     return [others, [_shape(stage) for stage in context.schedule.stages]]
 
 
+def residue_facts(context: Context) -> list[Any]:
+    """Return what decides what stands before the query of every request; nothing where the query is alone."""
+    if not context.may_stay:
+        return []
+    return [COMPRESS.key(context), INDEX.key(context), context.schedule.stages[-1].shots]
+
+
 def _shape(stage: Stage) -> tuple[float, ...]:
     """Return what decides a stage's records beside the texts: its working only where there is one."""
     return (stage.tau, stage.shots, *([stage.working] if stage.working else []))

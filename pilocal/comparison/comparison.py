@@ -64,7 +64,7 @@ class Comparison:
         The base's arms come first, then each seed's schedules, then the learning curve and the rates of the residue.
         Raises what the steps of a run and the metric raise; finished results stay.
         """
-        assert len(self.residues) == len(self.design.residue)  # made, or refused, before hours are spent
+        _ = self.residues  # made, or refused, before hours are spent
         found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
         trained = [arm for arm in self.design.arms if arm.trained]
         found += [self._trained(arm, seed, None, report) for seed in self.design.seeds for arm in trained]

@@ -1,4 +1,4 @@
-"""Answers of the base, with an adapter or without, to bare queries: kept some at a time, and never asked for twice."""
+"""Answers of the base, with an adapter or without, to requests: kept some at a time, and never asked for twice."""
 
 from __future__ import annotations
 

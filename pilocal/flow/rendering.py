@@ -1,4 +1,9 @@
-"""Every record of every stage: rendered, tokenized and measured."""
+"""Every record of every stage: rendered, tokenized and measured.
+
+A record's completion is the same in every stage: the answer. A schedule that fades the working is the one exception. It
+says in each stage's record how much of the working stands before the answers of training and validation; shots and the
+test have answers alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, tokenize
 from pilocal.task import Example
 from pilocal.task.schedule import Stage
+from pilocal.task.working import faded
 
 SPLITS = ("train", "valid", "test")
 
@@ -31,6 +37,8 @@ class StageBudget:
     """Mean over the training rows."""
     longest_row: int
     """Tokens of the longest row of any split, prompt and completion."""
+    working: float = 0.0
+    """The share of the working that stands before the answers; 0 where there are answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,9 @@ def _render_stage(
         examples: tuple[Example, ...] = getattr(task, split)
         for example, chosen in zip(examples, shots[split], strict=True):
             nearest = chosen[len(chosen) - stage.shots :]
-            record = render(template.text, [task.train[i] for i in nearest], example)
+            # The test's answers are what an evaluation compares with, which asks for the answer alone.
+            asked = example if split == "test" else faded(example, stage.working)
+            record = render(template.text, [task.train[i] for i in nearest], asked)
             records[split].append(record)
             rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
@@ -116,4 +126,5 @@ def _budget(
         ratio=template.ratio,
         prompt_tokens=mean(row.offset for row in rows["train"]),
         longest_row=max(len(row.tokens) for split in rows.values() for row in split),
+        working=stage.working,
     )

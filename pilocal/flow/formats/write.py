@@ -41,7 +41,7 @@ def write_format(context: Context, form: str) -> Order:
     task, folder = context.task, context.run.path / form
     sets = _stage_sets(context, form)
     if form == "openai":
-        return write_openai(sets, folder, task.training, context.warn)
+        return write_openai(sets, folder, task.training, context.warn, context.residue)
     if not context.base.stock_reads_rope:
         fix = "write them as rope_theta and rope_scaling, too"
         context.warn(f"{context.base.folder / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
@@ -51,7 +51,7 @@ def write_format(context: Context, form: str) -> Order:
     if context.base.gguf:
         fix = "give --model a folder of the same model"
         context.warn(f"{context.base.path}: mlx_lm.lora does not read GGUF; {fix}")
-    return write_mlx(sets, folder, context.base.address, task.lora, task.training)
+    return write_mlx(sets, folder, context.base.address, task.lora, task.training, context.residue)
 
 
 def _stage_sets(context: Context, form: str) -> list[StageSet]:
@@ -65,6 +65,7 @@ def _stage_sets(context: Context, form: str) -> list[StageSet]:
                 number=number,
                 tau=stage.tau,
                 shots=stage.shots,
+                working=stage.working,
                 train=context.records(number, "train"),
                 valid=context.records(number, "valid"),
                 tokens=sum(len(row.tokens) for row in train),

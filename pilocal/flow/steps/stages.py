@@ -12,11 +12,24 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.compress import COMPRESS
 from pilocal.flow.steps.index import INDEX
 from pilocal.run_folder.rows import write_records
+from pilocal.task.schedule import Stage
 
 
 def _facts(context: Context) -> list[Any]:
     others = [asdict(example) for example in (*context.task.valid, *context.task.test)]
-    return [others, [(stage.tau, stage.shots) for stage in context.schedule.stages]]
+    return [others, [_shape(stage) for stage in context.schedule.stages]]
+
+
+def residue_facts(context: Context) -> list[Any]:
+    """Return what decides what stands before the query of every request; nothing where the query is alone."""
+    if not context.may_stay:
+        return []
+    return [COMPRESS.key(context), INDEX.key(context), context.schedule.stages[-1].shots]
+
+
+def _shape(stage: Stage) -> tuple[float, ...]:
+    """Return what decides a stage's records beside the texts: its working only where there is one."""
+    return (stage.tau, stage.shots, *([stage.working] if stage.working else []))
 
 
 def _make(context: Context, key: str) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
+from pilocal.flow.mixing import check_requests
 from pilocal.flow.step import Step
 from pilocal.flow.steps.edit import EDIT, edited
 from pilocal.flow.steps.mix import MIX, mixed
@@ -32,11 +33,10 @@ def _make(context: Context, key: str) -> list[Path]:
     from pilocal.export.gguf import check_exportable
 
     check_exportable(context.base)
+    check_requests(context)
     steps = context.schedule.steps(context.task.training.steps)
-    if EDIT.wanted(context):
-        plans, start = [_plan(context, context.last_stage, 0)], context.run.edit
-    else:
-        plans, start = [_plan(context, i, steps[i]) for i in context.schedule.trained], None
+    plans = [_plan(context, number, steps[number]) for number in context.trained]
+    start = context.run.edit if EDIT.wanted(context) else None
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive, start=start)
     context.run.forget(GOES_ON)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)
@@ -45,7 +45,9 @@ def _make(context: Context, key: str) -> list[Path]:
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
     """Return a stage's work, with what the teacher says and the unrelated requests; of an edit, its rows and steps."""
     plan = stage_plan(context, number, steps, context.run.stage(number))
-    train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
+    working = context.schedule.stages[number].working
+    splits = (("train", plan.train), ("valid", plan.valid))
+    train, valid = (soft_rows(context, split, rows, working) for split, rows in splits)
     plan = replace(plan, train=train, valid=valid)
     return mixed(context, edited(context, plan) if EDIT.wanted(context) else plan)
 

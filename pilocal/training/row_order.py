@@ -34,7 +34,8 @@ class Stream:
 
     def _row(self, number: int, seed: Sequence[int]) -> Row:
         epoch, nth = divmod(number, len(self.rows))
-        return self.rows[np.random.default_rng((*seed, epoch)).permutation(len(self.rows))[nth]]
+        order = np.random.default_rng((*seed, epoch)).permutation(len(self.rows)).tolist()
+        return self.rows[order[nth]]
 
 
 @dataclass(frozen=True, slots=True)

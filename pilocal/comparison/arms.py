@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pilocal.compress.template import COMPRESSORS
 from pilocal.errors import InputError, did_you_mean
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_QUERY_ONLY, BY_COMPARE, Program, Prompt
+from pilocal.task import METHODS as COMPRESSORS
 from pilocal.task.schedule import DECAYS
 
 TAUS = (0.3, 0.6)

@@ -168,7 +168,7 @@ def style_of(request: str) -> str:
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 14])
 def test_queries_of_an_entry_are_of_three_styles_and_a_third_ask_for_another_entry_too(count: int) -> None:
     template = "Answer for the shop.\n" + "".join(f"- Fact {i} is {i}.\n" for i in range(9))
-    entries = [entry for entry in read_entries(template) if entry.group is not None]
+    entries = read_entries(template)[1:]
     asked = list[str]()
 
     def write(requests: Sequence[str]) -> list[str]:

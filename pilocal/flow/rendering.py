@@ -10,7 +10,7 @@ from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.answers import warn_of_answers
 from pilocal.flow.context import Context
 from pilocal.prompt.render import Record, render
-from pilocal.prompt.tokens import Row, tokenize
+from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.task import Example
 from pilocal.task.schedule import Stage
 
@@ -84,7 +84,7 @@ def _render_stage(
 ) -> RenderedStage:
     task, stage = context.task, context.schedule.stages[number]
     records: dict[str, list[Record]] = {}
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[list[Row]]] = {}
     for done, split in enumerate(SPLITS, 1):
         records[split], rows[split] = [], []
         examples: tuple[Example, ...] = getattr(task, split)
@@ -92,15 +92,16 @@ def _render_stage(
             nearest = chosen[len(chosen) - stage.shots :]
             record = render(template.text, [task.train[i] for i in nearest], example)
             records[split].append(record)
-            rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
+            rows[split].append(tokenize_all(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
     if number == context.last_stage:
-        warn_of_answers(context, rows)
-    return RenderedStage(records, rows["train"], rows["valid"], _budget(context, stage, number, template, rows))
+        warn_of_answers(context, {split: [each[-1] for each in found] for split, found in rows.items()})
+    train, valid = ([row for each in rows[split] for row in each] for split in ("train", "valid"))
+    return RenderedStage(records, train, valid, _budget(context, stage, number, template, rows))
 
 
 def _budget(
-    context: Context, stage: Stage, number: int, template: CompressedTemplate, rows: dict[str, list[Row]]
+    context: Context, stage: Stage, number: int, template: CompressedTemplate, rows: dict[str, list[list[Row]]]
 ) -> StageBudget:
     return StageBudget(
         tau=stage.tau,
@@ -108,6 +109,6 @@ def _budget(
         steps=context.schedule.steps(context.task.training.steps)[number],
         template_tokens=template.tokens,
         ratio=template.ratio,
-        prompt_tokens=mean(row.offset for row in rows["train"]),
-        longest_row=max(len(row.tokens) for split in rows.values() for row in split),
+        prompt_tokens=mean(len(row.tokens) - len(row.completion) for each in rows["train"] for row in each),
+        longest_row=max(len(row.tokens) for split in rows.values() for each in split for row in each),
     )

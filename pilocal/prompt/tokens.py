@@ -25,11 +25,36 @@ class Row(NamedTuple):
     """Index of the first completion token."""
     soft: Soft | None = None
     """What a teacher says about the completion tokens, where there is one."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Begin and end of each passage behind `offset` that is not learned: what stands between two answers."""
+    weight: float = 1.0
+    """What each completion token counts in a loss."""
 
     @property
     def completion(self) -> tuple[int, ...]:
-        """The target tokens: the answer and the end of its turn."""
-        return self.tokens[self.offset :]
+        """The target tokens: each answer that is learned, and the end of its turn."""
+        if not self.gaps:
+            return self.tokens[self.offset :]
+        return tuple(self.tokens[self.offset + place] for place in self.places)
+
+    @property
+    def places(self) -> list[int]:
+        """Where the completion tokens are, counted from `offset`.
+
+        >>> Row((1, 2, 3, 4, 5, 6), 1, gaps=((2, 4),)).places
+        [0, 3, 4]
+        """
+        ends = zip((self.offset, *(end for _, end in self.gaps)), (*(begin for begin, _ in self.gaps), len(self.tokens)))
+        return [index - self.offset for begin, end in ends for index in range(begin, end)]
+
+    @property
+    def last_answer(self) -> tuple[int, ...]:
+        """The last of the answers and the end of its turn."""
+        return self.tokens[self.gaps[-1][1] if self.gaps else self.offset :]
+
+    def pick(self, found: Any) -> Any:
+        """Return of an array with a line for each token from `offset` on those of the completion tokens."""
+        return found[self.places] if self.gaps else found
 
 
 class Layout:
@@ -80,6 +105,21 @@ class Layout:
         if stop is None:
             raise InputError(where, "the chat template does not end an answer", fix="take an instruct model as base")
         return Row(tuple(tokens[: stop + 1]), len(prompt))
+
+    def rows(self, record: Record, where: str) -> list[Row]:
+        """Return the rows of a record: one, if every answer that is learned stands behind exactly what it is asked with.
+
+        It does not where the chat template writes an earlier answer otherwise than the last, or tokens merge across a
+        border: what comes then is a row of its own. Raises InputError as `row` does.
+        """
+        messages, found = record["messages"], list[Row]()
+        for number in (*record.get("learned", ()), len(messages) - 1):
+            row = self.row(messages[: number + 1], where)
+            if found and row.tokens[: len(found[-1].tokens)] == found[-1].tokens:
+                first = found.pop()
+                row = row._replace(offset=first.offset, gaps=(*first.gaps, (len(first.tokens), row.offset)))
+            found.append(row)
+        return found
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return a chat as the chat template writes it; raises InputError when it refuses the chat."""
@@ -144,11 +184,16 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> list[int]:
 
 
 def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
-    """Return the row of a record; its completion is the answer and the end-of-turn token, nothing after it.
+    """Return the row of a record's last answer; its completion is the answer and the end-of-turn token alone.
 
     Raises InputError as `Layout` and its `row` do.
     """
     return layout_of(tokenizer).row(record["messages"], where)
+
+
+def tokenize_all(record: Record, tokenizer: Any, where: str = "record") -> list[Row]:
+    """Return the rows of every answer of a record that is learned; raises InputError as `tokenize` does."""
+    return layout_of(tokenizer).rows(record, where)
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -25,17 +25,22 @@ Turn = tuple[str, str]
 """A role and what it says."""
 
 
-def read_messages(messages: Any, where: Line) -> tuple[tuple[Turn, ...], bool]:
-    """Return the turns, oldest first, and whether the last answer is to be learned (False for `"weight": 0`).
+def read_messages(messages: Any, where: Line) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+    """Return the turns, oldest first, and the numbers of those of the assistant that are not learned.
 
-    Raises InputError for anything but turns of text that end with a user and an assistant.
+    These have `"weight": 0`, or follow no user turn. The turns end with the last answer that is learned; where none is,
+    there are no turns. Raises InputError for anything but turns of text that end with a user and an assistant.
     """
     if not isinstance(messages, list):
         raise InputError(where, "messages must be a list", got=messages, fix=FORM)
     turns = tuple(_turn(message, where) for message in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         raise InputError(where, "messages must end with a user and an assistant turn", fix=FORM)
-    return turns, messages[-1].get("weight") != 0
+    answers = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
+    after_user = [number for number in answers if number and turns[number - 1][0] == "user"]
+    learned = [number for number in after_user if messages[number].get("weight") != 0]
+    end = learned[-1] + 1 if learned else 0
+    return turns[:end], tuple(number for number in answers if number < end and number not in learned)
 
 
 def refuse_tools(record: Mapping[str, Any], where: Line) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pilocal.run_folder.rows import write_records
 
 
 def _facts(context: Context) -> list[Any]:
-    others = [asdict(example) for example in (*context.task.valid, *context.task.test)]
+    others = [example.facts for example in (*context.task.valid, *context.task.test)]
     return [others, [(stage.tau, stage.shots) for stage in context.schedule.stages]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.index import INDEX
 from pilocal.prompt.render import render
 from pilocal.prompt.soft import Soft
-from pilocal.prompt.tokens import Row, tokenize
+from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.run_folder.teacher import read_soft, write_soft
 from pilocal.task.tables import DISTILL
 
@@ -46,7 +45,7 @@ def _wanted(context: Context) -> bool:
 
 def _facts(context: Context) -> list[Any]:
     training, precision = context.task.training, context.task.training.precision or "float32"
-    examples = [asdict(example) for split in SPLITS for example in getattr(context.task, split)]
+    examples = [example.facts for split in SPLITS for example in getattr(context.task, split)]
     settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
     return [context.base.sha256, context.task.template, context.max_shots, examples, settings]
 
@@ -69,10 +68,10 @@ def _make(context: Context, key: str) -> list[Path]:
 def _rows(context: Context, split: str) -> list[Row]:
     """Return a split as the teacher reads it: after the whole template and the shots of the stage that has the most."""
     task, shots = context.task, choose_shots(context)[split]
-    found = []
+    found = list[Row]()
     for example, chosen in zip(getattr(task, split), shots, strict=True):
         record = render(task.template, [task.train[i] for i in chosen], example)
-        found.append(tokenize(record, context.base.tokenizer, f"teacher, {split} {example.id}"))
+        found += tokenize_all(record, context.base.tokenizer, f"teacher, {split} {example.id}")
     return found
 
 

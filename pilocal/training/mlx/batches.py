@@ -43,9 +43,9 @@ class Batch:
     starts_B: Ints
     """Indices into T of the tokens that predict each row's first completion token."""
     targets_BC: Ints
-    """The completion tokens."""
+    """The completion tokens, and what stands between them."""
     weights_BC: Floats
-    """1 where a target is real, 0 where it is padding."""
+    """The row's weight where a target is learned, 0 where it is not, or padding."""
     share: bool
     """Whether anything may be computed for several rows at once."""
     soft: tuple[Ints, Floats, Floats] | None = None
@@ -55,6 +55,11 @@ class Batch:
     def trained_tokens(self) -> int:
         """Number of completion tokens."""
         return sum(len(row.completion) for row in self.rows)
+
+    @property
+    def weight(self) -> float:
+        """What all completion tokens count together."""
+        return sum(row.weight * len(row.completion) for row in self.rows)
 
     @property
     def computed_tokens(self) -> int:
@@ -124,15 +129,15 @@ def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch
     prefix, group = (prefix, group_prefix(rows, prefix)) if share else (0, 0)
     own = prefix + group
     width = round_up(max(len(row.tokens) for row in rows) - 1 - own)
-    completion = round_up(max(len(row.completion) for row in rows))
+    completion = round_up(max(len(row.tokens) - row.offset for row in rows))
     tokens = np.zeros((len(rows), width), dtype=np.int32)
     starts = np.array([row.offset - 1 - own for row in rows], dtype=np.int32)
     targets = np.zeros((len(rows), completion), dtype=np.int32)
     weights = np.zeros((len(rows), completion), dtype=np.float32)
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens) - 1 - own] = row.tokens[own:-1]
-        targets[i, : len(row.completion)] = row.completion
-        weights[i, : len(row.completion)] = 1
+        targets[i, : len(row.tokens) - row.offset] = row.tokens[row.offset :]
+        weights[i, row.places] = row.weight
     shots = list(dict.fromkeys(row.tokens[prefix:own] for row in rows)) if group else []
     return Batch(
         tuple(rows),
@@ -150,17 +155,17 @@ def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch
 
 def _soft(rows: Sequence[Row], completion: int) -> tuple[Ints, Floats, Floats] | None:
     """Lay what teachers say about the rows side by side; padding is a token of which they are sure."""
-    said = [row.soft for row in rows if row.soft is not None]
+    said = [(row.places, row.soft) for row in rows if row.soft is not None]
     if len(said) < len(rows):
         return None
-    count = max(soft.ids_CK.shape[1] for soft in said)
+    count = max(soft.ids_CK.shape[1] for _, soft in said)
     ids = np.zeros((len(rows), completion, count), dtype=np.int32)
     log_probs = np.zeros((len(rows), completion, count), dtype=np.float32)
     tails = np.zeros((len(rows), completion), dtype=np.float32)
-    for i, soft in enumerate(said):
-        ids[i, : len(soft.ids_CK)] = soft.ids_CK
-        log_probs[i, : len(soft.ids_CK)] = soft.log_probs_CK
-        tails[i, : len(soft.ids_CK)] = soft.tail_C
+    for i, (places, soft) in enumerate(said):
+        ids[i, places] = soft.ids_CK
+        log_probs[i, places] = soft.log_probs_CK
+        tails[i, places] = soft.tail_C
     return ids, log_probs, tails
 
 

@@ -63,13 +63,13 @@ class BatchTrainer:
     def gradients(self, batch: Batch, below: Below) -> tuple[mx.array, Any]:
         """Return the mean loss of a batch's completion tokens and its gradient, not yet clipped.
 
-        With `accumulate` this process's part is computed in that many parts, each weighted by its tokens: the loss and
-        the gradient are those of the whole batch.
+        With `accumulate` this process's part is computed in that many parts, each weighted by what its tokens count:
+        the loss and the gradient are those of the whole batch.
         """
         loss, gradients = mx.array(0.0), None
         mine = self.team.part(batch)
         for part in mine.parts(self.training.accumulate) if mine else ():
-            share = mx.array(part.trained_tokens / batch.trained_tokens)
+            share = mx.array(part.weight / batch.weight)
             part_loss, part_gradients = self._gradient(share, *below.arrays(part))
             loss = loss + part_loss
             gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
@@ -80,7 +80,7 @@ class BatchTrainer:
         return loss, gradients
 
     def evaluate(self, batch: Batch, below: Below) -> tuple[float, float]:
-        """Return the summed loss of a batch's completion tokens and their number."""
+        """Return the summed loss of a batch's completion tokens and their number, or what they count together."""
         self.model.eval()
         total, tokens = mx.array(0.0), mx.array(0.0)
         if mine := self.team.part(batch):

@@ -53,7 +53,9 @@ class MlxTeacher:
         numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
         for some in order.in_order():
             for row, states_CD in zip(some, self._states(some, order.prefix), strict=True):
-                logits_CV = head(self._model, states_CD[: len(row.completion)]).astype(mx.float32) / temperature
+                said_CD = states_CD[: len(row.tokens) - row.offset]
+                said_CD = said_CD[mx.array(row.places)] if row.gaps else said_CD
+                logits_CV = head(self._model, said_CD).astype(mx.float32) / temperature
                 log_probs_CV = logits_CV - mx.logsumexp(logits_CV, axis=-1, keepdims=True)
                 found[numbers[id(row)]] = read(log_probs_CV, row)
         return [found[number] for number in range(len(rows))]

@@ -108,8 +108,8 @@ class TorchTrainer:
             self.optimizer.zero_grad()
             return float(loss), float(norm)
 
-    def evaluate(self, rows: Sequence[Row]) -> tuple[float, int]:
-        """Return the summed loss of the rows' completion tokens and their number.
+    def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Return the summed loss of the rows' completion tokens and their number, or what they count together.
 
         Raises TrainingError when the memory does not do.
         """
@@ -192,10 +192,14 @@ class TorchTrainer:
         return [part for part in _dealt(mine, self.training.accumulate) if part]
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the sum of the loss over exactly the completion tokens, in float32."""
+        """Return the sum of the loss over exactly the completion tokens, each by its weight, in float32."""
         logits_NV = self._completion_logits(rows)
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return losses(logits_NV, targets_N, [row.soft for row in rows], self.training).sum()
+        losses_N = losses(logits_NV, targets_N, [row.soft for row in rows], self.training)
+        if any(row.weight != 1 for row in rows):
+            weights = [row.weight for row in rows for _ in row.completion]
+            losses_N = losses_N * torch.tensor(weights, device=self.device)
+        return losses_N.sum()
 
     def completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the logits of each completion token, those of one row after the other's: (N, vocabulary)."""
@@ -210,7 +214,7 @@ class TorchTrainer:
         predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
         for i, row in enumerate(rows):
             tokens_BT[i, : len(row.tokens) - 1 - prefix] = torch.tensor(row.tokens[prefix:-1])
-            predicts_BT[i, row.offset - 1 - prefix : len(row.tokens) - 1 - prefix] = True
+            predicts_BT[i, [row.offset - 1 - prefix + place for place in row.places]] = True
         # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
         kept = self._keys_and_values(rows[0].tokens[:prefix], len(rows)) if prefix else {}
         states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
@@ -260,6 +264,6 @@ def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
     return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), count)]
 
 
-def _trained(rows: Sequence[Row]) -> int:
-    """Return the number of completion tokens."""
-    return sum(len(row.completion) for row in rows)
+def _trained(rows: Sequence[Row]) -> float:
+    """Return what all completion tokens count together: their number where each counts 1."""
+    return sum(row.weight * len(row.completion) for row in rows)

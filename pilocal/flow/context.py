@@ -134,6 +134,11 @@ class Context:
         """Return the records of a stage as token rows; raises RunError for a damaged file."""
         return read_rows(self.run.stage(stage), split, self.base.tokenizer)
 
+    def train_rows(self, stage: int) -> list[Row]:
+        """Return what a stage trains on: its examples and, if there are any, the rows that restate the template."""
+        splits = ("train", "restated") if self.task.training.restate else ("train",)
+        return [row for split in splits for row in self.rows(stage, split)]
+
     def test_prompts(self, stage: int) -> list[list[int]]:
         """Return the tokens of the test set's prompts as a stage has them."""
         return [prompt_tokens(record["messages"][:-1], self.base.tokenizer) for record in self.records(stage, "test")]

@@ -13,7 +13,7 @@ from pilocal.flow.setups import training_setup
 from pilocal.flow.threads import Threads
 from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
-from pilocal.task.tables import ANSWERS
+from pilocal.task.tables import ANSWERS, DISTILL, GENPI
 from pilocal.training.backend import MLX, TORCH
 from pilocal.training.loop import train
 from pilocal.training.row_order import StagePlan
@@ -23,8 +23,10 @@ from pilocal.training.tracker import Tracker, open_tracker
 def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
     training = asdict(context.task.training)
-    if context.task.training.objective == ANSWERS:
-        training = {name: value for name, value in training.items() if not name.startswith(("objective", "distill"))}
+    foreign = [prefix for prefix in (DISTILL, GENPI) if prefix != context.task.training.objective]
+    foreign += ["objective"] if context.task.training.objective == ANSWERS else []
+    foreign += [] if context.task.training.restate else ["restate"]
+    training = {name: value for name, value in training.items() if not name.startswith(tuple(foreign))}
     del training["direct_drop"], training["direct_drop_steps"]  # they decide nothing but the ablation
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]

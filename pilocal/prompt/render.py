@@ -57,6 +57,17 @@ def render(template: str, shots: Sequence[Example], example: Example) -> Record:
     return record
 
 
+def each_answer(record: Record) -> list[Record]:
+    """Return a record for each answer that is learned, which ends with it.
+
+    >>> said = [Message(role=role, content=text) for role, text in (("user", "a"), ("assistant", "b"))]
+    >>> [len(one["messages"]) for one in each_answer({"messages": said * 2, "learned": [1]})]
+    [2, 4]
+    """
+    messages = record["messages"]
+    return [Record(messages=messages[: number + 1]) for number in (*record.get("learned", ()), len(messages) - 1)]
+
+
 def without_blank_systems(chat: Sequence[Turn]) -> list[Turn]:
     """Return a chat without system messages that say nothing, which no row has.
 

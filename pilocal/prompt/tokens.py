@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pilocal.errors import InputError
 from pilocal.prompt.control import END_MARKS, Hidden, control_tokens
-from pilocal.prompt.render import Message, Record, without_blank_systems
+from pilocal.prompt.render import Message, Record, each_answer, without_blank_systems
 from pilocal.prompt.settle import SYSTEM_INTO_QUERY, append_to_prompt, prepend, settle
 from pilocal.prompt.soft import Soft
 
@@ -112,9 +112,9 @@ class Layout:
         It does not where the chat template writes an earlier answer otherwise than the last, or tokens merge across a
         border: what comes then is a row of its own. Raises InputError as `row` does.
         """
-        messages, found = record["messages"], list[Row]()
-        for number in (*record.get("learned", ()), len(messages) - 1):
-            row = self.row(messages[: number + 1], where)
+        found = list[Row]()
+        for one in each_answer(record):
+            row = self.row(one["messages"], where)
             if found and row.tokens[: len(found[-1].tokens)] == found[-1].tokens:
                 first = found.pop()
                 row = row._replace(offset=first.offset, gaps=(*first.gaps, (len(first.tokens), row.offset)))

@@ -40,8 +40,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 LR_SCHEDULES = ("cosine", "linear", "constant")
 
-ANSWERS, DISTILL = OBJECTIVES = ("answers", "distill")
-"""What a training lowers: the cross-entropy of the answers, or the distance from the prompted base."""
+ANSWERS, DISTILL, GENPI = OBJECTIVES = ("answers", "distill", "genpi")
+"""What a training lowers: the cross-entropy of the answers, the distance from the prompted base, or the cross-entropy
+of the answers and that of the template."""
+
+LEAST_WINDOW = 64
+"""Tokens of the shortest part into which a template is cut."""
 
 FORWARD, REVERSE, JENSEN_SHANNON = DIVERGENCES = ("forward", "reverse", "js")
 """KL(teacher, student), KL(student, teacher), and the mean of both to their mixture."""
@@ -148,7 +152,8 @@ class Training:
     """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
     objective: str = "answers"
     """"answers" lowers the cross-entropy of the answers; "distill" the distance from what the base says with the whole
-    prompt, without an adapter: so the adapter learns what it knows beside the answers, too."""
+    prompt, without an adapter: so the adapter learns what it knows beside the answers, too. "genpi" has the adapter
+    also write the template from what it changes (GenPI, NAACL 2025)."""
     distill_top_k: int = 20
     """For "distill": so many of the teacher's likeliest tokens are kept, all others are one."""
     distill_temperature: float = 1.0
@@ -157,6 +162,13 @@ class Training:
     """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
     distill_answers: float = 0.0
     """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
+    genpi_lambda: float = 0.7
+    """For "genpi": the weight of the answers' cross-entropy in every step; the writing of the template has the rest."""
+    genpi_window: int = 1024
+    """For "genpi" and `restate`: the most tokens of the template that one row writes. A longer template is cut into
+    overlapping parts, and nothing of it is dropped."""
+    restate: int = 0
+    """How many times the template's entries are restated as rows of their own, in an order and a wording of each."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
     learning_rate: float = 1e-4
@@ -192,6 +204,10 @@ class Training:
             (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
             (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
             (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
+            (0 < self.genpi_lambda < 1, "genpi_lambda", 'must be above 0 and below 1; 1 is "answers"'),
+            (self.genpi_window >= LEAST_WINDOW, "genpi_window", f"must be at least {LEAST_WINDOW}"),
+            (self.objective != GENPI or self.batch_size > 1, "batch_size", 'must be at least 2 for "genpi"'),
+            (self.restate >= 0, "restate", "must not be negative"),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
             (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),

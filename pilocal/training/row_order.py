@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pilocal.prompt.tokens import Row, common_prefix
+from pilocal.task import Training
 
 NARROWEST = 8
 """Widths of batches are multiples of this at least."""
@@ -31,6 +33,54 @@ class StagePlan:
     steps: int
     folder: Path
     """Where metrics.jsonl, the checkpoints and the adapter after this stage go."""
+    generation: Sequence[Row] = ()
+    """What writes the template, beside the answers of `train`."""
+
+    def order(self, training: Training, *, share: bool = True) -> Ordering:
+        """Return the order of what is trained on; `share` is as for `RowOrder`."""
+        seed = (training.seed, self.number)
+        if not self.generation:
+            return RowOrder(self.train, training.batch_size, seed, share=share)
+        return PairedOrder(self.train, self.generation, training, seed, share=share)
+
+
+class Ordering(Protocol):
+    """Which rows each step has."""
+
+    prefix: int
+    """How many leading tokens all rows share."""
+    per_epoch: int
+    """After how many steps every row has been seen."""
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step, counted from 0 within the stage; epochs follow each other."""
+
+
+class PairedOrder:
+    """Every step has rows of two kinds; the loss is the mean over the tokens of each kind, by its share."""
+
+    def __init__(
+        self, rows: Sequence[Row], others: Sequence[Row], training: Training, seed: Sequence[int], *, share: bool = True
+    ) -> None:
+        """Give `rows` the share genpi_lambda, of the loss and of the rows of a step, and `others` the rest."""
+        size, part = training.batch_size, training.genpi_lambda
+        count = min(size - 1, max(1, round((1 - part) * size)))
+        self.prefix = shared_prefix([*rows, *others]) if share else 0
+        self._kinds = (
+            (part, RowOrder(rows, size - count, seed, share=share)),
+            (1 - part, RowOrder(others, count, (*seed, 1), share=share)),
+        )
+        self.per_epoch = max(order.per_epoch for _, order in self._kinds)
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step, each kind's after the other; a token counts 1 in the mean."""
+        found = [(part, order.rows_at(step)) for part, order in self._kinds]
+        tokens = [sum(len(row.completion) for row in rows) for _, rows in found]
+        return [
+            row._replace(weight=part * sum(tokens) / own)
+            for (part, rows), own in zip(found, tokens, strict=True)
+            for row in rows
+        ]
 
 
 class RowOrder:

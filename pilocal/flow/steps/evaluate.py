@@ -14,10 +14,13 @@ from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
+from pilocal.flow.steps.train import TRAIN
+from pilocal.flow.written_template import written_template
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.shipped import read_shipped
+from pilocal.task.tables import GENPI
 
 if TYPE_CHECKING:
     from pilocal.evaluate.answer import Answered
@@ -45,14 +48,18 @@ def _make(context: Context, key: str) -> list[Path]:
     run, task = context.run, context.task
     answered = _answered(context)
     metrics = score(answered, task.test, context.metric, context.progress)
-    gate = {"gate": Artefacts(run.export).gated}
-    write_json(run.metrics, {"metric": task.metric} | metrics | gate)
+    metrics["gate"] = Artefacts(run.export).gated
+    files = [run.metrics, run.answers]
+    if task.training.objective == GENPI:
+        metrics["prompt_generation"] = written_template(context, TRAIN.key(context))
+        files.append(run.written)
+    write_json(run.metrics, {"metric": task.metric} | metrics)
     with replacing(run.answers) as file:
         for i, example in enumerate(task.test):
             line = {"id": example.id, "query": example.query, "answer": example.answer}
             line |= {arm: said[i] for arm, said in answered.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return [run.metrics, run.answers]
+    return files
 
 
 def _answered(context: Context) -> Answered:

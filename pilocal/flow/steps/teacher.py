@@ -8,14 +8,16 @@ from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.flow.context import Context
-from pilocal.flow.rendering import choose_shots
+from pilocal.flow.rendering import RESTATED, choose_shots
 from pilocal.flow.setups import training_setup
 from pilocal.flow.step import Step
 from pilocal.flow.steps.index import INDEX
+from pilocal.flow.template_rows import restated_examples, template_facts
 from pilocal.prompt.render import render
 from pilocal.prompt.soft import Soft
-from pilocal.prompt.tokens import Row, tokenize_all
+from pilocal.prompt.tokens import Row, token_counter, tokenize_all
 from pilocal.run_folder.teacher import read_soft, write_soft
+from pilocal.task import Example
 from pilocal.task.tables import DISTILL
 
 SPLITS = ("train", "valid")
@@ -47,13 +49,14 @@ def _facts(context: Context) -> list[Any]:
     training, precision = context.task.training, context.task.training.precision or "float32"
     examples = [example.facts for split in SPLITS for example in getattr(context.task, split)]
     settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
-    return [context.base.sha256, context.task.template, context.max_shots, examples, settings]
+    facts = [context.base.sha256, context.task.template, context.max_shots, examples, settings]
+    return [*facts, *template_facts(context.task)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
     teacher = None
     made: list[Path] = []
-    for split in SPLITS:
+    for split in (*SPLITS, RESTATED) if context.task.training.restate else SPLITS:
         rows = _rows(context, split)
         for number, path in enumerate(_paths(context, split, len(rows))):
             begin = number * ROWS
@@ -67,9 +70,13 @@ def _make(context: Context, key: str) -> list[Path]:
 
 def _rows(context: Context, split: str) -> list[Row]:
     """Return a split as the teacher reads it: after the whole template and the shots of the stage that has the most."""
-    task, shots = context.task, choose_shots(context)[split]
-    found = list[Row]()
-    for example, chosen in zip(getattr(task, split), shots, strict=True):
+    task, found = context.task, list[Row]()
+    if split == RESTATED:
+        examples: Sequence[Example] = restated_examples(task, token_counter(context.base.tokenizer))
+        shots: Sequence[tuple[int, ...]] = [()] * len(examples)
+    else:
+        examples, shots = getattr(task, split), choose_shots(context)[split]
+    for example, chosen in zip(examples, shots, strict=True):
         record = render(task.template, [task.train[i] for i in chosen], example)
         found += tokenize_all(record, context.base.tokenizer, f"teacher, {split} {example.id}")
     return found

@@ -8,11 +8,13 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
+from pilocal.flow.rendering import GENERATION, RESTATED
 from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import STAGES
 from pilocal.flow.steps.teacher import TEACHER, soft_rows
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
+from pilocal.task.tables import GENPI
 from pilocal.training.row_order import StagePlan
 
 
@@ -34,10 +36,13 @@ def _make(context: Context, key: str) -> list[Path]:
 
 
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
-    """Return a stage's work, with what the teacher says."""
-    plan = stage_plan(context, number, steps, context.run.stage(number))
+    """Return a stage's work, with what the teacher says and with the rows that teach the template itself."""
+    plan, training = stage_plan(context, number, steps, context.run.stage(number)), context.task.training
     train, valid = (soft_rows(context, split, rows) for split, rows in (("train", plan.train), ("valid", plan.valid)))
-    return replace(plan, train=train, valid=valid)
+    if training.restate:
+        train += soft_rows(context, RESTATED, context.rows(number, RESTATED))
+    generation = context.rows(number, GENERATION) if training.objective == GENPI else []
+    return replace(plan, train=train, valid=valid, generation=generation)
 
 
 def _note(context: Context) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import mlx.core as mx
 import numpy as np
@@ -79,17 +80,29 @@ class Batch:
         known = (*parts, self.starts_B, self.targets_BC, self.weights_BC, *(self.soft or ()))
         return tuple(mx.array(part) for part in known)
 
-    def parts(self, count: int) -> list[Batch]:
+    def dealt(self, count: int) -> list[Batch]:
         """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
         if count == 1:
             return [self]
         dealt = np.array_split(np.arange(len(self.rows)), count)
-        shared = self.prefix_P.size
-        return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]
+        return [self._some([self.rows[i] for i in part]) for part in dealt if part.size]
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batches in which the rows are computed: those of each weight dealt into at most `count`.
+
+        Rows of another weight are of another kind, and of another length.
+        """
+        kinds = [list(some) for _, some in groupby(self.rows, key=lambda row: row.weight)]
+        if len(kinds) == 1:
+            return self.dealt(count)
+        return [part for kind in kinds for part in self._some(kind).dealt(count)]
 
     def loads(self, count: int) -> list[Load]:
-        """Return what so many parts compute."""
-        return [load(part) for part in self.parts(count)]
+        """Return what these parts compute, the largest first."""
+        return sorted((load(part) for part in self.parts(count)), key=lambda load: -load.rows * load.own)
+
+    def _some(self, rows: Sequence[Row]) -> Batch:
+        return make_batch(rows, self.prefix_P.size, share=self.share)
 
 
 def load(batch: Batch) -> Load:

@@ -62,7 +62,7 @@ class MlxTeam(Team):
         """Return this process's share of a batch, or None when there are fewer rows than processes."""
         if self.size == 1:
             return batch
-        parts = batch.parts(self.size)
+        parts = batch.dealt(self.size)
         return parts[self.rank] if self.rank < len(parts) else None
 
     def sum(self, tree: Any) -> Any:

@@ -157,8 +157,8 @@ class MlxStage:
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens a step runs through the model and how many of them are padding."""
-        batch = self.batch(rows)
-        return batch.computed_tokens, batch.padding
+        parts = self.batch(rows).parts(1)
+        return sum(part.computed_tokens for part in parts), sum(part.padding for part in parts)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Lay the rows out; the last ones stay laid out."""

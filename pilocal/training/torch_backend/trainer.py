@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class TorchTrainer:
         """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
         mine = _dealt(rows, self.team.size)
         computed = padding = 0
-        for part in (part for some in mine for part in _dealt(some, self.training.accumulate) if part):
+        for part in (part for some in mine for part in _parts(some, self.training.accumulate)):
             prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
             computed += prefix + len(part) * (max(lengths) - prefix)
             padding += len(part) * max(lengths) - sum(lengths)
@@ -189,7 +190,7 @@ class TorchTrainer:
         """Return this process's rows in `accumulate` parts of nearly equal numbers of rows."""
         self._check(rows)
         mine = _dealt(rows, self.team.size)[self.team.rank]
-        return [part for part in _dealt(mine, self.training.accumulate) if part]
+        return _parts(mine, self.training.accumulate)
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the sum of the loss over exactly the completion tokens, each by its weight, in float32."""
@@ -262,6 +263,12 @@ def _turned(tensor: torch.Tensor) -> Floats:
 def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
     """Deal rows into `count` parts of nearly equal numbers of rows."""
     return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), count)]
+
+
+def _parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
+    """Deal the rows of each weight, which are of one kind and of like length, into at most `count` parts."""
+    kinds = [list(some) for _, some in groupby(rows, key=lambda row: row.weight)]
+    return [part for kind in kinds for part in _dealt(kind, count) if part]
 
 
 def _trained(rows: Sequence[Row]) -> float:

@@ -1,4 +1,4 @@
-"""Batched greedy answers from an mlx-lm model."""
+"""Batched answers from an mlx-lm model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from pilocal.base.blas import load_fast_blas
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import common_prefix
 
 
@@ -19,8 +20,9 @@ def generate(
     batch_size: int,
     progress: Progress,
     name: str,
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Return the greedy completion of each prompt, without its end token.
+    """Return the completion of each prompt, without its end token: the greedy one, or as `sampling` says.
 
     What all prompts begin with is computed once. `ends` are the ids that end an answer.
     """
@@ -40,6 +42,7 @@ def generate(
         stop_tokens=[[end] for end in sorted(ends)],
         completion_batch_size=batch_size,
         prefill_batch_size=batch_size,
+        sampler=_sampler(sampling) if sampling else None,
     )
     try:
         own = [list(prompt[shared:]) for prompt in prompts]
@@ -57,3 +60,11 @@ def generate(
     finally:
         generator.close()
     return [answers[uid] for uid in ids]
+
+
+def _sampler(sampling: Sampling) -> Any:
+    """Return what draws a token for each line of log-probabilities."""
+    import mlx.core as mx
+
+    mx.random.seed(sampling.number)
+    return lambda log_probs_BV: mx.random.categorical(log_probs_BV / sampling.temperature)

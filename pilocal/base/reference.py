@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pilocal.base.base import Base
 from pilocal.base.load import load_base
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row
 
 Floats = NDArray[np.float32]
@@ -32,8 +33,12 @@ class ReferenceModel(Protocol):
         batch_size: int,
         progress: Progress,
         name: str,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Return for each prompt the greedy completion, without its end token; `ends` are the ids that end one."""
+        """Return for each prompt the completion, without its end token; `ends` are the ids that end one.
+
+        It is the greedy one, or drawn as `sampling` says.
+        """
 
 
 LoadReference = Callable[[Base, Path | None], ReferenceModel]
@@ -56,7 +61,7 @@ class MlxReference:
         return logits
 
     def answer(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
-        """Return for each prompt the greedy completion, without its end token."""
+        """Return for each prompt the completion, without its end token."""
         from pilocal.base.generate import generate
 
         return generate(self._model, prompts, **how)

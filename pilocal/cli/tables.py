@@ -160,6 +160,10 @@ def synth_table(report: Mapping[str, Any]) -> RenderableType:
         f"new queries: {made}",
         *(f"dropped: {count}, {why}" for why, count in report["dropped"].items()),
     ]
+    if "answers" in report:
+        lengths = ", ".join(f"{count} of {answers}" for answers, count in report["answers"].items())
+        notes.append(f"conversations by their number of answers: {lengths}"[:WIDTH])
+    notes += [f"reasons: {count}, {why}" for why, count in report.get("reasons", {}).items()]
     if report["unnamed"]:
         notes.append(f"{len(report['unnamed'])} entries no query names, such as {report['unnamed'][0][:40]!r}")
     return _table("Entries that had too few queries", ("entry", "before", "now"), rows, notes)

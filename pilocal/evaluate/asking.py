@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pilocal.base.base import Base
 from pilocal.base.reference import LoadReference, MlxReference, ReferenceModel
 from pilocal.llamacpp.engine import Engine, divergence, log_softmax
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row, answer_text
 from pilocal.task import Generation
 
@@ -48,7 +50,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Asks a base, and what was made from it, always greedily and within the task's limits."""
+    """Asks a base, and what was made from it, within the task's limits: greedily unless a `sampling` is given."""
 
     base: Base
     ends: frozenset[int]
@@ -92,7 +94,9 @@ class Asker:
     def _in_backend(self, adapter: Path | None, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
         return self.answers_of(self.load(self.base, adapter), prompts, title)
 
-    def answers_of(self, model: ReferenceModel, prompts: Sequence[Sequence[int]], title: str) -> list[str]:
+    def answers_of(
+        self, model: ReferenceModel, prompts: Sequence[Sequence[int]], title: str, sampling: Sampling | None = None
+    ) -> list[str]:
         """Return the answers of a model that `load` has loaded."""
         completions = model.answer(
             prompts,
@@ -101,6 +105,7 @@ class Asker:
             batch_size=self.generation.batch_size,
             progress=self.progress,
             name=title,
+            sampling=sampling,
         )
         return [self._text(completion) for completion in completions]
 
@@ -120,11 +125,17 @@ class Asker:
             yield engine
 
     def in_llama(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], title: str, *, warm: bool = False
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        title: str,
+        *,
+        warm: bool = False,
+        sampling: Sampling | None = None,
     ) -> tuple[list[str], dict[str, float]]:
         """Return the answers in llama.cpp, and the medians ttft_ms and latency_ms, in milliseconds."""
-        most = self.generation.max_tokens
-        timed = engine.answer(prompts, ends=self.ends, max_tokens=most, warm=warm, progress=self.progress, name=title)
+        how: dict[str, Any] = {"ends": self.ends, "max_tokens": self.generation.max_tokens, "sampling": sampling}
+        timed = engine.answer(prompts, warm=warm, progress=self.progress, name=title, **how)
         times = {"ttft_ms": timed.ttft_ms, "latency_ms": timed.latency_ms}
         return [self._text(completion) for completion in timed.answers], times
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pilocal.llamacpp.context import BATCH, Context
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Choose, Sampling, likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Engine:
 
         Raises ModelError when llama.cpp refuses a file, RunError when there is not enough memory.
         """
+        self._choose: Choose = likeliest
         self._kept: list[int] = []
         """The tokens whose keys and values are in the KV cache."""
         with ExitStack() as stack:
@@ -54,18 +56,21 @@ class Engine:
         warm: bool,
         progress: Progress,
         name: str,
+        sampling: Sampling | None = None,
     ) -> Timed:
-        """Answer the prompts greedily, one after the other.
+        """Answer the prompts, one after the other: greedily, or as `sampling` says.
 
         With `warm`, the KV cache keeps what a prompt shares with the one before, and one request beforehand warms it;
         without, every request starts from an empty cache.
         """
         answers, firsts, totals = [], [], []
+        self._choose = likeliest
         if warm:
             self._request(prompts[-1], ends, max_tokens)
         for done, prompt in enumerate(prompts, 1):
             if not warm:
                 self._forget()
+            self._choose = sampling.chooser(done) if sampling else likeliest
             answer, first, total = self._request(prompt, ends, max_tokens)
             answers.append(answer)
             firsts.append(first)
@@ -104,7 +109,7 @@ class Engine:
             wanted = len(part) - 1 if last else None
             self._context.decode([(token, start + i, 0, i == wanted) for i, token in enumerate(part)])
             self._kept += part
-        return self._context.best(-1)
+        return self._choose(self._context.logits(-1))
 
     def _forget(self) -> None:
         self._context.clear()

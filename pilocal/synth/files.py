@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from pilocal.prompt.tokens import end_tokens
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
+from pilocal.synth.conversation import converse, environment_prompt
 from pilocal.synth.endpoint import Endpoint
 from pilocal.synth.generator import Sieve, Write, generate
 from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.reasons import Reasoned, Reasoner, reasons_report, with_reasons
 from pilocal.synth.records import Labelled, Records, Remembered
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.task import Example, Generation, Task, load_task
@@ -40,6 +43,9 @@ GENERATED_TOKENS = 256
 
 RECORDS = "records.jsonl"
 """Every answer, those that are dropped, too."""
+
+REASONS = "reasons.jsonl"
+"""What the base says of each record without the template, what with it, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +74,16 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
         got = f"{len(coverage.nameable)} of {len(coverage.entries)} entries"
         what = "every entry that queries name has enough of them" if coverage.nameable else "no query names an entry"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
-    answered = _answer(read, base, coverage.asked, folder, listeners)
+    answered = _answer(read, base, coverage, _example_of(given), folder, listeners)
     _check(folder, given, answered)
-    _write(folder, given, answered)
-    report = _report(read, coverage, answered)
+    records, report = _records(given, answered), _report(read, coverage, answered)
+    if read.synth.reasons:
+        wanted = [record for split in (TRAIN, VALID) for record in records[split]]
+        found = _reasons(read, base, wanted, folder, listeners)
+        reasoned = iter(map(with_reasons, wanted, found))
+        records |= {split: list(islice(reasoned, len(records[split]))) for split in (TRAIN, VALID)}
+        report["reasons"] = reasons_report(found)
+    _write(folder, records)
     write_json(folder / "report.json", report)
     return report
 
@@ -147,26 +159,76 @@ def _writer(task: Task, base: Base, path: Path, listeners: Listeners) -> Write:
 
 
 def _answer(
-    task: Task, base: Base, asked: Sequence[Asked], folder: Path, listeners: Listeners
+    task: Task, base: Base, coverage: Coverage, example: Example | None, folder: Path, listeners: Listeners
 ) -> list[tuple[Asked, Labelled]]:
-    """Return every query with its answer, those of an interrupted synthesis included."""
+    """Return every query with its answer, those of an interrupted synthesis included.
+
+    `example` shows whoever plays the user what a conversation is like.
+    """
+    asked = coverage.asked
     asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=listeners.progress)
     teacher = Teacher(asker, task.template, base.gguf if on_cpu() else None)
-    key = fingerprint(pilocal.__version__, base.sha256, task.template, asdict(task.generation), [*map(asdict, asked)])
-    records = Records(folder / RECORDS, key)
-    for begin in range(0, len(asked), CHUNK):
+    key = _key(task, base, [*map(asdict, asked)], *_talking(task, example))
+    records = Records(folder / RECORDS, key, Labelled)
+    for begin in records.missing(len(asked), CHUNK):
         chunk = asked[begin : begin + CHUNK]
-        if begin + len(chunk) <= len(records.done):
-            continue
-        del records.done[begin:]  # of a chunk that is not whole
         answers = teacher.answer([one.query for one in chunk])
         found = [
             Labelled(query=one.query, answer=answer, dropped=teacher.objection(answer))
             for one, answer in zip(chunk, answers, strict=True)
         ]
+        if task.synth.turns > 1:
+            found = _talk(task, base, teacher, found, example)
         records.add(found)
         listeners.progress("synth", begin + len(chunk), len(asked))
     return list(zip(asked, records.done, strict=True))
+
+
+def _key(task: Task, base: Base, *more: Any) -> str:
+    """Return what decides what the base says."""
+    return fingerprint(pilocal.__version__, base.sha256, task.template, asdict(task.generation), *more)
+
+
+def _talking(task: Task, example: Example | None) -> list[Any]:
+    """Return what decides conversations beside their queries; nothing where there are none."""
+    return [task.synth.turns, example.facts if example else None] if task.synth.turns > 1 else []
+
+
+def _talk(
+    task: Task, base: Base, agent: Teacher, found: Sequence[Labelled], example: Example | None
+) -> list[Labelled]:
+    """Go on with the conversations that some queries and their answers have begun."""
+    other = _base_speaks(task, base, environment_prompt(task.template), "conversations")
+    kept = [one for one in found if one.dropped is None]
+    begun = [[("user", one.query), ("assistant", one.answer)] for one in kept]
+    talks = converse(begun, task.synth.turns, agent.usable, other.usable, example)
+    later = {id(one): talk[2:] for one, talk in zip(kept, talks, strict=True)}
+    return [replace(one, turns=later.get(id(one), ())) for one in found]
+
+
+def _base_speaks(task: Task, base: Base, template: str, title: str) -> Teacher:
+    """Return the base behind another text than the task's template, with room for a few sentences."""
+    generation = Generation(max_tokens=GENERATED_TOKENS, batch_size=task.generation.batch_size)
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=generation, progress=QUIET.progress)
+    return Teacher(asker, template, base.gguf if on_cpu() else None, title)
+
+
+def _reasons(
+    task: Task, base: Base, records: Sequence[Mapping[str, Any]], folder: Path, listeners: Listeners
+) -> list[Reasoned]:
+    """Return for each record what the base says without the template, what with it, and why."""
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=QUIET.progress)
+    gguf, synth = base.gguf if on_cpu() else None, task.synth
+    reasoner = Reasoner(
+        student=Teacher(asker, "", gguf),
+        teacher=Teacher(asker, task.template, gguf),
+        writer=_base_speaks(task, base, "", "reasons"),
+        template=task.template,
+        temperature=synth.reasons_temperature,
+        seed=synth.seed,
+    )
+    key = _key(task, base, records, synth.reasons_temperature, synth.seed)
+    return reasoner.find(records, Records(folder / REASONS, key, Reasoned), listeners)
 
 
 def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
@@ -182,13 +244,22 @@ def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled
             raise InputError(f"{split} queries", "no answer can be learned from", got=got, fix=fix)
 
 
-def _write(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
-    """Write the files of examples."""
+def _example_of(given: _Given) -> Example | None:
+    """Return the longest conversation among the solved examples, the first of equals; None where there are none."""
+    return max(given.solved, key=lambda example: len(example.history), default=None)
+
+
+def _records(given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each file: the examples that there were, then the new ones."""
     before: Mapping[str, tuple[Example, ...]] = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
-    for split, examples in before.items():
+    return {split: [*_records_of(some), *_new_records(split, answered)] for split, some in before.items()}
+
+
+def _write(folder: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the files of examples."""
+    for split, some in records.items():
         with replacing(folder / f"{split}.jsonl") as file:
-            for record in (*_records_of(examples), *_new_records(split, answered)):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in some)
 
 
 def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
@@ -196,7 +267,10 @@ def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
     for example in examples:
         if example.history:
             turns = [*example.history, ("user", example.query), ("assistant", example.answer)]
-            said: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
+            for number in example.unlearned:
+                messages[number]["weight"] = 0
+            said: dict[str, Any] = {"messages": messages}
         else:
             said = {"query": example.query, "answer": example.answer}
         yield {"id": example.id} | said | dict(example.extra)
@@ -205,8 +279,13 @@ def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
 def _new_records(split: str, answered: Sequence[tuple[Asked, Labelled]]) -> Iterator[dict[str, Any]]:
     """Yield the answered queries of a split that are learned from."""
     for number, (asked, said) in enumerate(answered):
-        if asked.split == split and said.dropped is None:
-            yield {"id": f"synth-{number}", "query": said.query, "answer": said.answer, "origin": asked.origin}
+        if asked.split != split or said.dropped is not None:
+            continue
+        record: dict[str, Any] = {"query": said.query, "answer": said.answer}
+        if said.turns:
+            turns = [("user", said.query), ("assistant", said.answer), *said.turns]
+            record = {"messages": [{"role": role, "content": text} for role, text in turns]}
+        yield {"id": f"synth-{number}"} | record | {"origin": asked.origin}
 
 
 def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, Any]:
@@ -216,7 +295,9 @@ def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labe
     named = {row["entry"] for row in entries}
     dropped = Counter(said.dropped for _, said in answered)
     del dropped[None]
-    return {
+    lengths = Counter(str(1 + len(said.turns) // 2) for _, said in answered if said.dropped is None)
+    talks = {"answers": dict(sorted(lengths.items(), key=lambda item: int(item[0])))} if task.synth.turns > 1 else {}
+    return talks | {
         "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": _use(task),

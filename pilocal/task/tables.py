@@ -327,7 +327,15 @@ class Synth:
     budget: int = 1000
     """For an endpoint: requests that may be sent, those that fail included."""
     seed: int = 0
-    """Draws the new queries."""
+    """Draws the new queries, and the words of reasons."""
+    turns: int = 1
+    """The most answers of a conversation. Above 1 the base also plays the user, who goes on where an answer ends; it
+    sees itself as the assistant and the answers as the user's messages."""
+    reasons: bool = False
+    """Also write into each record what the base answers with the template (`with_prompt`) and without it
+    (`without_prompt`), and why it has to change (`reason`), for [training] objective = "genpi"."""
+    reasons_temperature: float = 0.7
+    """At which the reasons are written; 0 takes the likeliest words."""
 
     def __post_init__(self) -> None:
         require(
@@ -338,6 +346,8 @@ class Synth:
             (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
             (self.budget >= 1, "budget", "must be at least 1"),
             (self.seed >= 0, "seed", "must not be negative"),
+            (self.turns >= 1, "turns", "must be at least 1"),
+            (self.reasons_temperature >= 0, "reasons_temperature", "must not be negative"),
         )
 
     @property

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pilocal.progress import Progress
+from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import read_start
 from pilocal.training.backend import PACKED, UNPACKED
@@ -52,15 +54,25 @@ class TorchReference:
         batch_size: int,
         progress: Progress,
         name: str,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Return for each prompt the greedy completion, without its end token; `ends` are the ids that end one."""
+        """Return for each prompt the completion, without its end token; `ends` are the ids that end one.
+
+        It is the greedy one, or drawn as `sampling` says.
+        """
         answers: list[list[int]] = []
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling:
+            torch.manual_seed(sampling.number)
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         for start in range(0, len(prompts), batch_size):
-            answers += self._answer(prompts[start : start + batch_size], sorted(ends), max_tokens)
+            answers += self._answer(prompts[start : start + batch_size], sorted(ends), max_tokens, how)
             progress(name, len(answers), len(prompts))
         return answers
 
-    def _answer(self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def _answer(
+        self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int, how: Mapping[str, Any]
+    ) -> list[list[int]]:
         model, device = self._trainer.model, self._trainer.device
         longest = max(map(len, prompts))
         tokens_BT = torch.full((len(prompts), longest), ends[0])
@@ -72,7 +84,7 @@ class TorchReference:
             said_BT = model.generate(
                 tokens_BT.to(device),
                 attention_mask=mask_BT.to(device),
-                do_sample=False,
+                **how,
                 use_cache=True,
                 max_new_tokens=max_tokens,
                 eos_token_id=list(ends),

@@ -24,7 +24,7 @@ PIECE = re.compile(r"\s*\S{1,16}")
 """Where a template may be cut: between words, and within what has no spaces for long."""
 
 OVERLAP = 8
-"""Two parts of a template that follow each other share this part of their length."""
+"""Two parts of a template that follow each other share this part of their length, or a piece."""
 
 QUOTED = 12
 """Pieces of the template that are quoted to say where to go on."""
@@ -57,8 +57,8 @@ def windows(template: str, count: Count, limit: int) -> list[Window]:
     A part has one piece at least, however many tokens that are.
 
     >>> [part.text for part in windows("a b c d e f", lambda text: len(text.split()), 4)]
-    ['a b c d', 'e f']
-    >>> windows("a b c d", lambda text: len(text.split()), 2)[1]
+    ['a b c d', 'd e f']
+    >>> windows("a b c d", lambda text: len(text.split()), 3)[1]
     Window(text='c d', before='a b')
     """
     pieces, found, begin = PIECE.findall(template), list[Window](), 0
@@ -70,7 +70,7 @@ def windows(template: str, count: Count, limit: int) -> list[Window]:
         found.append(Window(text, before))
         if end == len(pieces):
             break
-        back = end
+        back = max(begin + 1, end - 1)
         while back - 1 > begin and count("".join(pieces[back - 1 : end])) <= limit // OVERLAP:
             back -= 1
         begin = back

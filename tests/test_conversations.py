@@ -139,7 +139,7 @@ def test_a_damaged_list_of_answers_is_one_line(learned: Any, starter: Base, tmp_
     assert read_records(tmp_path, "train") == [record]
     assert len(read_rows(tmp_path, "train", starter.tokenizer)) == 1
     write_records(tmp_path, "train", [{**record, "learned": learned}])
-    with pytest.raises(RunError, match="train.jsonl:1: damaged: not a rendered record"):
+    with pytest.raises(RunError, match=r"train\.jsonl:1: damaged: not a rendered record"):
         read_rows(tmp_path, "train", starter.tokenizer)
 
 

@@ -48,7 +48,7 @@ def by_letters(text: str) -> int:
 def test_windows_drop_nothing_and_overlap(
     words: list[tuple[int, str]], limit: int, count: Callable[[str], int]
 ) -> None:
-    text = "".join(f"{number:03}{'\u4e2d' * length}{end}" for number, (length, end) in enumerate(words))
+    text = "".join(f"{number:03}" + "\u4e2d" * length + end for number, (length, end) in enumerate(words))
     parts = windows(text, count, limit)
     rest, at = text.strip(), 0
     for number, part in enumerate(parts):
@@ -279,7 +279,9 @@ def test_a_window_that_leaves_the_context_says_what_to_change(tiny_base: Base, t
     (folder / "task.toml").write_text(text)
     with pytest.raises(PilocalError) as caught:
         check(folder, probe=False)
-    assert re.search(r"tau 0, 0 shots.*over the model's context of 1024; lower \[training\] genpi_window", str(caught.value))
+    assert re.search(
+        r"tau 0, 0 shots.*over the model's context of 1024; lower \[training\] genpi_window", str(caught.value)
+    )
 
 
 def test_restated_entries_are_all_there_in_another_order_and_wording() -> None:
@@ -330,4 +332,3 @@ def test_files_for_other_trainers_say_that_the_template_is_not_in_them(finished:
     done = command("stages", finished, "--schedule", finished / "schedule.toml", "--format", "openai")
     assert done.returncode == 0, done.stderr
     assert "the rows that write the template are not in these files" in done.stderr
-

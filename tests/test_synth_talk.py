@@ -212,12 +212,13 @@ def test_every_record_of_training_and_validation_gets_its_fields_and_keeps_its_o
 ) -> None:
     monkeypatch.setattr(Teacher, "reply", replies(without, "ZOR", reason))
     folder = with_synth(template_only(tmp_path / "task", tiny_base), 'labelled = "mine.jsonl"\nreasons = true\n')
-    mine = [{"query": "what is red?", "answer": "gold", "tests": ["x"]}, {"query": "red?", "answer": "b", WITH: "my own"}]
+    mine = [
+        {"query": "what is red?", "answer": "gold", "tests": ["x"]},
+        {"query": "red?", "answer": "b", WITH: "my own"},
+    ]
     (folder / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in mine))
     report = synthesize(folder)
-    first, second, *others = [
-        json.loads(line) for line in (folder / "synth" / "train.jsonl").read_text().splitlines()
-    ]
+    first, second, *others = [json.loads(line) for line in (folder / "synth" / "train.jsonl").read_text().splitlines()]
     assert first.items() >= mine[0].items()
     assert (first[WITHOUT], first[WITH], first.get(REASON)) == (without, "ZOR", field)
     assert second.items() >= mine[1].items()

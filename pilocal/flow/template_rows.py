@@ -64,7 +64,7 @@ def windows(template: str, count: Count, limit: int) -> list[Window]:
     pieces, found, begin = PIECE.findall(template), list[Window](), 0
     while begin < len(pieces):
         ends = range(begin + 1, len(pieces) + 1)
-        fitting = bisect_right(ends, limit, key=lambda end: count("".join(pieces[begin:end])))  # noqa: B023
+        fitting = bisect_right(ends, limit, key=lambda end: count("".join(pieces[begin:end])))
         end = begin + max(1, fitting)
         text, before = (part.strip() for part in map("".join, (pieces[begin:end], pieces[:begin][-QUOTED:])))
         found.append(Window(text, before))
@@ -123,7 +123,9 @@ def generation_examples(example: Example, parts: Sequence[Window], where: object
     for name in FIELDS:
         if not isinstance(example.extra.get(name, ""), str | None):
             got = example.extra[name]
-            raise InputError(where, f"{example.id}: the {name} must be text", got=got, fix="write it as text, in quotes")
+            raise InputError(
+                where, f"{example.id}: the {name} must be text", got=got, fix="write it as text, in quotes"
+            )
     found = []
     for number, part in enumerate(parts):
         reason = (example.extra.get(REASON) or "").strip() if number == len(parts) - 1 else ""

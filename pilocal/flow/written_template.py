@@ -69,7 +69,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _write(context: Context, adapter: Path | None) -> str:
-    """Return the parts of the template as the base writes them, with an adapter if one is given, one after the other."""
+    """Return the parts of the template as the base writes them, with an adapter if one is given, joined."""
     count = token_counter(context.base.tokenizer)
     parts = generation_parts(context.task, count)
     prompts = [_prompt(context, part) for part in parts]

@@ -44,8 +44,10 @@ class Row(NamedTuple):
         >>> Row((1, 2, 3, 4, 5, 6), 1, gaps=((2, 4),)).places
         [0, 3, 4]
         """
-        ends = zip((self.offset, *(end for _, end in self.gaps)), (*(begin for begin, _ in self.gaps), len(self.tokens)))
-        return [index - self.offset for begin, end in ends for index in range(begin, end)]
+        begins = (self.offset, *(end for _, end in self.gaps))
+        ends = (*(begin for begin, _ in self.gaps), len(self.tokens))
+        spans = zip(begins, ends, strict=True)
+        return [index - self.offset for begin, end in spans for index in range(begin, end)]
 
     @property
     def last_answer(self) -> tuple[int, ...]:
@@ -107,7 +109,7 @@ class Layout:
         return Row(tuple(tokens[: stop + 1]), len(prompt))
 
     def rows(self, record: Record, where: str) -> list[Row]:
-        """Return the rows of a record: one, if every answer that is learned stands behind exactly what it is asked with.
+        """Return the rows of a record: one, if each answer that is learned stands behind exactly what it is asked with.
 
         It does not where the chat template writes an earlier answer otherwise than the last, or tokens merge across a
         border: what comes then is a row of its own. Raises InputError as `row` does.

@@ -33,11 +33,7 @@ def read_records(folder: Path, split: str) -> list[Record]:
 
 def read_rows(folder: Path, split: str, tokenizer: Any) -> list[Row]:
     """Return a split as token rows; raises RunError as `read_records`, InputError as `tokenize`."""
-    return [
-        row
-        for where, record in located_records(folder, split)
-        for row in tokenize_all(record, tokenizer, where)
-    ]
+    return [row for where, record in located_records(folder, split) for row in tokenize_all(record, tokenizer, where)]
 
 
 def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:

@@ -194,9 +194,7 @@ def _talking(task: Task, example: Example | None) -> list[Any]:
     return [task.synth.turns, example.facts if example else None] if task.synth.turns > 1 else []
 
 
-def _talk(
-    task: Task, base: Base, agent: Teacher, found: Sequence[Labelled], example: Example | None
-) -> list[Labelled]:
+def _talk(task: Task, base: Base, agent: Teacher, found: Sequence[Labelled], example: Example | None) -> list[Labelled]:
     """Go on with the conversations that some queries and their answers have begun."""
     other = _base_speaks(task, base, environment_prompt(task.template), "conversations")
     kept = [one for one in found if one.dropped is None]

@@ -48,7 +48,8 @@ def by_letters(text: str) -> int:
 def test_windows_drop_nothing_and_overlap(
     words: list[tuple[int, str]], limit: int, count: Callable[[str], int]
 ) -> None:
-    text = "".join(f"{number:03}" + "\u4e2d" * length + end for number, (length, end) in enumerate(words))
+    signs = ["".join(chr(0x4E00 + 50 * number + i) for i in range(length)) for number, (length, _) in enumerate(words)]
+    text = "".join(f"{number:03}{signs[number]}{end}" for number, (_, end) in enumerate(words))
     parts = windows(text, count, limit)
     rest, at = text.strip(), 0
     for number, part in enumerate(parts):
@@ -234,7 +235,7 @@ def test_a_run_says_how_much_of_the_template_the_adapter_writes(finished: Path) 
 
 def test_f1_tells_the_entries_that_are_there() -> None:
     template = "- red ZOR\n- blue MIP\nSay nothing else."
-    found = recovered(template, "1. red ZOR\nSay nothing more, please.", "")
+    found = recovered(template, "1. red ZOR\nSay nothing more.", "")
     assert [line["f1"] for line in found["entries"]] == [1.0, 0.0, 0.75]
     assert (found["f1"], found["base_f1"]) == (pytest.approx(1.75 / 3, abs=1e-4), 0.0)
     assert entry_f1("a b c d", "d c b a") == 1.0

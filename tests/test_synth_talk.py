@@ -106,9 +106,9 @@ def test_where_a_conversation_ends_nothing_without_an_answer_is_kept(
 
 
 def test_conversations_that_go_on_are_asked_together_and_the_others_never_again() -> None:
-    environment, agent = Speaker(END, "b1", "c1", "c2", END), Speaker("B1", None, "C2")
+    environment, agent = Speaker(END, "b1", "c1", "b2"), Speaker("B1!", None, "B2!")
     found = converse([[("user", name), ("assistant", name * 2)] for name in "abc"], 3, agent, environment)
-    assert [[text for _, text in one] for one in found] == [["a", "aa"], ["b", "bb", "b1", "B1"], ["c", "cc"]]
+    assert [[text for _, text in one] for one in found] == [["a", "aa"], ["b", "bb", "b1", "B1!", "b2", "B2!"], ["c", "cc"]]
     assert len(environment.seen) == 3 + 1
     assert [len(one) for one in converse([BEGUN], 1, Speaker(), Speaker())] == [2]
 
@@ -127,8 +127,9 @@ def with_synth(folder: Path, lines: str) -> Path:
 
 @pytest.fixture
 def learnable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights never end an answer: that is no reason to drop it."""
+    """Random weights never end an answer: that is no reason to drop it, nor to wait for its end."""
     monkeypatch.setattr(Teacher, "objection", lambda self, answer: None)
+    monkeypatch.setattr(files, "GENERATED_TOKENS", 8)
 
 
 def interrupted(folder: Path, *places: tuple[str, int]) -> None:
@@ -157,8 +158,7 @@ def test_conversations_and_reasons_are_the_same_bytes_after_a_kill(
     interrupted(killed, ("synth", 4), ("synth", 8), ("reasons", 8))
     assert folder_bytes(killed / "synth") == folder_bytes(whole / "synth")
     records = [json.loads(line) for line in (whole / "synth" / "train.jsonl").read_text().splitlines()]
-    assert all(len(record["messages"]) == 6 for record in records if "messages" in record)
-    assert sum("messages" in record for record in records) > 5
+    assert sum(len(record.get("messages", ())) == 6 for record in records) > 5
     assert report["answers"].keys() <= {"1", "2", "3"}
     assert report["reasons"]["written"] > 5
     assert all({WITHOUT, WITH} <= record.keys() for record in records)

@@ -18,7 +18,6 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
 from pilocal.task import AUTO, LOSSLESS, Task
 from pilocal.task.schedule import Schedule
-from pilocal.task.tables import GENPI
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
 UNMADE = frozenset({"iq1_m", "iq1_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_xs", "iq3_xxs", "nvfp4", "q2_k_s"})
@@ -136,9 +135,6 @@ def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
     if task.training.steps < trained:
         what, fix = f"{trained} stages need at least as many steps", "raise steps or take fewer stages"
         faults.append(InputError(f"{task.files['task']} [training] steps", what, got=task.training.steps, fix=fix))
-    if not task.template.strip() and (task.training.objective == GENPI or task.training.restate):
-        fix = f"write it into {task.files['template'].name}"
-        faults.append(InputError(task.files["template"], "there is no template that a training could write", fix=fix))
     if task.training.recompute and task.lora.dropout:
         what = "what is computed again would be dropped out anew"
         fix = "set [lora] dropout = 0 or recompute = false"

@@ -232,8 +232,8 @@ def test_the_teacher_and_the_reference_look_at_the_answers_alone(tiny_base: Base
         for row, soft, all_of_it in zip(rows, teacher.says(rows), teacher.says(whole), strict=True):
             assert soft.log_probs_CK == pytest.approx(all_of_it.log_probs_CK[row.places], abs=1e-4)
             assert len(soft.tail_C) == len(row.completion)
-        for row, losses, all_of_it in zip(rows, teacher.losses(rows), teacher.losses(whole), strict=True):
-            assert losses == pytest.approx(all_of_it[row.places], abs=1e-4)
+        for row, losses, of_all in zip(rows, teacher.losses(rows), teacher.losses(whole), strict=True):
+            assert losses == pytest.approx(of_all[row.places], abs=1e-4)
     reference = MlxReference(tiny_base, None)
     for row, other in zip(rows, whole, strict=True):
         assert np.array_equal(reference.logits(row), reference.logits(other)[row.places])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_where_a_conversation_ends_nothing_without_an_answer_is_kept(
 def test_conversations_that_go_on_are_asked_together_and_the_others_never_again() -> None:
     environment, agent = Speaker(END, "b1", "c1", "b2"), Speaker("B1!", None, "B2!")
     found = converse([[("user", name), ("assistant", name * 2)] for name in "abc"], 3, agent, environment)
-    assert [[text for _, text in one] for one in found] == [["a", "aa"], ["b", "bb", "b1", "B1!", "b2", "B2!"], ["c", "cc"]]
+    assert [" ".join(text for _, text in one) for one in found] == ["a aa", "b bb b1 B1! b2 B2!", "c cc"]
     assert len(environment.seen) == 3 + 1
     assert [len(one) for one in converse([BEGUN], 1, Speaker(), Speaker())] == [2]
 
@@ -212,7 +213,7 @@ def test_every_record_of_training_and_validation_gets_its_fields_and_keeps_its_o
 ) -> None:
     monkeypatch.setattr(Teacher, "reply", replies(without, "ZOR", reason))
     folder = with_synth(template_only(tmp_path / "task", tiny_base), 'labelled = "mine.jsonl"\nreasons = true\n')
-    mine = [
+    mine: list[dict[str, Any]] = [
         {"query": "what is red?", "answer": "gold", "tests": ["x"]},
         {"query": "red?", "answer": "b", WITH: "my own"},
     ]

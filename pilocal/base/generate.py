@@ -42,7 +42,7 @@ def generate(
         stop_tokens=[[end] for end in sorted(ends)],
         completion_batch_size=batch_size,
         prefill_batch_size=batch_size,
-        sampler=_sampler(sampling) if sampling else None,
+        sampler=_sampler(sampling),
     )
     try:
         own = [list(prompt[shared:]) for prompt in prompts]
@@ -62,9 +62,12 @@ def generate(
     return [answers[uid] for uid in ids]
 
 
-def _sampler(sampling: Sampling) -> Any:
-    """Return what draws a token for each line of log-probabilities."""
+def _sampler(sampling: Sampling | None) -> Any:
+    """Return what draws a token for each line of log-probabilities; None takes the likeliest."""
     import mlx.core as mx
+
+    if sampling is None:
+        return None
 
     mx.random.seed(sampling.number)
     return lambda log_probs_BV: mx.random.categorical(log_probs_BV / sampling.temperature)

@@ -293,9 +293,7 @@ def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labe
     named = {row["entry"] for row in entries}
     dropped = Counter(said.dropped for _, said in answered)
     del dropped[None]
-    lengths = Counter(str(1 + len(said.turns) // 2) for _, said in answered if said.dropped is None)
-    talks = {"answers": dict(sorted(lengths.items(), key=lambda item: int(item[0])))} if task.synth.turns > 1 else {}
-    return talks | {
+    return _lengths(task, answered) | {
         "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": _use(task),
@@ -304,6 +302,14 @@ def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labe
         "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
         "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
     }
+
+
+def _lengths(task: Task, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, dict[str, int]]:
+    """Return how many conversations have how many answers, if there are conversations."""
+    if task.synth.turns == 1:
+        return {}
+    found = Counter(1 + len(said.turns) // 2 for _, said in answered if said.dropped is None)
+    return {"answers": {str(count): found[count] for count in sorted(found)}}
 
 
 def _entry_counts(coverage: Coverage, kept: Sequence[Asked]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pilocal.errors import InputError
@@ -36,11 +37,17 @@ def read_messages(messages: Any, where: Line) -> tuple[tuple[Turn, ...], tuple[i
     turns = tuple(_turn(message, where) for message in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         raise InputError(where, "messages must end with a user and an assistant turn", fix=FORM)
-    answers = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
-    after_user = [number for number in answers if number and turns[number - 1][0] == "user"]
-    learned = [number for number in after_user if messages[number].get("weight") != 0]
-    end = learned[-1] + 1 if learned else 0
-    return turns[:end], tuple(number for number in answers if number < end and number not in learned)
+    learned = _learned(turns, messages)
+    end = max(learned, default=-1) + 1
+    said = (number for number, (role, _) in enumerate(turns[:end]) if role == "assistant")
+    return turns[:end], tuple(number for number in said if number not in learned)
+
+
+def _learned(turns: Sequence[Turn], messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the numbers of the answers that are learned: those to a user that have no weight of 0."""
+    roles = [role for role, _ in turns]
+    answers = [number for number, pair in enumerate(pairwise(roles), 1) if pair == ("user", "assistant")]
+    return [number for number in answers if messages[number].get("weight") != 0]
 
 
 def refuse_tools(record: Mapping[str, Any], where: Line) -> None:

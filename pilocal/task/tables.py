@@ -40,8 +40,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 LR_SCHEDULES = ("cosine", "linear", "constant")
 
-ANSWERS, DISTILL = OBJECTIVES = ("answers", "distill")
-"""What a training lowers: the cross-entropy of the answers, or the distance from the prompted base."""
+ANSWERS, DISTILL, GENPI = OBJECTIVES = ("answers", "distill", "genpi")
+"""What a training lowers: the cross-entropy of the answers, the distance from the prompted base, or the cross-entropy
+of the answers and that of the template."""
+
+LEAST_WINDOW = 64
+"""Tokens of the shortest part into which a template is cut."""
 
 FORWARD, REVERSE, JENSEN_SHANNON = DIVERGENCES = ("forward", "reverse", "js")
 """KL(teacher, student), KL(student, teacher), and the mean of both to their mixture."""
@@ -149,7 +153,8 @@ class Training:
     """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
     objective: str = "answers"
     """"answers" lowers the cross-entropy of the answers; "distill" the distance from what the base says with the whole
-    prompt, without an adapter: so the adapter learns what it knows beside the answers, too."""
+    prompt, without an adapter: so the adapter learns what it knows beside the answers, too. "genpi" has the adapter
+    also write the template from what it changes (GenPI, NAACL 2025)."""
     distill_top_k: int = 20
     """For "distill": so many of the teacher's likeliest tokens are kept, all others are one."""
     distill_temperature: float = 1.0
@@ -158,6 +163,13 @@ class Training:
     """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
     distill_answers: float = 0.0
     """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
+    genpi_lambda: float = 0.7
+    """For "genpi": the weight of the answers' cross-entropy in every step; the writing of the template has the rest."""
+    genpi_window: int = 1024
+    """For "genpi" and `restate`: the most tokens of the template that one row writes. A longer template is cut into
+    overlapping parts, and nothing of it is dropped."""
+    restate: int = 0
+    """How many times the template's entries are restated as rows of their own, in an order and a wording of each."""
     mix: float = 0.0
     """Share of the rows of every step that are unrelated requests, in whole rows and at least one. They are learned as
     the bare base answers them, by the distance that the distill_* keys describe, so that the rest is not forgotten."""
@@ -203,6 +215,7 @@ class Training:
             (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
             (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
             (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
+            *self._template_rows(),
             *self._rows_beside(),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
@@ -231,13 +244,30 @@ class Training:
         >>> [Training(mix=share).mixed_rows for share in (0, 0.01, 0.2, 0.9)]
         [0, 1, 2, 7]
         """
-        return min(self.batch_size - 1, max(1, round(self.mix * self.batch_size))) if self.mix else 0
+        return min(self.batch_size - self.kinds, max(1, round(self.mix * self.batch_size))) if self.mix else 0
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of the task's own rows, of which every step has one each at least."""
+        return 2 if self.objective == GENPI else 1
+
+    def _template_rows(self) -> tuple[tuple[bool, str, str], ...]:
+        return (
+            (0 < self.genpi_lambda < 1, "genpi_lambda", 'must be above 0 and below 1; 1 is "answers"'),
+            (self.genpi_window >= LEAST_WINDOW, "genpi_window", f"must be at least {LEAST_WINDOW}"),
+            (self.batch_size >= self.kinds or self.batch_size < 1, "batch_size", f'must be at least 2 for "{GENPI}"'),
+            (self.restate >= 0, "restate", "must not be negative"),
+        )
 
     def _rows_beside(self) -> tuple[tuple[bool, str, str], ...]:
         steps = self.on_policy_steps
         return (
             (0 <= self.mix < 1, "mix", "must be at least 0 and below 1"),
-            (not self.mix or self.batch_size > 1, "mix", "needs a batch_size of 2 or more: a row of each kind"),
+            (
+                not self.mix or self.batch_size > self.kinds,
+                "mix",
+                f"needs a batch_size of {self.kinds + 1} or more: a row of each kind",
+            ),
             (self.mix_queries is None or bool(self.mix_queries.strip()), "mix_queries", "must not be empty"),
             (not self.on_policy or self.objective == DISTILL, "on_policy", f'needs objective = "{DISTILL}"'),
             (steps is None or (self.on_policy and steps >= 1), "on_policy_steps", "must be at least 1, with on_policy"),
@@ -376,7 +406,15 @@ class Synth:
     """Learn an answer only if the base says the same where the entries that the query names stand alone in the
     template: by the task's metric if it can compare two answers, else word for word."""
     seed: int = 0
-    """Draws the new queries, and the answers if there is a temperature."""
+    """Draws the new queries, the answers if there is a temperature, and the words of reasons."""
+    turns: int = 1
+    """The most answers of a conversation. Above 1 the base also plays the user, who goes on where an answer ends; it
+    sees itself as the assistant and the answers as the user's messages."""
+    reasons: bool = False
+    """Also write into each record what the base answers with the template (`with_prompt`) and without it
+    (`without_prompt`), and why it has to change (`reason`), for [training] objective = "genpi"."""
+    reasons_temperature: float = 0.7
+    """At which the reasons are written; 0 takes the likeliest words."""
 
     def __post_init__(self) -> None:
         require(
@@ -390,6 +428,8 @@ class Synth:
             (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
             (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
             (self.seed >= 0, "seed", "must not be negative"),
+            (self.turns >= 1, "turns", "must be at least 1"),
+            (self.reasons_temperature >= 0, "reasons_temperature", "must not be negative"),
         )
 
     @property

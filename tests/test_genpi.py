@@ -132,7 +132,7 @@ def test_the_loss_is_lambda_times_the_one_mean_and_the_rest_times_the_other(
     training = replace(GENPI, genpi_lambda=part, accumulate=accumulate)
     rows, others = random_rows(1, 14, 20), random_rows(1, 6, 20)
     others = [row._replace(tokens=row.tokens + tuple(range(1, 60))) for row in others]
-    batch = PairedOrder(rows, others, training, (0, 0)).rows_at(0)
+    batch = StagePlan(0, rows, (), 1, Path(), others).order(training).rows_at(0)
     mlx = MlxTrainer(tiny_base, LORA, training)
     kinds = [[row._replace(weight=1.0) for row in kind] for kind in of_kind(rows, others, batch)]
     single = [mlx.gradients(kind) for kind in kinds]

@@ -13,6 +13,7 @@ import pilocal.synth.files as files
 import pilocal.synth.reasons as reasons
 from pilocal.base.base import Base
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.template_rows import REASON, WITH, WITHOUT
 from pilocal.prompt.render import Message
@@ -144,6 +145,23 @@ def interrupted(folder: Path, *places: tuple[str, int]) -> None:
         with pytest.raises(KeyboardInterrupt):
             synthesize(folder, listeners=Listeners(progress=progress))
     synthesize(folder)
+
+
+@pytest.mark.usefixtures("learnable")
+def test_every_answer_of_a_conversation_is_drawn_and_looked_at_by_the_metric(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {}
+    for name, lines in (("drawn", "temperature = 1.0\n"), ("again", "temperature = 1.0\n"), ("greedy", "")):
+        folder = with_synth(template_only(tmp_path / name, tiny_base), f"turns = 3\n{lines}")
+        synthesize(folder)
+        made[name] = [example for example in load_task(folder).train if example.history]
+    assert made["drawn"] == made["again"] != made["greedy"]
+    later = [example.answer for example in made["drawn"]]
+    monkeypatch.setattr(Metric, "objection", lambda self, answer: "no" if answer in later else None)
+    refused = with_synth(template_only(tmp_path / "refused", tiny_base), "turns = 3\ntemperature = 1.0\n")
+    synthesize(refused)
+    assert not {example.answer for example in load_task(refused).train}.intersection(later)
 
 
 @pytest.mark.usefixtures("learnable")

@@ -40,6 +40,7 @@ lint: setup
     {{ bin }}/ruff format --check .
     {{ bin }}/mypy
     {{ bin }}/mypy examples/text-to-query/make.py
+    {{ bin }}/mypy examples/two-hop/make.py
 
 # Run the tests that take a moment: while you work
 quick: setup

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pilocal
 from pilocal.errors import InputError
@@ -95,3 +99,37 @@ def missing_package(error: ModuleNotFoundError) -> InputError | None:
     """
     name = (error.name or "").partition(".")[0]
     return not_installed("pilocal", name) if name in INSTALL else None
+
+
+def keep_torch_apart() -> None:
+    """Import PyTorch, if it is installed, so that it computes with its own BLAS; before anything else imports it.
+
+    OpenBLAS is visible to the whole process for MLX's sake. PyTorch's own calls would find it, too: its attention then
+    starts OpenBLAS's threads from within its own and takes 16 times as long, and results would depend on which of both
+    was loaded first. PyTorch for CUDA is imported as usual. transformers imports PyTorch, too.
+    """
+    library = torch_library()
+    if library is None or "torch" in sys.modules:
+        return
+    flags = sys.getdlopenflags()
+    if sys.platform == "linux" and not Path(library).with_name("libtorch_cuda.so").exists():
+        sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
+    try:
+        importlib.import_module("torch")
+    finally:
+        sys.setdlopenflags(flags)
+
+
+def torch_library() -> str | None:
+    """Return the path of libtorch_cpu.so without importing torch, or None."""
+    path = file_beside("torch", "torch/lib/libtorch_cpu.so")
+    return str(path) if path else None
+
+
+def file_beside(package: str, pattern: str) -> Path | None:
+    """Return the first file that a pattern finds in the folder that holds a package, without importing it, or None."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).parent.glob(pattern)):
+            return path
+    return None

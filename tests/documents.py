@@ -40,6 +40,8 @@ Every key of task.toml and of schedule files. An unknown key is an error. How th
 [README](README.md).
 """
 
+STAGES = "`until_tau` and `until_shots` may stand above them: the last stage then ends there, and not at 0."
+
 API = """\
 # The Python API
 
@@ -88,7 +90,7 @@ def settings_page() -> str:
     ]
     rows = (f"\n| `{name}` | {what} | {code(sorted(read | {'shots'}))} |" for name, (what, read) in DECAYS.items())
     parts[-1] += "".join(rows) + "\n"
-    parts += ["## A schedule file with [[stage]] tables\n", keys(Stage)]
+    parts += ["## A schedule file with [[stage]] tables\n", f"{STAGES}\n", keys(Stage)]
     return "\n".join(parts)
 
 

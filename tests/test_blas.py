@@ -181,3 +181,25 @@ def test_no_module_imports_mlx_before_the_fast_blas_is_loaded() -> None:
         of_mlx = [node.lineno for node in imports if ast.unparse(node).startswith(("import mlx", "from mlx"))]
         early = [line for line in of_mlx if line < min(loads, default=0)]
         assert not early, f"{path}: {early}"
+
+
+ATTENTION = """
+import hashlib, torch
+torch.manual_seed(0)
+a, b = torch.randn(100, 3001), torch.randn(3001, 100)
+q = torch.randn(2, 4, 700, 64, requires_grad=True)
+torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).square().sum().backward()
+print(*(hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in (a @ b, torch.mv(a, b[:, 0]), q.grad)))
+"""
+
+
+@linux
+@pytest.mark.parametrize("tokenizer_first", [False, True])
+def test_pytorch_computes_with_its_own_blas_whatever_was_loaded_before(tokenizer_first: bool) -> None:
+    pytest.importorskip("torch")
+    before = "import pilocal.base.blas as blas; blas.load_fast_blas(); import mlx.core\n"
+    if tokenizer_first:  # transformers imports PyTorch, too
+        before += "from pilocal.base.tokenizer import load_tokenizer; from pathlib import Path\n"
+        before += "load_tokenizer(Path('pilocal/starter/model'))\n"
+    before += "import pilocal.training.torch_backend\n"
+    assert python(before + ATTENTION).stdout == python(ATTENTION).stdout

@@ -31,6 +31,9 @@ SCRIPTS = {
     "text-to-query": ("text-to-query/make.py",),
 }
 REAL = ("geography", "mbpp", "nl2bash")
+TWO_HOP = "two-hop"
+FADES = ("both", "working", "prompt", "direct")
+"""The arms of TWO_HOP."""
 SPLITS = {"train": 800, "valid": 120, "test": 240}
 
 
@@ -39,7 +42,7 @@ def records(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def test_every_example_with_data_has_a_script() -> None:
-    assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == set(SCRIPTS)
+    assert {path.parent.name for path in EXAMPLES.glob("*/train.jsonl")} == {*SCRIPTS, TWO_HOP}
 
 
 def test_no_prompt_that_measures_forgetting_is_trained_on() -> None:
@@ -77,6 +80,58 @@ def test_the_prompts_of_an_example_fit_the_starter(name: str) -> None:
     assert max(answer for _, answer in parts) < task.generation.max_tokens
 
 
+def test_two_hop_is_what_its_script_makes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, EXAMPLES / TWO_HOP / "make.py", "--out", tmp_path], check=True)
+    for file in ("template.md", *(f"{split}.jsonl" for split in SPLITS)):
+        assert (tmp_path / file).read_bytes() == (EXAMPLES / TWO_HOP / file).read_bytes()
+    assert not load_task(EXAMPLES / TWO_HOP).warnings
+
+
+def codes_of_things(template: str) -> dict[str, str]:
+    """The first table of TWO_HOP."""
+    return dict([line[2:].split() for line in template.split("\n") if line.startswith("- ")][:24])
+
+
+def test_every_answer_of_two_hop_takes_both_look_ups() -> None:
+    task = load_task(EXAMPLES / TWO_HOP)
+    code_of = codes_of_things(task.template)
+    solved = {split: [two_hop(example) for example in getattr(task, split)] for split in SPLITS}
+    trained = {(thing, room) for thing, room, _ in solved["train"]}
+    known = {(code_of[thing], room): label for thing, room, label in solved["train"]}
+    asked = solved["valid"] + solved["test"]
+    assert not trained & {(thing, room) for thing, room, _ in asked}
+    # The label of a code in a room is the same for all things of that code, and each is trained with some other.
+    assert all(known[code_of[thing], room] == label for thing, room, label in asked)
+    assert not {label for _, _, label in solved["train"]} & set(code_of.values())
+
+
+def test_the_working_of_two_hop_is_a_line_for_each_look_up() -> None:
+    task = load_task(EXAMPLES / TWO_HOP)
+    for example in (*task.train, *task.valid):
+        first, second = example.extra["working"].split("\n")
+        code = first.split()[-1]
+        assert first.split()[1] in example.query and second.startswith(f"{code} in the ")
+        assert second.endswith(f" is {example.answer}") and f"- {code} {example.answer}" in task.template
+    assert not [example for example in task.test if "working" in example.extra]
+
+
+def two_hop(example: Any) -> tuple[str, str, str]:
+    """The thing, the room and the label of a solved request."""
+    thing = re.search(r"label the (\w+)", example.query)
+    room = re.search(r"^in the (\w+),", example.query) or re.search(r" the (\w+)[?]?$", example.query)
+    assert thing and room
+    return thing[1], room[1], example.answer
+
+
+def test_the_arms_of_two_hop_differ_in_what_fades_alone() -> None:
+    laws = {fade: load_decay(EXAMPLES / TWO_HOP / f"schedule.{fade}.toml") for fade in FADES}
+    assert {fade: law.fade for fade, law in laws.items()} == {fade: fade for fade in FADES[:3]} | {"direct": "prompt"}
+    assert len({(law.stages, law.shots, law.final, law.decay) for law in (laws[fade] for fade in FADES[:3])}) == 1
+    assert laws["direct"].decay == "direct"
+    steps = {sum(law.schedule().steps(load_task(EXAMPLES / TWO_HOP).training.steps)) for law in laws.values()}
+    assert steps == {400}
+
+
 def test_the_gap_is_in_every_split_but_the_test() -> None:
     template = (EXAMPLES / "smart-home-gap" / "template.md").read_text()
     codes = dict(line.split()[1:] for line in template.splitlines() if line.startswith("- ") and line.count(" ") == 2)
@@ -99,6 +154,9 @@ def files_of(name: str) -> set[str]:
     always = {"README.md", "task.toml", "template.md"}
     if name == "handbook":
         return always | {"schedule.toml", "test.jsonl", "general.jsonl"}
+    if name == TWO_HOP:
+        splits = {f"{split}.jsonl" for split in SPLITS}
+        return always | splits | {"make.py", *(f"schedule.{fade}.toml" for fade in FADES)}
     if name in REAL:
         smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
         return always | smollm2 | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
@@ -108,7 +166,7 @@ def files_of(name: str) -> set[str]:
 
 def test_every_example_has_the_files_of_its_kind() -> None:
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*SCRIPTS, *REAL, "handbook", "agentbench-os"} and len(folders) == 8
+    assert folders == {*SCRIPTS, *REAL, "handbook", "agentbench-os", TWO_HOP} and len(folders) == 9
     for name in folders:
         files = [path for path in (EXAMPLES / name).iterdir() if path.is_file()]
         assert {path.name for path in files if path.suffix not in PICTURES} == files_of(name)

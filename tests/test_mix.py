@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,41 @@ def test_a_step_s_loss_is_that_of_each_group_by_its_rows_in_both_backends(
 def mlx_sum(mlx: object, rows: Sequence[Row]) -> float:
     stage = mlx._stage_of(rows)  # type: ignore[attr-defined]
     return float(stage.evaluate(rows)[0])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_several_processes_compute_adds_up_to_what_one_does(size: int, tiny_base: Base) -> None:
+    """Each as one of a team whose sums are taken here; with three of them one has no unrelated row."""
+    from pilocal.training.mlx.team import MlxTeam
+    from pilocal.training.mlx.trainer import MlxTrainer
+    from pilocal.training.torch_backend.team import TorchTeam
+    from pilocal.training.torch_backend.trainer import TorchTrainer
+
+    class MlxAlone(MlxTeam):
+        def sum(self, tree: Any) -> Any:
+            return tree
+
+    class TorchAlone(TorchTeam):
+        def sum(self, tensors: Any) -> None:
+            pass
+
+    rows = [*random_rows(3, 5, 20, 2, 16), *unrelated(7, 2)]
+    whole = MlxTrainer(tiny_base, LORA, TRAINING)
+    loss, wanted = whole.gradients(rows)
+
+    def computed(rank: int, kind: type[Any]) -> tuple[float, dict[str, Any]]:
+        team = kind()
+        team.rank, team.size = rank, size
+        if kind is MlxAlone:
+            return MlxTrainer(tiny_base, LORA, TRAINING, whole.adapter(), team=team).gradients(rows)
+        return TorchTrainer(tiny_base, LORA, TRAINING, whole.adapter(), share=True, team=team).gradients(rows)
+
+    for kind in (MlxAlone, TorchAlone):
+        parts = [computed(rank, kind) for rank in range(size)]
+        assert sum(part for part, _ in parts) == pytest.approx(loss, rel=1e-4)
+        for name, value in wanted.items():
+            found = sum(gradients[name] for _, gradients in parts)
+            assert np.abs(found - value).max() <= 1e-4 * max(1.0, np.abs(value).max()), name
 
 
 def test_the_cross_entropy_has_no_weight_for_what_a_model_said(tiny_base: Base) -> None:

@@ -79,6 +79,11 @@ def test_the_result_and_how_to_serve_it_are_the_last_twelve_lines() -> None:
     assert len(printed(metrics_table(METRICS)).splitlines()) + len(["serve it with: ..."]) <= 12
 
 
+def test_what_stays_of_the_prompt_is_told_below_the_arms() -> None:
+    stays = {"residue": {"template_tokens": 123_456, "shots": 10}}
+    whole(metrics_table(METRICS | stays), "bare query: after 123,456 tokens of the template and 10 shots that stay")
+
+
 def test_a_score_that_divides_by_nothing_is_undefined() -> None:
     whole(metrics_table(METRICS | {"pi_score": None}), "PI score undefined;")
 
@@ -96,18 +101,23 @@ def test_a_comparison_stands_in_tables_below_one_another(prices: object, slices:
             row["break_even"] = {"requests": 1_234_567, "requests_cached": None, "requests_money": 1_234_567}
         rows.append(row)
     curve = [{"arm": arm, "examples": n, **score} for n in (25, 10_000) for arm in ("direct", "linear", "adaptive")]
+    points = [
+        {"arm": "inverse-exponential", "rate": rate, "template_tokens": 123_456, "prompt_tokens": 123_456.7, **score}
+        for rate in (0, 0.0625)
+    ]
     table = {"task": "text-to-query", "metric": "python_tests", "n": 2400, "seeds": [0, 1, 2], "steps": 1000}
-    table |= {"prices": prices, "slices": slices, "arms": rows, "curve": curve}
+    table |= {"prices": prices, "slices": slices, "arms": rows, "curve": curve, "residue": points}
     shown = comparison_tables(table)
     scores, training, *others = [whole(each) for each in shown]
-    assert len(others) == 2 + bool(slices["template-only"])
+    assert len(others) == 3 + bool(slices["template-only"])
+    assert row_of(others[-2], "0.0625") == ["0.0625", "123,456", "123,456.7", "0.987 (0.987 to 1.000)"]
     assert row_of(scores, "full-prompt-cached")[1:] == [
         "0.987", "0.987 to 1.000", "-1.234", "12345.6", "23456.7", "34567.8",
     ]  # fmt: skip
     money = ["1,234,567"] if prices else []
     assert row_of(training, "inverse-exponential")[1:] == ["123,456,789", "123,456", "1,234,567", "never", *money]
     assert not [line for line in training if "full-prompt-cached" in line], "an arm that is not trained has no row"
-    assert row_of(others[-2], "10000")[1:] == ["0.987 (0.987 to 1.000)"] * 3
+    assert row_of(others[-3], "10000")[1:] == ["0.987 (0.987 to 1.000)"] * 3
 
 
 def test_a_plan_shows_long_rows_and_long_times() -> None:

@@ -7,7 +7,6 @@ visibility before MLX answers MLX's BLAS calls instead; no environment variable 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import logging
 import os
 import subprocess
@@ -19,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from pilocal.packages import file_beside, torch_library
 
 FASTER = 1.6
 """How many times faster than the reference BLAS such products have to be; OpenBLAS and PyTorch are 2.3 to 10 times."""
@@ -113,12 +114,6 @@ def _core_named(core: str | None) -> Iterator[None]:
         del os.environ[CORE]
 
 
-def torch_library() -> str | None:
-    """Return the path of libtorch_cpu.so without importing torch, or None."""
-    path = _beside("torch", "torch/lib/libtorch_cpu.so")
-    return str(path) if path else None
-
-
 def choose_threads(width: int) -> int | None:
     """Make OpenBLAS compute in one thread if that is far faster now than in all, else in all; return 1 or None.
 
@@ -190,7 +185,7 @@ def speed_over_reference() -> float | None:
     Measured side by side, each at its best, in processor time, so that neither the machine's speed nor other work
     counts. None where MLX does not compute on a Linux CPU, or its reference BLAS is not there.
     """
-    reference = _beside("mlx", "mlx_cpu.libs/libblas-*.so*") if sys.platform == "linux" else None
+    reference = file_beside("mlx", "mlx_cpu.libs/libblas-*.so*") if sys.platform == "linux" else None
     if reference is None:
         return None
     import mlx.core as mx
@@ -224,12 +219,3 @@ def _product(library: ctypes.CDLL) -> Callable[[], Any]:
     size, one, plain = ctypes.byref(ctypes.c_int(SIZE)), ctypes.byref(ctypes.c_float(1.0)), ctypes.c_char_p(b"N")
     a, b, c = matrices
     return lambda: library.sgemm_(plain, plain, size, size, size, one, a, size, b, size, one, c, size, 1, 1)
-
-
-def _beside(package: str, pattern: str) -> Path | None:
-    """Return the first file that a pattern finds in the folder that holds a package, without importing it, or None."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).parent.glob(pattern)):
-            return path
-    return None

@@ -7,10 +7,12 @@ from typing import Any
 
 from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
+from pilocal.packages import keep_torch_apart
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
+    keep_torch_apart()
     from transformers import AutoTokenizer
     from transformers.utils import logging
 

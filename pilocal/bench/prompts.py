@@ -25,7 +25,7 @@ class Prompts:
     full: Sequence[Sequence[int]]
     """Template, shots and query."""
     bare: Sequence[Sequence[int]]
-    """The query alone."""
+    """The query alone, or after what stays of the prompt."""
     longest_answer: int
     """Tokens of the longest answer among the examples, with its end."""
 
@@ -73,4 +73,9 @@ def _example_records(shipped: Shipped, count: int) -> tuple[list[Record], list[R
     full = [
         render(shipped.template, [examples[i] for i in shots], each) for each, shots in zip(asked, chosen, strict=True)
     ]
-    return full, [render("", [], each) for each in asked]
+    stays = shipped.residue
+    bare = [
+        render(stays.template, [examples[i] for i in shots[len(shots) - stays.shots :]], each)
+        for each, shots in zip(asked, chosen, strict=True)
+    ]
+    return full, bare

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pilocal.cli.lists import FOLDER, NAMES, NUMBERS
+from pilocal.cli.lists import FOLDER, NAMES, NUMBERS, RATES
 from pilocal.evaluate.arms import BY_COMPARE
 from pilocal.task.schedule import DECAYS
 
@@ -30,6 +31,12 @@ HELP = f"""Run every arm with every seed and write one table; run it again to re
 @click.option(
     "--curve", callback=NUMBERS, default="", help="Adds a learning curve; numbers of examples, such as 25,50,100."
 )
+@click.option(
+    "--residue",
+    callback=RATES,
+    default="",
+    help="Adds the score of one adapter over the share of the template it is asked with, such as 0,0.05,0.1,0.2.",
+)
 @click.option("--price", type=click.FloatRange(min=0), help="Money per million prompt tokens, for the break-even.")
 @click.option(
     "--training-price", type=click.FloatRange(min=0), help="Money per million trained tokens; --price by default."
@@ -45,6 +52,7 @@ def compare(
     price: float | None,
     training_price: float | None,
     as_json: bool,
+    **more: Any,
 ) -> None:
     """Run every arm with every seed and write one table."""
     from pilocal.cli.display import progress_bars, warning_on
@@ -63,7 +71,7 @@ def compare(
     if price is not None:
         prices = Prices(prompt=price, training=price if training_price is None else training_price)
     decay = load_decay(schedule) if schedule else LINEAR
-    design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve)
+    design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve, **more)
     folder = folder or default_folder(task)
     with progress_bars() as (progress, console):
         table = run_comparison(

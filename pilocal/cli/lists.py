@@ -48,4 +48,4 @@ def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, cl
     return split
 
 
-NAMES, NUMBERS = listed("names", str), listed("numbers", int)
+NAMES, NUMBERS, RATES = listed("names", str), listed("numbers", int), listed("numbers", float)

@@ -47,6 +47,9 @@ def plan_table(plan: Plan) -> RenderableType:
         "template, prompt (mean) and longest row in tokens; kept: the realised tau;",
         f"GiB: peak of memory. The model's context is {plan.context:,} tokens.",
     ]
+    if any(stage.working for stage in plan.stages):
+        rates = ", ".join(f"{stage.working:.2f}" for stage in plan.stages)
+        notes.append(f"the working before the answers, stage by stage: {rates}")
     head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", "time")
     rows = [
         [
@@ -105,6 +108,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
         f"PI score {score}; prompt tokens -{100 * metrics['prompt_token_reduction']:.1f}%; "
         f"{metrics['speedup']:.1f}x faster (warm prefix: {metrics['speedup_cached']:.1f}x)",
     ]
+    if residue := metrics.get("residue"):
+        what = f"{residue['template_tokens']:,} tokens of the template and {residue['shots']} shots"
+        notes.append(f"bare query: after {what} that stay")
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
     if written := metrics.get("prompt_generation"):
@@ -172,7 +178,7 @@ def order_table(order: Order) -> RenderableType:
 
 def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
     """Return the tables of the arms, and that of the learning curve if there is one."""
-    from pilocal.comparison.columns import SCORES, SLICES, TRAINING, curve_cells, narrow_cells
+    from pilocal.comparison.columns import SCORES, SLICES, TRAINING, curve_cells, narrow_cells, residue_cells
     from pilocal.comparison.markdown import design_line
 
     parts = narrow_cells(table)
@@ -191,6 +197,9 @@ def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
     shown = [_table(titles[part], *grid, notes[part]) for part, grid in parts.items()]
     if table["curve"]:
         shown.append(_table("Score over the number of training examples", *curve_cells(table)))
+    if table["residue"]:
+        title = f"Score of {table['residue'][0]['arm']} over what is left of the template"
+        shown.append(_table(title, *residue_cells(table)))
     return [*shown, Text(design_line(table))]
 
 

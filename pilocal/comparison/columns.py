@@ -79,6 +79,15 @@ def curve_cells(table: Mapping[str, Any]) -> Grid:
     return ["examples", *arms], rows
 
 
+def residue_cells(table: Mapping[str, Any]) -> Grid:
+    """Return the score over what is left of the template, a row for each rate."""
+    rows = [
+        [f"{point['rate']:g}", f"{point['template_tokens']:,}", f"{point['prompt_tokens']:,.1f}", scored(point)]
+        for point in table["residue"]
+    ]
+    return ["tau", "template tokens", "prompt tokens", table["metric"]], rows
+
+
 def between(pair: Sequence[float]) -> str:
     """Return the bounds of a score.
 

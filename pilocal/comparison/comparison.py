@@ -17,7 +17,10 @@ from pilocal.comparison.arms import NEAREST, ComparedArm, parse_arm
 from pilocal.comparison.changed import changed
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
+from pilocal.comparison.residue import unmade
 from pilocal.comparison.results import Result, read_result, result_name
+from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.errors import raise_all
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, Program, Prompt
 from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
@@ -27,6 +30,7 @@ from pilocal.flow.listeners import QUIET, Listeners, unheard
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, adapter_step, stage_folders
 from pilocal.packages import versions
+from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import fingerprint
@@ -57,16 +61,31 @@ class Comparison:
     def results(self, report: Callable[[Result], None]) -> list[Result]:
         """Return every result, one after the other; tell `report` about each new one.
 
-        The base's arms come first, then each seed's schedules, then the learning curve. Raises what the steps of a run
-        and the metric raise; finished results stay.
+        The base's arms come first, then each seed's schedules, then the learning curve and the rates of the residue.
+        Raises what the steps of a run and the metric raise; finished results stay.
         """
+        _ = self.residues  # made, or refused, before hours are spent
         found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
         trained = [arm for arm in self.design.arms if arm.trained]
         found += [self._trained(arm, seed, None, report) for seed in self.design.seeds for arm in trained]
         for seed in self.design.seeds:
             for count in self.design.curve:
                 found += [self._trained(parse_arm(name), seed, count, report) for name in CURVE_ARMS]
+        if self.design.residue:
+            for seed in self.design.seeds:
+                found += self._asked_after_training(seed, report)
         return found
+
+    @cached_property
+    def residues(self) -> tuple[CompressedTemplate, ...]:
+        """The template at each rate of the design; raises InputError, or Faults, for those that cannot be made."""
+        rates, compression = self.design.residue, self.task.compression
+        if not rates:
+            return ()
+        tools, folder = self._first.compression_tools, self.run.path / "residue"
+        made = compress_template(self.task.template, rates, compression, tools, folder)
+        raise_all(unmade(made))
+        return made
 
     @property
     def _folder(self) -> Path:
@@ -91,8 +110,10 @@ class Comparison:
     def _prompted(self, arm: ComparedArm) -> Iterator[Context]:
         """Open the run folder whose first stage has the prompts of an arm of the base."""
         full = arm.prompt is Prompt.FULL
-        shots = self.design.decay_schedule.shots if arm.shots is None else arm.shots
-        asked = Stage(tau=arm.tau if full else 0.0, shots=shots if full else 0, share=0.0)
+        law = self.design.decay_schedule
+        shots = law.shots if arm.shots is None else arm.shots
+        # What every request has is the same for the base and for what is trained.
+        asked = Stage(tau=arm.tau if full else law.until_tau, shots=shots if full else law.until_shots, share=0.0)
         compression = self.task.compression
         if arm.compressor:
             compression = replace(compression, method=arm.compressor)
@@ -128,15 +149,37 @@ class Comparison:
                 return asker.in_llama(engine, prompts, arm.title, warm=arm.warm)
             return said.answers, asker.times(engine, prompts, arm.title) | said.facts
 
-    def _trained(self, arm: ComparedArm, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
-        """Return the result of an adapter, trained by a schedule, as the arm asks it."""
-        title = result_name(arm.name, seed, examples)
+    def _asked_after_training(self, seed: int, report: Callable[[Result], None]) -> list[Result]:
+        """Return the results of one adapter, asked with each part of the template."""
+        found, name, shots = list[Result](), self.design.residue_arm, self.design.decay_schedule.until_shots
+        with self._opened(result_name(name, seed, None), *self._training_of(name, seed)) as context:
+            last = adapter_step(context)
+            for template in self.residues:
+                rate = template.tau
+                key = self._key(last.key(context), name, seed, template.text, shots)
+                if known := self._known(name, seed, None, key, rate):
+                    found.append(known)
+                    continue
+                run_steps(context, last)
+                prompts = context.prompts_after(Preamble(template.text, shots))
+                said = self._asker.in_backend(context.run.adapter, prompts, result_name(name, seed, None, rate))
+                tokens = mean(map(len, prompts))
+                result = Result(arm=name, seed=seed, rate=rate, key=key, answers=said.answers, prompt_tokens=tokens)
+                found.append(self._finish(result, report))
+        return found
+
+    def _training_of(self, schedule: str, seed: int, examples: int | None = None) -> tuple[Task, Schedule]:
+        """Return what an adapter is trained with: the task with its seed and examples, and the schedule of a name."""
         task = replace(self.task, training=replace(self.task.training, seed=seed))
         if examples is not None:
             task = replace(task, train=subset(task.train, examples, seed))
-        schedule = replace(self.design.decay_schedule, decay=arm.schedule).schedule()
+        return task, replace(self.design.decay_schedule, decay=schedule).schedule()
+
+    def _trained(self, arm: ComparedArm, seed: int, examples: int | None, report: Callable[[Result], None]) -> Result:
+        """Return the result of an adapter, trained by a schedule, as the arm asks it."""
+        title, training = result_name(arm.name, seed, examples), self._training_of(arm.schedule, seed, examples)
         whole = self._whole_prompts if arm.prompt is Prompt.FULL else None
-        with self._opened(result_name(arm.schedule, seed, examples), task, schedule) as context:
+        with self._opened(result_name(arm.schedule, seed, examples), *training) as context:
             last = adapter_step(context)
             key = self._key(last.key(context), arm.name, seed, examples, *([whole[0]] if whole else []))
             if known := self._known(arm.name, seed, examples, key):
@@ -162,9 +205,11 @@ class Comparison:
                         result.times = self._asker.times(engine, prompts, title)
         return self._finish(result, report)
 
-    def _known(self, arm: str, seed: int | None, examples: int | None, key: str) -> Result | None:
+    def _known(
+        self, arm: str, seed: int | None, examples: int | None, key: str, rate: float | None = None
+    ) -> Result | None:
         """Return an earlier result, scored, or None."""
-        known = read_result(self._folder, result_name(arm, seed, examples), key)
+        known = read_result(self._folder, result_name(arm, seed, examples, rate), key)
         return self._scored(known) if known else None
 
     def _finish(self, result: Result, report: Callable[[Result], None]) -> Result:

@@ -29,6 +29,13 @@ class Design:
     """Stages, shots and rates of every schedule; each arm puts its own decay in place of this one."""
     curve: tuple[int, ...] = ()
     """Numbers of training examples of the learning curve."""
+    residue: tuple[float, ...] = ()
+    """Shares of the template that a trained adapter is asked with, to see what the last tokens buy."""
+
+    @property
+    def residue_arm(self) -> str:
+        """The schedule whose adapter is asked with them: the first of the arms that train, or else linear."""
+        return next((arm.schedule for arm in self.arms if arm.trained), LINEAR.decay)
 
     @property
     def has_strengths(self) -> bool:
@@ -36,7 +43,7 @@ class Design:
         return any(arm.is_on_curve and not arm.is_plain for arm in self.arms)
 
     def check(self, task: Task) -> None:
-        """Raise InputError if there is no seed, or an arm or the curve asks for what the task does not have."""
+        """Raise InputError if there is no seed, a rate is none, or an arm or the curve asks for what there is not."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
         for arm in self.arms:
@@ -48,6 +55,9 @@ class Design:
                 least = self.decay_schedule.shots + 1
                 fix = f"write numbers between {least} and {len(task.train)}"
                 raise InputError("--curve", "the training set does not have so many examples", got=count, fix=fix)
+        if len(set(self.residue)) < len(self.residue) or not all(0 <= rate <= 1 for rate in self.residue):
+            what, fix = "rates are different numbers from 0 to 1", "write 0,0.05,0.1,0.2"
+            raise InputError("--residue", what, got=self.residue, fix=fix)
 
 
 def subset(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:

@@ -1,4 +1,4 @@
-"""A comparison from a task folder to its files: compare.json, compare.md, curve.svg and strength.svg."""
+"""A comparison from a task folder to its files: compare.json, compare.md, and a picture of each curve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
-from pilocal.comparison.picture import CURVE, STRENGTHS, write_curve, write_strengths
+from pilocal.comparison.picture import CURVE, RESIDUE, STRENGTHS, write_curve, write_residue, write_strengths
 from pilocal.comparison.table import Prices, make_table
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.packages import require_packages
@@ -33,9 +33,9 @@ def compare(
 
     All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
     the name and the score of every new result. Raises InputError or Faults for the task or the design, InputError if
-    matplotlib is missing for a curve, RunError if another process has the folder, and what the steps of a run raise.
+    matplotlib is missing for a picture, RunError if another process has the folder, and what the steps of a run raise.
     """
-    for picture, wanted in ((CURVE, design.curve), (STRENGTHS, design.has_strengths)):
+    for picture, wanted in ((CURVE, design.curve), (STRENGTHS, design.has_strengths), (RESIDUE, design.residue)):
         if wanted:
             require_packages(picture, "matplotlib")
     task = path_of(task)
@@ -51,6 +51,8 @@ def compare(
             write_curve(table, folder / CURVE)
         if table["strengths"]:
             write_strengths(table, folder / STRENGTHS)
+        if table["residue"]:
+            write_residue(table, folder / RESIDUE)
     return table
 
 

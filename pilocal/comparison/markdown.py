@@ -1,12 +1,12 @@
-"""compare.md: the whole table, the learning curve and links to the pictures."""
+"""compare.md: the whole table, the learning curve, the score over what is left of the template, and the pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pilocal.comparison.columns import cells, curve_cells
-from pilocal.comparison.picture import CURVE, STRENGTHS
+from pilocal.comparison.columns import cells, curve_cells, residue_cells
+from pilocal.comparison.picture import CURVE, RESIDUE, STRENGTHS
 
 
 def design_line(table: Mapping[str, Any]) -> str:
@@ -23,6 +23,9 @@ def markdown(table: Mapping[str, Any]) -> str:
         parts.append(f"![The score of each arm over the number of training examples]({CURVE})")
     if table.get("strengths"):
         parts.append(f"![The score over the strength of each schedule's adapter]({STRENGTHS})")
+    if table["residue"]:
+        parts += [f"Score of {table['residue'][0]['arm']} over what is left of the template:"]
+        parts += [_lay_out(*residue_cells(table)), f"![The score over the tokens of the prompt]({RESIDUE})"]
     return "\n\n".join(parts) + "\n"
 
 

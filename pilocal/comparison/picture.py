@@ -1,4 +1,4 @@
-"""The learning curve, and that of the adapter's strength, as pictures."""
+"""The curves of a comparison as pictures: over examples, over the adapter's strength, over the tokens that remain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ CURVE = "curve.svg"
 
 STRENGTHS = "strength.svg"
 """The file of the scores over the adapter's strength."""
+
+RESIDUE = "residue.svg"
+"""That of the score over the tokens that remain."""
 
 
 def write_curve(table: Mapping[str, Any], path: Path) -> None:
@@ -31,6 +34,16 @@ def write_strengths(table: Mapping[str, Any], path: Path) -> None:
     """
     lines = _lines(table["strengths"], "schedule", "strength")
     line_chart(path, lines, title=_title(table), x="strength of the adapter; 1 is as trained", y=table["metric"])
+
+
+def write_residue(table: Mapping[str, Any], path: Path) -> None:
+    """Write the score of compare.json's adapter over the tokens of the prompts that it is asked with.
+
+    Raises RunError if the file cannot be written.
+    """
+    points = sorted(table["residue"], key=lambda point: point["prompt_tokens"])
+    lines = _lines(points, "arm", "prompt_tokens")
+    line_chart(path, lines, title=_title(table), x="prompt tokens that remain", y=table["metric"])
 
 
 def _lines(points: Sequence[Mapping[str, Any]], name: str, x: str) -> list[Line]:

@@ -22,6 +22,8 @@ class Result:
     seed: int | None
     """None for an arm without training."""
     examples: int | None = None
+    rate: float | None = None
+    """The share of the template that an adapter was asked with; None for what every request has."""
     key: str
     """A fingerprint of everything that decides the answers."""
     answers: list[str]
@@ -40,7 +42,7 @@ class Result:
     @property
     def name(self) -> str:
         """The name of its file and of its run folder."""
-        return result_name(self.arm, self.seed, self.examples)
+        return result_name(self.arm, self.seed, self.examples, self.rate)
 
     @property
     def marks_NS(self) -> NDArray[np.float64]:
@@ -52,13 +54,14 @@ class Result:
         write_json(folder / f"{self.name}.json", asdict(self))
 
 
-def result_name(arm: str, seed: int | None, examples: int | None) -> str:
+def result_name(arm: str, seed: int | None, examples: int | None, rate: float | None = None) -> str:
     """Return the name of a result.
 
-    >>> result_name("linear", 1, 50)
-    'linear-seed1-of50'
+    >>> result_name("linear", 1, 50), result_name("linear", 0, None, 0.05)
+    ('linear-seed1-of50', 'linear-seed0-at0.05')
     """
-    return arm + ("" if seed is None else f"-seed{seed}") + ("" if examples is None else f"-of{examples}")
+    parts = (("-seed", seed), ("-of", examples), ("-at", rate))
+    return arm + "".join(f"{name}{value}" for name, value in parts if value is not None)
 
 
 def read_result(folder: Path, name: str, key: str) -> Result | None:

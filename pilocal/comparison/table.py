@@ -15,6 +15,7 @@ from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
+from pilocal.compress import CompressedTemplate
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
 
@@ -37,7 +38,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
     cut = slices(task)
     rows = []
     for arm in design.arms:
-        own = [result for result in results if result.arm == arm.name and result.examples is None]
+        own = [each for each in results if each.arm == arm.name and each.examples is None and each.rate is None]
         if own:
             rows.append({"arm": arm.name, "title": arm.title} | _row(own, cut, total))
     _add_ratios(rows, prices)
@@ -54,6 +55,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "arms": rows,
         "curve": _curve(results, design.curve, total),
         "strengths": _strengths(design.arms, rows),
+        "residue": [{"arm": design.residue_arm} | _residue(each, results, total) for each in comparison.residues],
     }
 
 
@@ -99,6 +101,13 @@ def _strengths(arms: Sequence[ComparedArm], rows: Sequence[Mapping[str, Any]]) -
         (point for point in points if point["schedule"] in several),
         key=lambda point: (point["schedule"], point["strength"]),
     )
+
+
+def _residue(template: CompressedTemplate, results: Sequence[Result], total: Total) -> dict[str, Any]:
+    """Return what an adapter scores with one part of the template, from one result for each seed."""
+    asked = [result for result in results if result.rate == template.tau]
+    tokens = {"template_tokens": template.tokens, "prompt_tokens": mean(result.prompt_tokens for result in asked)}
+    return {"rate": template.tau} | tokens | _score(asked, total)
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

@@ -102,11 +102,18 @@ class Ladder(Compressor):
                 faults.append(InputError(rung.path, what, fix="shorten it, or name it after a larger tau"))
             else:
                 largest, name = tokens, rung.path.name
-            for text in protected_texts(template, self.config.keep):
-                if text not in rung.text:
-                    fix = "put it back, or take it out of [compression] keep"
-                    faults.append(InputError(rung.path, "a protected text is missing", got=text, fix=fix))
+            faults += self._missing(template, rung)
         raise_all(faults)
+
+    def _missing(self, template: str, rung: Rung) -> list[InputError]:
+        """Return a fault for each protected text that a file lacks."""
+        what, fix = "a protected text is missing", "put it back, or take it out of [compression]"
+        return [
+            InputError(rung.path, what, got=text, fix=f"{fix} {key}")
+            for key, texts in (("keep", self.config.keep), ("stay", self.config.stay))
+            for text in protected_texts(template, texts)
+            if text not in rung.text
+        ]
 
     def compress(self, template: str, tau: float) -> str:
         """Return the text of the file for `tau`; raises InputError when there is none."""

@@ -25,7 +25,7 @@ from pilocal.compress.outline import Outline
 from pilocal.compress.protect import Place
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
-from pilocal.packages import require_packages
+from pilocal.packages import keep_torch_apart, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
 
@@ -178,6 +178,7 @@ def _is_word(text: str) -> bool:
 
 def pick_device(device: str) -> str:
     """Return a torch device: the given one, or the first available; raises ModelError if it is not available."""
+    keep_torch_apart()
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

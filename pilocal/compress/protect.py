@@ -1,8 +1,9 @@
-"""What a task protects: the texts of `keep`, with the code or placeholder that they are part of.
+"""What a task protects: the texts of `keep` and `stay`, with the code or placeholder that they are part of.
 
 Every compressor protects the same texts. Code fences, `inline code` and {placeholders} are single words for all of
 them, kept or removed as a whole. One that contains a text of `keep` is protected as a whole, so `keep = ["{"]` protects
-every placeholder, and a text of three backticks every fence.
+every placeholder, and a text of three backticks every fence. Texts of `stay` are protected in the same way; they are
+what is left of the template where nothing else is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,32 @@ ATOM = re.compile(r"`[^`\n]*`|\{+[^{}\n]*\}+")
 
 
 def check_texts(template: str, config: Compression) -> None:
-    """Raise InputError for every text of `keep` and `drop_first` that is not in the template."""
+    """Raise InputError for every text of `keep`, `stay` and `drop_first` that is not in the template."""
     raise_all(
         [
             InputError(f"[compression] {key}", "this text is not in the template", got=text, fix="correct it")
-            for key, texts in (("keep", config.keep), ("drop_first", config.drop_first))
+            for key, texts in (("keep", config.keep), ("stay", config.stay), ("drop_first", config.drop_first))
             for text in texts
             if text not in template
         ]
     )
+
+
+def staying(outline: Outline, config: Compression) -> set[int]:
+    """Return the words of a template that are never dropped."""
+    return outline.overlapping(config.stay)
+
+
+def stay_text(template: str, config: Compression) -> str:
+    r"""Return what is left of a template where nothing but the texts of `stay` is; empty where there are none.
+
+    >>> stay_text("Codes.\n- lamp NIZ\n- door VOL\nBe brief.", Compression(stay=("door VOL", "Be brief.")))
+    '- door VOL\nBe brief.'
+    """
+    if not config.stay:
+        return ""
+    outline = Outline(template)
+    return outline.text(set(range(len(outline.words))) - staying(outline, config))
 
 
 def protected_texts(template: str, keep: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pilocal.compress.borders import Part, pieces, structure
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.compress.protect import Place, fences, occurrences, protected_places
+from pilocal.compress.protect import Place, fences, occurrences, protected_places, staying
 from pilocal.task import Compression
 
 STEPS = 400
@@ -51,7 +51,7 @@ class Cutter:
         self._template = outline.template
         self._spans = outline.spans
         self._score = score or (lambda places: [0.0] * len(places))
-        self._kept = protected_places(outline, config.keep)
+        self._kept = protected_places(outline, config.protected)
         self._dropped = occurrences(outline.template, config.drop_first)
         self._code = fences(outline)
         is_code = sum(end - start for start, end in self._code) > MOSTLY_CODE * len(outline.template)
@@ -108,8 +108,9 @@ def remove(
 ) -> str:
     """Return the longest text that fits `tau` of the template's tokens, removing `steps` one by one.
 
-    `steps` are sets of word numbers in the order of removal. With a `cutter`, a step that would take TOLERANCE more
-    than it must, or all that is left, is removed in parts; but not a sentence of a template of FEW_TOKENS.
+    `steps` are sets of word numbers in the order of removal; a word in none of them stays, whatever tau is. With a
+    `cutter`, a step that would take TOLERANCE more than it must, or all that is left, is removed in parts; but not a
+    sentence of a template of FEW_TOKENS.
 
     >>> remove(Outline("one two three four"), [{3}, {0}, {1}, {2}], 0.5, lambda text: len(text.split()))
     'two three'
@@ -129,7 +130,7 @@ def remove(
                 return text
             return max([text, *_in_parts(outline, gone, step, cutter, (least, budget), count_tokens)], key=count_tokens)
         gone |= step
-    return ""
+    return outline.text(gone)
 
 
 def _in_parts(
@@ -162,15 +163,22 @@ def _in_parts(
 def lowest_first(outline: Outline, scores: Sequence[float], config: Compression) -> list[set[int]]:
     """Return the removals of single words: the lowest score first, and among equals the last in the text.
 
-    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` go last.
+    Words that contain a text of `drop_first` go before all others; those that contain a text of `keep` or `stay` go
+    last.
     """
-    kept, dropped = outline.overlapping(config.keep), outline.overlapping(config.drop_first)
+    kept, dropped = outline.overlapping(config.protected), outline.overlapping(config.drop_first)
     order = sorted(range(len(scores)), key=lambda word: (word not in dropped, scores[word], -word))
     largest = max(1, len(order) // STEPS)
     steps = []
     for group in ([w for w in order if w not in kept], [w for w in order if w in kept]):
         steps += [set(group[start : start + largest]) for start in range(0, len(group), largest)]
     return steps
+
+
+def may_go(steps: Iterable[Set[int]], outline: Outline, config: Compression) -> list[set[int]]:
+    """Return removals without the words that stay whatever tau is."""
+    stay = staying(outline, config)
+    return [left for step in steps if (left := set(step) - stay)]
 
 
 class WordRemoval(Compressor):
@@ -197,5 +205,5 @@ class WordRemoval(Compressor):
 
     def _ordered(self, template: str) -> tuple[Outline, list[set[int]], Cutter]:
         outline = Outline(template)
-        steps = lowest_first(outline, self.scores(outline), self.config)
+        steps = may_go(lowest_first(outline, self.scores(outline), self.config), outline, self.config)
         return outline, steps, Cutter(outline, self.config, functools.partial(self.part_scores, template))

@@ -11,7 +11,7 @@ The order of removal:
 7. sentences, numbered items and code that name something specific, from the end
 8. sentences that state a rule, from the end
 9. the first sentence and the lead-in to the query, word by word, stop words first
-10. units that contain a text of `keep`, word by word, the text itself at the very end
+10. units that contain a text of `keep` or `stay`, word by word, the text of `keep` itself at the very end
 
 A unit is a sentence, a list item, a code fence or a dialogue turn. A heading goes together with the last unit under it,
 and a list item never goes before its contents. A blank line goes when it separates nothing any more; most tokenizers
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.outline import Outline, Unit
-from pilocal.compress.removal import Cutter, remove
+from pilocal.compress.removal import Cutter, may_go, remove
 from pilocal.task import Compression
 
 STOP_WORD = re.compile(
@@ -63,13 +63,13 @@ class Rules(Compressor):
     def compress(self, template: str, tau: float) -> str:
         """Return the longest text that fits `tau`, removing words in the fixed order."""
         outline = Outline(template)
-        steps = removals(outline, self.config)
+        steps = may_go(removals(outline, self.config), outline, self.config)
         return remove(outline, steps, tau, self.count_tokens, Cutter(outline, self.config))
 
 
 def removals(outline: Outline, config: Compression) -> list[set[int]]:
     """Return sets of word numbers in the order of removal; together they are every word of the template."""
-    kept = outline.overlapping(config.keep)
+    kept = outline.overlapping(config.protected)
     dropped = outline.overlapping(config.drop_first)
     largest = max(SMALLEST_PIECE, len(outline.words) // PIECES)
     below: dict[int, Key] = {}

@@ -65,7 +65,7 @@ class Summary(Compressor):
         self._taus = tuple(sorted({tau for tau in taus if 0 < tau < 1}))
         if not self._taus:
             return
-        kept = "\n".join(protected_texts(template, self.config.keep))
+        kept = "\n".join(protected_texts(template, self.config.protected))
         budget = int(self._taus[0] * self.tools.count_tokens(template))
         if self.tools.count_tokens(kept) > budget:
             what = f"the texts to keep do not fit tau {self._taus[0]:.4g}, which allows {budget} tokens"
@@ -93,7 +93,7 @@ class Summary(Compressor):
         self._model = self._model or self.tools.load_model()
         whole = self.tools.count_tokens(template)
         budget = int(tau * whole)
-        protected = protected_texts(template, self.config.keep)
+        protected = protected_texts(template, self.config.protected)
         where = f"compressor {self.name} at tau {tau:.4g}"
         source, got = self._without_dropped(template), ""
         fewest: int | None = None
@@ -120,6 +120,6 @@ class Summary(Compressor):
         if not self.config.drop_first:
             return template
         outline = Outline(template)
-        kept, dropped = outline.overlapping(self.config.keep), outline.overlapping(self.config.drop_first)
+        kept, dropped = outline.overlapping(self.config.protected), outline.overlapping(self.config.drop_first)
         units = [set(unit.words) for unit in outline.units]
         return outline.text({word for words in units if words & dropped and not words & kept for word in words})

@@ -13,7 +13,7 @@ from typing import Any
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.ladder import Ladder
 from pilocal.compress.llmlingua2 import LLMLingua2
-from pilocal.compress.protect import check_texts
+from pilocal.compress.protect import check_texts, stay_text
 from pilocal.compress.removal import TOLERANCE
 from pilocal.compress.rules import Rules
 from pilocal.compress.summary import Summary
@@ -44,12 +44,14 @@ class CompressedTemplate:
     tokens: int
     """Tokens of `text`."""
     ratio: float
-    """The realised share: `tokens` over the whole template's; never above tau, except for a ladder."""
+    """The realised share: `tokens` over the whole template's; never above tau, except for a ladder or what stays."""
+    stays: float = 0.0
+    """The share of what stays whatever tau is, the texts of `[compression] stay`."""
 
     @property
     def is_off(self) -> bool:
         """Whether the realised share differs from tau by more than TOLERANCE, and not because the user wrote it so."""
-        return self.compressor != Ladder.name and abs(self.ratio - self.tau) > TOLERANCE + 1e-6
+        return self.compressor != Ladder.name and abs(self.ratio - max(self.tau, self.stays)) > TOLERANCE + 1e-6
 
 
 def compression_facts(taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:
@@ -63,6 +65,8 @@ def compression_facts(taus: Sequence[float], config: Compression, tools: Tools) 
 def _facts(compressor: Compressor, taus: Sequence[float], config: Compression, tools: Tools) -> list[Any]:
     settings = dataclasses.asdict(config)
     settings.pop("device")  # where it is computed, not what
+    if not config.stay:
+        del settings["stay"]  # so that runs from before there was this setting are known again
     return [settings, tools.base_id, compressor.inputs(taus)]
 
 
@@ -71,6 +75,8 @@ def compress_template(
 ) -> tuple[CompressedTemplate, ...]:
     """Return the template at each tau, in the given order; each is read from `folder` if it is there intact.
 
+    Where tau allows no more than the texts of `stay` have, they are what is left.
+
     An entry is the text (`tau-0.6667.md`) and a sidecar (`tau-0.6667.json`) with the hash of everything that determined
     it: template, compressor and settings, the base, other inputs of the compressor, and tau. A damaged or stale entry
     is made again. Models that a compressor loaded are freed on return. Raises InputError when the settings do not fit
@@ -78,9 +84,10 @@ def compress_template(
     """
     check_texts(template, config)
     compressor = COMPRESSORS[config.method](config, tools)
-    compressor.check(template, taus)
+    whole, stay = tools.count_tokens(template), stay_text(template, config)
+    stays = tools.count_tokens(stay) / max(whole, 1)
+    compressor.check(template, [tau for tau in taus if tau > stays])
     facts = _facts(compressor, taus, config, tools)
-    whole = tools.count_tokens(template)
     digits = next(d for d in range(4, 20) if len({f"{tau:.{d}f}" for tau in taus}) == len(set(taus)))
     results = []
     try:
@@ -89,10 +96,11 @@ def compress_template(
             key = fingerprint(template, facts, tau)
             result = _read(path, key)
             if result is None:
-                text = template if tau >= 1 else compressor.compress(template, tau) if tau > 0 else ""
+                text = template if tau >= 1 else compressor.compress(template, tau) if tau > stays else stay
                 tokens = tools.count_tokens(text)
+                ratio = tokens / max(whole, 1)
                 result = CompressedTemplate(
-                    tau=tau, compressor=config.method, text=text, tokens=tokens, ratio=tokens / max(whole, 1)
+                    tau=tau, compressor=config.method, text=text, tokens=tokens, ratio=ratio, stays=stays
                 )
                 _write(path, key, result)
             results.append(result)
@@ -107,6 +115,8 @@ def _write(path: Path, key: str, result: CompressedTemplate) -> None:
         file.write(data)
     facts = dataclasses.asdict(result)
     del facts["text"]
+    if not result.stays:
+        del facts["stays"]
     write_json(path.with_suffix(".json"), {**facts, "key": key, "text_sha256": hashlib.sha256(data).hexdigest()})
 
 
@@ -123,6 +133,7 @@ def _read(path: Path, key: str) -> CompressedTemplate | None:
             text=data.decode(),
             tokens=int(facts["tokens"]),
             ratio=float(facts["ratio"]),
+            stays=float(facts.get("stays", 0.0)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

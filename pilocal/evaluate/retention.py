@@ -18,7 +18,7 @@ from pilocal.errors import InputError
 from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.llamacpp.engine import log_softmax
 from pilocal.progress import Progress
-from pilocal.prompt.render import Message
+from pilocal.prompt.preamble import Request, bare
 from pilocal.prompt.tokens import Row, answer_text, end_tokens, prompt_tokens
 from pilocal.task import Example, Scoring, Task
 from pilocal.task.examples import load_unrelated
@@ -41,12 +41,12 @@ def unrelated_prompts(task: Task) -> tuple[Example, ...]:
     return task.unrelated or load_unrelated(GENERAL)
 
 
-def check_unrelated(task: Task, base: Base) -> None:
+def check_unrelated(task: Task, base: Base, request: Request = bare) -> None:
     """Raise InputError for an unrelated prompt that does not fit the base with its answer."""
     room = base.context - task.evaluation.unrelated_tokens
     where = task.files.get("unrelated", f"{task.files['task']} [evaluation] unrelated_tokens")
     for example in unrelated_prompts(task):
-        count = len(_prompt(example, base))
+        count = len(_tokens(request, example, base))
         if count > room:
             what = f"{example.query[:40]!r} is {count - room} tokens over what the model's context leaves for a prompt"
             fix = "shorten it, or lower [evaluation] unrelated_tokens"
@@ -64,6 +64,8 @@ class Pair:
     """The longest answer."""
     batch_size: int
     progress: Progress
+    request: Request = bare
+    """How the prompts are asked: alone, or after what stays of the task's prompt."""
 
     def base_says(self, examples: Sequence[Example]) -> list[Said]:
         """Return the base's greedy answers."""
@@ -112,7 +114,7 @@ class Pair:
     def _says(self, adapter: Path | None, examples: Sequence[Example], title: str) -> list[Said]:
         model = self.load(self.base, adapter)
         completions = model.answer(
-            [_prompt(example, self.base) for example in examples],
+            [self._prompt(example) for example in examples],
             ends=end_tokens(self.base.tokenizer),
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
@@ -123,16 +125,19 @@ class Pair:
 
     def _row(self, example: Example, said: Said) -> Row:
         """Return a prompt with its answer and an end of turn, no longer than what was asked for."""
-        prompt = _prompt(example, self.base)
+        prompt = self._prompt(example)
         completion = [*said, min(end_tokens(self.base.tokenizer))][: self.max_tokens]
         return Row((*prompt, *completion), len(prompt))
+
+    def _prompt(self, example: Example) -> list[int]:
+        return _tokens(self.request, example, self.base)
 
     def _text(self, said: Said) -> str:
         return answer_text(said, self.base.tokenizer)
 
 
-def _prompt(example: Example, base: Base) -> list[int]:
-    return prompt_tokens([Message(role="user", content=example.query)], base.tokenizer)
+def _tokens(request: Request, example: Example, base: Base) -> list[int]:
+    return prompt_tokens(request(example)["messages"][:-1], base.tokenizer)
 
 
 def summarize(lines: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pilocal.prompt.preamble import NOTHING, Preamble
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,6 +31,15 @@ class Facts:
     """Lines below that table."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """By package."""
+    residue: Preamble = NOTHING
+    """What stays of the prompt in every request."""
+
+    @property
+    def chat(self) -> str:
+        """The messages of a call, in Python."""
+        system = {"role": "system", "content": self.residue.template}
+        before = f"{system!r}, " if self.residue.template else ""
+        return f'[{before}{{"role": "user", "content": "the query"}}]'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +86,7 @@ def card(facts: Facts, kind: Kind) -> str:
         f"{kind.what} for the task {facts.task}, made from `{facts.base}`{_hashed(facts)}. The task's recurring "
         "prompt (its instructions and\nsolved examples) was trained into the weights. The licence is the base's.",
         "## How to call it",
-        "Send the query alone, as one user message: no system message, no instructions, no examples. Greedy decoding\n"
-        "(temperature 0) is what the scores were measured with.",
+        *_asked(facts.residue),
         kind.how,
     ]
     if facts.metrics:
@@ -86,6 +96,24 @@ def card(facts: Facts, kind: Kind) -> str:
     if facts.versions:
         parts += ["## Made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."]
     return "\n\n".join(parts) + "\n"
+
+
+def _asked(residue: Preamble) -> list[str]:
+    """Return the paragraphs on what a request holds."""
+    greedy = "Greedy decoding\n(temperature 0) is what the scores were measured with."
+    if not residue:
+        alone = "Send the query alone, as one user message: no system message, no instructions, no examples."
+        return [f"{alone} {greedy}"]
+    said = ["A short prompt stays in every request; `pilocal serve` adds it to a bare query by itself."]
+    shown = []
+    if residue.template:
+        said.append("Other programs send this system message:")
+        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", residue.template) or [""]))
+        shown.append(f"{fence}text\n{residue.template}\n{fence}")
+    if residue.shots:
+        many = f"{residue.shots} training examples" if residue.shots > 1 else "1 training example"
+        shown.append(f"Before the query: {many} with the queries most like it, as solved turns, the most similar last.")
+    return ["\n".join(said), *shown, f"Then comes the query, as one user message. {greedy}"]
 
 
 def _hashed(facts: Facts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def write_mlx_folder(
     paths += [folder / "config.json", folder / "README.md"]
     write_json(paths[-2], _config(base, stored))
     with replacing(paths[-1]) as file:
-        file.write(card(facts, _kind(form)))
+        file.write(card(facts, _kind(form, facts)))
     return paths
 
 
@@ -181,16 +182,18 @@ def _config(base: Base, form: Form) -> dict[str, Any]:
     return config | {"torch_dtype": form.dtype, "tie_word_embeddings": tied}
 
 
-def _kind(name: str) -> Kind:
-    how = """```sh
-mlx_lm.generate --model this/folder --prompt "the query" --temp 0
+def _kind(name: str, facts: Facts) -> Kind:
+    residue = facts.residue.template
+    system = f" --system-prompt {shlex.quote(residue)}" if residue else ""
+    how = f"""```sh
+mlx_lm.generate --model this/folder{system} --prompt "the query" --temp 0
 ```
 
 ```python
 from mlx_lm import generate, load
 
 model, tokenizer = load("this/folder")
-chat = [{"role": "user", "content": "the query"}]
+chat = {facts.chat}
 print(generate(model, tokenizer, prompt=tokenizer.apply_chat_template(chat, add_generation_prompt=True)))
 ```
 

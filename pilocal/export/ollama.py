@@ -23,21 +23,29 @@ QUOTES = '"""'
 def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     """Write Modelfile and README.md beside the GGUF files that are shipped; return the two.
 
-    There is no SYSTEM line, since the prompt is in the weights. Raises ExportError when the chat template cannot be
-    said in Ollama's language, RunError when the disk is full.
+    There is no SYSTEM line, since the prompt is in the weights, unless a part of it stays. Raises ExportError when the
+    chat template or what stays cannot be said in Ollama's language, RunError when the disk is full.
     """
-    served = shipped.served_path
+    served, residue = shipped.served_path, shipped.residue
+    if residue.shots:
+        what, fix = (
+            "a Modelfile cannot choose shots for each query",
+            "serve it with `pilocal serve`, or end at no shots",
+        )
+        raise ExportError("until_shots", what, got=residue.shots, fix=fix)
     with Model(served, vocabulary_only=True) as model:
         template = read_layout(tokenizer, adds_bos=model.tokenizer.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
-    if any(QUOTES in text for text in (template, *ends)):
-        raise ExportError("chat template", "a Modelfile cannot hold three quotes", fix="serve it with `pilocal serve`")
+    for where, texts in (("chat template", (template, *ends)), ("template", (residue.template,))):
+        if any(QUOTES in text for text in texts):
+            raise ExportError(where, "a Modelfile cannot hold three quotes", fix="serve it with `pilocal serve`")
     name = ollama_name(shipped.name)
     lines = [
         f"# ollama create {name} -f Modelfile",
         f"FROM {f'./{served.name}' if served.parent == shipped.folder else served}",
         *([f"ADAPTER ./{shipped.adapter}"] if shipped.adapter else []),
         f"TEMPLATE {QUOTES}{template}{QUOTES}",
+        *([f"SYSTEM {QUOTES}{residue.template}{QUOTES}"] if residue else []),
         *(f'PARAMETER stop "{end}"' for end in ends),
         "PARAMETER temperature 0",
     ]

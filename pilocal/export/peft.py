@@ -117,7 +117,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base = AutoModelForCausalLM.from_pretrained({where})
 model = PeftModel.from_pretrained(base, "this/folder")
 tokenizer = AutoTokenizer.from_pretrained({where})
-chat = [{{"role": "user", "content": "the query"}}]
+chat = {facts.chat}
 {read}prompt = tokenizer.apply_chat_template(
     chat, {given}add_generation_prompt=True, return_tensors="pt", return_dict=True
 )

@@ -1,4 +1,4 @@
-"""Answers of the base, with an adapter or without, to bare queries: kept some at a time, and never asked for twice."""
+"""Answers of the base, with an adapter or without, to requests: kept some at a time, and never asked for twice."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Answering:
     def _load(self) -> ReferenceModel:
         return reference_loader(self.context)(self.context.base, self.adapter)
 
-    def _asker(self, begin: int, total: int) -> Asker:
-        """Return what asks, and counts the answers from `begin` on."""
+    def _asker(self, begin: int, count: int) -> Asker:
+        """Return what asks, and counts the answers from `begin` on, of `count`."""
         context = self.context
 
-        def show(what: str, done: int, count: int, note: str = "") -> None:
-            context.progress(what, begin + done, total, note)
+        def show(what: str, done: int, total: int, note: str = "") -> None:
+            context.progress(what, begin + done, count, note)
 
         return Asker(
             base=context.base,

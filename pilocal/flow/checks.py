@@ -21,6 +21,7 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
 from pilocal.task import AUTO, LOSSLESS, Evaluation, Task
 from pilocal.task.schedule import Schedule
+from pilocal.task.working import KEY, working_of
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
 UNMADE = frozenset({"iq1_m", "iq1_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_xs", "iq3_xxs", "nvfp4", "q2_k_s"})
@@ -83,6 +84,7 @@ def checked_context(
     for warning in task.warnings:
         listeners.warn(warning)
     _warn_of_contradictions(task, listeners.warn)
+    _warn_of_no_working(task, schedule, listeners.warn)
     known: dict[str, Any] = {"task": task, "schedule": schedule, "run": run, "base": base, "backend": chosen}
     return Context(**known, metric=metric, listeners=listeners, start=start or start_of(run.state, run.file))
 
@@ -171,7 +173,29 @@ def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
         what = "what is computed again would be dropped out anew"
         fix = "set [lora] dropout = 0 or recompute = false"
         faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
+    return faults + (_working_faults(task) if any(schedule.workings) else [])
+
+
+def _working_faults(task: Task) -> list[PilocalError]:
+    """Return what is wrong with the working of examples, where a schedule fades it."""
+    faults: list[PilocalError] = []
+    for split, examples in (("train", task.train), ("valid", task.valid)):
+        odd = [each for each in examples if not isinstance(each.extra.get(KEY, ""), str)]
+        if odd:
+            what = f"the working of {len(odd)} records is not text, the first being {odd[0].id}"
+            faults.append(InputError(task.files[split], what, got=odd[0].extra[KEY], fix='write "working": "..."'))
+    if not faults and not any(working_of(example) for example in task.train):
+        fix = f'add "{KEY}": "..." to its records, or set fade = "prompt" in the schedule'
+        faults.append(InputError(task.files["train"], "no record carries the working that the schedule fades", fix=fix))
     return faults
+
+
+def _warn_of_no_working(task: Task, schedule: Schedule, warn: Callable[[str], None]) -> None:
+    """Warn of training examples without the working that the schedule fades."""
+    without = [example.id for example in task.train if not working_of(example)] if any(schedule.workings) else []
+    if without:
+        what = f"{len(without)} of {len(task.train)} records carry no working, the first being {without[0]}"
+        warn(f"{task.files['train']}: {what}: their completions are the answers alone in every stage")
 
 
 def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) -> Backend:

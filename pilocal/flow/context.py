@@ -13,18 +13,19 @@ from pilocal.base.language_model import BaseModel
 from pilocal.compress import TOLERANCE, CompressedTemplate, Tools, compress_template
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.progress import Progress
+from pilocal.prompt.preamble import Preamble
+from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.rows import read_records, read_rows, read_rows_of_each
-from pilocal.task import Compression, Task
+from pilocal.task import Compression, Example, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend
 
 if TYPE_CHECKING:
     from pilocal.evaluate.scoring.metrics import Metric
     from pilocal.flow.start import Start
-    from pilocal.prompt.render import Record
     from pilocal.prompt.tokens import Row
 
 
@@ -70,12 +71,32 @@ class Context:
         """The number of the last stage."""
         return len(self.schedule.stages) - 1
 
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """The numbers of the stages that are trained, in their order; after an edit only the last is."""
+        return (self.last_stage,) if self.start else self.schedule.trained
+
     @cached_property
     def templates(self) -> tuple[CompressedTemplate, ...]:
         """The template at every stage's tau; warns of the stages whose tau was not met."""
         templates = self.compress(self.taus, self.task.compression)
         self._warn_of_other_ratios(templates)
         return templates
+
+    @cached_property
+    def residue(self) -> Preamble:
+        """What stands before a query once the run is over; false where that is nothing, and requests are bare."""
+        text = self.compress(self.taus, self.task.compression)[-1].text if self._template_stays else ""
+        return Preamble(text, self.schedule.stages[-1].shots)
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether the settings leave anything before a query; true even where the texts then turn out to be empty."""
+        return self._template_stays or self.schedule.stages[-1].shots > 0
+
+    @property
+    def _template_stays(self) -> bool:
+        return bool(self.taus[-1] or self.task.compression.stay)
 
     def _warn_of_other_ratios(self, templates: Sequence[CompressedTemplate]) -> None:
         off = [(number, template) for number, template in enumerate(templates) if template.is_off]
@@ -84,6 +105,10 @@ class Context:
             what = f"{self.task.compression.method} misses tau by more than {TOLERANCE:g} of the template's tokens"
             fix = 'take other taus, or write the texts yourself: [compression] method = "ladder"'
             self.warn(f"{self.task.files['template']}: {what}: {', '.join(said)}; {fix}")
+        if templates[-1].tau and not templates[-1].tokens:
+            what = f"{self.task.compression.method} leaves nothing of the template at tau {templates[-1].tau:.4g}"
+            fix = "raise until_tau, or name what is to stay in [compression] stay"
+            self.warn(f"{self.task.files['template']}: {what}, where the schedule ends; {fix}")
 
     def compress(self, taus: Sequence[float], compression: Compression) -> tuple[CompressedTemplate, ...]:
         """Return the template at some taus, in their order, and keep it in the run folder."""
@@ -145,6 +170,22 @@ class Context:
         """Return what a stage trains on: its examples and, if there are any, the rows that restate the template."""
         splits = ("train", "restated") if self.task.training.restate else ("train",)
         return [row for split in splits for row in self.rows(stage, split)]
+
+    def request(self, example: Example) -> Record:
+        """Return a record that asks a query as every request does, after what stays of the prompt, with its answer."""
+        residue = self.residue
+        shots = self.picker.for_query(example.query, residue.shots, example.history) if residue.shots else ()
+        return render(residue.template, [self.task.train[i] for i in shots], example)
+
+    def prompts_after(self, preamble: Preamble) -> list[list[int]]:
+        """Return the tokens of the test set's queries after a template and shots; at most `max_shots` of these."""
+        train, asked = self.task.train, [(example.query, example.history) for example in self.task.test]
+        chosen = self.picker.for_queries(asked, preamble.shots)
+        records = [
+            render(preamble.template, [train[i] for i in shots], example)
+            for example, shots in zip(self.task.test, chosen, strict=True)
+        ]
+        return [prompt_tokens(record["messages"][:-1], self.base.tokenizer) for record in records]
 
     def test_prompts(self, stage: int) -> list[list[int]]:
         """Return the tokens of the test set's prompts as a stage has them."""

@@ -98,7 +98,7 @@ def _open_tracker(context: Context, name: str, key: str, first: int) -> Tracker:
     assert kind
     settings = {
         "task": task.name,
-        "stages": [asdict(stage) for stage in context.schedule.stages],
+        "stages": [stage.facts() for stage in context.schedule.stages],
         "lora": asdict(task.lora),
         "training": asdict(task.training),
     }

@@ -121,8 +121,9 @@ def measure_gap(context: Context, stages: Sequence[RenderedStage]) -> Gap:
     """Look at the base with the whole prompt, without it, and without each entry; raises ModelError for its weights."""
     teacher: Teacher = training_setup(context.task, context.base, context.backend).teacher()
     chosen = context.task.valid[:EXAMPLES]
-    rows = [stages[number].valid[: len(chosen)] for number in (0, context.last_stage)]
-    full, bare = (_per_token(teacher, some) for some in rows)
+    first, last = (stages[number].valid[: len(chosen)] for number in (0, context.last_stage))
+    whole = [row.completed_as(answer) for row, answer in zip(first, last, strict=True)]  # without any working
+    full, bare = (_per_token(teacher, some) for some in (whole, last))
     return Gap(examples=len(chosen), full=full, bare=bare, entries=tuple(_census(context, teacher)))
 
 

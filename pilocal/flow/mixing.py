@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pilocal.base.base import Base
 from pilocal.errors import InputError
-from pilocal.prompt.render import render
+from pilocal.flow.context import Context
+from pilocal.prompt.preamble import Request, bare
 from pilocal.prompt.tokens import prompt_tokens
 from pilocal.task import Example, Task
 from pilocal.task.examples import load_queries
@@ -44,15 +45,25 @@ def mix_queries(task: Task) -> list[str]:
     return found
 
 
-def mix_prompts(task: Task, base: Base) -> list[list[int]]:
+def mix_prompts(task: Task, base: Base, request: Request = bare) -> list[list[int]]:
     """Return the tokens of every unrelated request; raises InputError where one and its answer exceed the context."""
-    prompts = [prompt_tokens(render("", [], _example(query))["messages"][:-1], base.tokenizer)
-               for query in mix_queries(task)]  # fmt: skip
+    prompts = [prompt_tokens(request(_example(query))["messages"][:-1], base.tokenizer) for query in mix_queries(task)]
     longest, room = max(map(len, prompts)), base.context - mix_limit(task)
     if longest > room:
         what, fix = f"a request has more than {room} tokens, which leaves no room for an answer", "shorten it"
         raise InputError(task.files.get("mix_queries", GENERAL), what, got=f"{longest} tokens", fix=fix)
     return prompts
+
+
+def check_requests(context: Context) -> None:
+    """Raise InputError for an unrelated request that exceeds the context after what stays of the prompt."""
+    if not context.residue:
+        return
+    from pilocal.evaluate.retention import check_unrelated
+
+    if context.task.training.mix:
+        mix_prompts(context.task, context.base, context.request)
+    check_unrelated(context.task, context.base, context.request)
 
 
 def _example(query: str) -> Example:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pilocal.flow.context import Context
 from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.mixing import check_requests
 from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
 from pilocal.flow.rendering import StageBudget, render_stages
@@ -98,6 +99,7 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
     context.metric.check(context.task.test)
     stages, trained = render_stages(context), context.schedule.trained
     check_teacher(context)
+    check_requests(context)
     steps = context.schedule.steps(context.task.training.steps)
     plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation) for n in trained]
     setup = training_setup(context.task, context.base, context.backend)
@@ -124,6 +126,9 @@ def _said_of_length(over: int) -> Iterator[str]:
 
 
 def _hints(context: Context) -> Iterator[str]:
+    if residue := context.residue:
+        tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
+        yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
     if tokens := context.base.default_system_tokens:
         if context.base.chat.default_system:
             what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"

@@ -1,4 +1,9 @@
-"""Every record of every stage: rendered, tokenized and measured."""
+"""Every record of every stage: rendered, tokenized and measured.
+
+A record's completion is the same in every stage: the answer. A schedule that fades the working is the one exception. It
+says in each stage's record how much of the working stands before the answers of training and validation; shots and the
+test have answers alone.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, token_counter, tokenize_all
 from pilocal.task import Example
 from pilocal.task.schedule import Stage
+from pilocal.task.working import faded
 
 SPLITS = ("train", "valid", "test")
 
@@ -41,6 +47,8 @@ class StageBudget:
     """Mean over the training rows."""
     longest_row: int
     """Tokens of the longest row of any split, prompt and completion."""
+    working: float = 0.0
+    """The share of the working that stands before the answers; 0 where there are answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,9 @@ def _render_stage(
         records[split], rows[split] = [], []
         for example, chosen in asked[split]:
             nearest = chosen[len(chosen) - stage.shots :]
-            record = render(template.text, [task.train[i] for i in nearest], example)
+            # The test's answers are what an evaluation compares with, which asks for the answer alone.
+            shown = faded(example, stage.working) if split in ("train", "valid") else example
+            record = render(template.text, [task.train[i] for i in nearest], shown)
             records[split].append(record)
             rows[split].append(tokenize_all(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(asked) + done, len(asked) * len(context.schedule.stages))
@@ -142,4 +152,5 @@ def _budget(
         ratio=template.ratio,
         prompt_tokens=mean(len(row.tokens) - len(row.completion) for row in rows["train"]),
         longest_row=max(len(row.tokens) for split in rows.values() for row in split),
+        working=stage.working,
     )

@@ -21,8 +21,9 @@ from pilocal.flow.steps import TRAIN
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
+from pilocal.retrieve.shipped import ShippedShots
 from pilocal.run_folder.folder import RunDir
-from pilocal.run_folder.shipped import read_shipped
+from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import LOSSLESS, load_task
 from pilocal.task.text import path_of
 from pilocal.training.backend import Backend, backend_named
@@ -72,11 +73,13 @@ class Run:
     def answer(self, query: str | Sequence[Message], *, max_tokens: int | None = None) -> str:
         """Return what the served file answers in llama.cpp, greedily; the file stays loaded until `close`.
 
-        `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`;
-        `max_tokens` is the task's by default. Raises RunError when nothing is served yet, InputError when the query and
-        its answer do not fit CONTEXT tokens.
+        `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`; what
+        stays of the prompt is put before it. `max_tokens` is the task's by default. Raises RunError when nothing is
+        served yet, InputError when the query and its answer do not fit CONTEXT tokens.
         """
         messages = [Message(role="user", content=query)] if isinstance(query, str) else list(query)
+        if residue := self._served.residue:
+            messages = residue.of(messages, self._shots)
         prompt, limit = prompt_tokens(messages, self._tokenizer), max_tokens or self._max_tokens
         if len(prompt) + limit >= CONTEXT:
             what, fix = f"the query and its answer do not fit {CONTEXT} tokens", "shorten it, or lower max_tokens"
@@ -88,7 +91,8 @@ class Run:
 
     def close(self) -> None:
         """Free the served file if `answer` has loaded it."""
-        self.__dict__.pop("_engine", None)
+        for kept in ("_engine", "_served", "_shots"):
+            self.__dict__.pop(kept, None)
         self._opened.close()
 
     def __enter__(self) -> Run:
@@ -103,8 +107,16 @@ class Run:
     def _engine(self) -> Engine:
         from pilocal.llamacpp.engine import Engine
 
-        served = read_shipped(self.folder)
+        served = self._served
         return self._opened.enter_context(Engine(served.served_path, CONTEXT, served.adapter_path))
+
+    @cached_property
+    def _served(self) -> Shipped:
+        return read_shipped(self.folder)
+
+    @cached_property
+    def _shots(self) -> ShippedShots:
+        return ShippedShots(self._served, self._served.examples())
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -82,6 +82,8 @@ def serve(context: Context, files: Files) -> list[Path]:
         chat_template=CHAT_TEMPLATE if template else None,
         template=task.template,
         shots=context.max_shots,
+        residue_template=context.residue.template,
+        residue_shots=context.residue.shots,
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
@@ -196,4 +198,5 @@ def _card_facts(context: Context) -> Facts:
         gate=(head, rows) if rows else None,
         notes=float_notes(gated),
         versions=context.run.state.get("versions", {}),
+        residue=context.residue,
     )

@@ -63,6 +63,10 @@ class Row(NamedTuple):
         """Whether the completion is what a model said, and no reference answer."""
         return self.soft is not None and not self.soft.reference
 
+    def completed_as(self, other: Row) -> Row:
+        """Return this prompt with the completion of another row, to the same query."""
+        return Row((*self.tokens[: self.offset], *other.completion), self.offset, other.soft)
+
 
 class Layout:
     """A tokenizer's chat template as training and serving use it; read one with `layout_of`."""

@@ -10,6 +10,7 @@ from typing import Any
 from unicodedata import category
 
 from pilocal.errors import InputError, ModelError, RunError
+from pilocal.prompt.preamble import Preamble
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import remembered_sha256
 from pilocal.task import Example, Retrieval, load_examples
@@ -49,6 +50,10 @@ class Shipped:
     """The template, whole."""
     shots: int
     """How many shots the full prompt has."""
+    residue_template: str = ""
+    """What stays of the template in every request; empty where nothing does."""
+    residue_shots: int = 0
+    """How many shots stay before every query."""
     retrieval: Retrieval = field(default_factory=Retrieval)
     """How shots are chosen."""
     seed: int = 0
@@ -70,6 +75,16 @@ class Shipped:
     def adapter_path(self) -> Path | None:
         """The adapter that is applied to the base, if one is."""
         return self.folder / self.adapter if self.adapter else None
+
+    @property
+    def full(self) -> Preamble:
+        """What stands before a query in the full prompt."""
+        return Preamble(self.template, self.shots)
+
+    @property
+    def residue(self) -> Preamble:
+        """What stands before every query for good; false where that is nothing."""
+        return Preamble(self.residue_template, self.residue_shots)
 
     @property
     def served_template(self) -> str | None:
@@ -96,6 +111,8 @@ class Shipped:
         """Write it without the examples; return the file."""
         values = asdict(self)
         del values["folder"]
+        if not self.residue:
+            del values["residue_template"], values["residue_shots"]
         write_json(self.folder / FILE, values)
         return self.folder / FILE
 

@@ -32,9 +32,14 @@ class KnownPrompt:
     True
     """
 
-    def __init__(self, template: str, examples: Iterable[Example]) -> None:
+    def __init__(self, template: str, examples: Iterable[Example], *, shots_alone: bool = False) -> None:
+        """Take the template and the examples that may be shots.
+
+        With `shots_alone`, a template without a word does not keep shots from being found.
+        """
         self._template = Wording(template)
         self._shots = _shot_turns(examples)
+        self._shots_alone = shots_alone and not squeeze(template)
 
     def strip(self, chat: Chat) -> Chat:
         """Return the chat without any copy of the template, and then without the shots that its turns begin with.
@@ -43,11 +48,15 @@ class KnownPrompt:
         returned as it is, and so is one of which nothing would be left to answer.
         """
         stripped = [self._without_template(message) for message in chat]
-        if all(new is old for new, old in zip(stripped, chat, strict=True)):
+        as_sent = all(new is old for new, old in zip(stripped, chat, strict=True))
+        if as_sent and not self._shots_alone:
             return chat
         left = [message for message in stripped if message is not None]
         start = next((i for i, message in enumerate(left) if message["role"] != "system"), len(left))
-        return left[:start] + self._without_shots(left[start:]) if left[start:] else chat
+        if not left[start:]:
+            return chat
+        bare = left[:start] + self._without_shots(left[start:])
+        return chat if as_sent and len(bare) == len(chat) else bare
 
     def _without_template(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Return a message without the template, or as it is; None when it was the template and nothing else."""

@@ -11,9 +11,9 @@ from pilocal.errors import PilocalError
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.chat import TokenCounter
-from pilocal.server.full_prompt import FallbackSampler, FullPrompt
-from pilocal.server.near_miss import NearMisses
-from pilocal.server.prompt_stripping import Chat, KnownPrompt
+from pilocal.server.full_prompt import FallbackSampler, PromptWriter
+from pilocal.server.prompt_stripping import Chat
+from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.request import CHAT
 from pilocal.server.weights import BASE
@@ -70,9 +70,8 @@ class Router:
     def __init__(self, tasks: Sequence[Shipped], counter: TokenCounter, *, context: int, fallback_share: float) -> None:
         """Read every task's examples; `fallback_share` of the requests to tasks get the full prompt."""
         examples = {task.name: task.examples() for task in tasks}
-        self._known = {task.name: KnownPrompt(task.template, examples[task.name]) for task in tasks}
-        self._near_misses = {task.name: NearMisses(task.template) for task in tasks}
-        self._full_prompts = {task.name: FullPrompt(task, examples[task.name]) for task in tasks}
+        self._known = {task.name: Recognition(task, examples[task.name]) for task in tasks}
+        self._prompts = {task.name: PromptWriter(task, examples[task.name]) for task in tasks}
         self._fused = {task.name for task in tasks if task.fused}
         self._takes_full_prompt = FallbackSampler(fallback_share)
         self._counter = counter
@@ -127,8 +126,8 @@ class Router:
             return self._as_sent(body, BASE)
         if sum(len(message["content"]) for message in body["messages"]) > self._searched:
             self._check_fit(self._counter.chat(body), body, "messages")  # much faster than to search it
-        bare = self._known[name].strip(body["messages"])
-        if self._near_misses[name].found_in(bare):
+        bare, near_miss = self._known[name].strip(body["messages"])
+        if near_miss:
             return self._as_sent(body, FULL_PROMPT, near_miss=True)
         if full_prompt or (sampled and self._takes_full_prompt()):
             full = self._full_prompt_route(name, bare, body, asked=full_prompt)
@@ -143,7 +142,7 @@ class Router:
         body = {**body, "prompt": prompt}
         if name == BASE:
             return Route(task=name, arm=BASE, model=BASE, body=body, prompt_tokens=count)
-        if self._near_misses[name].found_in([{"role": "user", "content": prompt}]):
+        if self._known[name].is_near_miss(prompt):
             return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count, near_miss=True)
         return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count)
 
@@ -154,7 +153,10 @@ class Router:
 
     def _bare_route(self, body: Mapping[str, Any], bare: Chat) -> Route:
         name, sent = body["model"], body["messages"]
-        body = {**body, "messages": bare}
+        try:
+            body = {**body, "messages": self._prompts[name].with_residue(bare)}
+        except PilocalError as error:
+            raise server_error(str(error)) from None
         count = self._check_fit(self._counter.chat(body), body, "messages")
         saved = self._count_saved(body, sent, count) if bare is not sent else 0
         return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count, saved_tokens=saved)
@@ -170,7 +172,7 @@ class Router:
 
     def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
         try:
-            chat = self._full_prompts[name].chat(bare)
+            chat = self._prompts[name].full(bare)
         except PilocalError as error:
             raise server_error(str(error)) from None
         if chat is None:

@@ -14,7 +14,7 @@ from pilocal.synth.queries import Asked
 from pilocal.synth.records import Labelled
 from pilocal.synth.teacher import Teacher, asking
 from pilocal.task import Example
-from pilocal.task.tables import Synth
+from pilocal.task.synth_table import Synth
 
 DISAGREES = "the answer is another one where its entries stand alone"
 

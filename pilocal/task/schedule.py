@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,21 @@ class Stage:
     """Solved examples placed before the query."""
     share: float
     """Share of the run's optimizer steps; 0 for a stage that is evaluated but not trained."""
+    working: float = 0.0
+    """Share of the working that stands before an answer: 1 whole, 0 the answer alone."""
 
     def __post_init__(self) -> None:
         require(
             (0 <= self.tau <= 1, "tau", "must be between 0 and 1"),
             (self.shots >= 0, "shots", "must not be negative"),
             (0 <= self.share <= 1, "share", "must be between 0 and 1"),
+            (0 <= self.working <= 1, "working", "must be between 0 and 1"),
         )
+
+    def facts(self) -> dict[str, float]:
+        """Return what a run records of it: the share of the working only where there is one."""
+        working = {"working": self.working} if self.working else {}
+        return {"tau": self.tau, "shots": self.shots, "share": self.share, **working}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +54,11 @@ class Adaptive:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The stages in order: the first has the full prompt, the last is the query alone, and no prompt grows back."""
+    """The stages in order: the first has the full prompt, the last what every request has, and no prompt grows back.
+
+    By default nothing is left in the last stage but the query. Completions are the same in every stage, unless the
+    schedule fades the working before them.
+    """
 
     stages: tuple[Stage, ...]
     """Each with tau, shots and share."""
@@ -76,6 +88,11 @@ class Schedule:
         """The numbers of the stages that get optimizer steps."""
         return tuple(number for number, stage in enumerate(self.stages) if stage.share)
 
+    @property
+    def workings(self) -> tuple[float, ...]:
+        """The shares of the working that completions have, the largest first; (0.0,) where none fades."""
+        return tuple(sorted({stage.working for stage in self.stages}, reverse=True))
+
 
 def exponential(progress: float, rate: float) -> float:
     """Return the share that is left at `progress` (0 to 1): it falls from 1 to 0, fast early and slowly late.
@@ -96,18 +113,24 @@ def inverse_exponential(progress: float, rate: float) -> float:
     return 1 - exponential(1 - progress, rate)
 
 
+PROMPT, WORKING, BOTH = FADES = ("prompt", "working", "both")
+"""What a schedule shortens stage by stage."""
+
+UNTIL = frozenset({"until_tau", "until_shots"})
+FALLS = UNTIL | {"stages", "final", "fade"}
+
 DECAYS: Mapping[str, tuple[str, frozenset[str]]] = {
-    "linear": ("tau and shots fall in equal steps", frozenset({"stages", "final"})),
-    "exponential": ("they fall fast early, slowly late", frozenset({"stages", "final", "rate"})),
-    "inverse-exponential": ("they fall slowly early, fast late", frozenset({"stages", "final", "rate"})),
-    "template-only": ("no shots; the template falls in equal steps", frozenset({"stages", "final"})),
-    "shots-only": ("no template; the shots fall in equal steps", frozenset({"stages", "final"})),
-    "drop": ("the full prompt throughout, then nothing", frozenset()),
-    "direct": ("the query alone from the first step", frozenset()),
-    "adaptive": (
-        "linear, but a stage ends once the next prompt is as good",
-        frozenset({"stages", "final", "margin", "least"}),
+    "linear": ("tau and shots fall in equal steps", FALLS),
+    "exponential": ("they fall fast early, slowly late", FALLS | {"rate"}),
+    "inverse-exponential": ("they fall slowly early, fast late", FALLS | {"rate"}),
+    "template-only": (
+        "no shots; the template falls in equal steps",
+        frozenset({"stages", "final", "until_tau"}),
     ),
+    "shots-only": ("no template; the shots fall in equal steps", frozenset({"stages", "final", "until_shots"})),
+    "drop": ("the full prompt throughout, then nothing", UNTIL),
+    "direct": ("the query alone from the first step", UNTIL),
+    "adaptive": ("linear, but a stage ends once the next prompt is as good", FALLS | {"margin", "least"}),
 }
 """Every decay: what it does, and which keys it reads besides `shots`."""
 
@@ -132,6 +155,14 @@ class DecaySchedule:
     validation set."""
     least: float = 0.25
     """For adaptive: share of a stage's steps before the first comparison, and between two."""
+    until_tau: float = 0.0
+    """Where tau ends: the share of the template's tokens that stays in every request for good."""
+    until_shots: int = 0
+    """Where the shots end: so many stay before every query for good."""
+    fade: str = "prompt"
+    """What is shortened: "prompt" (template and shots), "working" (what the records' `working` puts before an answer;
+    the prompt is then that of the last stage from the first step), or "both", at one rate. It ends at the answer
+    alone."""
 
     def __post_init__(self) -> None:
         require(
@@ -143,6 +174,10 @@ class DecaySchedule:
             (self.final is None or 0 < self.final < 1, "final", "must be above 0 and below 1"),
             (self.margin >= 0, "margin", "must not be negative"),
             (0 < self.least <= 1, "least", "must be above 0 and at most 1"),
+            (0 <= self.until_tau < 1, "until_tau", "must be at least 0 and below 1"),
+            (self.until_shots >= 0, "until_shots", "must not be negative"),
+            (self.until_shots <= max(self.shots, 0), "until_shots", f"must not be above shots, which is {self.shots}"),
+            (self.fade in FADES, "fade", f"must be one of {', '.join(FADES)}"),
         )
 
     def schedule(self) -> Schedule:
@@ -155,23 +190,33 @@ class DecaySchedule:
         """
         if self.decay in ("drop", "direct"):
             share = float(self.decay == "drop")
-            full, bare = Stage(tau=1.0, shots=self.shots, share=share), Stage(tau=0.0, shots=0, share=1 - share)
-            return Schedule((full, bare))
+            return Schedule((self._stage(1.0, share), self._stage(0.0, 1 - share)))
         left = [self._left(i / (self.stages - 1)) for i in range(self.stages)]
         final = 1 / self.stages if self.final is None else self.final
         shares = [(1 - final) / (self.stages - 1)] * (self.stages - 1) + [final]
-        parts = [
-            Stage(
-                tau=0.0 if self.decay == "shots-only" else part,
-                shots=0 if self.decay == "template-only" else round(self.shots * part),
-                share=share,
-            )
-            for part, share in zip(left, shares, strict=True)
-        ]
-        if self.decay in ("template-only", "shots-only"):
-            parts.insert(0, Stage(tau=1.0, shots=self.shots, share=0.0))  # what the base is asked with
+        parts = [self._fading(part, share) for part, share in zip(left, shares, strict=True)]
+        if self._fades == WORKING or self.decay in ("template-only", "shots-only"):
+            parts.insert(0, replace(self._stage(1.0, 0.0), working=parts[0].working))  # what the base is asked with
         adaptive = Adaptive(margin=self.margin, least=self.least) if self.decay == "adaptive" else None
         return Schedule(tuple(parts), adaptive)
+
+    def _fading(self, left: float, share: float) -> Stage:
+        """Return a stage of a decay that falls, with a part of all that it shortens."""
+        stage = self._stage(0.0 if self._fades == WORKING else left, share)
+        if self.decay == "template-only":
+            return replace(stage, shots=0)
+        if self.decay == "shots-only":
+            return replace(stage, tau=0.0)
+        return stage if self._fades == PROMPT else replace(stage, working=left)
+
+    @property
+    def _fades(self) -> str:
+        return self.fade if "fade" in DECAYS[self.decay][1] else PROMPT
+
+    def _stage(self, left: float, share: float) -> Stage:
+        """Return a stage with a part of what does not stay, from 1 (the whole prompt) to 0."""
+        tau = self.until_tau + (1 - self.until_tau) * left
+        return Stage(tau=tau, shots=self.until_shots + round((self.shots - self.until_shots) * left), share=share)
 
     def _left(self, progress: float) -> float:
         curves = {"exponential": exponential, "inverse-exponential": inverse_exponential}
@@ -200,7 +245,7 @@ def _decay(values: dict[str, Any], text: str, path: Path) -> DecaySchedule:
     decay = build(DecaySchedule, values, faults, path, text)
     if decay:
         read = DECAYS[decay.decay][1] | {"decay", "shots"}
-        for key in values.keys() - read:
+        for key in sorted(values.keys() - read):
             what, fix = f"{decay.decay} does not read {key}", "leave it out"
             faults.append(InputError(f"{path}:{line_of(text, key)}", what, got=values[key], fix=fix))
     raise_all(faults)
@@ -211,8 +256,8 @@ def _decay(values: dict[str, Any], text: str, path: Path) -> DecaySchedule:
 def load_schedule(path: str | Path) -> Schedule:
     """Read a schedule file: `decay = ...` or `[[stage]]` tables.
 
-    Raises InputError or Faults, with lines, when it is malformed, when a prompt grows back, or when the last stage is
-    not the bare query.
+    Beside `[[stage]]` tables, `until_tau` and `until_shots` say what stays of the prompt. Raises InputError or Faults,
+    with lines, when it is malformed, when a prompt or a working grows back, or when the last stage has more than stays.
     """
     path = path_of(path)
     values, text = read_toml(path)
@@ -220,22 +265,28 @@ def load_schedule(path: str | Path) -> Schedule:
         return _decay(values, text, path).schedule()
     faults: list[PilocalError] = []
     tables: Any = values.pop("stage")
+    until = {key: values.pop(key) for key in sorted(UNTIL & values.keys())}
     if values:
         key = next(iter(values))
         where = f"{path}:{line_of(text, key)}"
         raise InputError(where, f"{key} beside [[stage]] tables", fix="write either a decay or the stages")
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise InputError(
             f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
         )
     stages = [build(Stage, table, faults, path, text, "stage", nth) for nth, table in enumerate(tables)]
     raise_all(merged(faults))
     schedule = Schedule(tuple(stage for stage in stages if stage is not None))
-    _check_laws(schedule, path, text)
+    whole = {"decay": "drop", "shots": max(stage.shots for stage in schedule.stages)}
+    stays = build(DecaySchedule, whole | until, faults, path, text)
+    raise_all(merged(faults))
+    assert stays is not None
+    _check_laws(schedule, stays, path, text)
     return schedule
 
 
-def _check_laws(schedule: Schedule, path: Path, text: str) -> None:
+def _check_laws(schedule: Schedule, stays: DecaySchedule, path: Path, text: str) -> None:
+    """Raise InputError or Faults for each law that a schedule breaks; `stays` says what it may end with."""
     faults: list[PilocalError] = []
 
     def fault(key: str, nth: int, problem: str, got: object, fix: str) -> None:
@@ -247,12 +298,22 @@ def _check_laws(schedule: Schedule, path: Path, text: str) -> None:
             fault("tau", i, f"stage {i}: the template grows back from tau {before.tau}", after.tau, "lower it")
         if after.shots > before.shots:
             fault("shots", i, f"stage {i}: the shots grow back from {before.shots}", after.shots, "lower it")
-    last = len(stages) - 1
-    if stages[-1].tau:
-        fault("tau", last, "the last stage must be the query alone", stages[-1].tau, "set tau = 0")
-    if stages[-1].shots:
-        fault("shots", last, "the last stage must be the query alone", stages[-1].shots, "set shots = 0")
+        if after.working > before.working:
+            fault("working", i, f"stage {i}: the working grows back from {before.working}", after.working, "lower it")
+    _check_end(stages[-1], stays, lambda key, *said: fault(key, len(stages) - 1, *said))
     total = sum(stage.share for stage in stages)
     if abs(total - 1) > 1e-3:
         fault("share", 0, "the shares must add up to 1", round(total, 4), "correct them")
     raise_all(merged(faults))
+
+
+def _check_end(last: Stage, stays: DecaySchedule, fault: Callable[[str, str, object, str], None]) -> None:
+    """Call `fault` with a key, what is wrong, what was got and what to do where the last stage has too much."""
+    for key, end in (("tau", stays.until_tau), ("shots", stays.until_shots)):
+        if (got := getattr(last, key)) != end:
+            what = f"the last stage must {f'end where until_{key} says' if end else 'be the query alone'}"
+            stays_too = f", or until_{key} = {got:g} above all stages to let it stay"
+            also = "" if end or (key, got) == ("tau", 1) else stays_too
+            fault(key, what, got, f"set {key} = {end:g}{also}")
+    if last.working:
+        fault("working", "the last stage must have the answer alone", last.working, "set working = 0")

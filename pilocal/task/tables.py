@@ -87,6 +87,9 @@ class Compression:
     "llmlingua2" drops the words that an LLMLingua-2 checkpoint marks as dispensable."""
     keep: tuple[str, ...] = ()
     """Texts (placeholders, code) to keep longest: parts that contain one are dropped last."""
+    stay: tuple[str, ...] = ()
+    """Texts of the template (sections, entries) that are never dropped: they stay in every request, also where tau is
+    0; every compressor keeps them."""
     drop_first: tuple[str, ...] = ()
     """Texts to drop first: parts that contain one are dropped before anything else; not for "ladder"."""
     ladder: str | None = None
@@ -100,11 +103,17 @@ class Compression:
         require(
             (self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}"),
             (all(self.keep), "keep", "must not hold an empty text"),
+            (all(text.strip() for text in self.stay), "stay", "must not hold an empty text"),
             (all(self.drop_first), "drop_first", "must not hold an empty text"),
             (self.ladder != "", "ladder", "must not be empty"),
             (bool(self.checkpoint.strip()), "checkpoint", "must not be empty"),
             (self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}"),
         )
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """The texts that are dropped last or never."""
+        return self.keep + self.stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

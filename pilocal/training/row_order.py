@@ -36,7 +36,9 @@ class Stream:
 
     def _row(self, number: int, seed: Sequence[int]) -> Row:
         epoch, nth = divmod(number, len(self.rows))
-        return self.rows[np.random.default_rng((*seed, epoch)).permutation(len(self.rows))[nth]]
+        order = np.random.default_rng((*seed, epoch)).permutation(len(self.rows)).tolist()
+        row: Row = self.rows[order[nth]]
+        return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order
+from pilocal.flow.formats.order import Order, StageSet, asked_with, stage_line, write_order
+from pilocal.prompt.preamble import Preamble
 from pilocal.run_folder.adapter import WEIGHTS_FILE, AdapterConfig
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.rows import write_records
@@ -22,7 +23,9 @@ ROUND_UP = 32
 """mlx_lm pads rows to multiples of this."""
 
 
-def write_mlx(stages: Sequence[StageSet], folder: Path, model: str, lora: Lora, training: Training) -> Order:
+def write_mlx(
+    stages: Sequence[StageSet], folder: Path, model: str, lora: Lora, training: Training, residue: Preamble
+) -> Order:
     """Write every stage's train.jsonl, valid.jsonl and lora.yaml into `folder`, and the order in which to train them.
 
     Paths in a lora.yaml are relative to `folder`, so that it can be copied to another machine; `model` is a directory
@@ -39,7 +42,7 @@ def write_mlx(stages: Sequence[StageSet], folder: Path, model: str, lora: Lora, 
         adapter = f"{settings['adapter_path']}/{WEIGHTS_FILE}"
         epochs = round(stage.epochs(training.batch_size), 2)
         lines.append(stage_line(stage, epochs, config=f"{stage.number}/lora.yaml", iters=settings["iters"]))
-    order = Order(folder, lines, _how(folder, lines))
+    order = Order(folder, lines, _how(folder, lines, residue))
     write_order(order)
     return order
 
@@ -91,11 +94,11 @@ def lr_schedule(rates: Sequence[float]) -> dict[str, Any]:
     return schedule | ({"warmup": peak, "warmup_init": first} if peak else {})
 
 
-def _how(folder: Path, lines: Sequence[dict[str, Any]]) -> list[str]:
+def _how(folder: Path, lines: Sequence[dict[str, Any]], residue: Preamble) -> list[str]:
     last = lines[-1]["stage"]
     return [
         "train them in this order; each stage starts from the adapter of the stage before:",
         f"cd {folder}",
         *(f"mlx_lm.lora --config {line['config']}" for line in lines),
-        f"{last}/adapters is the final adapter: ask it with the bare query",
+        f"{last}/adapters is the final adapter: ask it with {asked_with(residue)}",
     ]

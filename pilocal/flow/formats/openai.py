@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, stage_line, write_order
+from pilocal.flow.formats.order import Order, StageSet, asked_with, stage_line, write_order
+from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Record
 from pilocal.run_folder.rows import write_records
 from pilocal.task import Training
@@ -19,7 +20,9 @@ LEAST_ROWS = 10
 """OpenAI refuses a training file with fewer lines."""
 
 
-def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, warn: Callable[[str], None]) -> Order:
+def write_openai(
+    stages: Sequence[StageSet], folder: Path, training: Training, warn: Callable[[str], None], residue: Preamble
+) -> Order:
     """Write train.jsonl and valid.jsonl of every stage into `folder`, and the order in which to train them.
 
     `warn` is called for files that OpenAI would refuse. Raises RunError on a full disk.
@@ -36,7 +39,7 @@ def write_openai(stages: Sequence[StageSet], folder: Path, training: Training, w
         lines.append(stage_line(stage, epochs, schedule_epochs=exact, method=method))
     if len(stages[0].train) < LEAST_ROWS:
         warn(f"{folder}: OpenAI wants at least {LEAST_ROWS} training examples; these are {len(stages[0].train)}")
-    order = Order(folder, lines, _how(folder))
+    order = Order(folder, lines, _how(folder, residue))
     write_order(order)
     return order
 
@@ -57,11 +60,11 @@ def openai_record(record: Record) -> dict[str, Any]:
     return {"messages": shown}
 
 
-def _how(folder: Path) -> list[str]:
+def _how(folder: Path, residue: Preamble) -> list[str]:
     return [
         f"train them in this order; the files are in {folder}; order.json names them with each job's `method`",
         "the first job starts from a base that can be fine-tuned, every other from the model of the job before:",
         "model = client.fine_tuning.jobs.retrieve(job).fine_tuned_model",
         "tokens are counted with this task's base; the host's own count differs",
-        "after the last job, send the bare query: no template, no shots",
+        f"after the last job, send {asked_with(residue)}" + ("" if residue else ": no template, no shots"),
     ]

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Record
 from pilocal.run_folder.files import replacing, write_json
+
+LAST = "the last stage's test.jsonl of the run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,8 @@ class StageSet:
     """Tokens of the longest record of either split."""
     rates: Sequence[float]
     """The learning rate of each of the stage's optimizer steps."""
+    working: float = 0.0
+    """Share of the working that stands before the answers."""
 
     def epochs(self, batch_size: int) -> float:
         """Return how often the stage's steps go through its training records."""
@@ -50,6 +55,7 @@ def stage_line(stage: StageSet, epochs: float, **more: Any) -> dict[str, Any]:
         "stage": stage.number,
         "tau": round(stage.tau, 4),
         "shots": stage.shots,
+        **({"working": round(stage.working, 4)} if stage.working else {}),
         "rows": len(stage.train),
         "tokens": stage.tokens,
         "epochs": epochs,
@@ -57,6 +63,15 @@ def stage_line(stage: StageSet, epochs: float, **more: Any) -> dict[str, Any]:
         "valid": f"{stage.number}/valid.jsonl",
         **more,
     }
+
+
+def asked_with(residue: Preamble) -> str:
+    """Return what the trained model is asked with.
+
+    >>> asked_with(Preamble()), asked_with(Preamble("Be brief.", 1))
+    ('the bare query', "the query after what stays of the prompt, as in the last stage's test.jsonl of the run")
+    """
+    return f"the query after what stays of the prompt, as in {LAST}" if residue else "the bare query"
 
 
 def write_order(order: Order) -> None:

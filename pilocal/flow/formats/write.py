@@ -46,7 +46,7 @@ def write_format(context: Context, form: str) -> Order:
         context.warn(f"{folder}: the rows that write the template are not in these files; pilocal alone weighs them")
     sets = _stage_sets(context, form)
     if form == "openai":
-        return write_openai(sets, folder, task.training, context.warn)
+        return write_openai(sets, folder, task.training, context.warn, context.residue)
     if not context.base.stock_reads_rope:
         fix = "write them as rope_theta and rope_scaling, too"
         context.warn(f"{context.base.folder / 'config.json'}: mlx_lm.lora does not read rope_parameters; {fix}")
@@ -56,7 +56,7 @@ def write_format(context: Context, form: str) -> Order:
     if context.base.gguf:
         fix = "give --model a folder of the same model"
         context.warn(f"{context.base.path}: mlx_lm.lora does not read GGUF; {fix}")
-    return write_mlx(sets, folder, context.base.address, task.lora, task.training)
+    return write_mlx(sets, folder, context.base.address, task.lora, task.training, context.residue)
 
 
 def _stage_sets(context: Context, form: str) -> list[StageSet]:
@@ -75,6 +75,7 @@ def _stage_sets(context: Context, form: str) -> list[StageSet]:
                 number=number,
                 tau=stage.tau,
                 shots=stage.shots,
+                working=stage.working,
                 train=records["train"],
                 valid=records["valid"],
                 tokens=sum(len(row.tokens) for row in train),

@@ -56,8 +56,8 @@ def _make(context: Context, key: str) -> list[Path]:
     run, task = context.run, context.task
     answered = _answered(context)
     marks = mark(answered, task.test, context.metric, context.progress)
-    metrics = {"metric": task.metric} | score(answered, marks, context.metric) | {"gate": Artefacts(run.export).gated}
-    metrics |= {"retention": read_retention(context)}
+    metrics = {"metric": task.metric} | score(answered, marks, context.metric) | _stays(context)
+    metrics |= {"gate": Artefacts(run.export).gated, "retention": read_retention(context)}
     files = [run.metrics, run.answers, *_score_entries(context, marks, metrics)]
     if task.training.objective == GENPI:
         metrics["prompt_generation"] = written_template(context, TRAIN.key(context))
@@ -85,6 +85,15 @@ def _score_entries(context: Context, marks: Marks, metrics: dict[str, Any]) -> l
         return []
     draw_entries(scored, context.task.metric, picture)
     return [picture]
+
+
+def _stays(context: Context) -> dict[str, Any]:
+    """Return what stays of the prompt, which the arms with a bare query have before it; nothing where none does."""
+    residue = context.residue
+    if not residue:
+        return {}
+    tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
+    return {"residue": {"template_tokens": tokens, "shots": residue.shots}}
 
 
 def _answered(context: Context) -> Answered:

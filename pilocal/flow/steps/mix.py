@@ -1,4 +1,7 @@
-"""mix: the bare base's answers to unrelated requests, and what it says about each of their tokens, into RUN/mix."""
+"""mix: the bare base's answers to unrelated requests, and what it says about each of their tokens, into RUN/mix.
+
+They are asked as every request is: alone, or after what stays of the prompt.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from pilocal.flow.context import Context
 from pilocal.flow.mixing import mix_limit, mix_prompts, mix_queries
 from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
+from pilocal.flow.steps.compress import COMPRESS
+from pilocal.flow.steps.index import INDEX
+from pilocal.flow.steps.stages import residue_facts
 from pilocal.flow.steps.teacher import teacher_loader
-from pilocal.prompt.render import render
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.rows import read_rows, write_records
 from pilocal.task import Example
@@ -43,16 +48,17 @@ def _wanted(context: Context) -> bool:
 def _facts(context: Context) -> list[Any]:
     training, precision = context.task.training, context.task.training.precision or "float32"
     settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
-    return [context.base.sha256, mix_queries(context.task), mix_limit(context.task), settings]
+    asked = [mix_queries(context.task), mix_limit(context.task)]
+    return [context.base.sha256, *asked, settings, *residue_facts(context)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
     task, folder = context.task, context.run.mix
     queries = mix_queries(task)
     answering = Answering(context=context, folder=folder, key=key, title="mix: answers", max_tokens=mix_limit(task))
-    answers = answering.answers(mix_prompts(task, context.base))
+    answers = answering.answers(mix_prompts(task, context.base, context.request))
     pairs = zip(queries, answers, strict=True)
-    records = [render("", [], Example(id="", query=query, answer=answer)) for query, answer in pairs]
+    records = [context.request(Example(id="", query=query, answer=answer)) for query, answer in pairs]
     made = [*answering.files(len(queries)), write_records(folder, SPLIT, records)]
     show = partial(context.progress, "mix: teacher")
     return made + _files(context, key, len(queries)).make(_rows(context), teacher_loader(context), show)
@@ -66,4 +72,4 @@ def _files(context: Context, key: str, count: int) -> SoftFiles:
     return SoftFiles(context.run.mix, key, count)
 
 
-MIX = Step(name="mix", facts=_facts, make=_make, wanted=_wanted)
+MIX = Step(name="mix", also=(COMPRESS, INDEX), facts=_facts, make=_make, wanted=_wanted)

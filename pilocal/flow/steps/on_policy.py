@@ -16,7 +16,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.mix import mixed
 from pilocal.flow.steps.teacher import prompted_rows, soft_plan, teacher_loader
 from pilocal.flow.steps.train import TRAIN
-from pilocal.prompt.render import render
+from pilocal.prompt.render import Message, Record
 from pilocal.prompt.tokens import Row, prompt_tokens, tokenize
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.rows import write_records
@@ -37,9 +37,8 @@ def adapter_step(context: Context) -> Step:
 
 def stage_folders(context: Context) -> list[Path]:
     """Return the folders of everything that is trained on the way to the final adapter, in its order."""
-    trained = (context.last_stage,) if context.start else context.schedule.trained
     last = [context.run.on_policy] if context.task.training.on_policy else []
-    return [*map(context.run.stage, trained), *last]
+    return [*map(context.run.stage, context.trained), *last]
 
 
 def on_policy_facts(context: Context) -> list[Any]:
@@ -64,30 +63,38 @@ def _steps(context: Context) -> int:
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    run, folder, stage = context.run, context.run.on_policy, context.last_stage
+    run, folder = context.run, context.run.on_policy
+    student = run.stage(context.trained[-1])
     if not context.task.training.on_policy:
-        return copy_adapter(run.stage(stage), run.adapter)
+        return copy_adapter(student, run.adapter)
     answering = Answering(
         context=context,
         folder=folder,
         key=key,
         title="on_policy: answers",
         max_tokens=context.task.generation.max_tokens,
-        adapter=run.stage(stage),
+        adapter=student,
     )
-    asked = [record["messages"][:-1] for record in context.records(stage, SPLIT)]
-    answers = answering.answers([prompt_tokens(messages, context.base.tokenizer) for messages in asked])
+    asked = context.records(context.last_stage, SPLIT)
+    answers = answering.answers([prompt_tokens(record["messages"][:-1], context.base.tokenizer) for record in asked])
     pairs = zip(context.task.train, answers, strict=True)
     answered = [replace(one, answer=said, unlearned=one.spoken) for one, said in pairs]
-    made = [*answering.files(len(answers)), write_records(folder, SPLIT, [render("", [], one) for one in answered])]
+    made = [*answering.files(len(answers)), write_records(folder, SPLIT, _records(context, answered))]
     rows, soft = _said(context, key, answered)
     plan = _plan(context, rows)
-    made += soft + fit(context, [plan], key, "on_policy", start=run.stage(stage))
+    made += soft + fit(context, [plan], key, "on_policy", start=student)
     return made + copy_adapter(plan.folder, run.adapter)
 
 
+def _records(context: Context, answered: Sequence[Example]) -> list[Record]:
+    """Return the last stage's records with the student's answers."""
+    asked = context.records(context.last_stage, SPLIT)
+    said = [Message(role="assistant", content=one.answer) for one in answered]
+    return [{"messages": [*record["messages"][:-1], one]} for record, one in zip(asked, said, strict=True)]
+
+
 def _said(context: Context, key: str, answered: Sequence[Example]) -> tuple[list[Row], list[Path]]:
-    """Return the student's answers as rows of the bare query with what the teacher says, and the files of that."""
+    """Return the student's answers as rows of the last stage with what the teacher says, and the files of that."""
     prompted = prompted_rows(context, SPLIT, answered)
     limit = context.base.context
     fits = [len(row.tokens) <= limit for row in prompted]
@@ -97,10 +104,10 @@ def _said(context: Context, key: str, answered: Sequence[Example]) -> tuple[list
     kept = [row for row, fit in zip(prompted, fits, strict=True) if fit]
     files = SoftFiles(context.run.on_policy, key, len(kept))
     made = files.make(kept, teacher_loader(context), partial(context.progress, "on_policy: teacher"))
-    bare = [tokenize(render("", [], one), context.base.tokenizer, f"on_policy, {one.id}")
-            for one, fit in zip(answered, fits, strict=True) if fit]  # fmt: skip
+    pairs = zip(_records(context, answered), answered, fits, strict=True)
+    asked = [tokenize(record, context.base.tokenizer, f"on_policy, {one.id}") for record, one, fit in pairs if fit]
     soft = [replace(said, reference=False) for said in files.read()]
-    return [row._replace(soft=said) for row, said in zip(bare, soft, strict=True)], made
+    return [row._replace(soft=said) for row, said in zip(asked, soft, strict=True)], made
 
 
 def _plan(context: Context, said: Sequence[Row]) -> StagePlan:

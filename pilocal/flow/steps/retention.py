@@ -13,6 +13,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
+from pilocal.flow.steps.stages import residue_facts
 from pilocal.flow.steps.train import TRAIN
 from pilocal.run_folder.files import write_json
 from pilocal.run_folder.hashes import fingerprint
@@ -41,6 +42,7 @@ def _make(context: Context, key: str) -> list[Path]:
         max_tokens=task.evaluation.unrelated_tokens,
         batch_size=task.generation.batch_size,
         progress=context.progress,
+        request=context.request,
     )
     said_file, file = folder / "base.json", folder / "adapter.json"
     said = _base_says(context, pair, examples, said_file)
@@ -58,7 +60,8 @@ def _base_says(context: Context, pair: Pair, examples: Sequence[Example], file: 
     from pilocal.evaluate.retention import GROUP
 
     how = [context.base.sha256, context.base.chat.facts, context.backend.name]
-    key = fingerprint(pilocal.__version__, how, pair.max_tokens, [example.query for example in examples])
+    asked = [[example.query for example in examples], *residue_facts(context)]
+    key = fingerprint(pilocal.__version__, how, pair.max_tokens, *asked)
     said: list[Said] = [tuple(tokens) for tokens in _known(file, key, "answers")]
     while len(said) < len(examples):
         said += pair.base_says(examples[len(said) : len(said) + GROUP])

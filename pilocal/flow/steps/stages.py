@@ -12,12 +12,24 @@ from pilocal.flow.steps.compress import COMPRESS
 from pilocal.flow.steps.index import INDEX
 from pilocal.flow.template_rows import template_facts
 from pilocal.run_folder.rows import write_records
+from pilocal.task.schedule import Stage
 
 
 def _facts(context: Context) -> list[Any]:
     others = [example.facts for example in (*context.task.valid, *context.task.test)]
-    stages = [(stage.tau, stage.shots) for stage in context.schedule.stages]
-    return [others, stages, *template_facts(context.task)]
+    return [others, [_shape(stage) for stage in context.schedule.stages], *template_facts(context.task)]
+
+
+def residue_facts(context: Context) -> list[Any]:
+    """Return what decides what stands before the query of every request; nothing where the query is alone."""
+    if not context.may_stay:
+        return []
+    return [COMPRESS.key(context), INDEX.key(context), context.schedule.stages[-1].shots]
+
+
+def _shape(stage: Stage) -> tuple[float, ...]:
+    """Return what decides a stage's records beside the texts: its working only where there is one."""
+    return (stage.tau, stage.shots, *([stage.working] if stage.working else []))
 
 
 def _make(context: Context, key: str) -> list[Path]:

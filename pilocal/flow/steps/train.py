@@ -8,6 +8,7 @@ from typing import Any
 
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
+from pilocal.flow.mixing import check_requests
 from pilocal.flow.rendering import GENERATION
 from pilocal.flow.step import Step
 from pilocal.flow.steps.edit import EDIT, edited
@@ -34,11 +35,10 @@ def _make(context: Context, key: str) -> list[Path]:
     from pilocal.export.gguf import check_exportable
 
     check_exportable(context.base)
+    check_requests(context)
     steps = context.schedule.steps(context.task.training.steps)
-    if EDIT.wanted(context):
-        plans, start = [_plan(context, context.last_stage, 0)], context.run.edit
-    else:
-        plans, start = [_plan(context, i, steps[i]) for i in context.schedule.trained], None
+    plans = [_plan(context, number, steps[number]) for number in context.trained]
+    start = context.run.edit if EDIT.wanted(context) else None
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive, start=start)
     context.run.forget(GOES_ON)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)

@@ -5,8 +5,7 @@ are computed again, on transformers and peft. Only the order in which the rows c
 (`pilocal.training.row_order`).
 """
 
-from pilocal.base.blas import load_fast_blas
+from pilocal.packages import keep_torch_apart
 
-# PyTorch on a Linux CPU rounds with the BLAS that was loaded first: the same one whether or not MLX comes before it, so
-# that a run ends with the same bytes in either case.
-load_fast_blas()
+# Before any module of this room imports PyTorch: a run ends with the same bytes whether or not MLX was there first.
+keep_torch_apart()

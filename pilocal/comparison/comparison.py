@@ -17,16 +17,14 @@ from pilocal.comparison.arms import NEAREST, ComparedArm, parse_arm
 from pilocal.comparison.changed import changed
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
-from pilocal.comparison.residue import unmade
-from pilocal.comparison.results import Result, read_result, result_name
-from pilocal.compress import CompressedTemplate, compress_template
-from pilocal.errors import raise_all
+from pilocal.comparison.results import Part, Result, read_result, result_name
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, Program, Prompt
 from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
+from pilocal.flow.residue import parts_of_template
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, adapter_step, stage_folders
 from pilocal.packages import versions
@@ -77,15 +75,10 @@ class Comparison:
         return found
 
     @cached_property
-    def residues(self) -> tuple[CompressedTemplate, ...]:
+    def residues(self) -> tuple[Part, ...]:
         """The template at each rate of the design; raises InputError, or Faults, for those that cannot be made."""
-        rates, compression = self.design.residue, self.task.compression
-        if not rates:
-            return ()
-        tools, folder = self._first.compression_tools, self.run.path / "residue"
-        made = compress_template(self.task.template, rates, compression, tools, folder)
-        raise_all(unmade(made))
-        return made
+        made = parts_of_template(self._first, self.design.residue, self.run.path / "residue")
+        return tuple(Part(rate=each.tau, text=each.text, tokens=each.tokens) for each in made)
 
     @property
     def _folder(self) -> Path:
@@ -154,14 +147,14 @@ class Comparison:
         found, name, shots = list[Result](), self.design.residue_arm, self.design.decay_schedule.until_shots
         with self._opened(result_name(name, seed, None), *self._training_of(name, seed)) as context:
             last = adapter_step(context)
-            for template in self.residues:
-                rate = template.tau
-                key = self._key(last.key(context), name, seed, template.text, shots)
+            for part in self.residues:
+                rate = part.rate
+                key = self._key(last.key(context), name, seed, part.text, shots)
                 if known := self._known(name, seed, None, key, rate):
                     found.append(known)
                     continue
                 run_steps(context, last)
-                prompts = context.prompts_after(Preamble(template.text, shots))
+                prompts = context.prompts_after(Preamble(part.text, shots))
                 said = self._asker.in_backend(context.run.adapter, prompts, result_name(name, seed, None, rate))
                 tokens = mean(map(len, prompts))
                 result = Result(arm=name, seed=seed, rate=rate, key=key, answers=said.answers, prompt_tokens=tokens)

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.comparison import Comparison
-from pilocal.comparison.results import Result
+from pilocal.comparison.results import Part, Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
-from pilocal.compress import CompressedTemplate
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
 
@@ -103,11 +102,11 @@ def _strengths(arms: Sequence[ComparedArm], rows: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _residue(template: CompressedTemplate, results: Sequence[Result], total: Total) -> dict[str, Any]:
+def _residue(part: Part, results: Sequence[Result], total: Total) -> dict[str, Any]:
     """Return what an adapter scores with one part of the template, from one result for each seed."""
-    asked = [result for result in results if result.rate == template.tau]
-    tokens = {"template_tokens": template.tokens, "prompt_tokens": mean(result.prompt_tokens for result in asked)}
-    return {"rate": template.tau} | tokens | _score(asked, total)
+    asked = [result for result in results if result.rate == part.rate]
+    tokens = {"template_tokens": part.tokens, "prompt_tokens": mean(result.prompt_tokens for result in asked)}
+    return {"rate": part.rate} | tokens | _score(asked, total)
 
 
 def _score(results: Sequence[Result], total: Total, numbers: Sequence[int] | None = None) -> dict[str, Any]:

@@ -85,7 +85,12 @@ def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> Non
 
     drawn = [group for group in groups if group.names]
     heights = [len(group.names) + 2.5 for group in drawn]  # in bars, the title and the axis of each included
-    style = {"svg.fonttype": "none", "svg.hashsalt": "pilocal", "font.family": "sans-serif", "text.parse_math": False}
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "pilocal",
+        "font.family": "sans-serif",
+        "text.parse_math": False,
+    }
     with rc_context(style), catch_warnings():
         filterwarnings("ignore", message="Glyph .* missing")  # the reader's program has the letters
         figure = Figure(figsize=(9, 0.6 + 0.2 * sum(heights)), layout="constrained")

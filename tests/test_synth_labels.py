@@ -178,6 +178,7 @@ def test_a_program_of_one_s_own_is_not_asked_whether_two_answers_agree(tmp_path:
     assert metric.objection("anything") is None
 
 
+@pytest.mark.usefixtures("learnable")
 def test_a_label_that_the_metric_refuses_is_dropped_and_counted(
     tiny_base: Base, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def generate(
         stop_tokens=[[end] for end in sorted(ends)],
         completion_batch_size=batch_size,
         prefill_batch_size=batch_size,
-        sampler=_sampler(sampling) if sampling else None,
+        sampler=_sampler(sampling),
     )
     try:
         own = [list(prompt[shared:]) for prompt in prompts]
@@ -62,8 +62,10 @@ def generate(
     return [answers[uid] for uid in ids]
 
 
-def _sampler(sampling: Sampling) -> Any:
-    """Return what draws a token for each line of log-probabilities."""
+def _sampler(sampling: Sampling | None) -> Any:
+    """Return what draws a token for each line of log-probabilities; None for the likeliest."""
+    if sampling is None:
+        return None
     import mlx.core as mx
 
     mx.random.seed(sampling.number)

@@ -89,7 +89,10 @@ def _goes_on(template: str, paragraph: list[Statement], one: Statement) -> bool:
 
 
 def _broken_by_width(template: str, at: int) -> bool:
-    """Tell whether a line of prose that ends at a place goes on: its next word did not fit, or begins no sentence."""
+    """Tell whether a line of prose that ends at a place goes on.
+
+    It does if no line of the paragraph had room for the next one's first word, or if the next begins no sentence.
+    """
     before = template.rfind("\n\n", 0, at) + 2 if "\n\n" in template[:at] else 0
     after = template.find("\n\n", at)
     lines = template[before : len(template) if after < 0 else after].split("\n")
@@ -97,7 +100,10 @@ def _broken_by_width(template: str, at: int) -> bool:
     line, word = lines[number].rstrip(), lines[number + 1].split()[0]
     if len(line) < NARROWEST or not word[0].isalnum() or not any(map(SENTENCE_ENDS.search, lines)):
         return False
-    full = len(line) + 1 + len(word) > max(map(len, lines))
+    width = max(map(len, lines))
+    full = all(
+        len(one) + 1 + len(following.split()[0]) > width for one, following in pairwise(lines) if following.strip()
+    )
     return full or (word[0].islower() and not SENTENCE_ENDS.search(line[-2:]))
 
 

@@ -16,9 +16,12 @@ from pilocal.run_folder.hashes import fingerprint, sha256_file
 class EmbeddingVectors:
     """Sentence embeddings of length 1 from a Hub id or a local directory."""
 
-    def __init__(self, model: str, relative_to: Path) -> None:
-        """Load the model; a directory may be relative to `relative_to`. Raises InputError when it cannot be loaded."""
-        require_packages("[retrieval] similarity", "sentence_transformers", "hnswlib")
+    def __init__(self, model: str, relative_to: Path, asked_by: str = "[retrieval] similarity") -> None:
+        """Load the model; a directory may be relative to `relative_to`.
+
+        `asked_by` is the setting that wants it. Raises InputError when it cannot be loaded.
+        """
+        require_packages(asked_by, "sentence_transformers", "hnswlib")
         quiet_bitsandbytes()
         keep_torch_apart()
         from sentence_transformers import SentenceTransformer

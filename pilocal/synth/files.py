@@ -17,14 +17,13 @@ from pilocal.evaluate.asking import Asker
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.setups import base_for
-from pilocal.packages import require_packages
 from pilocal.prompt.tokens import end_tokens
 from pilocal.retrieve.embeddings import EmbeddingVectors
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.synth.endpoint import Endpoint
-from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, WORDINGS, Sieve, Vectors, Write, generate
+from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, Sieve, Vectors, Write, generate
 from pilocal.synth.labels import Labeller
 from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
 from pilocal.synth.records import Labelled, Records, Remembered
@@ -68,8 +67,6 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     """
     read = load_task(path_of(task), data=False)
     folder = read.folder / FOLDER
-    if read.synth.similarity == "embedding":
-        require_packages('[synth] similarity = "embedding"', "sentence_transformers", "hnswlib")
     given, base = _without_stale(read, _read_given(read, folder), folder, listeners), base_for(read)
     metric = make_metric(read.metric, read.scoring, read.folder)
     coverage = _cover(read, given)
@@ -152,10 +149,10 @@ def _generate(task: Task, base: Base, given: _Given, coverage: Coverage, folder:
     held_out = [VALID] if given.test else [VALID, TEST]
     wanted = coverage.lacking(task.synth.per_entry, held_out)
     like = [*(example.query for example in given.solved), *given.own]
+    sieve = Sieve(coverage.taken, _alike(task, like))
     write = _writer(task, base, folder / GENERATED_FILE, listeners)
     made: dict[int, list[tuple[tuple[int, ...], str]]] = {}
     total = sum(lacks for _, lacks in wanted)
-    sieve = Sieve(coverage.taken, _alike(task, like))
     for entries, query in generate(task.template, wanted, like, write, sieve, task.synth.seed):
         numbers = tuple(entry.number for entry in entries)
         made.setdefault(numbers[0], []).append((numbers, query))
@@ -171,7 +168,8 @@ def _alike(task: Task, like: Sequence[str]) -> list[tuple[Vectors, float]]:
     """Return how two queries are found to be nearly the same."""
     found: list[tuple[Vectors, float]] = [(NgramVectors(like), ALIKE)]
     if task.synth.similarity == "embedding":
-        found.append((EmbeddingVectors(task.retrieval.embedding_model, task.folder), MEAN_THE_SAME))
+        embed = EmbeddingVectors(task.retrieval.embedding_model, task.folder, '[synth] similarity = "embedding"')
+        found.append((embed, MEAN_THE_SAME))
     return found
 
 
@@ -278,15 +276,14 @@ def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labe
     named = {row["entry"] for row in entries}
     dropped = Counter(said.dropped for _, said in answered)
     del dropped[None]
-    few = coverage.wordings(kept)
     return {
         "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": _use(task),
         "dropped": dict(dropped),
         "entries": entries,
-        "composed": sum(len(set(one.entries)) > 1 for one in kept),
-        "few_wordings": [coverage.entries[number].text for number in coverage.nameable if few[number] < WORDINGS],
+        "composed": sum(map(Asked.is_composed, kept)),
+        "few_wordings": coverage.few_wordings(kept),
         "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
         "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
     }

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,8 +157,17 @@ class _Need:
                 self.missing[kind] -= 1
                 yield query
 
+    def take_spare(self, sieve: Sieve) -> Iterator[tuple[Wish, str]]:
+        """Yield what was written beyond the quota, as long as something is missing."""
+        left = sum(self.missing.values())
+        for wish, query in self.spare:
+            if left and sieve.passes(query):
+                left -= 1
+                yield wish, query
+
 
 def _need(entry: Entry, count: int, others: Sequence[Entry], seed: int) -> _Need:
+    others = [one for one in others if one != entry]
     partners = random.Random(f"{seed}/{entry.number}").sample(others, min(len(STYLES), len(others)))
     composed = count // COMPOSED if partners else 0
     missing = {1: count - composed, 2: composed}
@@ -176,16 +186,12 @@ def generate(
     lead = " ".join(template.strip().split("\n\n")[0].split())[:LEAD]
     entries = [entry for entry, _ in wanted]
     others = entries if len(entries) > 1 else read_entries(template)
-    needs = [_need(entry, count, [one for one in others if one != entry], seed) for entry, count in wanted]
+    needs = [_need(entry, count, others, seed) for entry, count in wanted]
     for turn in range(len(STYLES)):
-        shown = [like[(turn * SHOWN + i) % len(like)] for i in range(min(SHOWN, len(like)))]
+        shown = list(islice(cycle(like), turn * SHOWN, turn * SHOWN + min(SHOWN, len(like))))
         wishes = [(need, wish) for need in needs for wish in need.wishes(turn)]
         texts = write([wish.request(lead, shown) for _, wish in wishes])
         for (need, wish), text in zip(wishes, texts, strict=True):
             yield from ((wish.entries, query) for query in need.take(wish, text, sieve))
     for need in needs:
-        left = sum(need.missing.values())
-        for wish, query in need.spare:
-            if left and sieve.passes(query):
-                left -= 1
-                yield wish.entries, query
+        yield from ((wish.entries, query) for wish, query in need.take_spare(sieve))

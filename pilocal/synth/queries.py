@@ -34,6 +34,10 @@ class Asked:
     split: str
     """The file that it belongs to."""
 
+    def is_composed(self) -> bool:
+        """Tell whether it names several entries."""
+        return len(set(self.entries)) > 1
+
 
 @dataclass(slots=True)
 class Coverage:
@@ -70,6 +74,11 @@ class Coverage:
             for number in {*entries, *self.index.entries_of(query)}:
                 found.setdefault(number, set()).add(frame)
         return Counter({number: len(frames) for number, frames in found.items()})
+
+    def few_wordings(self, asked: Iterable[Asked]) -> list[str]:
+        """Return the entries that queries can name and training queries ask for in fewer than WORDINGS wordings."""
+        found = self.wordings(asked)
+        return [self.entries[number].text for number in self.nameable if found[number] < WORDINGS]
 
     def lacking(self, per_entry: int, held_out: Collection[str]) -> list[tuple[Entry, int]]:
         """Return the entries that have too few queries or wordings, with how many are missing in all splits together.

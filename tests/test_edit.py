@@ -292,3 +292,41 @@ def test_an_edit_with_unrelated_requests_has_rows_of_all_three_kinds(task: Path)
         plan = _plan(context, 2, 0)
     assert [stream.count for stream in plan.beside] == [3, 2]
     assert [all(row.is_said for row in stream.rows) for stream in plan.beside] == [False, True]
+
+
+def test_an_edit_writes_the_new_template_and_replays_what_has_not_changed(task: Path) -> None:
+    relabelled(task)
+    more = 'batch_size = 8\nmix = 0.25\nobjective = "genpi"\nrestate = 1'
+    edit(task, ("batch_size = 4", more), file="task.toml")
+    folder, _ = go_on(task, steps=2)
+    assert folder
+    with open_task(task, task / "schedule.toml", folder) as context:
+        plan, tokenizer = _plan(context, 2, 0), context.base.tokenizer
+        restated = context.rows(2, "restated")
+        order = plan.order(context.task.training)
+    assert [stream.count for stream in plan.beside] == [3, 2]
+    assert list(plan.train[8:]) == restated != []
+    assert all("grey SOL" in tokenizer.decode(row.completion) for row in plan.generation)
+    batch = order.rows_at(0)
+    assert {row.tokens for row in batch} & {row.tokens for row in plan.generation}
+    assert sum(row.is_said for row in batch) == 2
+
+
+def test_the_rows_of_a_conversation_follow_the_example_that_they_are_of(task: Path) -> None:
+    relabelled(task)
+    turns = (("user", "what is blue?"), ("assistant", "TUK"), ("user", "and red?"), ("assistant", "ZOR"))
+    messages = [{"role": role, "content": text} for role, text in turns]
+    with (task / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "talk", "messages": messages}) + "\n")
+    train = load_task(task).train
+    _, edited = begin(load_task(task), Start(task / "run"))
+    assert "talk" in {train[number].id for number in edited.touched}  # by the first of its queries
+    folder, _ = go_on(task, steps=1)
+    assert folder
+    with open_task(task, task / "schedule.toml", folder) as context:
+        plan, each = _plan(context, 2, 0), context.rows_of_each(2, "train")
+    owned = {row.tokens for number in edited.touched for row in each[number]}
+    assert {row.tokens for row in plan.train} == owned
+    assert {row.tokens for stream in plan.beside for row in stream.rows} == {
+        row.tokens for number, rows in enumerate(each) if number not in edited.touched for row in rows
+    }

@@ -45,7 +45,7 @@ COMPLEX: dict[str, int] = {
     "pilocal/task/toml.py:build": 15,
     "pilocal/training/torch_backend/model.py:load_model": 22,
     "tests/bench/retrieval.py:retrieval": 16,
-    "tests/test_stages_format.py:faults": 18,
+    "tests/test_stages_format.py:faults": 17,
 }
 MANY_PARAMETERS: dict[str, int] = {
     "pilocal/cli/compare.py:compare": 9,

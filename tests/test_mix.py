@@ -66,6 +66,31 @@ def test_every_step_has_as_many_unrelated_rows_and_each_is_seen_once_an_epoch(
     assert order.prefix == RowOrder(rows, batch_size, (seed, 1)).prefix
 
 
+@given(st.integers(3, 12), st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.floats(0, 0.99), st.integers(0, 3))
+def test_a_step_that_also_writes_the_template_has_every_kind_and_the_task_s_rows_keep_their_shares(
+    batch_size: int, share: float, part: float, replay: float, number: int
+) -> None:
+    training = Training(objective="genpi", batch_size=batch_size, mix=share, genpi_lambda=part)
+    taken, room = training.mixed_rows, batch_size - training.mixed_rows
+    assert 1 <= taken <= batch_size - 2
+    again = min(room - 2, round(replay * room))
+    rows, others, replayed = random_rows(1, 30), random_rows(2, 7), random_rows(3, 9)
+    streams = (*((Stream(replayed, again),) if again else ()), Stream(unrelated(4, 5), taken))
+    order = StagePlan(number, rows, (), 1, Path(), others, streams).order(training)
+    assert order.prefix <= min(RowOrder(some, 4, (0,)).prefix for some in (rows, others))
+    for step in range(2):
+        batch = order.rows_at(step)
+        told, said = parted(batch)
+        kinds = [[row for row in told if row.tokens in texts(some)] for some in (rows, replayed, others)]
+        assert len(said) == taken
+        assert len(kinds[1]) == again
+        assert len(kinds[0]) >= 1 <= len(kinds[2])
+        assert sum(map(len, kinds)) + taken == len(batch) <= batch_size
+        assert {row.weight for row in said} == {1.0}
+        counts = [sum(row.weight * len(row.completion) for row in some) for some in (kinds[0] + kinds[1], kinds[2])]
+        assert counts[0] / sum(counts) == pytest.approx(part)
+
+
 def test_another_seed_and_another_stage_draw_other_requests() -> None:
     rows, beside = random_rows(1, 9), Stream(unrelated(2, 50), 3)
     drawn = {tuple(row.tokens for row in RowOrder(rows, 6, seed, beside=[beside]).rows_at(0) if row.is_said)
@@ -73,7 +98,7 @@ def test_another_seed_and_another_stage_draw_other_requests() -> None:
     assert len(drawn) == 3
 
 
-@pytest.mark.parametrize("objective", ["answers", "distill"])
+@pytest.mark.parametrize("objective", ["answers", "distill", "genpi"])
 @pytest.mark.parametrize("lora", [LORA, Lora(rank=4, layers=1)], ids=["all layers", "last layer"])
 def test_a_step_s_loss_is_that_of_each_group_by_its_rows_in_both_backends(
     objective: str, lora: Lora, tiny_base: Base
@@ -84,6 +109,8 @@ def test_a_step_s_loss_is_that_of_each_group_by_its_rows_in_both_backends(
     training = replace(TRAINING, objective=objective)
     task = random_rows(3, 6, 20, 2, 16)
     task, others = softened(task, 5) if objective == "distill" else task, unrelated(7, 2)
+    if objective == "genpi":
+        task = [row._replace(weight=weight) for row, weight in zip(task, (0.4, 0.4, 0.4, 0.4, 2.5, 2.5), strict=True)]
     mlx = MlxTrainer(tiny_base, lora, training)
     found = mlx.gradients([*task, *others])
     plain = MlxTrainer(tiny_base, lora, replace(training, distill_answers=0.0), mlx.adapter())
@@ -331,6 +358,10 @@ def test_fewer_requests_than_a_step_takes_are_one_line(tiny_base: Base, tmp_path
         ("mix = 1", "mix must be at least 0 and below 1; got 1"),
         ("mix = -0.1", "mix must be at least 0 and below 1"),
         ("mix = 0.2\nbatch_size = 1", "mix needs a batch_size of 2 or more: a row of each kind"),
+        (
+            'mix = 0.2\nbatch_size = 2\nobjective = "genpi"',
+            "mix needs a batch_size of 3 or more: a row of each kind",
+        ),
         ('mix = 0.2\nmix_queries = " "', "mix_queries must not be empty"),
     ],
 )

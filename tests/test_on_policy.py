@@ -85,6 +85,27 @@ def test_it_learns_what_the_teacher_says_about_the_student_s_own_answers(finishe
     assert row.soft.log_probs_CK == pytest.approx(own.log_probs_CK, abs=1e-4)
 
 
+def test_in_a_conversation_the_student_s_own_answer_alone_is_judged(tiny_base: Base, tmp_path: Path) -> None:
+    folder = on_policy(tmp_path / "task", tiny_base)
+    turns = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    with (folder / "train.jsonl").open("w") as file:
+        for first, second in zip(turns, [*turns[1:], turns[0]], strict=True):
+            texts = (first["query"], first["answer"], second["query"] + "!", second["answer"])
+            roles = ("user", "assistant") * 2
+            chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+            file.write(json.dumps({"messages": chat}) + "\n")
+    flow(folder, "on_policy")
+    records = read_records(folder / "run" / "on_policy", "train")
+    assert not any("learned" in record for record in records)
+    with open_task(folder, folder / "schedule.toml", folder / "run") as context:
+        pairs = zip(load_task(folder).train, records, strict=True)
+        answered = [replace(one, answer=said["messages"][-1]["content"], unlearned=one.spoken) for one, said in pairs]
+        rows, _ = _said(context, ON_POLICY.key(context), answered)
+        plan = _plan(context, rows)
+    assert [bool(row.gaps) for row in plan.train] == [True] * 9 + [False] * 9
+    assert all(row.soft is not None and len(row.soft.tail_C) == len(row.completion) for row in plan.train)
+
+
 @pytest.mark.parametrize("place", [("on_policy: answers", 9), ("on_policy: teacher", 9), ("on_policy", 1)])
 def test_a_second_round_that_is_interrupted_ends_with_the_same_adapter(
     place: tuple[str, int], finished: Path, tiny_base: Base, tmp_path: Path

@@ -17,6 +17,7 @@ from pilocal.errors import InputError
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.memory import Machine, Sizes, advise, base_bytes, predict, read_sizes
+from pilocal.training.row_order import StagePlan
 from tests.test_train import random_rows
 
 TRAINING = Training(batch_size=8)
@@ -36,7 +37,7 @@ def parts(tiny_base: Base, rows: list[Row], training: Training) -> tuple[Sizes, 
 
     config = tiny_base.config
     sizes = read_sizes(config, LORA)
-    return sizes, [survey(sizes, rows, training, 0)], base_bytes(config, [], as_float32=True)
+    return sizes, [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)], base_bytes(config, [], as_float32=True)
 
 
 BASES = ["tiny_base", "tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]

@@ -176,13 +176,13 @@ def test_an_answer_of_weight_0_is_not_learned_and_the_file_says_how_many(folder:
     assert [example.answer for example in task.train] == ["b", "right"]
     assert task.train[1].history == (("user", "q"), ("assistant", "HISTORY"))
     assert [(example.id, example.answer) for example in task.test] == [("test-2", "v")]
-    why = 'the last answer has "weight": 0 and is not learned'
+    why = 'every answer has "weight": 0 and is not learned'
     assert task.warnings == (
         f"{folder}/train.jsonl: 2 records are left out, the first on line 2: {why}",
         f"{folder}/test.jsonl: a record is left out, on line 1: {why}",
     )
     write(folder / "valid.jsonl", wrong, wrong)
-    assert refusal(folder).startswith(f'{folder}/valid.jsonl: every record\'s last answer has "weight": 0')
+    assert refusal(folder).startswith(f'{folder}/valid.jsonl: every answer of every record has "weight": 0')
 
 
 # One line per kind of fault

@@ -47,7 +47,7 @@ share = 0.5
 """
 
 
-def faults(line: str) -> list[str]:
+def faults(line: str, answers: int = 1) -> list[str]:
     """Return what OpenAI's supervised fine-tuning would refuse of a line, or learn that it should not."""
     record = json.loads(line)
     messages = record.get("messages") if isinstance(record, dict) else None
@@ -62,11 +62,11 @@ def faults(line: str) -> list[str]:
             found.append("empty content")
         if "weight" in message and (message["role"] != "assistant" or message["weight"] not in (0, 1)):
             found.append("a weight where none belongs")
-    learned = [m for m in messages if m["role"] == "assistant" and m.get("weight", 1)]
-    if not learned:
+    weights = [m.get("weight", 1) for m in messages if m["role"] == "assistant"]
+    if not any(weights):
         found.append("nothing to learn")
-    if learned != [messages[-1]]:
-        found.append("something else than the last message is learned")
+    if weights != [0] * (len(weights) - answers) + [1] * answers:
+        found.append("something else than the last answers is learned")
     return found
 
 
@@ -80,7 +80,7 @@ def faults(line: str) -> list[str]:
         ({"messages": [{"role": "assistant", "content": " "}]}, "empty content"),
         ({"messages": [{"role": "user", "content": "x", "weight": 0}]}, "a weight where none belongs"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, "nothing to learn"),
-        ({"messages": [{"role": "assistant", "content": "x"}] * 2}, "something else than the last message is learned"),
+        ({"messages": [{"role": "assistant", "content": "x"}] * 2}, "something else than the last answers is learned"),
     ],
 )  # fmt: skip
 def test_the_validator_finds_every_kind_of_fault(line: dict[str, Any], fault: str) -> None:
@@ -103,7 +103,7 @@ def test_every_record_is_valid_for_openai_and_says_the_same(
 ) -> None:
     record = render(template, shots, example)
     written = openai_record(record)
-    assert faults(json.dumps(written)) == []
+    assert faults(json.dumps(written), 1 + len(example.learned)) == []
     said = [{key: message[key] for key in ("role", "content")} for message in written["messages"]]
     assert said == record["messages"]
 

@@ -57,7 +57,8 @@ class MlxReference:
         import mlx.core as mx
 
         found = self._model(mx.array([row.tokens[:-1]]))[0, row.offset - 1 :]
-        return np.array(found.astype(mx.float32))
+        logits: Floats = row.pick(np.array(found.astype(mx.float32)))
+        return logits
 
     def answer(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
         """Return for each prompt the completion, without its end token."""

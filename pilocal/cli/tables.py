@@ -113,6 +113,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
         notes.append(f"bare query: after {what} that stay")
     if stood_in := [row["llama_cpp_kl"] for row in metrics["arms"].values() if "llama_cpp_kl" in row]:
         notes.insert(1, f"base: answered by llama.cpp, {max(stood_in):.2g} nats per token from the trainer's program")
+    if written := metrics.get("prompt_generation"):
+        least = min(written["entries"], key=lambda line: float(line["f1"]))
+        notes.append(f"the template as the adapter writes it: token F1 {written['f1']:.3f} by entry")
+        notes.append(f"(the base: {written['base_f1']:.3f}); least, {least['f1']:.3f}: {least['entry'][:40]!r}")
     return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
 
 
@@ -212,6 +216,10 @@ def synth_table(report: Mapping[str, Any]) -> RenderableType:
         f"new queries: {made}",
         *(f"dropped: {count}, {why}" for why, count in report["dropped"].items()),
     ]
+    if "answers" in report:
+        lengths = ", ".join(f"{count} of {answers}" for answers, count in report["answers"].items())
+        notes.append(f"conversations by their number of answers: {lengths}"[:WIDTH])
+    notes += [f"reasons: {count}, {why}" for why, count in report.get("reasons", {}).items()]
     if report["unnamed"]:
         notes.append(f"{len(report['unnamed'])} entries no query names, such as {report['unnamed'][0][:40]!r}")
     return _table("Entries that had too few queries", ("entry", "before", "now"), rows, notes)

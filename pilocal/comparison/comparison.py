@@ -127,7 +127,7 @@ class Comparison:
     def _looked_up(self, arm: ComparedArm, report: Callable[[Result], None]) -> Result:
         """Return the result of the training answers whose questions are most like the queries."""
         task, seed = self.task, self.task.training.seed
-        key = self._key(asdict(task.retrieval), seed, [asdict(example) for example in task.train], arm.name)
+        key = self._key(asdict(task.retrieval), seed, [example.facts for example in task.train], arm.name)
         if known := self._known(arm.name, None, None, key):
             return known
         answers = self._first.nearest_answers()

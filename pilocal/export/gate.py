@@ -94,14 +94,14 @@ class Gate:
         sums = 0.0
         with Engine(files.fused or files.base, longest, files.adapter) as engine:
             for number, row in enumerate(self._rows):
-                found = engine.log_probs(row.tokens[:-1], row.offset - 1)
+                found = row.pick(engine.log_probs(row.tokens[:-1], row.offset - 1))
                 sums += divergence(np.load(self._file(number)), found)
                 self._progress(f"gate: {files.quant}", number + 1, len(self._rows))
         return Loss(kl=sums / self._tokens, kl_without=self._without, tokens=self._tokens)
 
     @property
     def _tokens(self) -> int:
-        return sum(len(row.tokens) - row.offset for row in self._rows)
+        return sum(len(row.completion) for row in self._rows)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.npy"

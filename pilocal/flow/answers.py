@@ -11,7 +11,8 @@ from pilocal.prompt.tokens import Row
 def warn_of_answers(context: Context, rows: Mapping[str, Sequence[Row]]) -> None:
     """Warn of answers that come back otherwise than they are written, and of those that an evaluation would cut.
 
-    `rows` are the last stage's, by split: its completions are the answers alone, as in every stage without a working.
+    `rows` are those of the last answers, the last stage's, by split: its completions are the answers alone, as in every
+    stage without a working.
     """
     layout = context.base.layout
     if layout.before_answer or layout.after_answer:
@@ -34,7 +35,7 @@ def _warn_of_changed(context: Context, split: str, rows: Sequence[Row]) -> None:
 
 def _warn_of_long(context: Context, split: str, rows: Sequence[Row]) -> None:
     """Warn of reference answers that no answer can match, because it ends at [generation] max_tokens."""
-    limit, answers = context.task.generation.max_tokens, [len(row.completion) - 1 for row in rows]
+    limit, answers = context.task.generation.max_tokens, [len(row.last_answer) - 1 for row in rows]
     longer = [tokens for tokens in answers if tokens > limit]
     if longer:
         what = f"{len(longer)} of {len(answers)} reference answers are longer than [generation] max_tokens = {limit}"

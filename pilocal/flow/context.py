@@ -18,7 +18,7 @@ from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import prompt_tokens, token_counter
 from pilocal.retrieve import ShotPicker
 from pilocal.run_folder.folder import RunDir
-from pilocal.run_folder.rows import read_records, read_rows
+from pilocal.run_folder.rows import read_records, read_rows, read_rows_of_each
 from pilocal.task import Compression, Example, Task
 from pilocal.task.schedule import Schedule
 from pilocal.training.backend import Backend
@@ -161,6 +161,15 @@ class Context:
     def rows(self, stage: int, split: str) -> list[Row]:
         """Return the records of a stage as token rows; raises RunError for a damaged file."""
         return read_rows(self.run.stage(stage), split, self.base.tokenizer)
+
+    def rows_of_each(self, stage: int, split: str) -> list[list[Row]]:
+        """Return the token rows of each record of a stage; raises RunError for a damaged file."""
+        return read_rows_of_each(self.run.stage(stage), split, self.base.tokenizer)
+
+    def train_rows(self, stage: int) -> list[Row]:
+        """Return what a stage trains on: its examples and, if there are any, the rows that restate the template."""
+        splits = ("train", "restated") if self.task.training.restate else ("train",)
+        return [row for split in splits for row in self.rows(stage, split)]
 
     def request(self, example: Example) -> Record:
         """Return a record that asks a query as every request does, after what stays of the prompt, with its answer."""

@@ -13,7 +13,7 @@ from pilocal.flow.setups import training_setup
 from pilocal.flow.threads import Threads
 from pilocal.run_folder.adapter import read_start
 from pilocal.task.schedule import Adaptive
-from pilocal.task.tables import ANSWERS
+from pilocal.task.tables import ANSWERS, DISTILL, GENPI
 from pilocal.training.backend import MLX, TORCH
 from pilocal.training.loop import train
 from pilocal.training.row_order import StagePlan
@@ -24,11 +24,14 @@ def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
     training, read = asdict(context.task.training), context.task.training
     unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]  # other steps' facts
+    unread += [name for name in ("mix", "restate") if not training[name]]
     if read.objective == ANSWERS:
-        unread += ["objective", "distill_answers"]
-    if not read.mix:
-        unread.append("mix")
-        unread += [name for name in training if name.startswith("distill") and read.objective == ANSWERS]
+        unread.append("objective")
+    if read.objective != DISTILL:
+        unread.append("distill_answers")
+        unread += [name for name in training if name.startswith(DISTILL) and not read.mix]
+    if read.objective != GENPI:
+        unread += [name for name in training if name.startswith(GENPI)]
     training = {name: value for name, value in training.items() if name not in unread}
     precision = context.task.training.precision or "float32"
     return [asdict(context.task.lora), training, *context.backend.facts(precision)]

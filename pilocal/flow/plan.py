@@ -101,7 +101,7 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
     check_teacher(context)
     check_requests(context)
     steps = context.schedule.steps(context.task.training.steps)
-    plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n)) for n in trained]
+    plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation) for n in trained]
     setup = training_setup(context.task, context.base, context.backend)
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))

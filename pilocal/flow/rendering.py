@@ -14,13 +14,23 @@ from pilocal.compress import CompressedTemplate
 from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.flow.answers import warn_of_answers
 from pilocal.flow.context import Context
+from pilocal.flow.template_rows import generation_examples, generation_parts, restated_examples
 from pilocal.prompt.render import Record, render
-from pilocal.prompt.tokens import Row, tokenize
+from pilocal.prompt.tokens import Row, token_counter, tokenize_all
 from pilocal.task import Example
 from pilocal.task.schedule import Stage
 from pilocal.task.working import faded
 
 SPLITS = ("train", "valid", "test")
+
+GENERATION, RESTATED = "generation", "restated"
+"""The files of the rows that write the template, and of those that restate it."""
+
+SHORTER = "shorten the template, lower shots, or take a model with a longer context"
+"""What to do about rows that exceed the context."""
+
+Asked = tuple[Example, tuple[int, ...]]
+"""An example and its shots, numbers of training examples, least similar first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +56,14 @@ class RenderedStage:
     """One stage's records."""
 
     records: dict[str, list[Record]]
-    """By split."""
+    """By split; those of GENERATION and RESTATED, too, if there are any."""
     train: list[Row]
-    """The training records as tokens."""
+    """The training records as tokens, with those that restate the template."""
     valid: list[Row]
     """The validation records as tokens."""
     budget: StageBudget
+    generation: list[Row]
+    """What writes the template, as tokens."""
 
 
 def render_stages(context: Context) -> list[RenderedStage]:
@@ -60,22 +72,22 @@ def render_stages(context: Context) -> list[RenderedStage]:
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
     limit, faults = context.base.context, list[PilocalError]()
-    shots = choose_shots(context)
-    rendered = []
+    asked, rendered = _asked(context), []
     for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
-        done = _render_stage(context, number, template, shots)
-        where = f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)"
-        faults += over_context(where, "the longest row", done.budget.longest_row, limit)
+        done = _render_stage(context, number, template, asked)
+        where, fix = f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", SHORTER
+        if done.generation and stage.tau == 0:
+            fix = f"lower [training] genpi_window (now {context.task.training.genpi_window})"
+        faults += over_context(where, "the longest row", done.budget.longest_row, limit, fix=fix)
         rendered.append(done)
     raise_all(faults)
     return rendered
 
 
-def over_context(where: str, what: str, tokens: int, limit: int) -> list[InputError]:
+def over_context(where: str, what: str, tokens: int, limit: int, *, fix: str = SHORTER) -> list[InputError]:
     """Return the fault of so many tokens, if they are more than a context of `limit` holds."""
     if tokens <= limit:
         return []
-    fix = "shorten the template, lower shots, or take a model with a longer context"
     return [InputError(where, f"{what} is {tokens - limit} tokens over the model's context of {limit}", fix=fix)]
 
 
@@ -93,26 +105,40 @@ def choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
+def _asked(context: Context) -> dict[str, list[Asked]]:
+    """Return what is asked in every stage, by the file that it is written into."""
+    task, shots, count = context.task, choose_shots(context), token_counter(context.base.tokenizer)
+    found = {split: list(zip(getattr(task, split), shots[split], strict=True)) for split in SPLITS}
+    if parts := generation_parts(task, count):
+        writing = ((generation_examples(one, parts, task.files["train"]), chosen) for one, chosen in found["train"])
+        found[GENERATION] = [(example, chosen) for examples, chosen in writing for example in examples]
+    if said := restated_examples(task, count):
+        found[RESTATED] = [(example, ()) for example in said]
+    return found
+
+
 def _render_stage(
-    context: Context, number: int, template: CompressedTemplate, shots: dict[str, list[tuple[int, ...]]]
+    context: Context, number: int, template: CompressedTemplate, asked: dict[str, list[Asked]]
 ) -> RenderedStage:
     task, stage = context.task, context.schedule.stages[number]
     records: dict[str, list[Record]] = {}
-    rows: dict[str, list[Row]] = {}
-    for done, split in enumerate(SPLITS, 1):
+    rows: dict[str, list[list[Row]]] = {}
+    for done, split in enumerate(asked, 1):
         records[split], rows[split] = [], []
-        examples: tuple[Example, ...] = getattr(task, split)
-        for example, chosen in zip(examples, shots[split], strict=True):
+        for example, chosen in asked[split]:
             nearest = chosen[len(chosen) - stage.shots :]
             # The test's answers are what an evaluation compares with, which asks for the answer alone.
-            asked = example if split == "test" else faded(example, stage.working)
-            record = render(template.text, [task.train[i] for i in nearest], asked)
+            shown = faded(example, stage.working) if split in ("train", "valid") else example
+            record = render(template.text, [task.train[i] for i in nearest], shown)
             records[split].append(record)
-            rows[split].append(tokenize(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
-        context.progress("render", number * len(SPLITS) + done, len(SPLITS) * len(context.schedule.stages))
+            rows[split].append(tokenize_all(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
+        context.progress("render", number * len(asked) + done, len(asked) * len(context.schedule.stages))
     if number == context.last_stage:
-        warn_of_answers(context, rows)
-    return RenderedStage(records, rows["train"], rows["valid"], _budget(context, stage, number, template, rows))
+        warn_of_answers(context, {split: [each[-1] for each in rows[split]] for split in SPLITS})
+    flat = {split: [row for each in found for row in each] for split, found in rows.items()}
+    train = flat["train"] + flat.get(RESTATED, [])
+    budget = _budget(context, stage, number, template, flat)
+    return RenderedStage(records, train, flat["valid"], budget, flat.get(GENERATION, []))
 
 
 def _budget(
@@ -124,7 +150,7 @@ def _budget(
         steps=context.schedule.steps(context.task.training.steps)[number],
         template_tokens=template.tokens,
         ratio=template.ratio,
-        prompt_tokens=mean(row.offset for row in rows["train"]),
+        prompt_tokens=mean(len(row.tokens) - len(row.completion) for row in rows["train"]),
         longest_row=max(len(row.tokens) for split in rows.values() for row in split),
         working=stage.working,
     )

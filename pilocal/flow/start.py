@@ -18,6 +18,8 @@ from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import Example, Task
 from pilocal.training.memory import linears, read_sizes
 
+ASSISTANT = "assistant"
+
 FEWER = 4
 """By default as many times fewer steps as the first training had."""
 
@@ -53,7 +55,7 @@ class Start:
     def replayed(self, task: Task) -> int:
         """Return how many rows of every step touch no changed entry, where there are such rows."""
         room = task.training.batch_size - task.training.mixed_rows
-        return min(room - 1, max(1, round(self.replay * room))) if self.replay else 0
+        return min(room - task.training.kinds, max(1, round(self.replay * room))) if self.replay else 0
 
     def as_json(self) -> dict[str, Any]:
         """Return what run.json keeps."""
@@ -138,7 +140,7 @@ def check_start(task: Task, base: Base, start: Start) -> None:
         if found != asked:
             fix = f"set [lora] {name} to the run's, or go on from another run"
             raise InputError(folder, f"the run's {name} are not the task's {asked}", got=found, fix=fix)
-    if start.replay and task.training.batch_size - task.training.mixed_rows < 2:
+    if start.replay and task.training.batch_size - task.training.mixed_rows <= task.training.kinds:
         what, fix = "a step has no room for a row to replay", "raise it, or take --replay 0"
         raise InputError(f"{task.files['task']} [training] batch_size", what, got=task.training.batch_size, fix=fix)
 
@@ -181,21 +183,31 @@ def find_edit(task: Task, former: Former) -> Edit:
     another answer. Where an entry that changed cannot be named, such as a rule, every new query may touch it.
     """
     changes = find_changes(former.template, task.template)
-    queries = [example.query for example in (*task.train, *former.examples)]
+    queries = [example.learned_queries for example in (*task.train, *former.examples)]
     before = _Side.of(former.template, [change.before for change in changes], queries)
     after = _Side.of(task.template, [change.after for change in changes], queries)
     every_new = not (before.is_named and after.is_named)
-    known = {(example.history, example.query): example.answer for example in former.examples}
+    known = {_asked(example): _said(example) for example in former.examples}
     touched, stale, missed = list[int](), 0, set(after.numbers.intersection(after.index.names))
     for number, example in enumerate(task.train):
-        answer = known.get((example.history, example.query))
-        old, new = before.hits(example.query), after.hits(example.query)
+        said = known.get(_asked(example))
+        old, new = before.hits(example.learned_queries), after.hits(example.learned_queries)
         missed -= new
-        stale += bool(old) and answer == example.answer
-        relabelled = every_new if answer is None else answer != example.answer
+        stale += bool(old) and said == _said(example)
+        relabelled = every_new if said is None else said != _said(example)
         if old | new or relabelled:
             touched.append(number)
     return Edit(changes, touched, stale, after.texts(missed))
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    """Return what is said to the assistant in a conversation."""
+    return (*(text for role, text in example.history if role != ASSISTANT), example.query)
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    """Return what the assistant says."""
+    return (*(text for role, text in example.history if role == ASSISTANT), example.answer)
 
 
 def begin(task: Task, start: Start) -> tuple[Start, Edit]:

@@ -15,14 +15,14 @@ from pilocal.run_folder.shipped import Shipped
 
 def predicted(backend: Replayer, rows: Sequence[Row]) -> list[Floats]:
     """Return each row's logits (C, vocabulary) that predict its C completion tokens."""
-    return [np.array(backend.logits(row)[row.offset - 1 : -1], dtype=np.float32) for row in rows]
+    return [row.pick(np.array(backend.logits(row)[row.offset - 1 : -1], dtype=np.float32)) for row in rows]
 
 
 def predicted_by_llamacpp(shipped: Shipped, rows: Sequence[Row]) -> list[Floats]:
     """Return the same from a run's exported files; raises ModelError if llama.cpp refuses one."""
     longest = max(len(row.tokens) for row in rows)
     with Engine(shipped.served_path, longest, shipped.adapter_path) as engine:
-        return [engine.logits(row.tokens[:-1], row.offset - 1) for row in rows]
+        return [row.pick(engine.logits(row.tokens[:-1], row.offset - 1)) for row in rows]
 
 
 def compare_logits(reference: Sequence[Floats], other: Sequence[Floats]) -> dict[str, float]:

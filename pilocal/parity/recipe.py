@@ -11,7 +11,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.steps import STAGES
 from pilocal.parity.replay import Replay, ReplayStage, ReplayStep, check_ids, check_lora
 from pilocal.run_folder.log import FILE, read_log
-from pilocal.task.tables import ANSWERS
+from pilocal.task.tables import ANSWERS, DISTILL
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.row_order import RowOrder
 
@@ -43,7 +43,9 @@ def read_replay(context: Context, steps: int) -> Replay:
     task, trained = context.task, context.schedule.trained
     check_lora(task.lora)
     if task.training.objective != ANSWERS:
-        what = "parity replays the loss on answers; a distillation begins at 0, where ratios say nothing"
+        what = "parity replays the loss on answers"
+        if task.training.objective == DISTILL:
+            what += "; a distillation begins at 0, where ratios say nothing"
         fix = 'replay a run with objective = "answers" on the same rows'
         raise InputError("[training] objective", what, got=task.training.objective, fix=fix)
     if task.training.mix:
@@ -62,7 +64,7 @@ def read_replay(context: Context, steps: int) -> Replay:
     stages, taken = [], 0
     for number in trained:
         stage, count = context.schedule.stages[number], context.schedule.steps(steps)[number]
-        rows = context.rows(number, "train")
+        rows = context.train_rows(number)
         order = RowOrder(rows, training.batch_size, (training.seed, number), share=share)
         rates = [learning_rate(step, steps, training) for step in range(taken, taken + count)]
         played = tuple(ReplayStep(rate, tuple(order.rows_at(nth))) for nth, rate in enumerate(rates))

@@ -54,7 +54,7 @@ def save_reference(folder: Path, replay: Replay, trace: Trace, *, model: str, ma
     }
     with replacing(folder / FILE) as file:
         parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
-        each = ({"offset": row.offset, "tokens": row.tokens} for row in rows)
+        each = ({"offset": row.offset, "tokens": row.tokens} | ({"gaps": row.gaps} if row.gaps else {}) for row in rows)
         lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in each)
         file.write("{\n" + ",\n".join([*parts, f'"rows": [\n{lines}\n]']) + "\n}\n")
     arrays = {f"end.{name}": value for name, value in trace.adapter.items()}
@@ -97,7 +97,10 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
 
 def _stages(content: Mapping[str, Any]) -> tuple[ReplayStage, ...]:
     """Return the stages of a reference.json, each step with its rows."""
-    rows = [Row(tuple(row["tokens"]), row["offset"]) for row in content["rows"]]
+    rows = [
+        Row(tuple(row["tokens"]), row["offset"], gaps=tuple((begin, end) for begin, end in row.get("gaps", ())))
+        for row in content["rows"]
+    ]
 
     def steps(stage: Mapping[str, Any]) -> tuple[ReplayStep, ...]:
         return tuple(ReplayStep(step["rate"], tuple(rows[i] for i in step["rows"])) for step in stage["steps"])

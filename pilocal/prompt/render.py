@@ -7,7 +7,7 @@ assistant turn. Where template and shots are gone, what is left is the bare quer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 from pilocal.task import Example
 
@@ -26,6 +26,8 @@ class Record(TypedDict):
     """One rendered line; the last message is the answer."""
 
     messages: list[Message]
+    learned: NotRequired[list[int]]
+    """The numbers of the messages that are learned beside the last, where a conversation has such."""
 
 
 def render(template: str, shots: Sequence[Example], example: Example) -> Record:
@@ -36,15 +38,34 @@ def render(template: str, shots: Sequence[Example], example: Example) -> Record:
     ['system', 'user', 'assistant', 'user', 'assistant']
     >>> render("", [], asked)["messages"]
     [{'role': 'user', 'content': '3+3'}, {'role': 'assistant', 'content': '6'}]
+    >>> talked = Example(id="3", query="And 4+4?", answer="8", history=(("user", "3+3"), ("assistant", "6")))
+    >>> render("Add.", [shot], talked)["learned"]
+    [4]
     """
     messages: list[Message] = []
     if template.strip():
         messages.append({"role": "system", "content": template})
+    begin = 0
     for solved in (*shots, example):
+        begin = len(messages)
         messages += [{"role": role, "content": content} for role, content in solved.history]
         messages.append({"role": "user", "content": solved.query})
         messages.append({"role": "assistant", "content": solved.answer})
-    return {"messages": messages}
+    record = Record(messages=messages)
+    if example.learned:
+        record["learned"] = [begin + number for number in example.learned]
+    return record
+
+
+def each_answer(record: Record) -> list[Record]:
+    """Return a record for each answer that is learned, which ends with it.
+
+    >>> said = [Message(role=role, content=text) for role, text in (("user", "a"), ("assistant", "b"))]
+    >>> [len(one["messages"]) for one in each_answer({"messages": said * 2, "learned": [1]})]
+    [2, 4]
+    """
+    messages = record["messages"]
+    return [Record(messages=messages[: number + 1]) for number in (*record.get("learned", ()), len(messages) - 1)]
 
 
 def without_blank_systems(chat: Sequence[Turn]) -> list[Turn]:

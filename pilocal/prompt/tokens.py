@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pilocal.errors import InputError
 from pilocal.prompt.control import END_MARKS, Hidden, control_tokens
-from pilocal.prompt.render import Message, Record, without_blank_systems
+from pilocal.prompt.render import Message, Record, each_answer, without_blank_systems
 from pilocal.prompt.settle import SYSTEM_INTO_QUERY, append_to_prompt, prepend, settle
 from pilocal.prompt.soft import Soft
 
@@ -25,11 +25,38 @@ class Row(NamedTuple):
     """Index of the first completion token."""
     soft: Soft | None = None
     """What a teacher says about the completion tokens, where there is one."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Begin and end of each passage behind `offset` that is not learned: what stands between two answers."""
+    weight: float = 1.0
+    """What each completion token counts in a loss."""
 
     @property
     def completion(self) -> tuple[int, ...]:
-        """The target tokens: the answer and the end of its turn."""
-        return self.tokens[self.offset :]
+        """The target tokens: each answer that is learned, and the end of its turn."""
+        if not self.gaps:
+            return self.tokens[self.offset :]
+        return tuple(self.tokens[self.offset + place] for place in self.places)
+
+    @property
+    def places(self) -> list[int]:
+        """Where the completion tokens are, counted from `offset`.
+
+        >>> Row((1, 2, 3, 4, 5, 6), 1, gaps=((2, 4),)).places
+        [0, 3, 4]
+        """
+        begins = (self.offset, *(end for _, end in self.gaps))
+        ends = (*(begin for begin, _ in self.gaps), len(self.tokens))
+        spans = zip(begins, ends, strict=True)
+        return [index - self.offset for begin, end in spans for index in range(begin, end)]
+
+    @property
+    def last_answer(self) -> tuple[int, ...]:
+        """The last of the answers and the end of its turn."""
+        return self.tokens[self.gaps[-1][1] if self.gaps else self.offset :]
+
+    def pick(self, found: Any) -> Any:
+        """Return of an array with a line for each token from `offset` on those of the completion tokens."""
+        return found[self.places] if self.gaps else found
 
     @property
     def is_said(self) -> bool:
@@ -89,6 +116,21 @@ class Layout:
         if stop is None:
             raise InputError(where, "the chat template does not end an answer", fix="take an instruct model as base")
         return Row(tuple(tokens[: stop + 1]), len(prompt))
+
+    def rows(self, record: Record, where: str) -> list[Row]:
+        """Return the rows of a record: one, if each answer that is learned stands behind exactly what it is asked with.
+
+        It does not where the chat template writes an earlier answer otherwise than the last, or tokens merge across a
+        border: what comes then is a row of its own. Raises InputError as `row` does.
+        """
+        found = list[Row]()
+        for one in each_answer(record):
+            row = self.row(one["messages"], where)
+            if found and row.tokens[: len(found[-1].tokens)] == found[-1].tokens:
+                first = found.pop()
+                row = row._replace(offset=first.offset, gaps=(*first.gaps, (len(first.tokens), row.offset)))
+            found.append(row)
+        return found
 
     def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return a chat as the chat template writes it; raises InputError when it refuses the chat."""
@@ -153,11 +195,16 @@ def prompt_tokens(messages: Sequence[Message], tokenizer: Any) -> list[int]:
 
 
 def tokenize(record: Record, tokenizer: Any, where: str = "record") -> Row:
-    """Return the row of a record; its completion is the answer and the end-of-turn token, nothing after it.
+    """Return the row of a record's last answer; its completion is the answer and the end-of-turn token alone.
 
     Raises InputError as `Layout` and its `row` do.
     """
     return layout_of(tokenizer).row(record["messages"], where)
+
+
+def tokenize_all(record: Record, tokenizer: Any, where: str = "record") -> list[Row]:
+    """Return the rows of every answer of a record that is learned; raises InputError as `tokenize` does."""
+    return layout_of(tokenizer).rows(record, where)
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:

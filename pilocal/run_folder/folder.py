@@ -178,6 +178,11 @@ class RunDir:
         """The arms' answers and costs before scoring, kept for another scoring."""
         return self.path / "answered.json"
 
+    @property
+    def written(self) -> Path:
+        """The template as the adapter writes it, and the base."""
+        return self.path / "written.json"
+
     def stage(self, number: int) -> Path:
         """The folder of a stage's rows and weights."""
         return self.path / "stages" / str(number)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.prompt.render import Record
-from pilocal.prompt.tokens import Row, tokenize
+from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.run_folder.files import replacing
 
 FIX = "delete the file and run the same command again"
@@ -33,7 +33,12 @@ def read_records(folder: Path, split: str) -> list[Record]:
 
 def read_rows(folder: Path, split: str, tokenizer: Any) -> list[Row]:
     """Return a split as token rows; raises RunError as `read_records`, InputError as `tokenize`."""
-    return [tokenize(record, tokenizer, where) for where, record in located_records(folder, split)]
+    return [row for rows in read_rows_of_each(folder, split, tokenizer) for row in rows]
+
+
+def read_rows_of_each(folder: Path, split: str, tokenizer: Any) -> list[list[Row]]:
+    """Return the token rows of each record of a split; raises as `read_rows`."""
+    return [tokenize_all(record, tokenizer, where) for where, record in located_records(folder, split)]
 
 
 def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:
@@ -54,7 +59,9 @@ def _record(line: str, where: str) -> Record:
     try:
         record: Record = json.loads(line)
         whole = all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in record["messages"])
-    except (ValueError, KeyError, TypeError):
+        learned, last = record.get("learned", []), len(record["messages"]) - 1
+        whole = whole and all(type(number) is int and 0 < number < last for number in learned)
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole or not record["messages"]:
         raise RunError(where, "damaged: not a rendered record", got=line, fix=FIX)

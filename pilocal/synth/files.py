@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,19 @@ from pilocal.flow.setups import base_for
 from pilocal.prompt.tokens import end_tokens
 from pilocal.retrieve.embeddings import EmbeddingVectors
 from pilocal.retrieve.ngrams import NgramVectors
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import write_json
 from pilocal.run_folder.hashes import fingerprint
+from pilocal.synth.conversation import environment_prompt
 from pilocal.synth.endpoint import Endpoint
 from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, Sieve, Vectors, Write, generate
 from pilocal.synth.labels import Labeller
-from pilocal.synth.queries import SPLITS, TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.queries import TEST, TRAIN, VALID, Asked, Coverage, cover
+from pilocal.synth.reasons import Reasoned, Reasoner, reasons_report, with_reasons
 from pilocal.synth.records import Labelled, Records, Remembered
+from pilocal.synth.report import report_of
 from pilocal.synth.stale import Memory
 from pilocal.synth.teacher import CHUNK, Teacher
+from pilocal.synth.written import new_records, records_of, write_records
 from pilocal.task import Example, Generation, Task, load_task
 from pilocal.task.examples import load_examples, load_queries
 from pilocal.task.text import path_of
@@ -47,6 +51,9 @@ SOLVED_FILE = "solved.json"
 
 RECORDS = "records.jsonl"
 """Every answer, those that are dropped, too."""
+
+REASONS = "reasons.jsonl"
+"""What the base says of each record without the template, what with it, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +88,15 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
         got = f"{len(coverage.nameable)} of {len(coverage.entries)} entries"
         what = "every entry that queries name has enough of them" if coverage.nameable else "no query names an entry"
         raise InputError(read.files["template"], what, got=got, fix=_advice(coverage))
-    labeller = Labeller(teacher=teacher, metric=metric, template=read.template, settings=read.synth)
-    records = Records(folder / RECORDS, _key(read, base, metric, coverage.asked))
-    answered = _answer(labeller, coverage.asked, records, listeners)
+    labeller = _labeller(read, base, metric, teacher, given)
+    kept = Records(folder / RECORDS, _answers_key(read, base, labeller, coverage.asked), Labelled)
+    answered = _answer(labeller, coverage.asked, kept, listeners)
     _check(folder, given, answered)
-    _write(folder, given, answered, _made_by(read, base), coverage)
-    report = _report(read, coverage, answered)
+    records = _records(read, base, given, answered, coverage)
+    report = report_of(read, coverage, answered, _use(read))
+    if read.synth.reasons:
+        report["reasons"] = _give_reasons(read, base, records, folder, listeners)
+    write_records(folder, records)
     write_json(folder / "report.json", report)
     return report
 
@@ -116,7 +126,7 @@ def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners
     Warns of them, and of such examples in validation and test, which are the user's to correct.
     """
     everything = (*given.solved, *given.valid, *given.test)
-    memory = Memory(folder / SOLVED_FILE, task.template, [*(each.query for each in everything), *given.own])
+    memory = Memory(folder / SOLVED_FILE, task.template, [*(each.learned_queries for each in everything), *given.own])
     stale = {id(each) for each in everything if memory.is_stale(each)}
     memory.save()
     for split, examples in ((TRAIN, given.solved), (VALID, given.valid), (TEST, given.test)):
@@ -196,25 +206,69 @@ def _teacher(task: Task, base: Base, listeners: Listeners) -> Teacher:
     return Teacher(asker, task.template, base.gguf if on_cpu() else None)
 
 
-def _key(task: Task, base: Base, metric: Metric, asked: Sequence[Asked]) -> str:
+def _labeller(task: Task, base: Base, metric: Metric, teacher: Teacher, given: _Given) -> Labeller:
+    """Return who answers; the longest conversation among the solved examples, if any, shows how to play the user."""
+    known: dict[str, Any] = {"teacher": teacher, "metric": metric, "template": task.template, "settings": task.synth}
+    if task.synth.turns > 1:
+        known["environment"] = _base_speaks(task, base, environment_prompt(task.template), "conversations")
+        known["example"] = max(given.solved, key=lambda example: len(example.history), default=None)
+    return Labeller(**known)
+
+
+def _base_speaks(task: Task, base: Base, template: str, title: str) -> Teacher:
+    """Return the base behind another text than the task's template, with room for a few sentences."""
+    generation = Generation(max_tokens=GENERATED_TOKENS, batch_size=task.generation.batch_size)
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=generation, progress=QUIET.progress)
+    return Teacher(asker, template, base.gguf if on_cpu() else None, title)
+
+
+def _key(task: Task, base: Base, *more: Any) -> str:
+    """Return what decides what the base says."""
+    return fingerprint(pilocal.__version__, base.sha256, task.template, asdict(task.generation), *more)
+
+
+def _answers_key(task: Task, base: Base, labeller: Labeller, asked: Sequence[Asked]) -> str:
     """Return what decides every answer, and whether it is learned."""
     settings = [task.synth.temperature, task.synth.seed if task.synth.temperature else 0, task.synth.agreement]
-    facts = [asdict(task.generation), settings, metric_facts(task, metric), [*map(asdict, asked)]]
-    return fingerprint(pilocal.__version__, base.sha256, task.template, *facts)
+    example = labeller.example.facts if labeller.example else None
+    talking = [task.synth.turns, example] if task.synth.turns > 1 else []
+    return _key(task, base, settings, metric_facts(task, labeller.metric), [*map(asdict, asked)], *talking)
 
 
 def _answer(
-    labeller: Labeller, asked: Sequence[Asked], records: Records, listeners: Listeners
+    labeller: Labeller, asked: Sequence[Asked], records: Records[Labelled], listeners: Listeners
 ) -> list[tuple[Asked, Labelled]]:
     """Return every query with its answer, those of an interrupted synthesis included."""
-    for begin in range(0, len(asked), CHUNK):
+    for begin in records.missing(len(asked), CHUNK):
         chunk = asked[begin : begin + CHUNK]
-        if begin + len(chunk) <= len(records.done):
-            continue
-        del records.done[begin:]  # of a chunk that is not whole
         records.add(labeller.label(chunk, begin))
         listeners.progress("synth", begin + len(chunk), len(asked))
     return list(zip(asked, records.done, strict=True))
+
+
+def _give_reasons(
+    task: Task, base: Base, records: dict[str, list[dict[str, Any]]], folder: Path, listeners: Listeners
+) -> dict[str, int]:
+    """Add to the records of training and validation what the base says without the template, what with it, and why.
+
+    Returns what report.json says about the reasons.
+    """
+    wanted = [record for split in (TRAIN, VALID) for record in records[split]]
+    asker = Asker(base=base, ends=end_tokens(base.tokenizer), generation=task.generation, progress=QUIET.progress)
+    gguf, synth = base.gguf if on_cpu() else None, task.synth
+    reasoner = Reasoner(
+        student=Teacher(asker, "", gguf),
+        teacher=Teacher(asker, task.template, gguf),
+        writer=_base_speaks(task, base, "", "reasons"),
+        template=task.template,
+        temperature=synth.reasons_temperature,
+        seed=synth.seed,
+    )
+    key = _key(task, base, wanted, synth.reasons_temperature, synth.seed)
+    found = reasoner.find(wanted, Records(folder / REASONS, key, Reasoned), listeners)
+    reasoned = iter(map(with_reasons, wanted, found))
+    records |= {split: list(islice(reasoned, len(records[split]))) for split in (TRAIN, VALID)}
+    return reasons_report(found)
 
 
 def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]]) -> None:
@@ -230,74 +284,21 @@ def _check(folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled
             raise InputError(f"{split} queries", "no answer can be learned from", got=got, fix=fix)
 
 
-def _write(
-    folder: Path, given: _Given, answered: Sequence[tuple[Asked, Labelled]], made_by: dict[str, Any], coverage: Coverage
-) -> None:
-    """Write the files of examples."""
+def _records(
+    task: Task, base: Base, given: _Given, answered: Sequence[tuple[Asked, Labelled]], coverage: Coverage
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each file: the examples that there were, then the new ones."""
     before: Mapping[str, tuple[Example, ...]] = {TRAIN: given.solved, VALID: given.valid, TEST: given.test}
-    for split, examples in before.items():
-        with replacing(folder / f"{split}.jsonl") as file:
-            for record in (*_records_of(examples), *_new_records(split, answered, coverage, made_by)):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    made_by = _made_by(task, base)
+    return {
+        split: [*records_of(some), *new_records(split, answered, coverage, made_by)] for split, some in before.items()
+    }
 
 
 def _made_by(task: Task, base: Base) -> dict[str, Any]:
     """Return what every new record says of where its answer comes from."""
     model = {"model": task.model, "base_sha256": base.sha256, "template_sha256": fingerprint(task.template)}
     return model | {"seed": task.synth.seed, "temperature": task.synth.temperature}
-
-
-def _records_of(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-    """Yield examples as they are written in a file."""
-    for example in examples:
-        if example.history:
-            turns = [*example.history, ("user", example.query), ("assistant", example.answer)]
-            said: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
-        else:
-            said = {"query": example.query, "answer": example.answer}
-        yield {"id": example.id} | said | dict(example.extra)
-
-
-def _new_records(
-    split: str, answered: Sequence[tuple[Asked, Labelled]], coverage: Coverage, made_by: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield the answered queries of a split that are learned from, each with what it came from."""
-    for number, (asked, said) in enumerate(answered):
-        if asked.split == split and said.dropped is None:
-            entries = [coverage.entries[number].text for number in asked.entries]
-            record = {"id": f"synth-{number}", "query": said.query, "answer": said.answer, "origin": asked.origin}
-            yield record | {"entries": entries, "made_by": made_by}
-
-
-def _report(task: Task, coverage: Coverage, answered: Sequence[tuple[Asked, Labelled]]) -> dict[str, Any]:
-    """Return what was made, what was dropped and why, and how many training queries each entry has."""
-    kept = [asked for asked, said in answered if said.dropped is None]
-    entries = _entry_counts(coverage, kept)
-    named = {row["entry"] for row in entries}
-    dropped = Counter(said.dropped for _, said in answered)
-    del dropped[None]
-    return {
-        "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
-        "per_entry": task.synth.per_entry,
-        "advice": _use(task),
-        "dropped": dict(dropped),
-        "entries": entries,
-        "composed": sum(map(Asked.is_composed, kept)),
-        "few_wordings": coverage.few_wordings(kept),
-        "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
-        "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
-    }
-
-
-def _entry_counts(coverage: Coverage, kept: Sequence[Asked]) -> list[dict[str, Any]]:
-    """Return for each entry that queries can name how many do, of the solved examples and of all training queries."""
-    counts = Counter(coverage.known)
-    for asked in kept:
-        counts.update(set(asked.entries) if asked.split == TRAIN else ())
-    return [
-        {"entry": coverage.entries[number].text, "solved": coverage.known[number], "queries": counts[number]}
-        for number in coverage.nameable
-    ]
 
 
 def _use(task: Task) -> str | None:

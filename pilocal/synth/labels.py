@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pilocal.compress.entries import alone
 from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.prompt.render import Message
 from pilocal.prompt.sampling import Sampling
+from pilocal.synth.conversation import END, Reply, converse
 from pilocal.synth.queries import Asked
 from pilocal.synth.records import Labelled
 from pilocal.synth.teacher import Teacher, asking
-from pilocal.task.tables import Synth
+from pilocal.task import Example
+from pilocal.task.synth_table import Synth
 
 DISAGREES = "the answer is another one where its entries stand alone"
 
@@ -26,25 +29,34 @@ class Labeller:
     template: str
     settings: Synth
     """The task's."""
+    environment: Teacher | None = None
+    """Whoever speaks to the base in conversations, where there are to be some."""
+    example: Example | None = None
+    """Shows that side what a conversation is like."""
 
     def label(self, asked: Sequence[Asked], number: int) -> list[Labelled]:
-        """Return each query of a chunk with its answer; raises as `Teacher.reply` does.
+        """Return each query of a chunk with its answer, and the conversation that goes on from there if there are such.
 
-        The seed and the `number` of the chunk's first query decide what is drawn.
+        The seed and the `number` of the chunk's first query decide what is drawn. Raises as `Teacher.reply` does.
         """
         queries, settings = [one.query for one in asked], self.settings
-        if settings.temperature:
-            sampling = Sampling(settings.temperature, (settings.seed, number))
-            answers = self.teacher.reply(asking(queries), sampling)
-        else:
-            answers = self.teacher.answer(queries)
-        dropped = [self.teacher.objection(answer) or self.metric.objection(answer) for answer in answers]
+        answers = self.teacher.reply(asking(queries), self._sampling(number))
+        dropped = [self._objection(answer) for answer in answers]
         if settings.agreement:
             self._compare(asked, answers, dropped)
-        return [
+        found = [
             Labelled(query=one.query, answer=answer, dropped=why)
             for one, answer, why in zip(asked, answers, dropped, strict=True)
         ]
+        return self._talk(found, number, self.environment.usable) if self.environment else found
+
+    def _sampling(self, *place: int) -> Sampling | None:
+        """Return how the answers at a place are drawn; None where they are not."""
+        settings = self.settings
+        return Sampling(settings.temperature, (settings.seed, *place)) if settings.temperature else None
+
+    def _objection(self, answer: str) -> str | None:
+        return self.teacher.objection(answer) or self.metric.objection(answer)
 
     def _compare(self, asked: Sequence[Asked], answers: Sequence[str], dropped: list[str | None]) -> None:
         """Drop the answers that change when what the query does not name is left out; without a name none can."""
@@ -54,3 +66,23 @@ class Labeller:
         agree = self.metric.agree(others, [answers[i] for i in checked], queries)
         for i, same in zip(checked, agree, strict=True):
             dropped[i] = None if same else DISAGREES
+
+    def _talk(self, found: Sequence[Labelled], number: int, environment: Reply) -> list[Labelled]:
+        """Go on with the conversations that some queries and their answers have begun."""
+        kept = [one for one in found if one.dropped is None]
+        begun = [[("user", one.query), ("assistant", one.answer)] for one in kept]
+        talks = converse(begun, self.settings.turns, self._agent(number), environment, self.example)
+        later = {id(one): talk[2:] for one, talk in zip(kept, talks, strict=True)}
+        return [replace(one, turns=later.get(id(one), ())) for one in found]
+
+    def _agent(self, number: int) -> Reply:
+        """Return what answers in conversations: as the first answers are drawn, and looked at in the same way."""
+        time = 0
+
+        def reply(chats: Sequence[Sequence[Message]]) -> list[str | None]:
+            nonlocal time
+            time += 1
+            said = self.teacher.usable(chats, self._sampling(number, time))
+            return [text if text and not self.metric.objection(text.partition(END)[0]) else None for text in said]
+
+        return reply

@@ -49,6 +49,14 @@ class Teacher:
         """
         return self._say([self._prompt(chat) for chat in chats], sampling)
 
+    def usable(self, chats: Sequence[Sequence[Message]], sampling: Sampling | None = None) -> list[str | None]:
+        """Return what comes next in each chat; None where that is not to be learned or leaves the base's context."""
+        room = self._asker.base.context - self._asker.generation.max_tokens
+        fitting = [number for number, chat in enumerate(chats) if len(self._prompt(chat)) <= room]
+        said = self.reply([chats[number] for number in fitting], sampling) if fitting else []
+        found = {number: None if self.objection(text) else text for number, text in zip(fitting, said, strict=True)}
+        return [found.get(number) for number in range(len(chats))]
+
     def answer_after(self, templates: Sequence[str], queries: Sequence[str]) -> list[str]:
         """Return the answers to at most CHUNK queries, each after a template of its own; raises as `reply` does."""
         pairs = zip(templates, asking(queries), strict=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pilocal.errors import InputError
@@ -25,17 +26,28 @@ Turn = tuple[str, str]
 """A role and what it says."""
 
 
-def read_messages(messages: Any, where: Line) -> tuple[tuple[Turn, ...], bool]:
-    """Return the turns, oldest first, and whether the last answer is to be learned (False for `"weight": 0`).
+def read_messages(messages: Any, where: Line) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+    """Return the turns, oldest first, and the numbers of those of the assistant that are not learned.
 
-    Raises InputError for anything but turns of text that end with a user and an assistant.
+    These have `"weight": 0`, or follow no user turn. The turns end with the last answer that is learned; where none is,
+    there are no turns. Raises InputError for anything but turns of text that end with a user and an assistant.
     """
     if not isinstance(messages, list):
         raise InputError(where, "messages must be a list", got=messages, fix=FORM)
     turns = tuple(_turn(message, where) for message in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         raise InputError(where, "messages must end with a user and an assistant turn", fix=FORM)
-    return turns, messages[-1].get("weight") != 0
+    learned = _learned(turns, messages)
+    end = max(learned, default=-1) + 1
+    said = (number for number, (role, _) in enumerate(turns[:end]) if role == "assistant")
+    return turns[:end], tuple(number for number in said if number not in learned)
+
+
+def _learned(turns: Sequence[Turn], messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the numbers of the answers that are learned: those to a user that have no weight of 0."""
+    roles = [role for role, _ in turns]
+    answers = [number for number, pair in enumerate(pairwise(roles), 1) if pair == ("user", "assistant")]
+    return [number for number in answers if messages[number].get("weight") != 0]
 
 
 def refuse_tools(record: Mapping[str, Any], where: Line) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,31 @@ class Example:
     """Earlier (role, content) turns of a multi-turn record, oldest first."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """All other fields of the record, for the metric."""
+    unlearned: tuple[int, ...] = ()
+    """The numbers of the assistant's turns in the history that are not learned."""
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The numbers of the earlier turns that are learned as the answer is: the assistant's."""
+        return tuple(number for number in self.spoken if number not in self.unlearned)
+
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """The numbers of all earlier turns of the assistant."""
+        return tuple(number for number, (role, _) in enumerate(self.history) if role == "assistant")
+
+    @property
+    def learned_queries(self) -> str:
+        """What the answers that are learned are answers to, one text a line."""
+        asked = (self.history[number - 1][1] for number in self.learned)
+        return "\n".join([*asked, self.query])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        known = asdict(self)
+        del known["unlearned"]  # an example of one turn is told as ever, so that old runs go on
+        return known | ({"learned": self.learned} if self.history else {})
 
 
 @dataclass(slots=True)
@@ -47,7 +72,7 @@ class Split:
     examples: list[Example] = field(default_factory=list)
     faults: list[PilocalError] = field(default_factory=list)
     left_out: list[Line] = field(default_factory=list)
-    """The records whose answer has weight 0."""
+    """The records whose answers all have weight 0."""
 
     @property
     def warning(self) -> str | None:
@@ -56,7 +81,7 @@ class Split:
             return None
         count = len(self.left_out)
         records = f"{count} records are left out, the first on line" if count > 1 else "a record is left out, on line"
-        why = 'the last answer has "weight": 0 and is not learned'
+        why = 'every answer has "weight": 0 and is not learned'
         return f"{self.path}: {records} {self.left_out[0].number}: {why}"
 
 
@@ -139,15 +164,15 @@ def read_split(path: Path, split: str) -> Split:
                 read.faults.append(fault)
     if read.left_out and not read.examples and not read.faults:
         fix = 'give some of them "weight": 1'
-        read.faults.append(InputError(path, 'every record\'s last answer has "weight": 0', fix=fix))
+        read.faults.append(InputError(path, 'every answer of every record has "weight": 0', fix=fix))
     read.faults = merged(read.faults)
     return read
 
 
 def _take(line: str, where: Line, default_id: str, seen: dict[str, int], read: Split) -> None:
     """Add the example on a line, or that it is left out; raises InputError."""
-    example, learned = _example(read_json(line, where), default_id, where)
-    if not learned:
+    example = _example(read_json(line, where), default_id, where)
+    if example is None:
         read.left_out.append(where)
         return
     first = seen.setdefault(example.id, where.number)
@@ -157,8 +182,8 @@ def _take(line: str, where: Line, default_id: str, seen: dict[str, int], read: S
     read.examples.append(example)
 
 
-def _example(record: Any, default_id: str, where: Line) -> tuple[Example, bool]:
-    """Return the example and whether its answer is to be learned."""
+def _example(record: Any, default_id: str, where: Line) -> Example | None:
+    """Return the example, or None where no answer of it is to be learned."""
     if not isinstance(record, dict):
         raise InputError(where, "not a JSON object", got=record, fix=FORM)
     if foreign := foreign_record(record, where):
@@ -167,21 +192,25 @@ def _example(record: Any, default_id: str, where: Line) -> tuple[Example, bool]:
     identity = record.pop("id", default_id)
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise InputError(where, "the id must be text or a number", got=identity, fix="correct it or leave it out")
-    history, learned = _turns(record, where)
+    turns, unlearned = _turns(record, where)
+    if not turns:
+        return None
     for key in ("messages", "query", "answer"):
         record.pop(key, None)
-    *earlier, (_, query), (_, answer) = history
-    return Example(id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record), learned
+    *earlier, (_, query), (_, answer) = turns
+    return Example(
+        id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record, unlearned=unlearned
+    )
 
 
-def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], bool]:
-    """Return all turns of a record, and whether the last one is to be learned."""
+def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+    """Return the turns of a record as `read_messages` does."""
     if record.get("messages") is None:  # tables that were joined have null where a record has no such field
         for key in ("query", "answer"):
             if key not in record:
                 raise InputError(where, f"the record has no {key}", got=record, fix=FORM)
         query, answer = (read_text_of(key, record[key], where, FORM) for key in ("query", "answer"))
-        return (("user", query), ("assistant", answer)), True
+        return (("user", query), ("assistant", answer)), ()
     if beside := [key for key in ("query", "answer") if record.get(key) is not None]:
         what = f"messages and {beside[0]} in one record: which of them counts is not clear"
         raise InputError(where, what, fix="leave one of them out")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilocal.task.optimizers import OPTIMIZERS
+from pilocal.task.synth_table import Synth
 from pilocal.task.toml import require
 
 STARTER = "starter"
@@ -40,8 +41,12 @@ PRECISIONS = ("float32", "bfloat16")
 
 LR_SCHEDULES = ("cosine", "linear", "constant")
 
-ANSWERS, DISTILL = OBJECTIVES = ("answers", "distill")
-"""What a training lowers: the cross-entropy of the answers, or the distance from the prompted base."""
+ANSWERS, DISTILL, GENPI = OBJECTIVES = ("answers", "distill", "genpi")
+"""What a training lowers: the cross-entropy of the answers, the distance from the prompted base, or the cross-entropy
+of the answers and that of the template."""
+
+LEAST_WINDOW = 64
+"""Tokens of the shortest part into which a template is cut."""
 
 FORWARD, REVERSE, JENSEN_SHANNON = DIVERGENCES = ("forward", "reverse", "js")
 """KL(teacher, student), KL(student, teacher), and the mean of both to their mixture."""
@@ -158,7 +163,8 @@ class Training:
     """Compile the step with mx.compile, once per shape of batch; by default on Metal and CUDA only."""
     objective: str = "answers"
     """"answers" lowers the cross-entropy of the answers; "distill" the distance from what the base says with the whole
-    prompt, without an adapter: so the adapter learns what it knows beside the answers, too."""
+    prompt, without an adapter: so the adapter learns what it knows beside the answers, too. "genpi" has the adapter
+    also write the template from what it changes (GenPI, NAACL 2025)."""
     distill_top_k: int = 20
     """For "distill": so many of the teacher's likeliest tokens are kept, all others are one."""
     distill_temperature: float = 1.0
@@ -167,6 +173,13 @@ class Training:
     """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
     distill_answers: float = 0.0
     """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
+    genpi_lambda: float = 0.7
+    """For "genpi": the weight of the answers' cross-entropy in every step; the writing of the template has the rest."""
+    genpi_window: int = 1024
+    """For "genpi" and `restate`: the most tokens of the template that one row writes. A longer template is cut into
+    overlapping parts, and nothing of it is dropped."""
+    restate: int = 0
+    """How many times the template's entries are restated as rows of their own, in an order and a wording of each."""
     mix: float = 0.0
     """Share of the rows of every step that are unrelated requests, in whole rows and at least one. They are learned as
     the bare base answers them, by the distance that the distill_* keys describe, so that the rest is not forgotten."""
@@ -212,6 +225,7 @@ class Training:
             (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
             (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
             (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
+            *self._template_rows(),
             *self._rows_beside(),
             (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
             (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
@@ -240,13 +254,30 @@ class Training:
         >>> [Training(mix=share).mixed_rows for share in (0, 0.01, 0.2, 0.9)]
         [0, 1, 2, 7]
         """
-        return min(self.batch_size - 1, max(1, round(self.mix * self.batch_size))) if self.mix else 0
+        return min(self.batch_size - self.kinds, max(1, round(self.mix * self.batch_size))) if self.mix else 0
+
+    @property
+    def kinds(self) -> int:
+        """Kinds of the task's own rows, of which every step has one each at least."""
+        return 2 if self.objective == GENPI else 1
+
+    def _template_rows(self) -> tuple[tuple[bool, str, str], ...]:
+        return (
+            (0 < self.genpi_lambda < 1, "genpi_lambda", 'must be above 0 and below 1; 1 is "answers"'),
+            (self.genpi_window >= LEAST_WINDOW, "genpi_window", f"must be at least {LEAST_WINDOW}"),
+            (self.batch_size >= self.kinds or self.batch_size < 1, "batch_size", f'must be at least 2 for "{GENPI}"'),
+            (self.restate >= 0, "restate", "must not be negative"),
+        )
 
     def _rows_beside(self) -> tuple[tuple[bool, str, str], ...]:
         steps = self.on_policy_steps
         return (
             (0 <= self.mix < 1, "mix", "must be at least 0 and below 1"),
-            (not self.mix or self.batch_size > 1, "mix", "needs a batch_size of 2 or more: a row of each kind"),
+            (
+                not self.mix or self.batch_size > self.kinds,
+                "mix",
+                f"needs a batch_size of {self.kinds + 1} or more: a row of each kind",
+            ),
             (self.mix_queries is None or bool(self.mix_queries.strip()), "mix_queries", "must not be empty"),
             (not self.on_policy or self.objective == DISTILL, "on_policy", f'needs objective = "{DISTILL}"'),
             (steps is None or (self.on_policy and steps >= 1), "on_policy_steps", "must be at least 1, with on_policy"),
@@ -351,60 +382,6 @@ class Serving:
     default_system: bool = True
     """Keep the system message that some chat templates (SmolLM2's, Qwen 2.5's) write where a chat has none. With false
     nothing is trained or served with it, so that every bare query is shorter; `pilocal check` says by how much."""
-
-
-SIMILARITIES = ("ngrams", "embedding")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Synth:
-    """`[synth]`: training data from the template, by `pilocal synth`."""
-
-    per_entry: int = 10
-    """Queries that each entry of the template gets at least, those of the solved examples included."""
-    labelled: str | None = None
-    """File of the solved examples that there are. By default `train`, or train.jsonl where `train` is what synth
-    writes; it need not exist."""
-    queries: str = "queries.jsonl"
-    """File of your own queries without answers, one {"query": "..."} per line; it need not exist."""
-    generator: str | None = None
-    """Who writes queries for entries that no query names: "base", another model as for `model`, or the address of an
-    OpenAI-compatible endpoint, up to /v1, whose key is in PILOCAL_API_KEY. By default nobody."""
-    generator_model: str = ""
-    """For an endpoint: the model that it is asked for."""
-    budget: int = 1000
-    """For an endpoint: requests that may be sent, those that fail included."""
-    budget_tokens: int | None = None
-    """For an endpoint: tokens that it may count, of requests and answers together; by default no limit."""
-    similarity: str = "ngrams"
-    """How a generated query is found to be nearly another: "ngrams" (of characters), or "embedding", which compares
-    embeddings of [retrieval] embedding_model as well."""
-    temperature: float = 0.0
-    """Of the answers: 0 takes the likeliest token each time; above it, tokens are drawn by `seed`."""
-    agreement: bool = False
-    """Learn an answer only if the base says the same where the entries that the query names stand alone in the
-    template: by the task's metric if it can compare two answers, else word for word."""
-    seed: int = 0
-    """Draws the new queries, and the answers if there is a temperature."""
-
-    def __post_init__(self) -> None:
-        require(
-            (self.per_entry >= 1, "per_entry", "must be at least 1"),
-            (self.labelled is None or bool(self.labelled.strip()), "labelled", "must not be empty"),
-            (bool(self.queries.strip()), "queries", "must not be empty"),
-            (self.generator is None or bool(self.generator.strip()), "generator", "must not be empty"),
-            (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
-            (self.budget >= 1, "budget", "must be at least 1"),
-            (self.budget_tokens is None or self.budget_tokens >= 1, "budget_tokens", "must be at least 1"),
-            (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
-            (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
-            (self.seed >= 0, "seed", "must not be negative"),
-        )
-
-    @property
-    def is_endpoint(self) -> bool:
-        """Whether the generator is an address."""
-        return (self.generator or "").startswith(("http://", "https://"))
 
 
 TABLES: Mapping[str, type[Any]] = {

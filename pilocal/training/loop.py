@@ -21,7 +21,7 @@ from pilocal.training.checkpoint import FORMATS, Checkpoint, Checkpoints
 from pilocal.training.interrupt import Interrupt
 from pilocal.training.learning_rate import learning_rate
 from pilocal.training.protocol import Setup, StageTrainer, T, Trainer
-from pilocal.training.row_order import RowOrder, StagePlan, Stream
+from pilocal.training.row_order import Ordering, RowOrder, StagePlan
 from pilocal.training.team import Kind, Order, Team
 from pilocal.training.tracker import Tracker, tracking
 
@@ -108,7 +108,7 @@ class _Course:
         first, last = ends[-1] if ends else 0, sum(other.steps for other in self.plans[: nth + 1])
         log = Log(plan.folder / FILE)
         log.forget_after(start if start > first else -1)
-        rows = self._rows(plan.train, (self.training.seed, plan.number), plan.beside)
+        rows = self._rows(plan.train, plan.order(self.training, share=self.trainer.shares_prefix))
         checks = _Checks(self.training.validate_every, first, last, self._look(plan), self._pace(plan, nth))
         step, ended = max(start, first), log.is_stale(self.patience(plan))
         self.setup.settle(step, step == self.resumed)
@@ -136,15 +136,14 @@ class _Course:
                 raise KeyboardInterrupt
             self.setup.settle(step, False)
 
-    def _rows(self, rows: Sequence[Row], seed: Sequence[int], beside: Sequence[Stream] = ()) -> _Rows:
-        share = self.trainer.shares_prefix
-        order = RowOrder(rows, self.training.batch_size, seed, share=share, beside=beside)
+    def _rows(self, rows: Sequence[Row], order: Ordering) -> _Rows:
         stage = self.trainer.stage(rows[0].tokens[: order.prefix])
         return _Rows(order, stage, self.trainer, self.setup.team, self.training)
 
     def _look(self, plan: StagePlan) -> Callable[[], float]:
         """Return a function that computes the validation loss under a stage's prompt."""
-        return self._rows(plan.valid, (0,)).validate
+        order = RowOrder(plan.valid, self.training.batch_size, (0,), share=self.trainer.shares_prefix)
+        return partial(self._rows(plan.valid, order).validate, order.in_order())
 
     def _pace(self, plan: StagePlan, nth: int) -> Pace | None:
         if self.adaptive is None or plan is self.plans[-1]:
@@ -201,7 +200,7 @@ class Pace:
 class _Rows:
     """Rows in their order, and what trains on them."""
 
-    order: RowOrder
+    order: Ordering
     stage: StageTrainer
     trainer: Trainer
     team: Team
@@ -212,10 +211,10 @@ class _Rows:
         with self.team.order(Order(Kind.STEP, number, rate, tuple(rows), self.order.prefix)):
             return self.stage.step(number, rate, rows)
 
-    def validate(self) -> float:
-        """Return the mean loss per completion token over all rows, in nats."""
+    def validate(self, batches: Sequence[Sequence[Row]]) -> float:
+        """Return the mean loss per completion token over some rows, in nats."""
         total, count = 0.0, 0.0
-        for rows in self.order.in_order():
+        for rows in batches:
             with self.team.order(Order(Kind.VALIDATE, rows=tuple(rows), prefix=self.order.prefix)):
                 loss, tokens = self.stage.evaluate(rows)
             total, count = total + loss, count + tokens

@@ -32,12 +32,12 @@ class StageTrainer(Protocol):
     def step(self, number: int, rate: float, rows: Sequence[Row]) -> tuple[float, float]:
         """Take step `number` (from 0) of the whole run at a learning rate; return the loss and the gradient norm.
 
-        The loss is the mean per completion token, in nats, of several groups of rows as `row_order.parted` says; both
-        are those before the step, the norm before clipping.
+        The loss is the mean per completion token, each by its row's weight, in nats, of several groups of rows as
+        `row_order.parted` says; both are those before the step, the norm before clipping.
         """
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:
-        """Return the summed loss of the rows' completion tokens and their number."""
+        """Return the summed loss of the rows' completion tokens and their number, or what they count together."""
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens a step runs through the model, in all processes, and how many of them are padding."""

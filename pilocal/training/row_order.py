@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pilocal.prompt.tokens import Row, common_prefix
+from pilocal.task import Training
 
 NARROWEST = 8
 """Widths of batches are multiples of this at least."""
@@ -35,7 +37,8 @@ class Stream:
     def _row(self, number: int, seed: Sequence[int]) -> Row:
         epoch, nth = divmod(number, len(self.rows))
         order = np.random.default_rng((*seed, epoch)).permutation(len(self.rows)).tolist()
-        return self.rows[order[nth]]
+        row: Row = self.rows[order[nth]]
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,63 @@ class StagePlan:
     steps: int
     folder: Path
     """Where metrics.jsonl, the checkpoints and the adapter after this stage go."""
+    generation: Sequence[Row] = ()
+    """What writes the template, beside the answers of `train`."""
     beside: tuple[Stream, ...] = ()
-    """What every step has beside rows of `train`."""
+    """What every step has beside these."""
+
+    def order(self, training: Training, *, share: bool = True) -> Ordering:
+        """Return the order of what is trained on; `share` is as for `RowOrder`."""
+        if self.generation:
+            return PairedOrder(self, training, share=share)
+        return RowOrder(self.train, training.batch_size, (training.seed, self.number), share=share, beside=self.beside)
+
+
+class Ordering(Protocol):
+    """Which rows each step has."""
+
+    prefix: int
+    """How many leading tokens all rows share, but for what a model said."""
+    per_epoch: int
+    """After how many steps every row has been seen."""
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step, counted from 0 within the stage; epochs follow each other."""
+
+
+class PairedOrder:
+    """Every step has answers and rows that write the template.
+
+    The loss is the mean over the tokens of each kind, by its share. What a model said beside them is apart from both.
+    """
+
+    def __init__(self, plan: StagePlan, training: Training, *, share: bool = True) -> None:
+        """Give answers the share genpi_lambda, of the loss and of the rows of a step, and the others the rest."""
+        size, part, seed = training.batch_size, training.genpi_lambda, (training.seed, plan.number)
+        said = sum(stream.count for stream in plan.beside if stream.rows[0].is_said)
+        room = size - 1 - sum(stream.count for stream in plan.beside)
+        count = min(room, max(1, round((1 - part) * (size - said))))
+        alike = [row for stream in plan.beside for row in stream.rows if not row.is_said]
+        self.prefix = shared_prefix([*plan.train, *alike, *plan.generation]) if share else 0
+        self._share = part
+        self._answers = RowOrder(plan.train, size - count, seed, share=share, beside=plan.beside)
+        self._others = RowOrder(plan.generation, count, (*seed, 1), share=share)
+        self.per_epoch = max(self._answers.per_epoch, self._others.per_epoch)
+
+    def rows_at(self, step: int) -> list[Row]:
+        """Return the rows of a step: answers, what writes the template, what a model said.
+
+        A token counts 1 in the mean.
+        """
+        rows = self._answers.rows_at(step)
+        kinds = ([row for row in rows if not row.is_said], self._others.rows_at(step))
+        tokens = [sum(len(row.completion) for row in kind) for kind in kinds]
+        weighed = [
+            row._replace(weight=part * sum(tokens) / own)
+            for part, kind, own in zip((self._share, 1 - self._share), kinds, tokens, strict=True)
+            for row in kind
+        ]
+        return weighed + [row for row in rows if row.is_said]
 
 
 class RowOrder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from pilocal.task import Lora, Training
 from pilocal.training.memory import Machine, base_bytes, predict, read_sizes
 from pilocal.training.mlx.batches import make_batch
 from pilocal.training.mlx.probe import survey, take_probe
+from pilocal.training.row_order import StagePlan
 
 STEPS = 3
 """The highest of so many steps counts: MLX does not free everything at the same moment each time."""
@@ -57,7 +59,7 @@ def memory(count: int = 24, seed: int = 1000, kind: str = "llama") -> dict[str, 
         shared = some(template)
         rows = [Row(shared + some(own), template + own - answer) for _ in range(training.batch_size)]
         sizes = read_sizes(config, lora)
-        work = survey(sizes, rows, training, 0)
+        work = survey(sizes, StagePlan(0, rows, (), 1, Path()), training)
         base = base_bytes(config, [], as_float32=True)
         need = predict(Machine(memory=1 << 34, base=base), sizes, [work], [1], training)[0]
         peak = max(step_peak(config, rows, template, lora, training, base) for _ in range(STEPS))

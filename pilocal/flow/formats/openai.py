@@ -45,16 +45,19 @@ def write_openai(
 
 
 def openai_record(record: Record) -> dict[str, Any]:
-    """Return a record as OpenAI reads it; of the assistant's turns, only the last is learned.
+    """Return a record as OpenAI reads it; of the assistant's turns, those of shots are not learned.
 
     >>> turns = [("user", "2+2"), ("assistant", "4"), ("user", "3+3"), ("assistant", "6")]
     >>> record = openai_record({"messages": [{"role": role, "content": text} for role, text in turns]})
     >>> [message.get("weight") for message in record["messages"]]
     [None, 0, None, None]
     """
-    *before, answer = record["messages"]
-    shown = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in before]
-    return {"messages": [*shown, answer]}
+    learned = {*record.get("learned", ()), len(record["messages"]) - 1}
+    shown = [
+        {**message, "weight": 0} if message["role"] == "assistant" and number not in learned else message
+        for number, message in enumerate(record["messages"])
+    ]
+    return {"messages": shown}
 
 
 def _how(folder: Path, residue: Preamble) -> list[str]:

@@ -10,8 +10,11 @@ from pilocal.flow.formats.openai import write_openai
 from pilocal.flow.formats.order import Order, StageSet
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.opening import default_run, open_task
+from pilocal.flow.rendering import RESTATED
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES
+from pilocal.prompt.render import each_answer
+from pilocal.task.tables import GENPI
 from pilocal.training.learning_rate import learning_rate
 
 
@@ -39,6 +42,8 @@ def write_format(context: Context, form: str) -> Order:
     Stages without optimizer steps are left out. Raises RunError when the disk is full.
     """
     task, folder = context.task, context.run.path / form
+    if task.training.objective == GENPI:
+        context.warn(f"{folder}: the rows that write the template are not in these files; pilocal alone weighs them")
     sets = _stage_sets(context, form)
     if form == "openai":
         return write_openai(sets, folder, task.training, context.warn, context.residue)
@@ -59,15 +64,20 @@ def _stage_sets(context: Context, form: str) -> list[StageSet]:
     sets, first, steps = list[StageSet](), 0, context.schedule.steps(total)
     for done, number in enumerate(context.schedule.trained, 1):
         stage = context.schedule.stages[number]
-        train, valid = context.rows(number, "train"), context.rows(number, "valid")
+        train, valid = context.train_rows(number), context.rows(number, "valid")
+        records = {"train": context.records(number, "train"), "valid": context.records(number, "valid")}
+        if training.restate:
+            records["train"] += context.records(number, RESTATED)
+        if form == "mlx":  # it learns the last answer of a record alone
+            records = {split: [one for each in some for one in each_answer(each)] for split, some in records.items()}
         sets.append(
             StageSet(
                 number=number,
                 tau=stage.tau,
                 shots=stage.shots,
                 working=stage.working,
-                train=context.records(number, "train"),
-                valid=context.records(number, "valid"),
+                train=records["train"],
+                valid=records["valid"],
                 tokens=sum(len(row.tokens) for row in train),
                 longest=max(len(row.tokens) for row in (*train, *valid)),
                 rates=[learning_rate(step, total, training) for step in range(first, first + steps[number])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,16 @@ def edited(context: Context, plan: StagePlan) -> StagePlan:
     Raises RunError when edit.json is missing.
     """
     start, said = _start(context), _read(context)
-    touching, task = set(said["touched"]), context.task
-    pairs = list(zip(task.train, plan.train, strict=True))
-    others = [row for example, row in pairs if example.id not in touching]
-    count = start.replayed(task)
-    return StagePlan(
-        number=plan.number,
-        train=[row for example, row in pairs if example.id in touching],
-        valid=plan.valid,
+    touching, task, count = set(said["touched"]), context.task, start.replayed(context.task)
+    sizes = map(len, context.rows_of_each(plan.number, "train"))
+    owners = [example.id for example, size in zip(task.train, sizes, strict=True) for _ in range(size)]
+    own, restated = plan.train[: len(owners)], plan.train[len(owners) :]
+    pairs = list(zip(owners, own, strict=True))
+    others = [row for owner, row in pairs if owner not in touching]
+    return replace(
+        plan,
+        train=[*(row for owner, row in pairs if owner in touching), *restated],
         steps=start.steps_of(task),
-        folder=plan.folder,
         beside=(Stream(others, count),) if others and count else (),
     )
 

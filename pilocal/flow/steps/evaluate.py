@@ -15,11 +15,14 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
 from pilocal.flow.steps.retention import RETENTION, read_retention
+from pilocal.flow.steps.train import TRAIN
+from pilocal.flow.written_template import written_template
 from pilocal.packages import is_installed
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.shipped import read_shipped
+from pilocal.task.tables import GENPI
 
 if TYPE_CHECKING:
     from pilocal.evaluate.answer import Answered
@@ -55,14 +58,17 @@ def _make(context: Context, key: str) -> list[Path]:
     marks = mark(answered, task.test, context.metric, context.progress)
     metrics = {"metric": task.metric} | score(answered, marks, context.metric) | _stays(context)
     metrics |= {"gate": Artefacts(run.export).gated, "retention": read_retention(context)}
-    picture = _score_entries(context, marks, metrics)
+    files = [run.metrics, run.answers, *_score_entries(context, marks, metrics)]
+    if task.training.objective == GENPI:
+        metrics["prompt_generation"] = written_template(context, TRAIN.key(context))
+        files.append(run.written)
     write_json(run.metrics, metrics)
     with replacing(run.answers) as file:
         for i, example in enumerate(task.test):
             line = {"id": example.id, "query": example.query, "answer": example.answer}
             line |= {arm: said[i] for arm, said in answered.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return [run.metrics, run.answers, *picture]
+    return files
 
 
 def _score_entries(context: Context, marks: Marks, metrics: dict[str, Any]) -> list[Path]:

@@ -18,7 +18,7 @@ def _facts(context: Context) -> list[Any]:
         how["model_sha256"] = model_hash(retrieval.embedding_model, context.task.folder)
     if retrieval.pool < 1:
         how["seed"] = context.task.training.seed
-    return [[asdict(example) for example in context.task.train], how, context.max_shots]
+    return [[example.facts for example in context.task.train], how, context.max_shots]
 
 
 def _make(context: Context, key: str) -> list[Path]:

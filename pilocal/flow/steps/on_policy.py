@@ -14,7 +14,7 @@ from pilocal.flow.fitting import fit, stage_plan
 from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
 from pilocal.flow.steps.mix import mixed
-from pilocal.flow.steps.teacher import prompted_rows, soft_rows, teacher_loader
+from pilocal.flow.steps.teacher import prompted_rows, soft_plan, teacher_loader
 from pilocal.flow.steps.train import TRAIN
 from pilocal.prompt.render import Message, Record
 from pilocal.prompt.tokens import Row, prompt_tokens, tokenize
@@ -77,7 +77,8 @@ def _make(context: Context, key: str) -> list[Path]:
     )
     asked = context.records(context.last_stage, SPLIT)
     answers = answering.answers([prompt_tokens(record["messages"][:-1], context.base.tokenizer) for record in asked])
-    answered = [replace(one, answer=said) for one, said in zip(context.task.train, answers, strict=True)]
+    pairs = zip(context.task.train, answers, strict=True)
+    answered = [replace(one, answer=said, unlearned=one.spoken) for one, said in pairs]
     made = [*answering.files(len(answers)), write_records(folder, SPLIT, _records(context, answered))]
     rows, soft = _said(context, key, answered)
     plan = _plan(context, rows)
@@ -112,8 +113,8 @@ def _said(context: Context, key: str, answered: Sequence[Example]) -> tuple[list
 def _plan(context: Context, said: Sequence[Row]) -> StagePlan:
     """Return the work: the last stage's rows and the student's answers, as a stage after the last."""
     plan = stage_plan(context, context.last_stage, _steps(context), context.run.on_policy)
-    train, valid = soft_rows(context, "train", plan.train), soft_rows(context, "valid", plan.valid)
-    return mixed(context, replace(plan, number=plan.number + 1, train=[*train, *said], valid=valid))
+    plan = soft_plan(context, plan)
+    return mixed(context, replace(plan, number=plan.number + 1, train=[*plan.train, *said]))
 
 
 ON_POLICY = Step(name="on_policy", needs=(TRAIN,), facts=_facts, make=_make, wanted=_wanted, trains=True)

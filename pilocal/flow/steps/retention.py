@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def _facts(context: Context) -> list[Any]:
     from pilocal.evaluate.retention import unrelated_prompts
 
-    prompts = [asdict(example) for example in unrelated_prompts(context.task)]
+    prompts = [example.facts for example in unrelated_prompts(context.task)]
     return [prompts, context.task.evaluation.unrelated_tokens, *on_policy_facts(context)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from pilocal.flow.rendering import render_stages
 from pilocal.flow.step import Step
 from pilocal.flow.steps.compress import COMPRESS
 from pilocal.flow.steps.index import INDEX
+from pilocal.flow.template_rows import template_facts
 from pilocal.run_folder.rows import write_records
 from pilocal.task.schedule import Stage
 
 
 def _facts(context: Context) -> list[Any]:
-    others = [asdict(example) for example in (*context.task.valid, *context.task.test)]
-    return [others, [_shape(stage) for stage in context.schedule.stages]]
+    others = [example.facts for example in (*context.task.valid, *context.task.test)]
+    return [others, [_shape(stage) for stage in context.schedule.stages], *template_facts(context.task)]
 
 
 def residue_facts(context: Context) -> list[Any]:

@@ -9,13 +9,15 @@ from typing import Any
 from pilocal.flow.context import Context
 from pilocal.flow.fitting import fit, stage_plan, training_facts
 from pilocal.flow.mixing import check_requests
+from pilocal.flow.rendering import GENERATION
 from pilocal.flow.step import Step
 from pilocal.flow.steps.edit import EDIT, edited
 from pilocal.flow.steps.mix import MIX, mixed
 from pilocal.flow.steps.stages import STAGES
-from pilocal.flow.steps.teacher import TEACHER, soft_rows
+from pilocal.flow.steps.teacher import TEACHER, soft_plan
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.log import FILE, read_log
+from pilocal.task.tables import GENPI
 from pilocal.training.row_order import StagePlan
 
 GOES_ON = "on_policy"
@@ -43,12 +45,13 @@ def _make(context: Context, key: str) -> list[Path]:
 
 
 def _plan(context: Context, number: int, steps: int) -> StagePlan:
-    """Return a stage's work, with what the teacher says and the unrelated requests; of an edit, its rows and steps."""
-    plan = stage_plan(context, number, steps, context.run.stage(number))
-    working = context.schedule.stages[number].working
-    splits = (("train", plan.train), ("valid", plan.valid))
-    train, valid = (soft_rows(context, split, rows, working) for split, rows in splits)
-    plan = replace(plan, train=train, valid=valid)
+    """Return a stage's work, with what the teacher says, the rows that teach the template, and unrelated requests.
+
+    Of an edit, these are its rows and steps.
+    """
+    plan = soft_plan(context, stage_plan(context, number, steps, context.run.stage(number)))
+    if context.task.training.objective == GENPI:
+        plan = replace(plan, generation=context.rows(number, GENERATION))
     return mixed(context, edited(context, plan) if EDIT.wanted(context) else plan)
 
 

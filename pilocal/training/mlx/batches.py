@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import mlx.core as mx
 import numpy as np
@@ -43,9 +44,9 @@ class Batch:
     starts_B: Ints
     """Indices into T of the tokens that predict each row's first completion token."""
     targets_BC: Ints
-    """The completion tokens."""
+    """The completion tokens, and what stands between them."""
     weights_BC: Floats
-    """1 where a target is real, 0 where it is padding."""
+    """The row's weight where a target is learned, 0 where it is not, or padding."""
     share: bool
     """Whether anything may be computed for several rows at once."""
     soft: tuple[Ints, Floats, Floats] | None = None
@@ -60,6 +61,11 @@ class Batch:
     def trained_tokens(self) -> int:
         """Number of completion tokens."""
         return sum(len(row.completion) for row in self.rows)
+
+    @property
+    def weight(self) -> float:
+        """What all completion tokens count together."""
+        return sum(row.weight * len(row.completion) for row in self.rows)
 
     @property
     def computed_tokens(self) -> int:
@@ -79,17 +85,29 @@ class Batch:
         known = (*parts, self.starts_B, self.targets_BC, self.weights_BC, *(self.soft or ()))
         return tuple(mx.array(part) for part in known)
 
-    def parts(self, count: int) -> list[Batch]:
+    def dealt(self, count: int) -> list[Batch]:
         """Deal the rows into at most `count` batches of nearly equal numbers of rows."""
         if count == 1:
             return [self]
         dealt = np.array_split(np.arange(len(self.rows)), count)
-        shared = self.prefix_P.size
-        return [make_batch([self.rows[i] for i in part], shared, share=self.share) for part in dealt if part.size]
+        return [self._some([self.rows[i] for i in part]) for part in dealt if part.size]
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batches in which the rows are computed: those of each weight dealt into at most `count`.
+
+        Rows of another weight are of another kind, and of another length.
+        """
+        kinds = [list(some) for _, some in groupby(self.rows, key=lambda row: row.weight)]
+        if len(kinds) == 1:
+            return self.dealt(count)
+        return [part for kind in kinds for part in self._some(kind).dealt(count)]
 
     def loads(self, count: int) -> list[Load]:
-        """Return what so many parts compute."""
-        return [load(part) for part in self.parts(count)]
+        """Return what these parts compute, the largest first."""
+        return sorted((load(part) for part in self.parts(count)), key=lambda load: -load.rows * load.own)
+
+    def _some(self, rows: Sequence[Row]) -> Batch:
+        return make_batch(rows, self.prefix_P.size, share=self.share)
 
 
 def load(batch: Batch) -> Load:
@@ -129,15 +147,15 @@ def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch
     prefix, group = (prefix, group_prefix(rows, prefix)) if share else (0, 0)
     own = prefix + group
     width = round_up(max(len(row.tokens) for row in rows) - 1 - own)
-    completion = round_up(max(len(row.completion) for row in rows))
+    completion = round_up(max(len(row.tokens) - row.offset for row in rows))
     tokens = np.zeros((len(rows), width), dtype=np.int32)
     starts = np.array([row.offset - 1 - own for row in rows], dtype=np.int32)
     targets = np.zeros((len(rows), completion), dtype=np.int32)
     weights = np.zeros((len(rows), completion), dtype=np.float32)
     for i, row in enumerate(rows):
         tokens[i, : len(row.tokens) - 1 - own] = row.tokens[own:-1]
-        targets[i, : len(row.completion)] = row.completion
-        weights[i, : len(row.completion)] = 1
+        targets[i, : len(row.tokens) - row.offset] = row.tokens[row.offset :]
+        weights[i, row.places] = row.weight
     shots = list(dict.fromkeys(row.tokens[prefix:own] for row in rows)) if group else []
     return Batch(
         tuple(rows),
@@ -155,17 +173,17 @@ def make_batch(rows: Sequence[Row], prefix: int, *, share: bool = True) -> Batch
 
 def _soft(rows: Sequence[Row], completion: int) -> tuple[Ints, Floats, Floats] | None:
     """Lay what teachers say about the rows side by side; padding is a token of which they are sure."""
-    said = [row.soft for row in rows if row.soft is not None]
+    said = [(row.places, row.soft) for row in rows if row.soft is not None]
     if len(said) < len(rows):
         return None
-    count = max(soft.ids_CK.shape[1] for soft in said)
+    count = max(soft.ids_CK.shape[1] for _, soft in said)
     ids = np.zeros((len(rows), completion, count), dtype=np.int32)
     log_probs = np.zeros((len(rows), completion, count), dtype=np.float32)
     tails = np.zeros((len(rows), completion), dtype=np.float32)
-    for i, soft in enumerate(said):
-        ids[i, : len(soft.ids_CK)] = soft.ids_CK
-        log_probs[i, : len(soft.ids_CK)] = soft.log_probs_CK
-        tails[i, : len(soft.ids_CK)] = soft.tail_C
+    for i, (places, soft) in enumerate(said):
+        ids[i, places] = soft.ids_CK
+        log_probs[i, places] = soft.log_probs_CK
+        tails[i, places] = soft.tail_C
     return ids, log_probs, tails
 
 

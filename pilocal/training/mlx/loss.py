@@ -25,7 +25,7 @@ LOGITS_AT_ONCE = 1 << 24
 def completion_loss(
     model: Any, *arrays: mx.array, first: int = 0, recompute: bool = False, training: Training = ANSWERS
 ) -> tuple[mx.array, mx.array]:
-    """Return the batch's mean loss per completion token and the number of these tokens.
+    """Return the batch's mean loss per completion token and the number of these tokens, each by its weight.
 
     The arrays are those of `batches.Batch.arrays`; `model` is an mlx-lm model; `recompute` trades time for memory. With
     `first` they hold the hidden states (P, D), (G, S, D) and (B, T, D) that enter that layer in place of tokens. The

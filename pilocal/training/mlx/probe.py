@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from pilocal.errors import TrainingError
-from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.loop import NO_LOSS, OTHER_BASE
 from pilocal.training.memory import Probe, Sizes, Work, weigh
 from pilocal.training.mlx.adapter import add_lora
-from pilocal.training.mlx.batches import Batch, Batches
+from pilocal.training.mlx.batches import Batch, make_batch
 from pilocal.training.mlx.frozen_layers import Below
 from pilocal.training.mlx.optimizers import make_optimizer
 from pilocal.training.mlx.step import BatchTrainer
 from pilocal.training.mlx.team import MlxTeam
+from pilocal.training.row_order import StagePlan
 
 
-def survey(sizes: Sizes, rows: Sequence[Row], training: Training, number: int, *, share: bool = True) -> Work[Batch]:
-    """Look at every batch of a stage's first epoch; `number` is the stage's, `share` as for `batches.Batches`."""
-    batches = Batches(rows, training.batch_size, (training.seed, number), share=share)
-    own = sum(len(row.tokens) - 1 - batches.prefix for row in rows)
-    return weigh(sizes, [batches.at(step) for step in range(batches.per_epoch)], training, own)
+def survey(sizes: Sizes, plan: StagePlan, training: Training, *, share: bool = True) -> Work[Batch]:
+    """Look at every batch of a stage's first epoch; `share` is as for `batches.Batches`."""
+    order = plan.order(training, share=share)
+    own = sum(len(row.tokens) - 1 - order.prefix for row in (*plan.train, *plan.generation))
+    steps = [make_batch(order.rows_at(step), order.prefix, share=share) for step in range(order.per_epoch)]
+    return weigh(sizes, steps, training, own)
 
 
 def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:

@@ -50,7 +50,7 @@ class Setup:
         config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
         share = self.base.shares_prefix
-        works = [survey(sizes, plan.train, training, plan.number, share=share) for plan in plans]
+        works = [survey(sizes, plan, training, share=share) for plan in plans]
         machine = Machine(memory=machine_memory(), base=self._base_bytes())
         if probe:
             progress("probe", 0, 1)

@@ -76,8 +76,8 @@ class BatchTrainer:
     def gradients(self, batch: Batch, below: Below, *others: tuple[Batch, Below]) -> tuple[mx.array, Any]:
         """Return the mean loss of a batch's completion tokens and its gradient, not yet clipped.
 
-        With `accumulate` this process's part is computed in that many parts, each weighted by its tokens: the loss and
-        the gradient are those of the whole batch. Those of several batches are weighted by their rows.
+        With `accumulate` this process's part is computed in that many parts, each weighted by what its tokens count:
+        the loss and the gradient are those of the whole batch. Those of several batches are weighted by their rows.
         """
         loss, gradients = mx.array(0.0), None
         batches = [(batch, below), *others]
@@ -85,7 +85,7 @@ class BatchTrainer:
         for whole, under in batches:
             weight, mine = len(whole.rows) / rows, self.team.part(whole)
             for part in mine.parts(self.training.accumulate) if mine else ():
-                share = mx.array(weight * part.trained_tokens / whole.trained_tokens)
+                share = mx.array(weight * part.weight / whole.weight)
                 part_loss, part_gradients = self._gradients[part.is_said](share, *under.arrays(part))
                 loss = loss + part_loss
                 gradients = part_gradients if gradients is None else tree_map(mx.add, gradients, part_gradients)
@@ -96,7 +96,7 @@ class BatchTrainer:
         return loss, gradients
 
     def evaluate(self, batch: Batch, below: Below) -> tuple[float, float]:
-        """Return the summed loss of a batch's completion tokens and their number."""
+        """Return the summed loss of a batch's completion tokens and their number, or what they count together."""
         self.model.eval()
         total, tokens = mx.array(0.0), mx.array(0.0)
         if mine := self.team.part(batch):

@@ -72,7 +72,9 @@ class MlxTeacher:
         _, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
         levels = levels_of(mx.array([]), shots_GS, groups_B, tokens_BT)
         states_BCD = completion_states(self._model, levels, starts_B, targets_BC.shape[1], before=before)
-        return (states_CD[: len(row.completion)] for row, states_CD in zip(rows, states_BCD, strict=True))
+        for row, states_CD in zip(rows, states_BCD, strict=True):
+            said_CD = states_CD[: len(row.tokens) - row.offset]
+            yield said_CD[mx.array(row.places)] if row.gaps else said_CD
 
     def _prefix(self, tokens: tuple[int, ...]) -> list[KeysValues]:
         """Return the keys and values of what all rows begin with; the last are kept, for the rows to come."""

@@ -62,7 +62,7 @@ class MlxTeam(Team):
         """Return this process's share of a batch, or None when there are fewer rows than processes."""
         if self.size == 1:
             return batch
-        parts = batch.parts(self.size)
+        parts = batch.dealt(self.size)
         return parts[self.rank] if self.rank < len(parts) else None
 
     def sum(self, tree: Any) -> Any:
@@ -126,7 +126,11 @@ class MlxTeam(Team):
 def _pack(row: Row) -> Iterator[NDArray[np.int32]]:
     """Yield a row as whole numbers; the bits of floats are taken for some. What a model said has a count below 0."""
     count = 0 if row.soft is None else row.soft.ids_CK.shape[1]
-    yield np.array([len(row.tokens), row.offset, -count if row.is_said else count, *row.tokens], dtype=np.int32)
+    gaps = [place for gap in row.gaps for place in gap]
+    likely = -count if row.is_said else count
+    yield np.array([len(row.tokens), row.offset, likely, len(row.gaps)], dtype=np.int32)
+    yield np.array([row.weight], dtype=np.float64).view(np.int32)
+    yield np.array([*gaps, *row.tokens], dtype=np.int32)
     if row.soft is not None:
         for part in (row.soft.ids_CK, row.soft.log_probs_CK, row.soft.tail_C):
             yield np.ascontiguousarray(part).view(np.int32).ravel()
@@ -141,11 +145,14 @@ def _unpack(numbers: NDArray[np.int32]) -> tuple[Row, ...]:
         return numbers[at - count : at]
 
     while at < len(numbers):
-        length, offset, count = take(3).tolist()
-        tokens, soft = tuple(take(length).tolist()), None
+        length, offset, count, passages = take(4).tolist()
+        weight = float(np.array(take(2)).view(np.float64)[0])
+        gaps = tuple((begin, end) for begin, end in take(2 * passages).reshape(passages, 2).tolist())
+        row = Row(tuple(take(length).tolist()), offset, gaps=gaps, weight=weight)
         if count:
-            size, likely = length - offset, abs(count)
+            size, likely = len(row.completion), abs(count)
             ids, log_probs = (take(size * likely).reshape(size, likely) for _ in range(2))
             soft = Soft(ids, log_probs.view(np.float32), take(size).view(np.float32), reference=count > 0)
-        rows.append(Row(tokens, offset, soft))
+            row = row._replace(soft=soft)
+        rows.append(row)
     return tuple(rows)

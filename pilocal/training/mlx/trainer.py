@@ -168,8 +168,8 @@ class MlxStage:
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens a step runs through the model and how many of them are padding."""
-        batches = [batch for batch, _ in self.batches(rows)]
-        return sum(batch.computed_tokens for batch in batches), sum(batch.padding for batch in batches)
+        parts = [part for batch, _ in self.batches(rows) for part in batch.parts(1)]
+        return sum(part.computed_tokens for part in parts), sum(part.padding for part in parts)
 
     def batches(self, rows: Sequence[Row]) -> list[tuple[Batch, Below]]:
         """Lay the rows out, each group with what lies below the adapter for it; the last ones stay laid out."""

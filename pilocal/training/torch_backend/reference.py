@@ -42,7 +42,8 @@ class TorchReference:
 
     def logits(self, row: Row) -> NDArray[np.float32]:
         """Return the logits of each completion token: (C, vocabulary)."""
-        return self._trainer.logits(row)[row.offset - 1 : -1]
+        logits: NDArray[np.float32] = row.pick(self._trainer.logits(row)[row.offset - 1 : -1])
+        return logits
 
     def answer(
         self,

@@ -57,7 +57,7 @@ class Setup:
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
         """Return what the training will need, an estimate without times; nothing is probed."""
-        memory, stages = free_memory(self.device), [plan.train for plan in plans]
+        memory, stages = free_memory(self.device), [[*plan.train, *plan.generation] for plan in plans]
         settings = (self.base.config, self.lora, self.training, self.precision)
         peaks, advice = plan_stages(memory, self.weights, *settings, stages)
         weights = None
@@ -128,7 +128,7 @@ class Setup:
         if self.device != "cuda":
             return asked
         free = torch.cuda.mem_get_info(local_device("cuda"))[0]
-        stages, config = [plan.train for plan in plans], self.base.config
+        stages, config = [[*plan.train, *plan.generation] for plan in plans], self.base.config
         weights = choose_weights(free, self.weights, config, self.lora, self.training, self.precision, stages)
         if weights != asked:
             warn("the base stays packed: as floats it would not fit the GPU (--weights chooses)")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,8 @@ class TorchTrainer:
             self.optimizer.zero_grad()
             return float(loss), float(norm)
 
-    def evaluate(self, rows: Sequence[Row]) -> tuple[float, int]:
-        """Return the summed loss of the rows' completion tokens and their number.
+    def evaluate(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Return the summed loss of the rows' completion tokens and their number, or what they count together.
 
         Raises TrainingError when the memory does not do.
         """
@@ -140,7 +141,7 @@ class TorchTrainer:
         """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
         mine = [some for group in parted(rows) for some in _dealt(group, self.team.size)]
         computed = padding = 0
-        for part in (part for some in mine for part in _dealt(some, self.training.accumulate) if part):
+        for part in (part for some in mine for part in _parts(some, self.training.accumulate)):
             prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
             computed += prefix + len(part) * (max(lengths) - prefix)
             padding += len(part) * max(lengths) - sum(lengths)
@@ -191,18 +192,23 @@ class TorchTrainer:
     def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], float]]:
         """Yield this process's rows of each group in `accumulate` parts of nearly equal numbers of rows.
 
-        With each comes what its summed loss is divided by: the group's completion tokens over its share of the rows.
+        With each comes what its summed loss is divided by: what the group's completion tokens count together, over its
+        share of the rows.
         """
         self._check(rows)
         for group in parted(rows):
             mine, count = _dealt(group, self.team.size)[self.team.rank], _trained(group) * (len(rows) / len(group))
-            yield from ((part, count) for part in _dealt(mine, self.training.accumulate) if part)
+            yield from ((part, count) for part in _parts(mine, self.training.accumulate))
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the sum of the loss over exactly the completion tokens, in float32."""
+        """Return the sum of the loss over exactly the completion tokens, each by its weight, in float32."""
         logits_NV = self._completion_logits(rows)
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
-        return losses(logits_NV, targets_N, [row.soft for row in rows], self.training).sum()
+        losses_N = losses(logits_NV, targets_N, [row.soft for row in rows], self.training)
+        if any(row.weight != 1 for row in rows):
+            weights = [row.weight for row in rows for _ in row.completion]
+            losses_N = losses_N * torch.tensor(weights, device=self.device)
+        return losses_N.sum()
 
     def completion_states(self, rows: Sequence[Row], before: Any = None) -> torch.Tensor:
         """Return the hidden states that predict the completion tokens, those of one row after the other's: (N, width).
@@ -235,7 +241,7 @@ class TorchTrainer:
         predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
         for i, row in enumerate(rows):
             tokens_BT[i, : len(row.tokens) - 1 - prefix] = torch.tensor(row.tokens[prefix:-1])
-            predicts_BT[i, row.offset - 1 - prefix : len(row.tokens) - 1 - prefix] = True
+            predicts_BT[i, [row.offset - 1 - prefix + place for place in row.places]] = True
         # Padding comes last and attention is causal, so no real token sees it and no mask is needed.
         kept = {}
         if prefix:
@@ -292,6 +298,12 @@ def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
     return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), count)]
 
 
-def _trained(rows: Sequence[Row]) -> int:
-    """Return the number of completion tokens."""
-    return sum(len(row.completion) for row in rows)
+def _parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
+    """Deal the rows of each weight, which are of one kind and of like length, into at most `count` parts."""
+    kinds = [list(some) for _, some in groupby(rows, key=lambda row: row.weight)]
+    return [part for kind in kinds for part in _dealt(kind, count) if part]
+
+
+def _trained(rows: Sequence[Row]) -> float:
+    """Return what all completion tokens count together: their number where each counts 1."""
+    return sum(row.weight * len(row.completion) for row in rows)

@@ -1,0 +1,70 @@
+"""The table of task.toml that `pilocal synth` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pilocal.task.toml import require
+
+SIMILARITIES = ("ngrams", "embedding")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synth:
+    """`[synth]`: training data from the template, by `pilocal synth`."""
+
+    per_entry: int = 10
+    """Queries that each entry of the template gets at least, those of the solved examples included."""
+    labelled: str | None = None
+    """File of the solved examples that there are. By default `train`, or train.jsonl where `train` is what synth
+    writes; it need not exist."""
+    queries: str = "queries.jsonl"
+    """File of your own queries without answers, one {"query": "..."} per line; it need not exist."""
+    generator: str | None = None
+    """Who writes queries for entries that no query names: "base", another model as for `model`, or the address of an
+    OpenAI-compatible endpoint, up to /v1, whose key is in PILOCAL_API_KEY. By default nobody."""
+    generator_model: str = ""
+    """For an endpoint: the model that it is asked for."""
+    budget: int = 1000
+    """For an endpoint: requests that may be sent, those that fail included."""
+    budget_tokens: int | None = None
+    """For an endpoint: tokens that it may count, of requests and answers together; by default no limit."""
+    similarity: str = "ngrams"
+    """How a generated query is found to be nearly another: "ngrams" (of characters), or "embedding", which compares
+    embeddings of [retrieval] embedding_model as well."""
+    temperature: float = 0.0
+    """Of the answers: 0 takes the likeliest token each time; above it, tokens are drawn by `seed`."""
+    agreement: bool = False
+    """Learn an answer only if the base says the same where the entries that the query names stand alone in the
+    template: by the task's metric if it can compare two answers, else word for word."""
+    seed: int = 0
+    """Draws the new queries, the answers if there is a temperature, and the words of reasons."""
+    turns: int = 1
+    """The most answers of a conversation. Above 1 the base also plays the user, who goes on where an answer ends; it
+    sees itself as the assistant and the answers as the user's messages."""
+    reasons: bool = False
+    """Also write into each record what the base answers with the template (`with_prompt`) and without it
+    (`without_prompt`), and why it has to change (`reason`), for [training] objective = "genpi"."""
+    reasons_temperature: float = 0.7
+    """At which the reasons are written; 0 takes the likeliest words."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.per_entry >= 1, "per_entry", "must be at least 1"),
+            (self.labelled is None or bool(self.labelled.strip()), "labelled", "must not be empty"),
+            (bool(self.queries.strip()), "queries", "must not be empty"),
+            (self.generator is None or bool(self.generator.strip()), "generator", "must not be empty"),
+            (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
+            (self.budget >= 1, "budget", "must be at least 1"),
+            (self.budget_tokens is None or self.budget_tokens >= 1, "budget_tokens", "must be at least 1"),
+            (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
+            (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
+            (self.seed >= 0, "seed", "must not be negative"),
+            (self.turns >= 1, "turns", "must be at least 1"),
+            (self.reasons_temperature >= 0, "reasons_temperature", "must not be negative"),
+        )
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the generator is an address."""
+        return (self.generator or "").startswith(("http://", "https://"))

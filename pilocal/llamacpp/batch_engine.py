@@ -41,6 +41,16 @@ class _Slot:
     answer: list[int] = field(default_factory=list)
     first: float = 0.0
 
+    def take(self, token: int | None, max_tokens: int) -> Answered | None:
+        """Take the next token, None for an end; return the answer once it is whole."""
+        now = time.perf_counter()
+        self.first = self.first or now
+        if token is not None:
+            self.answer.append(token)
+            if len(self.answer) < max_tokens:
+                return None
+        return Answered(tuple(self.answer), self.first - self.began, now - self.began)
+
 
 class BatchEngine:
     """Answers up to `clients` requests at once; each client asks again once it has its answer. A context manager.
@@ -101,13 +111,9 @@ class BatchEngine:
             for sequence, token in self._step(slots):
                 slot = slots[sequence]
                 assert slot is not None
-                now = time.perf_counter()
-                slot.first = slot.first or now
-                ended = token in ends or self._tokenizer.is_end(token)
-                if not ended:
-                    slot.answer.append(token)
-                if ended or len(slot.answer) == max_tokens:
-                    answered[slot.number] = Answered(tuple(slot.answer), slot.first - slot.began, now - slot.began)
+                found = slot.take(None if token in ends or self._tokenizer.is_end(token) else token, max_tokens)
+                if found is not None:
+                    answered[slot.number] = found
                     slots[sequence] = None
                     done(len(answered))
         return [answered[number] for number in range(len(prompts))], time.perf_counter() - began

@@ -136,17 +136,18 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         where = f"{path}:{line_of(text, name, 'scoring')}"
         fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
         faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
-    files = {"task": path, "template": folder / top.template}
-    if scoring.database is not None:
-        files["database"] = folder / scoring.database
-    if top.chat_template is not None:
-        files["chat_template"] = folder / top.chat_template
-    if (training := tables.get("training")) and training.mix_queries:
-        files["mix_queries"] = folder / training.mix_queries
-    evaluation = tables.get("evaluation") or Evaluation()
-    if evaluation.unrelated is not None:
-        files["unrelated"] = folder / evaluation.unrelated
-    files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
+    training, evaluation = tables.get("training") or Training(), tables.get("evaluation") or Evaluation()
+    named = {
+        "template": top.template,
+        "database": scoring.database,
+        "chat_template": top.chat_template,
+        "mix_queries": training.mix_queries or None,
+        "unrelated": evaluation.unrelated,
+        "train": top.train,
+        "valid": top.valid,
+        "test": top.test,
+    }
+    files = {"task": path} | {kind: folder / name for kind, name in named.items() if name is not None}
     contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)
     return Task(

@@ -141,7 +141,7 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         "template": top.template,
         "database": scoring.database,
         "chat_template": top.chat_template,
-        "mix_queries": training.mix_queries or None,
+        "mix_queries": training.mix_queries,
         "unrelated": evaluation.unrelated,
         "train": top.train,
         "valid": top.valid,

@@ -54,6 +54,15 @@ class Result:
         write_json(folder / f"{self.name}.json", asdict(self))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What is left of the template at a rate."""
+
+    rate: float
+    text: str
+    tokens: int
+
+
 def result_name(arm: str, seed: int | None, examples: int | None, rate: float | None = None) -> str:
     """Return the name of a result.
 

@@ -64,8 +64,13 @@ class Row(NamedTuple):
         return self.soft is not None and not self.soft.reference
 
     def completed_as(self, other: Row) -> Row:
-        """Return this prompt with the completion of another row, to the same query."""
-        return Row((*self.tokens[: self.offset], *other.completion), self.offset, other.soft)
+        """Return this row with the last answer of another one, to the same query.
+
+        >>> Row((1, 2, 3, 4, 5), 1, gaps=((2, 4),)).completed_as(Row((0, 7, 8), 1)).tokens
+        (1, 2, 3, 4, 7, 8)
+        """
+        begin = len(self.tokens) - len(self.last_answer)
+        return self._replace(tokens=(*self.tokens[:begin], *other.last_answer), soft=other.soft)
 
 
 class Layout:

@@ -17,16 +17,14 @@ from pilocal.comparison.arms import NEAREST, ComparedArm, parse_arm
 from pilocal.comparison.changed import changed
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
 from pilocal.comparison.gguf import GgufFiles
-from pilocal.comparison.residue import unmade
 from pilocal.comparison.results import Result, read_result, result_name
-from pilocal.compress import CompressedTemplate, compress_template
-from pilocal.errors import raise_all
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, Program, Prompt
 from pilocal.evaluate.asking import Asker, Same
 from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
+from pilocal.flow.residues import Template, templates_at
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, adapter_step, stage_folders
 from pilocal.packages import versions
@@ -77,15 +75,9 @@ class Comparison:
         return found
 
     @cached_property
-    def residues(self) -> tuple[CompressedTemplate, ...]:
+    def residues(self) -> tuple[Template, ...]:
         """The template at each rate of the design; raises InputError, or Faults, for those that cannot be made."""
-        rates, compression = self.design.residue, self.task.compression
-        if not rates:
-            return ()
-        tools, folder = self._first.compression_tools, self.run.path / "residue"
-        made = compress_template(self.task.template, rates, compression, tools, folder)
-        raise_all(unmade(made))
-        return made
+        return templates_at(self._first, self.design.residue, self.run.path / "residue")
 
     @property
     def _folder(self) -> Path:

@@ -15,9 +15,9 @@ from pilocal.comparison.arms import ComparedArm
 from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
-from pilocal.compress import CompressedTemplate
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
+from pilocal.flow.residues import Template
 
 Total = Callable[[NDArray[np.float64]], float]
 
@@ -103,7 +103,7 @@ def _strengths(arms: Sequence[ComparedArm], rows: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _residue(template: CompressedTemplate, results: Sequence[Result], total: Total) -> dict[str, Any]:
+def _residue(template: Template, results: Sequence[Result], total: Total) -> dict[str, Any]:
     """Return what an adapter scores with one part of the template, from one result for each seed."""
     asked = [result for result in results if result.rate == template.tau]
     tokens = {"template_tokens": template.tokens, "prompt_tokens": mean(result.prompt_tokens for result in asked)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.setups import training_setup
 from pilocal.flow.threads import Threads
 from pilocal.run_folder.adapter import read_start
+from pilocal.task import Training
 from pilocal.task.schedule import Adaptive
 from pilocal.task.tables import ANSWERS, DISTILL, GENPI
 from pilocal.training.backend import MLX, TORCH
@@ -22,19 +23,25 @@ from pilocal.training.tracker import Tracker, open_tracker
 
 def training_facts(context: Context) -> list[Any]:
     """Return what determines every training besides its rows and its stages."""
-    training, read = asdict(context.task.training), context.task.training
-    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]  # other steps' facts
-    unread += [name for name in ("mix", "restate") if not training[name]]
+    training = asdict(context.task.training)
+    unread = _unread(context.task.training)
+    training = {name: value for name, value in training.items() if name not in unread}
+    precision = context.task.training.precision or "float32"
+    return [asdict(context.task.lora), training, *context.backend.facts(precision)]
+
+
+def _unread(read: Training) -> list[str]:
+    """Return the settings that do not count for a training with these objectives, or that other steps' facts have."""
+    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]
+    unread += [name for name in ("mix", "restate") if not getattr(read, name)]
     if read.objective == ANSWERS:
         unread.append("objective")
     if read.objective != DISTILL:
         unread.append("distill_answers")
-        unread += [name for name in training if name.startswith(DISTILL) and not read.mix]
+        unread += [field.name for field in fields(read) if field.name.startswith(DISTILL) and not read.mix]
     if read.objective != GENPI:
-        unread += [name for name in training if name.startswith(GENPI)]
-    training = {name: value for name, value in training.items() if name not in unread}
-    precision = context.task.training.precision or "float32"
-    return [asdict(context.task.lora), training, *context.backend.facts(precision)]
+        unread += [field.name for field in fields(read) if field.name.startswith(GENPI)]
+    return unread
 
 
 def stage_plan(context: Context, number: int, steps: int, folder: Path) -> StagePlan:

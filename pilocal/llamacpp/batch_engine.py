@@ -41,6 +41,17 @@ class _Slot:
     answer: list[int] = field(default_factory=list)
     first: float = 0.0
 
+    def take(self, token: int, ended: bool) -> bool:
+        """Take the next token, unless the answer has `ended` with it; return whether it has."""
+        self.first = self.first or time.perf_counter()
+        if not ended:
+            self.answer.append(token)
+        return ended
+
+    def answered(self) -> Answered:
+        """Return what the request got, now that its answer is whole."""
+        return Answered(tuple(self.answer), self.first - self.began, time.perf_counter() - self.began)
+
 
 class BatchEngine:
     """Answers up to `clients` requests at once; each client asks again once it has its answer. A context manager.
@@ -101,13 +112,9 @@ class BatchEngine:
             for sequence, token in self._step(slots):
                 slot = slots[sequence]
                 assert slot is not None
-                now = time.perf_counter()
-                slot.first = slot.first or now
                 ended = token in ends or self._tokenizer.is_end(token)
-                if not ended:
-                    slot.answer.append(token)
-                if ended or len(slot.answer) == max_tokens:
-                    answered[slot.number] = Answered(tuple(slot.answer), slot.first - slot.began, now - slot.began)
+                if slot.take(token, ended) or len(slot.answer) == max_tokens:
+                    answered[slot.number] = slot.answered()
                     slots[sequence] = None
                     done(len(answered))
         return [answered[number] for number in range(len(prompts))], time.perf_counter() - began

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pilocal.synth.generator import WORDINGS
 from pilocal.synth.queries import SPLITS, TRAIN, Asked, Coverage
 from pilocal.synth.records import Labelled
 from pilocal.task import Task
@@ -24,15 +23,14 @@ def report_of(
     named = {row["entry"] for row in entries}
     dropped = Counter(said.dropped for _, said in answered)
     del dropped[None]
-    few = coverage.wordings(kept)
     return _lengths(task, answered) | {
         "made": {split: dict(Counter(one.origin for one in kept if one.split == split)) for split in SPLITS},
         "per_entry": task.synth.per_entry,
         "advice": advice,
         "dropped": dict(dropped),
         "entries": entries,
-        "composed": sum(len(set(one.entries)) > 1 for one in kept),
-        "few_wordings": [coverage.entries[number].text for number in coverage.nameable if few[number] < WORDINGS],
+        "composed": sum(map(Asked.is_composed, kept)),
+        "few_wordings": coverage.few_wordings(kept),
         "short": [row["entry"] for row in entries if row["queries"] < task.synth.per_entry],
         "unnamed": [entry.text for entry in coverage.entries if entry.text not in named],
     }

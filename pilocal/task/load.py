@@ -136,16 +136,14 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         where = f"{path}:{line_of(text, name, 'scoring')}"
         fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
         faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
+    named = {
+        "database": scoring.database,
+        "chat_template": top.chat_template,
+        "mix_queries": (tables.get("training") or Training()).mix_queries,
+        "unrelated": (tables.get("evaluation") or Evaluation()).unrelated,
+    }
     files = {"task": path, "template": folder / top.template}
-    if scoring.database is not None:
-        files["database"] = folder / scoring.database
-    if top.chat_template is not None:
-        files["chat_template"] = folder / top.chat_template
-    if (training := tables.get("training")) and training.mix_queries:
-        files["mix_queries"] = folder / training.mix_queries
-    evaluation = tables.get("evaluation") or Evaluation()
-    if evaluation.unrelated is not None:
-        files["unrelated"] = folder / evaluation.unrelated
+    files |= {name: folder / file for name, file in named.items() if file is not None}
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
     contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)

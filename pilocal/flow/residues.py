@@ -1,11 +1,26 @@
-"""What the last tokens buy: the score of one trained adapter over the part of the template that it is asked with."""
+"""The template at the rates that a comparison asks a trained adapter with, to see what the last tokens buy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from pilocal.compress import CompressedTemplate
-from pilocal.errors import InputError
+from pilocal.compress import CompressedTemplate, compress_template
+from pilocal.errors import InputError, raise_all
+from pilocal.flow.context import Context
+
+Template = CompressedTemplate
+"""A template at one rate."""
+
+
+def templates_at(context: Context, rates: Sequence[float], folder: Path) -> tuple[Template, ...]:
+    """Return the template at some rates, kept in a folder; raises InputError, or Faults, for those not made."""
+    if not rates:
+        return ()
+    task = context.task
+    made = compress_template(task.template, rates, task.compression, context.compression_tools, folder)
+    raise_all(unmade(made))
+    return made
 
 
 def unmade(templates: Sequence[CompressedTemplate]) -> list[InputError]:

@@ -94,7 +94,9 @@ def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base: Base, tmp_
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
     assert first.startswith(f"warning: {folder}/template.md:6: {{query}} in a template stays as it stands")
-    assert second.startswith(f"warning: {folder}/train.jsonl: a record is left out, on line 10: the last answer has")
+    assert second.startswith(
+        f'warning: {folder}/train.jsonl: a record is left out, on line 10: every answer has "weight": 0'
+    )
 
 
 def test_init_leaves_a_folder_with_files_alone(tmp_path: Path) -> None:

@@ -308,14 +308,14 @@ def test_a_lost_file_is_made_again_and_its_absence_is_one_line(finished: Path) -
 def test_the_general_requests_are_many_and_leave_out_what_the_task_asks(tiny_base: Base, tmp_path: Path) -> None:
     general = load_queries(GENERAL)
     assert len(general) == len(set(general)) >= 120
-    assert "What is the capital of France?" in general
+    assert "What is the capital of Norway?" in general
     folder = make_task(tmp_path / "task", tiny_base.folder)
     text = (folder / "task.toml").read_text()
     (folder / "task.toml").write_text(text.replace("[training]", "[training]\nmix = 0.5"))
     with (folder / "train.jsonl").open("a") as file:
-        file.write('{"query": "what is the capital  of FRANCE?", "answer": "ZOR"}\n')
+        file.write('{"query": "what is the capital  of NORWAY?", "answer": "ZOR"}\n')
     found = mix_queries(load_task(folder))
-    assert [query for query in general if query not in found] == ["What is the capital of France?"]
+    assert [query for query in general if query not in found] == ["What is the capital of Norway?"]
 
 
 @pytest.mark.parametrize(

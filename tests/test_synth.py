@@ -16,6 +16,8 @@ from pilocal.base.base import Base
 from pilocal.compress.entries import Index, alone, read_entries, read_names, without
 from pilocal.errors import Faults, InputError
 from pilocal.flow.listeners import Listeners
+from pilocal.prompt.render import Message
+from pilocal.prompt.sampling import Sampling
 from pilocal.synth import synthesize
 from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Coverage, cover
 from pilocal.synth.recombine import Recombiner, key_of
@@ -67,6 +69,9 @@ def test_the_entries_of_a_paragraph_are_its_sentences(kind: str) -> None:
         left = [one.text for one in read_entries(without(template, entry))]
         assert kind == "broken by width" or left == [text for text in ends if text != entry.text]
         assert entry.text not in " ".join(without(template, entry).split())
+
+
+Chats = Sequence[Sequence[Message]]
 
 
 def test_lines_that_are_not_broken_by_width_are_entries_of_their_own() -> None:
@@ -211,13 +216,13 @@ def test_a_synthesis_that_is_killed_and_run_again_leaves_the_same_bytes(
         records = killed / "synth" / "records.jsonl"
         assert len(records.read_bytes().splitlines()) == 1 + stop
         records.write_bytes(records.read_bytes()[:-9])  # the last line is cut
-    asked, answer = list[Sequence[str]](), Teacher.answer
+    asked, reply = list[Chats](), Teacher.reply
 
-    def counted(self: Teacher, queries: Sequence[str]) -> list[str]:
-        asked.append(queries)
-        return answer(self, queries)
+    def counted(self: Teacher, chats: Chats, sampling: Sampling | None = None) -> list[str]:
+        asked.append(chats)
+        return reply(self, chats, sampling)
 
-    monkeypatch.setattr(Teacher, "answer", counted)
+    monkeypatch.setattr(Teacher, "reply", counted)
     synthesize(killed)
     assert folder_bytes(killed / "synth") == expected
     assert 0 < len(asked) == -(-(len(expected["records.jsonl"].splitlines()) - 1 - 3) // 3)
@@ -262,9 +267,11 @@ def test_what_is_no_answer_is_dropped_and_counted(
     answer: str, why: str, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = template_only(tmp_path / "task", tiny_base)
-    monkeypatch.setattr(
-        Teacher, "answer", lambda self, queries: [answer if "what" in one else "ZOR" for one in queries]
-    )
+
+    def reply(self: Teacher, chats: Chats, sampling: Sampling | None = None) -> list[str]:
+        return [answer if "what" in chat[-1]["content"] else "ZOR" for chat in chats]
+
+    monkeypatch.setattr(Teacher, "reply", reply)
     report = synthesize(folder)
     assert report["dropped"] == {why: sum("what" in query for query in queries_of(folder))}
     assert not any("what" in line for split in (TRAIN, VALID, TEST) for line in lines_of(folder, split))

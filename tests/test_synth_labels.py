@@ -19,6 +19,8 @@ from pilocal.compress.entries import read_entries
 from pilocal.errors import InputError
 from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.flow.listeners import Listeners
+from pilocal.prompt.render import Message
+from pilocal.prompt.sampling import Sampling
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.synth import synthesize
 from pilocal.synth.labels import DISAGREES
@@ -27,6 +29,8 @@ from pilocal.synth.recombine import key_of
 from pilocal.synth.teacher import Teacher
 from pilocal.task import Scoring, load_examples, load_task
 from tests.test_synth import GAP, folder_bytes, lines_of, template_only
+
+Chats = Sequence[Sequence[Message]]
 
 SPLITS = (TRAIN, VALID, TEST)
 
@@ -105,11 +109,11 @@ def test_an_answer_that_its_entries_alone_do_not_give_is_dropped_and_counted(
         # All that stands in the template counts for "show", and nothing but the entry for the others.
         return [str(len(template)) if "show" in query else " ZOR" for template, query in pairs]
 
-    def whole(self: Teacher, queries: Sequence[str]) -> list[str]:
-        return said(self, [(folder / "template.md").read_text()] * len(queries), queries)
+    def whole(self: Teacher, chats: Chats, sampling: Sampling | None = None) -> list[str]:
+        return said(self, [(folder / "template.md").read_text()] * len(chats), [chat[-1]["content"] for chat in chats])
 
     monkeypatch.setattr(Teacher, "answer_after", said)
-    monkeypatch.setattr(Teacher, "answer", whole)
+    monkeypatch.setattr(Teacher, "reply", whole)
     report = synthesize(folder)
     queries = [json.loads(line)["query"] for line in (folder / "synth" / "records.jsonl").read_text().splitlines()[1:]]
     assert report["dropped"] == {DISAGREES: sum("show" in query for query in queries)} != {DISAGREES: 0}
@@ -187,7 +191,11 @@ def test_a_label_that_the_metric_refuses_is_dropped_and_counted(
     text = (folder / "task.toml").read_text().replace('name = "tiny"', 'name = "tiny"\nmetric = "sqlite"')
     (folder / "task.toml").write_text(text.replace("[synth]", '[scoring]\ndatabase = "shop.sqlite"\n[synth]'))
     told = ["select name from bike", "select color from bike"]
-    monkeypatch.setattr(Teacher, "answer", lambda self, queries: [told["what" in query] for query in queries])
+
+    def reply(self: Teacher, chats: Chats, sampling: Sampling | None = None) -> list[str]:
+        return [told["what" in chat[-1]["content"]] for chat in chats]
+
+    monkeypatch.setattr(Teacher, "reply", reply)
     report = synthesize(folder)
     assert report["dropped"].keys() == {"the query does not run"}
     assert not any("what" in line for split in SPLITS for line in lines_of(folder, split))

@@ -264,7 +264,7 @@ def test_what_follows_the_training_goes_on_without_being_told_the_backend(finish
 def test_another_backend_redoes_the_training_and_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     shutil.copytree(finished, kept)
-    redone = {"train", "direct_drop", "export", "evaluate"}
+    redone = {"train", "direct_drop", "retention", "export", "evaluate"}
     try:
         assert {step for step, ran in flow(finished, Backend()).items() if ran} == redone
         assert flow(finished, Backend(name="torch", device="cpu"), "train")["train"]

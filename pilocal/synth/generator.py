@@ -29,7 +29,7 @@ SHOWN = 3
 """Queries that exist of which the generator sees the form."""
 
 LEAD = 300
-"""Characters of the template's first paragraph that a generator is shown: they say what the assistant is for."""
+"""Characters of the template's first sentence that a generator is shown: they say what the assistant is for."""
 
 LONGEST = 300
 """Characters of a request; what is longer is an explanation."""
@@ -73,7 +73,9 @@ class Wish:
         texts = "\n".join(entry.text for entry in self.entries)
         two = len(self.entries) > 1
         what = "Two parts of an assistant's instructions are" if two else "One part of an assistant's instructions is"
-        parts = [f"{what}:\n{texts}", f"The instructions begin like this:\n{lead}"]
+        parts = [f"{what}:\n{texts}"]
+        if lead:
+            parts.append(f"The instructions begin like this:\n{lead}")
         if like:
             parts.append("Users write to the assistant like this:\n" + "\n".join(like))
         about = "that need both parts" if two else "about that part"
@@ -183,7 +185,7 @@ def generate(
     with another one; a third of an entry's queries are of both. What was written beyond an entry's share of a style is
     taken last. After that an entry has what it has.
     """
-    lead = " ".join(template.strip().split("\n\n")[0].split())[:LEAD]
+    lead = next((entry.text for entry in read_entries(template) if entry.group is None), "")[:LEAD]
     entries = [entry for entry, _ in wanted]
     others = entries if len(entries) > 1 else read_entries(template)
     needs = [_need(entry, count, others, seed) for entry, count in wanted]

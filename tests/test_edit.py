@@ -137,9 +137,9 @@ def test_the_rows_that_touch_a_change_come_first_and_the_rest_is_replayed(task: 
     with open_task(task, task / "schedule.toml", folder) as context:
         plan = _plan(context, 2, 0)
         (stream,) = plan.beside
-        assert (len(plan.train), len(stream.rows), stream.count, plan.steps) == (8, 3, 2, 5)
+        assert (len(plan.train), len(stream.rows), stream.count, plan.steps) == (8, 3, 3, 5)
     state = json.loads((folder / "run.json").read_text())["start"]
-    assert (state["run"], state["steps"], state["replay"]) == (str((task / "run").resolve()), 5, 0.5)
+    assert (state["run"], state["steps"], state["replay"]) == (str((task / "run").resolve()), 5, 0.9)
     said = json.loads((folder / "edit" / "edit.json").read_text())
     assert said["changed"] == [["blue MIP", "blue TUK"]]
     assert (said["added"], said["removed"]) == (["grey SOL"], ["green KEL"])
@@ -286,7 +286,7 @@ def test_of_a_rule_the_rows_with_other_answers_and_the_new_ones_count(task: Path
 def test_an_edit_with_unrelated_requests_has_rows_of_all_three_kinds(task: Path) -> None:
     relabelled(task)
     edit(task, ("batch_size = 4", "batch_size = 8\nmix = 0.25"), file="task.toml")
-    folder, _ = go_on(task, steps=2)
+    folder, _ = go_on(task, steps=2, replay=0.5)
     assert folder
     with open_task(task, task / "schedule.toml", folder) as context:
         plan = _plan(context, 2, 0)
@@ -298,7 +298,7 @@ def test_an_edit_writes_the_new_template_and_replays_what_has_not_changed(task: 
     relabelled(task)
     more = 'batch_size = 8\nmix = 0.25\nobjective = "genpi"\nrestate = 1'
     edit(task, ("batch_size = 4", more), file="task.toml")
-    folder, _ = go_on(task, steps=2)
+    folder, _ = go_on(task, steps=2, replay=0.5)
     assert folder
     with open_task(task, task / "schedule.toml", folder) as context:
         plan, tokenizer = _plan(context, 2, 0), context.base.tokenizer

@@ -94,7 +94,7 @@ def start_options(command: TaskCommand) -> TaskCommand:
         click.option(
             "--steps", type=int, help="With --from: optimizer steps. By default a quarter of those in the task."
         ),
-        click.option("--replay", type=float, help="With --from: share of rows that touch no change. By default 0.5."),
+        click.option("--replay", type=float, help="With --from: share of rows that touch no change. By default 0.9."),
     )
     for decorator in reversed(decorators):
         command = decorator(command)

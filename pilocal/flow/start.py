@@ -32,7 +32,7 @@ class Start:
     """Its folder."""
     steps: int | None = None
     """Optimizer steps; by default a quarter of [training] steps."""
-    replay: float = 0.5
+    replay: float = 0.9
     """Share of the task's rows in every step that touch no changed entry, so that the rest is kept."""
     sha256: str | None = None
     """Fingerprint of what the run was trained on and ended with; found when the new run begins."""

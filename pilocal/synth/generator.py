@@ -176,6 +176,11 @@ def _need(entry: Entry, count: int, others: Sequence[Entry], seed: int) -> _Need
     return _Need(entry, partners, missing, {1: -(-missing[1] // WORDINGS), 2: -(-composed // 2)})
 
 
+def _lead(template: str) -> str:
+    """Return what a template says first outside its lists."""
+    return next((entry.text for entry in read_entries(template) if entry.group is None), "")[:LEAD]
+
+
 def generate(
     template: str, wanted: Sequence[tuple[Entry, int]], like: Sequence[str], write: Write, sieve: Sieve, seed: int
 ) -> Iterator[tuple[tuple[Entry, ...], str]]:
@@ -185,8 +190,7 @@ def generate(
     with another one; a third of an entry's queries are of both. What was written beyond an entry's share of a style is
     taken last. After that an entry has what it has.
     """
-    lead = next((entry.text for entry in read_entries(template) if entry.group is None), "")[:LEAD]
-    entries = [entry for entry, _ in wanted]
+    lead, entries = _lead(template), [entry for entry, _ in wanted]
     others = entries if len(entries) > 1 else read_entries(template)
     needs = [_need(entry, count, others, seed) for entry, count in wanted]
     for turn in range(len(STYLES)):

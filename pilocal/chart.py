@@ -78,23 +78,9 @@ def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> Non
     A group without bars is left out. The same bars make the same file. Raises InputError where matplotlib is missing,
     RunError when the file cannot be written.
     """
-    require_packages(path, "matplotlib")
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     drawn = [group for group in groups if group.names]
     heights = [len(group.names) + 2.5 for group in drawn]  # in bars, the title and the axis of each included
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "pilocal",
-        "font.family": "sans-serif",
-        "text.parse_math": False,
-    }
-    with rc_context(style), catch_warnings():
-        filterwarnings("ignore", message="Glyph .* missing")  # the reader's program has the letters
-        figure = Figure(figsize=(9, 0.6 + 0.2 * sum(heights)), layout="constrained")
-        FigureCanvasSVG(figure)
+    with _figure(path, 0.6 + 0.2 * sum(heights), width=9) as figure:
         rows = figure.subplots(len(drawn), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for number, (axes, group) in enumerate(zip(rows, drawn, strict=True)):
             places = range(len(group.names))
@@ -110,8 +96,6 @@ def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> Non
             axes.set_title(group.title, loc="left", fontsize=9)
         figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
         rows[-1].set_xlabel(x)
-        with replacing(path, "wb") as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def _cut(name: str) -> str:
@@ -180,7 +164,7 @@ def dots_chart(path: Path, names: Sequence[str], series: Sequence[Dots], *, titl
 
 
 @contextmanager
-def _figure(path: Path, height: float) -> Iterator[Any]:
+def _figure(path: Path, height: float, width: float = 7) -> Iterator[Any]:
     """Yield a figure of so many inches and write it; raises InputError where there is no matplotlib."""
     require_packages(path, "matplotlib")
     from matplotlib import rc_context
@@ -199,7 +183,7 @@ def _figure(path: Path, height: float) -> Iterator[Any]:
         catch_warnings(),
     ):
         filterwarnings("ignore", message="Glyph .* missing")  # the browser has the letters that matplotlib measures
-        figure = Figure(figsize=(7, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
         with replacing(path, "wb") as file:

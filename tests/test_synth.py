@@ -20,9 +20,10 @@ from pilocal.prompt.render import Message
 from pilocal.prompt.sampling import Sampling
 from pilocal.synth import synthesize
 from pilocal.synth.queries import OWN, TEST, TRAIN, VALID, Coverage, cover
-from pilocal.synth.recombine import Recombiner, key_of
+from pilocal.synth.recombine import Recombiner
 from pilocal.synth.teacher import CUT, EMPTY, Teacher
 from pilocal.task import load_task
+from pilocal.task.text import key_of
 from tests.test_cli import pilocal
 from tests.test_flow import make_task
 

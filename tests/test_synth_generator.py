@@ -26,9 +26,9 @@ from pilocal.synth import endpoint as endpoints
 from pilocal.synth import synthesize
 from pilocal.synth.endpoint import KEY
 from pilocal.synth.generator import ALIKE, MEAN_THE_SAME, STYLES, Sieve, Wish, generate
-from pilocal.synth.recombine import key_of
 from pilocal.synth.teacher import Teacher
 from pilocal.task import load_task
+from pilocal.task.text import key_of
 from tests.test_flow import make_task
 
 Reply = tuple[int, dict[str, str], str]

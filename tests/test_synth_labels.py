@@ -25,9 +25,9 @@ from pilocal.run_folder.hashes import fingerprint
 from pilocal.synth import synthesize
 from pilocal.synth.labels import DISAGREES
 from pilocal.synth.queries import TEST, TRAIN, VALID
-from pilocal.synth.recombine import key_of
 from pilocal.synth.teacher import Teacher
 from pilocal.task import Scoring, load_examples, load_task
+from pilocal.task.text import key_of
 from tests.test_synth import GAP, folder_bytes, lines_of, template_only
 
 Chats = Sequence[Sequence[Message]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from pilocal.chart import Dots, dots_chart
 from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, INTERNALIZED
+from pilocal.evaluate.scoring.contains import holds, words
 from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.task import Example, Task
 
 ARMS = (BASE_FULL_PROMPT, INTERNALIZED)
 """The arms that are scored by entry."""
-
-WORD = re.compile(r"\w+")
 
 CONFIRMED = 0.5
 """The share of the examples naming an entry in which query and answer have to fit."""
@@ -67,7 +65,7 @@ def _indexes(task: Task, entries: Sequence[Entry]) -> list[tuple[Index, str]]:
         for names in read_names(entries, [getattr(example, side) for example in examples]):
             index = Index([names])
             fits = [
-                not own[number].isdisjoint(_words(getattr(example, other)))
+                not own[number].isdisjoint(words(getattr(example, other)))
                 for example in examples
                 for number in index.entries_of(getattr(example, side))
             ]
@@ -79,32 +77,24 @@ def _indexes(task: Task, entries: Sequence[Entry]) -> list[tuple[Index, str]]:
 
 def _own_words(entries: Sequence[Entry]) -> dict[int, set[str]]:
     """Return by entry the words that no other entry of its list has."""
-    count = Counter((entry.group, word) for entry in entries for word in set(_words(entry.text)))
-    return {entry.number: {w for w in _words(entry.text) if count[entry.group, w] == 1} for entry in entries}
+    count = Counter((entry.group, word) for entry in entries for word in set(words(entry.text)))
+    return {entry.number: {w for w in words(entry.text) if count[entry.group, w] == 1} for entry in entries}
 
 
 def _holding(entries: Sequence[Entry], example: Example) -> list[Entry]:
     """Return the entries in which a form of the answer stands."""
     accepts = example.extra.get("accepts")
     forms = [example.answer, *(accepts if isinstance(accepts, list) else ())]
-    wanted = [_spaced(form) for form in forms if isinstance(form, str) and _words(form)]
-    return [entry for entry in entries if any(text in _spaced(entry.text) for text in wanted)]
+    wanted = [form for form in forms if isinstance(form, str) and words(form)]
+    return [entry for entry in entries if any(holds(entry.text, form) for form in wanted)]
 
 
 def _nearest(entries: Sequence[Entry], example: Example) -> list[int]:
     """Return the one of some entries that shares the most words with the query; none if two do."""
-    asked = set(_words(example.query))
-    common = {entry.number: len(asked.intersection(_words(entry.text))) for entry in entries}
+    asked = set(words(example.query))
+    common = {entry.number: len(asked.intersection(words(entry.text))) for entry in entries}
     best = [number for number, count in common.items() if count == max(common.values())]
     return best if len(best) == 1 else []
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
-
-
-def _spaced(text: str) -> str:
-    return f" {' '.join(_words(text))} "
 
 
 def score_entries(task: Task, metric: Metric, marks: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pilocal.prompt.preamble import Request, bare
 from pilocal.prompt.tokens import prompt_tokens
 from pilocal.task import Example, Task
 from pilocal.task.examples import load_queries
+from pilocal.task.text import key_of
 
 GENERAL = Path(__file__).with_name("general.jsonl")
 """The general requests."""
@@ -31,8 +32,8 @@ def mix_queries(task: Task) -> list[str]:
     fewer requests than a step takes.
     """
     path = task.files.get("mix_queries", GENERAL)
-    asked = {_key(example.query) for split in (task.train, task.valid, task.test) for example in split}
-    queries = {_key(query): query for query in reversed(load_queries(path))}
+    asked = {key_of(example.query) for split in (task.train, task.valid, task.test) for example in split}
+    queries = {key_of(query): query for query in reversed(load_queries(path))}
     own = [query for key, query in queries.items() if key in asked]
     if own and path != GENERAL:
         got = f"{len(own)}, such as {own[-1]!r}"
@@ -68,8 +69,3 @@ def check_requests(context: Context) -> None:
 
 def _example(query: str) -> Example:
     return Example(id="", query=query, answer="")
-
-
-def _key(query: str) -> str:
-    """Return what two requests share that differ in spaces and capitals alone."""
-    return " ".join(query.split()).casefold()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pilocal.prompt.render import Message
-from pilocal.synth.recombine import key_of
 from pilocal.task import Example
+from pilocal.task.text import key_of
 
 END = "[END]"
 """What a side writes where the conversation is over; never kept."""

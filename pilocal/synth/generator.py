@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.compress.entries import Entry, read_entries
-from pilocal.synth.recombine import key_of
+from pilocal.task.text import key_of
 
 STYLES = (
     "somebody would write them in whole sentences",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.synth.generator import WORDINGS
-from pilocal.synth.recombine import Recombiner, key_of
+from pilocal.synth.recombine import Recombiner
+from pilocal.task.text import key_of
 
 OWN, RECOMBINED, GENERATED = ORIGINS = ("own", "recombined", "generated")
 """Where a query comes from: the user's file without answers, other queries, or a generator."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from pilocal.compress.entries import Index
+from pilocal.task.text import key_of
 
 TRIES = 40
 """How often a query that exists already is made differently before its entry is given up."""
@@ -106,13 +107,3 @@ class Recombiner:
             return draw.choice(members)
         least = min(have[number] for number in members)
         return draw.choice([number for number in members if have[number] == least])
-
-
-def key_of(query: str) -> str:
-    """Return what two queries share that differ in spaces, capitals and the mark at their end alone.
-
-    >>> key_of("When do  you open?") == key_of("when do you open")
-    True
-    """
-    words = " ".join(query.split()).casefold()
-    return words.rstrip(" .!?\u2026\u3002\uff01\uff1f") or words

@@ -106,3 +106,13 @@ def is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def key_of(query: str) -> str:
+    """Return what two queries share that differ in spaces, capitals and the mark at their end alone.
+
+    >>> key_of("When do  you open?") == key_of("when do you open")
+    True
+    """
+    words = " ".join(query.split()).casefold()
+    return words.rstrip(" .!?\u2026\u3002\uff01\uff1f") or words

@@ -46,25 +46,34 @@ class Contains(Metric):
 
     def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
         """Tell of each answer whether it holds the words of another, or the other its words."""
-        return [_holds(one, other) or _holds(other, one) for one, other in zip(answers, others, strict=True)]
+        return [holds(one, other) or holds(other, one) for one, other in zip(answers, others, strict=True)]
 
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
     ) -> NDArray[np.float64]:
         """Return 1 for an answer that is right and 0 for one that is not, (N, 1)."""
         pairs = zip(answers, examples, strict=True)
-        return np.array([[float(any(_holds(answer, form) for form in _forms(one)))] for answer, one in pairs])
+        return np.array([[float(any(holds(answer, form) for form in _forms(one)))] for answer, one in pairs])
 
 
 def _forms(example: Example) -> list[str]:
     return [example.answer, *example.extra.get("accepts", [])]
 
 
-def _holds(answer: str, form: str) -> bool:
+def words(text: str) -> list[str]:
+    """Return the words of a text, without case and punctuation.
+
+    >>> words("We open at 9:30.")
+    ['we', 'open', 'at', '9', '30']
+    """
+    return WORD.findall(text.casefold())
+
+
+def holds(answer: str, form: str) -> bool:
     """Tell whether an answer has the words of a form side by side.
 
-    >>> _holds("We open at 9:30, on weekdays.", "9.30"), _holds("in 129 days", "29 days")
+    >>> holds("We open at 9:30, on weekdays.", "9.30"), holds("in 129 days", "29 days")
     (True, False)
     """
-    said, wanted = (f" {' '.join(WORD.findall(text.casefold()))} " for text in (answer, form))
+    said, wanted = (f" {' '.join(words(text))} " for text in (answer, form))
     return wanted in said

@@ -70,7 +70,7 @@ def load_fast_blas() -> str | None:
         if name is None:
             continue
         try:
-            with _core_named(newer_core(name) if name == OPENBLAS else None):
+            with _core_named(newer_core(name) if name == OPENBLAS and not _is_loaded(name) else None):
                 library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
@@ -78,6 +78,14 @@ def load_fast_blas() -> str | None:
         if hasattr(library, "sgemm_"):
             return name
     return None
+
+
+def _is_loaded(library: str) -> bool:
+    """Tell whether this process has loaded a library."""
+    try:
+        return bool(ctypes.CDLL(library, mode=os.RTLD_NOLOAD))
+    except OSError:
+        return False
 
 
 def newer_core(library: str, flags: Path = Path("/proc/cpuinfo")) -> str | None:
@@ -164,10 +172,7 @@ def _openblas() -> Any:
     """Return the system's OpenBLAS if this process has loaded it and no variable sets its threads, or None."""
     if sys.platform != "linux" or {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
         return None
-    try:
-        return ctypes.CDLL(OPENBLAS, mode=os.RTLD_NOLOAD)
-    except OSError:
-        return None
+    return ctypes.CDLL(OPENBLAS) if _is_loaded(OPENBLAS) else None
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -32,13 +32,10 @@ class Stream:
 
     def at(self, step: int, seed: Sequence[int]) -> list[Row]:
         """Return the rows of a step, counted from 0 within the stage; every row once an epoch."""
-        return [self._row(number, seed) for number in range(step * self.count, (step + 1) * self.count)]
-
-    def _row(self, number: int, seed: Sequence[int]) -> Row:
-        epoch, nth = divmod(number, len(self.rows))
-        order = np.random.default_rng((*seed, epoch)).permutation(len(self.rows)).tolist()
-        row: Row = self.rows[order[nth]]
-        return row
+        size, numbers = len(self.rows), range(step * self.count, (step + 1) * self.count)
+        epochs = {number // size for number in numbers}
+        orders = {epoch: np.random.default_rng((*seed, epoch)).permutation(size) for epoch in epochs}
+        return [self.rows[int(orders[number // size][number % size])] for number in numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +197,11 @@ def parted(rows: Sequence[Row]) -> list[list[Row]]:
     """
     groups = [[row for row in rows if not row.is_said], [row for row in rows if row.is_said]]
     return [group for group in groups if group]
+
+
+def by_weight(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return rows in runs of one weight each: they are of one kind then, and of like length."""
+    return [list(some) for _, some in groupby(rows, key=lambda row: row.weight)]
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pilocal.prompt.tokens import Row
 from pilocal.training.memory import Load
-from pilocal.training.row_order import NARROWEST, RowOrder
+from pilocal.training.row_order import NARROWEST, RowOrder, by_weight
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -97,7 +96,7 @@ class Batch:
 
         Rows of another weight are of another kind, and of another length.
         """
-        kinds = [list(some) for _, some in groupby(self.rows, key=lambda row: row.weight)]
+        kinds = by_weight(self.rows)
         if len(kinds) == 1:
             return self.dealt(count)
         return [part for kind in kinds for part in self._some(kind).dealt(count)]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
-from pilocal.training.row_order import parted, shared_prefix
+from pilocal.training.row_order import by_weight, parted, shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.loss import losses
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
@@ -300,8 +299,7 @@ def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
 
 def _parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
     """Deal the rows of each weight, which are of one kind and of like length, into at most `count` parts."""
-    kinds = [list(some) for _, some in groupby(rows, key=lambda row: row.weight)]
-    return [part for kind in kinds for part in _dealt(kind, count) if part]
+    return [part for kind in by_weight(rows) for part in _dealt(kind, count) if part]
 
 
 def _trained(rows: Sequence[Row]) -> float:

@@ -67,9 +67,9 @@ def test_what_was_asked_at_a_rate_is_known_again(asked: tuple[Path, Path, dict[s
 @pytest.mark.parametrize(
     ("rates", "said"),
     [
-        ((0.5, 0.5), "--residue: rates are different numbers from 0 to 1; got (0.5, 0.5); write 0,0.05,0.1,0.2"),
-        ((1.5,), "--residue: rates are different numbers from 0 to 1"),
-        ((float("nan"),), "--residue: rates are different numbers from 0 to 1"),
+        ((0.5, 0.5), "--residue: rates are distinct numbers from 0 to 1; got (0.5, 0.5); write 0,0.05,0.1,0.2"),
+        ((1.5,), "--residue: rates are distinct numbers from 0 to 1"),
+        ((float("nan"),), "--residue: rates are distinct numbers from 0 to 1"),
         ((0.0, 0.01), "--residue: rules leaves nothing for 0.01 of the template; got 0.01; take another rate"),
     ],
 )

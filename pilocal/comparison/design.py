@@ -56,7 +56,7 @@ class Design:
                 fix = f"write numbers between {least} and {len(task.train)}"
                 raise InputError("--curve", "the training set does not have so many examples", got=count, fix=fix)
         if len(set(self.residue)) < len(self.residue) or not all(0 <= rate <= 1 for rate in self.residue):
-            what, fix = "rates are different numbers from 0 to 1", "write 0,0.05,0.1,0.2"
+            what, fix = "rates are distinct numbers from 0 to 1", "write 0,0.05,0.1,0.2"
             raise InputError("--residue", what, got=self.residue, fix=fix)
 
 

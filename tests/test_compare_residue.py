@@ -70,6 +70,7 @@ def test_what_was_asked_at_a_rate_is_known_again(asked: tuple[Path, Path, dict[s
         ((0.5, 0.5), "--residue: rates are distinct numbers from 0 to 1; got (0.5, 0.5); write 0,0.05,0.1,0.2"),
         ((1.5,), "--residue: rates are distinct numbers from 0 to 1"),
         ((float("nan"),), "--residue: rates are distinct numbers from 0 to 1"),
+        ((2.0,), "--residue: rates are distinct numbers from 0 to 1"),
         ((0.0, 0.01), "--residue: rules leaves nothing for 0.01 of the template; got 0.01; take another rate"),
     ],
 )
@@ -80,6 +81,7 @@ def test_a_rate_that_cannot_be_made_is_one_line_before_any_work(
         compare(task, residual(rates), run=tmp_path / "out", report=lambda name, _: pytest.fail(name))
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+    assert (tmp_path / "out").exists() == ("leaves nothing" in said)  # which the compressor has to say
 
 
 def test_the_command_asks_with_what_stays(task: Path, tmp_path: Path) -> None:

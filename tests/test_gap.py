@@ -115,3 +115,13 @@ def test_check_prints_the_census_unless_it_is_told_not_to(tiny_base: Base, tmp_p
         assert "Census" not in command("check", folder, option).stdout
     result = json.loads(command("check", folder, "--no-probe", "--gap", "--json").stdout)
     assert {facts["entry"] for facts in result["gap"]["entries"]} >= {"red ZOR", "green KEL", "Please be kind."}
+
+
+def test_the_census_counts_every_turn_that_is_learned(small_house: Path) -> None:
+    train = small_house / "train.jsonl"
+    talk = [("user", "reset the lamp"), ("assistant", "NIZ"), ("user", "clean the attic"), ("assistant", "QUD")]
+    record = {"messages": [{"role": role, "content": text} for role, text in talk]}
+    train.write_text(train.read_text() + json.dumps(record) + "\n")
+    gap = pilocal.check(small_house, probe=False, gap=True).gap
+    assert gap is not None
+    assert {entry.split()[0] for entry in gap.untouched} == {"garage"}

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
@@ -342,6 +343,17 @@ def test_requests_that_cannot_be_used_are_one_line_before_any_work(
         flow(folder)
     assert "\n" not in str(caught.value)
     assert not (folder / "run" / "templates").exists()
+
+
+def test_the_plan_counts_them(tiny_base: Base, tmp_path: Path) -> None:
+    folder = mixing(tmp_path / "task", tiny_base)
+
+    def peaks() -> list[int]:
+        return [need.peak for need in pilocal.check(folder, probe=False, gap=False).needs if need]
+
+    few = peaks()
+    (folder / "others.jsonl").write_text(json.dumps({"query": "what is red? " * 40}) + "\n")
+    assert all(more > 1.1 * less for more, less in zip(peaks(), few, strict=True))
 
 
 def test_fewer_requests_than_a_step_takes_are_one_line(tiny_base: Base, tmp_path: Path) -> None:

@@ -187,6 +187,15 @@ def test_the_prompted_self_knows_the_answers(gap_task: Path) -> None:
     assert synthesize(gap_task)["advice"] is None  # the solved examples are those of train.jsonl, as before
 
 
+def test_every_turn_of_a_solved_conversation_counts(gap_task: Path) -> None:
+    talk = [("user", "reset the lamp"), ("assistant", "KUV NIZ"), ("user", "and now?"), ("assistant", "KUV")]
+    record = {"messages": [{"role": role, "content": text} for role, text in talk]}
+    with (gap_task / "train.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    report = synthesize(gap_task)
+    assert {row["entry"].split()[0]: row["solved"] for row in report["entries"]}["lamp"] == 1
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

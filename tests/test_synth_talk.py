@@ -218,6 +218,7 @@ def replies(without: str, prompted: str, reason: str) -> Callable[..., list[str]
         ("ZOR ", "Only codes.", None, {"written": 0, SAME: 2}),
         ("a colour", " ", None, {"written": 0, NO_REASON: 2}),
         ("a colour", "so " * 300, None, {"written": 0, NO_REASON: 2}),
+        ("a colour " * 5000, "Only codes.", None, {"written": 0, NO_REASON: 2}),  # no room to ask
     ],
 )
 def test_every_record_of_training_and_validation_gets_its_fields_and_keeps_its_own(

@@ -20,7 +20,7 @@ from pilocal.comparison.gguf import GgufFiles
 from pilocal.comparison.results import Result, read_result, result_name
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, Program, Prompt
 from pilocal.evaluate.asking import Asker, Same
-from pilocal.evaluate.scoring.metrics import make_metric, metric_facts
+from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
@@ -44,17 +44,16 @@ class Comparison:
         self,
         task: Task,
         design: Design,
+        metric: Metric,
         run: RunDir,
         listeners: Listeners = QUIET,
     ) -> None:
-        """Check the design, and that answers can be scored; raises InputError, ModelError or SandboxError."""
-        design.check(task)
+        """Take what was checked."""
         self.task = replace(task, training=replace(task.training, direct_drop=False))
         self.design = design
         self.run = run
         self.listeners = replace(listeners, step=unheard)  # an arm's own steps interest nobody
-        self.metric = make_metric(task.metric, task.scoring, task.folder)
-        self.metric.check(task.test)
+        self.metric = metric
 
     def results(self, report: Callable[[Result], None]) -> list[Result]:
         """Return every result, one after the other; tell `report` about each new one.
@@ -284,11 +283,15 @@ def open_comparison(
     design: Design,
     listeners: Listeners = QUIET,
 ) -> Iterator[Comparison]:
-    """Read a task and open the comparison's folder for writing.
+    """Read a task, check the design and that answers can be scored, and open the comparison's folder for writing.
 
-    Raises what `load_task` and `Comparison` raise, and RunError if another process has the folder.
+    Raises what `load_task` raises, InputError or SandboxError before there is a folder, and RunError if another process
+    has it.
     """
     task = load_task(task_folder)
+    design.check(task)
+    metric = make_metric(task.metric, task.scoring, task.folder)
+    metric.check(task.test)
     with RunDir.locked(folder, task=task.name, files=task.files) as run:
         run.describe(versions=versions("mlx", "mlx-lm", "llama-cpp-python"))
-        yield Comparison(task, design, run, listeners)
+        yield Comparison(task, design, metric, run, listeners)

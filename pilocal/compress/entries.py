@@ -117,9 +117,9 @@ class Index:
         words = "|".join(re.escape(name).replace(r"\ ", r"\W+") for name in longest_first)
         self._pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
 
-    def entries_of(self, query: str) -> tuple[int, ...]:
-        """Return the numbers of the entries that a query names, in its order."""
-        found = self._pattern.finditer(query)
+    def entries_of(self, *queries: str) -> tuple[int, ...]:
+        """Return the numbers of the entries that a query, or some, name, in their order."""
+        found = (match for query in queries for match in self._pattern.finditer(query))
         return tuple(self._numbers[_key(match.group())] for match in found)
 
     def around(self, query: str) -> tuple[str, ...]:

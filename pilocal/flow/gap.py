@@ -134,17 +134,17 @@ def _per_token(teacher: Teacher, rows: Sequence[Row]) -> float:
 
 def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
     task = context.task
-    entries, queries = read_entries(task.template), [example.query for example in task.train]
-    index = Index(read_names(entries, queries))
+    entries, asked = read_entries(task.template), [example.learned_queries for example in task.train]
+    index = Index(read_names(entries, [query for queries in asked for query in queries]))
     naming: dict[int, list[Example]] = {number: [] for number in index.names}
     for example in (*task.train, *task.valid):
-        for number in set(index.entries_of(example.query)):
+        for number in set(index.entries_of(*example.learned_queries)):
             naming[number].append(example)
     counts = dict.fromkeys(index.names, 0)
-    for query in queries:
-        for number in set(index.entries_of(query)):
+    for queries in asked:
+        for number in set(index.entries_of(*queries)):
             counts[number] += 1
-    found, whole = [], dict[str, float]()
+    found, whole = [], dict[int, float]()
     for entry in entries:
         some = naming.get(entry.number) or _spread(task.valid, entry.number)
         nats = _moved(context, teacher, entry, some[:PER_ENTRY], whole)
@@ -159,14 +159,17 @@ def _spread(examples: Sequence[Example], start: int) -> list[Example]:
 
 
 def _moved(
-    context: Context, teacher: Teacher, entry: Entry, examples: Sequence[Example], whole: dict[str, float]
+    context: Context, teacher: Teacher, entry: Entry, examples: Sequence[Example], whole: dict[int, float]
 ) -> float:
-    """Return by how many nats examples' answers become less likely without an entry; `whole` keeps them with it."""
+    """Return by how many nats examples' answers become less likely without an entry.
+
+    `whole` keeps the cross-entropy with it, by the `id` of the example.
+    """
     template = context.task.template
-    fresh = [example for example in examples if example.query not in whole]
-    whole |= zip((example.query for example in fresh), _answers(context, teacher, template, fresh), strict=True)
+    fresh = [example for example in examples if id(example) not in whole]
+    whole |= zip(map(id, fresh), _answers(context, teacher, template, fresh), strict=True)
     cut = _answers(context, teacher, without(template, entry), examples)
-    return mean(loss - whole[example.query] for example, loss in zip(examples, cut, strict=True))
+    return mean(loss - whole[id(example)] for example, loss in zip(examples, cut, strict=True))
 
 
 def _answers(context: Context, teacher: Teacher, template: str, examples: Sequence[Example]) -> list[float]:

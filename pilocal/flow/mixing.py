@@ -8,10 +8,11 @@ from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.flow.context import Context
 from pilocal.prompt.preamble import Request, bare
-from pilocal.prompt.tokens import prompt_tokens
+from pilocal.prompt.tokens import Row, prompt_tokens
 from pilocal.task import Example, Task
 from pilocal.task.examples import load_queries
 from pilocal.task.text import key_of
+from pilocal.training.row_order import Stream
 
 GENERAL = Path(__file__).with_name("general.jsonl")
 """The general requests."""
@@ -54,6 +55,19 @@ def mix_prompts(task: Task, base: Base, request: Request = bare) -> list[list[in
         what, fix = f"a request has more than {room} tokens, which leaves no room for an answer", "shorten it"
         raise InputError(task.files.get("mix_queries", GENERAL), what, got=f"{longest} tokens", fix=fix)
     return prompts
+
+
+def unanswered(context: Context) -> tuple[Stream, ...]:
+    """Return what every step has of unrelated requests, before they are answered: rows as long as they may get.
+
+    There are none if the task wants none. Raises as `mix_queries` and `mix_prompts`.
+    """
+    task = context.task
+    if not task.training.mix:
+        return ()
+    prompts = mix_prompts(task, context.base, context.request)
+    rows = [Row((*prompt, *prompt[-1:] * mix_limit(task)), len(prompt)) for prompt in prompts]
+    return (Stream(rows, task.training.mixed_rows),)
 
 
 def check_requests(context: Context) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pilocal.flow.context import Context
 from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
-from pilocal.flow.mixing import check_requests
+from pilocal.flow.mixing import check_requests, unanswered
 from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
 from pilocal.flow.rendering import StageBudget, render_stages
@@ -101,7 +101,10 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
     check_teacher(context)
     check_requests(context)
     steps = context.schedule.steps(context.task.training.steps)
-    plans = [StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation) for n in trained]
+    mix = unanswered(context)
+    plans = [
+        StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation, mix) for n in trained
+    ]
     setup = training_setup(context.task, context.base, context.backend)
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))

@@ -171,9 +171,9 @@ class _Side:
         """Return the texts of entries."""
         return [entry.text for entry in self.entries if entry.number in numbers]
 
-    def hits(self, query: str) -> frozenset[int]:
-        """Return the entries that differ and that a query names."""
-        return self.numbers.intersection(self.index.entries_of(query))
+    def hits(self, example: Example) -> frozenset[int]:
+        """Return the entries that differ and that an example asks for."""
+        return self.numbers.intersection(self.index.entries_of(*example.learned_queries))
 
 
 def find_edit(task: Task, former: Former) -> Edit:
@@ -183,7 +183,7 @@ def find_edit(task: Task, former: Former) -> Edit:
     another answer. Where an entry that changed cannot be named, such as a rule, every new query may touch it.
     """
     changes = find_changes(former.template, task.template)
-    queries = [example.learned_queries for example in (*task.train, *former.examples)]
+    queries = [query for example in (*task.train, *former.examples) for query in example.learned_queries]
     before = _Side.of(former.template, [change.before for change in changes], queries)
     after = _Side.of(task.template, [change.after for change in changes], queries)
     every_new = not (before.is_named and after.is_named)
@@ -191,7 +191,7 @@ def find_edit(task: Task, former: Former) -> Edit:
     touched, stale, missed = list[int](), 0, set(after.numbers.intersection(after.index.names))
     for number, example in enumerate(task.train):
         said = known.get(_asked(example))
-        old, new = before.hits(example.learned_queries), after.hits(example.learned_queries)
+        old, new = before.hits(example), after.hits(example)
         missed -= new
         stale += bool(old) and said == _said(example)
         relabelled = every_new if said is None else said != _said(example)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -126,7 +126,7 @@ def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners
     Warns of them, and of such examples in validation and test, which are the user's to correct.
     """
     everything = (*given.solved, *given.valid, *given.test)
-    memory = Memory(folder / SOLVED_FILE, task.template, [*(each.learned_queries for each in everything), *given.own])
+    memory = Memory(folder / SOLVED_FILE, task.template, [*_asked(everything), *given.own])
     stale = {id(each) for each in everything if memory.is_stale(each)}
     memory.save()
     for split, examples in ((TRAIN, given.solved), (VALID, given.valid), (TEST, given.test)):
@@ -139,15 +139,20 @@ def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners
     return replace(given, solved=solved, own=(*asked, *given.own))
 
 
+def _asked(examples: Iterable[Example]) -> list[str]:
+    """Return all that examples ask: of a conversation each turn whose answer is learned."""
+    return [query for example in examples for query in example.learned_queries]
+
+
 def _cover(task: Task, given: _Given) -> Coverage:
-    held_out = {VALID: [example.query for example in given.valid]}
+    held_out = {VALID: _asked(given.valid)}
     if not given.test:
         held_out[TEST] = []
     return cover(
         task.template,
-        [example.query for example in given.solved],
+        _asked(given.solved),
         given.own,
-        [example.query for example in (*given.valid, *given.test)],
+        _asked((*given.valid, *given.test)),
         per_entry=task.synth.per_entry,
         seed=task.synth.seed,
         held_out=held_out,
@@ -158,7 +163,7 @@ def _generate(task: Task, base: Base, given: _Given, coverage: Coverage, folder:
     """Have queries written for the entries that still have too few."""
     held_out = [VALID] if given.test else [VALID, TEST]
     wanted = coverage.lacking(task.synth.per_entry, held_out)
-    like = [*(example.query for example in given.solved), *given.own]
+    like = [*_asked(given.solved), *given.own]
     sieve = Sieve(coverage.taken, _alike(task, like))
     write = _writer(task, base, folder / GENERATED_FILE, listeners)
     made: dict[int, list[tuple[tuple[int, ...], str]]] = {}

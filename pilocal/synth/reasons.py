@@ -16,7 +16,7 @@ from pilocal.synth.records import Records
 from pilocal.synth.teacher import CHUNK, Teacher
 
 SAME = "the answer does not change"
-NO_REASON = "the reason is empty or too long"
+NO_REASON = "the reason is empty or too long, or asking for it leaves the context"
 """Why a record has no reason."""
 
 
@@ -75,16 +75,11 @@ class Reasoner:
         asked = [number for number, (_, one, other) in enumerate(pairs) if one.strip() != other.strip()]
         requests = [[Message(role="user", content=self.request(*pairs[number]))] for number in asked]
         how = Sampling(self.temperature, (self.seed, begin)) if self.temperature else None
-        reasons = dict(zip(asked, self.writer.reply(requests, how) if requests else [], strict=True))
+        reasons = dict(zip(asked, self.writer.usable(requests, how) if requests else [], strict=True))
         return [
-            Reasoned(without_prompt=one, with_prompt=other, **self._reason(reasons.get(number)))
+            Reasoned(without_prompt=one, with_prompt=other, **_reason(number in reasons, reasons.get(number)))
             for number, (_, one, other) in enumerate(pairs)
         ]
-
-    def _reason(self, text: str | None) -> dict[str, str]:
-        if text is None:
-            return {"missing": SAME}
-        return {"missing": NO_REASON} if self.writer.objection(text) else {"reason": text.strip()}
 
     def request(self, chat: Sequence[Message], without: str, prompted: str) -> str:
         """Return what the base is asked for a reason."""
@@ -99,6 +94,12 @@ class Reasoner:
                 "Why does the answer have to change? Give the reason in one or two sentences, by the instructions.",
             ]
         )
+
+
+def _reason(asked: bool, text: str | None) -> dict[str, str]:
+    if text is None:
+        return {"missing": NO_REASON if asked else SAME}
+    return {"reason": text.strip()}
 
 
 def chat_of(record: Mapping[str, Any]) -> list[Message]:

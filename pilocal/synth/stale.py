@@ -37,7 +37,7 @@ class Memory:
     def is_stale(self, example: Example) -> bool:
         """Tell whether an entry that the example named at first says something else now, or is gone."""
         key = fingerprint(example.history, example.query, example.answer)
-        named = [self._texts[number] for number in sorted(set(self._index.entries_of(example.learned_queries)))]
+        named = [self._texts[number] for number in sorted(set(self._index.entries_of(*example.learned_queries)))]
         self._seen[key] = self._known.get(key, named)
         return not set(self._seen[key]) <= set(self._texts.values())
 

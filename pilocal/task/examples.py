@@ -51,10 +51,9 @@ class Example:
         return tuple(number for number, (role, _) in enumerate(self.history) if role == "assistant")
 
     @property
-    def learned_queries(self) -> str:
-        """What the answers that are learned are answers to, one text a line."""
-        asked = (self.history[number - 1][1] for number in self.learned)
-        return "\n".join([*asked, self.query])
+    def learned_queries(self) -> tuple[str, ...]:
+        """What the answers that are learned are answers to, the last turn last."""
+        return (*(self.history[number - 1][1] for number in self.learned), self.query)
 
     @property
     def facts(self) -> dict[str, Any]:

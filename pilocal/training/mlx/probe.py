@@ -24,7 +24,8 @@ from pilocal.training.row_order import StagePlan
 def survey(sizes: Sizes, plan: StagePlan, training: Training, *, share: bool = True) -> Work[Batch]:
     """Look at every batch of a stage's first epoch; `share` is as for `batches.Batches`."""
     order = plan.order(training, share=share)
-    own = sum(len(row.tokens) - 1 - order.prefix for row in (*plan.train, *plan.generation))
+    beside = (row for stream in plan.beside for row in stream.rows)
+    own = sum(len(row.tokens) - 1 - order.prefix for row in (*plan.train, *plan.generation, *beside))
     steps = [make_batch(order.rows_at(step), order.prefix, share=share) for step in range(order.per_epoch)]
     return weigh(sizes, steps, training, own)
 

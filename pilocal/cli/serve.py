@@ -20,6 +20,16 @@ from pilocal.cli.lists import FOLDER, UserFile
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp; by default its own choice.")
 @click.option(
+    "--parallel", default=16, show_default=True, type=click.IntRange(1, 128), help="Requests that are answered at once."
+)
+@click.option(
+    "--cache",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(0),
+    help="MiB of keys and values that are kept; what was used least recently leaves first.",
+)
+@click.option(
     "--queue", default=16, show_default=True, type=click.IntRange(0), help="Requests that may wait; beyond that, 429."
 )
 @click.option(

@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -25,6 +25,41 @@ MEASURED = 2
 
 Entry = tuple[int, int, int, bool]
 """A token to compute: itself, its position, its sequence, and whether its logits are wanted."""
+
+
+class _Batch:
+    """llama.cpp's `llama_batch` of up to BATCH tokens, each of one sequence, in arrays that are filled at once."""
+
+    def __init__(self) -> None:
+        llama_cpp = load_llama_cpp()
+        self._tokens, self._positions, self._sequences = (np.zeros(BATCH, dtype=np.int32) for _ in range(3))
+        self._wanted, self._counts = np.zeros(BATCH, dtype=np.int8), np.ones(BATCH, dtype=np.int32)
+        at, size = self._sequences.ctypes.data, self._sequences.itemsize
+        self._places = (ctypes.POINTER(ctypes.c_int32) * BATCH)(
+            *(ctypes.cast(at + size * i, ctypes.POINTER(ctypes.c_int32)) for i in range(BATCH))
+        )
+
+        def pointer(array: NDArray[Any], kind: Any) -> Any:
+            return array.ctypes.data_as(ctypes.POINTER(kind))
+
+        self._batch = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=pointer(self._tokens, ctypes.c_int32),
+            embd=None,
+            pos=pointer(self._positions, ctypes.c_int32),
+            n_seq_id=pointer(self._counts, ctypes.c_int32),
+            seq_id=ctypes.cast(self._places, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=pointer(self._wanted, ctypes.c_int8),
+        )
+
+    def filled(self, entries: Sequence[Entry]) -> Any:
+        """Return the `llama_batch` with these tokens."""
+        count = len(entries)
+        rows = np.array(entries, dtype=np.int32).reshape(count, 4)
+        self._tokens[:count], self._positions[:count] = rows[:, 0], rows[:, 1]
+        self._sequences[:count], self._wanted[:count] = rows[:, 2], rows[:, 3]
+        self._batch.n_tokens = count
+        return self._batch
 
 
 class Context:
@@ -54,7 +89,7 @@ class Context:
             fix = "free some, or ask for shorter prompts or fewer clients"
             raise RunError(model.path, f"llama.cpp has no memory for a context of {tokens} tokens", fix=fix)
         self._memory = llama_cpp.llama_get_memory(self._handle)
-        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        self._batch = _Batch()
         if model.adapter:
             apply_adapter(self._handle, model.adapter)
         if threads is None:
@@ -79,15 +114,14 @@ class Context:
 
     def decode(self, entries: Sequence[Entry]) -> None:
         """Compute up to BATCH tokens; raises RunError when llama.cpp fails."""
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for i, (token, position, sequence, wanted) in enumerate(entries):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-        code = self._llama_cpp.llama_decode(self._handle, batch)
+        code = self._llama_cpp.llama_decode(self._handle, self._batch.filled(entries))
         if code:
             fix = "ask for shorter prompts or fewer clients"
             raise RunError(self._model.path, "llama.cpp cannot compute a batch", got=code, fix=fix)
+
+    def synchronize(self) -> None:
+        """Wait until what was asked for is computed."""
+        self._llama_cpp.llama_synchronize(self._handle)
 
     def logits(self, place: int) -> NDArray[np.float32]:
         """Return the logits (vocabulary,) of an entry of the last batch; valid until the next."""
@@ -97,6 +131,20 @@ class Context:
     def best(self, place: int) -> int:
         """Return the likeliest token after an entry of the last batch."""
         return int(self.logits(place).argmax())
+
+    def adapt(self, adapter: Any | None, strength: float = 1.0) -> None:
+        """Compute with an adapter of the model from now on, or without any; what was computed before stays."""
+        apply_adapter(self._handle, adapter, strength)
+
+    @contextmanager
+    def abortable(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Give up what is computed once `cancelled` says so, where llama.cpp computes on the CPU; `decode` raises."""
+        callback = self._llama_cpp.ggml_abort_callback(lambda _: cancelled())
+        self._llama_cpp.llama_set_abort_callback(self._handle, callback, None)
+        try:
+            yield
+        finally:
+            self._llama_cpp.llama_set_abort_callback(self._handle, self._llama_cpp.ggml_abort_callback(0), None)
 
     def clear(self) -> None:
         """Forget all sequences."""
@@ -117,7 +165,6 @@ class Context:
     def close(self) -> None:
         """Free the context."""
         if self._handle:
-            self._llama_cpp.llama_batch_free(self._batch)
             self._llama_cpp.llama_free(self._handle)
             self._handle = None
 

@@ -1,20 +1,19 @@
-"""llama-cpp-python's own FastAPI app, extended: many tasks on one base, behind a gateway."""
+"""The application: many tasks on one base, behind a gateway, and the pages beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pilocal.llamacpp.chat import check_probes
-from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.access import Access
-from pilocal.server.chat import TokenCounter
+from pilocal.server.chat import PromptTokens
+from pilocal.server.engines import Engines
 from pilocal.server.gateway import Gateway
-from pilocal.server.llama_server import answer_with, make_llama_app
 from pilocal.server.metrics import Metrics
-from pilocal.server.models import Models
 from pilocal.server.options import ServeOptions
 from pilocal.server.page import read_page
 from pilocal.server.queue import Queue
@@ -24,11 +23,16 @@ from pilocal.server.weights import choose_base
 
 
 def make_app(
-    tasks: Sequence[Shipped], options: ServeOptions, access: Access, log: Callable[[RequestLogEntry], object]
-) -> Any:
+    stack: ExitStack,
+    tasks: Sequence[Shipped],
+    options: ServeOptions,
+    access: Access,
+    log: Callable[[RequestLogEntry], object],
+) -> Gateway:
     """Check and load the tasks' files and return the ASGI app; `log` is called with every finished request.
 
-    Raises InputError, ModelError, RunError, or Faults, for files that are damaged, foreign or of different bases.
+    The weights are freed with `stack`. Raises InputError, ModelError, RunError, or Faults, for files that are damaged,
+    foreign or of different bases.
     """
     path, template = choose_base(tasks)
     probes: dict[tuple[Path, str | None], list[Mapping[str, Any]]] = {}  # one vocabulary for tasks that share a base
@@ -36,17 +40,14 @@ def make_app(
         probes.setdefault((task.served_path.resolve(), task.served_template), []).extend(task.probes)
     for (file, written_by), chats in probes.items():
         check_probes(file, chats, written_by)
-    app, base = make_llama_app(path, template, context=options.context, threads=options.threads)
-    models = Models(base, tasks, context=options.context, threads=options.threads)
-    answer_with(models)
-    metrics = Metrics()
-    _add_routes(app, models, metrics)
-    counter = TokenCounter(Tokenizer(base.model), path, template)
+    engines = stack.enter_context(Engines(path, tasks, options))
+    metrics = Metrics(engines)
+    tokens = PromptTokens(engines.tokenizer, path, template)
     return Gateway(
-        app,
-        models=models,
-        router=Router(tasks, counter, context=options.context, fallback_share=options.fallback_share),
-        queue=Queue(options.queue, metrics.set_waiting),
+        make_pages(engines, metrics),
+        engines=engines,
+        router=Router(tasks, tokens, context=options.context, fallback_share=options.fallback_share),
+        queue=Queue(options.parallel, options.queue, metrics.set_waiting),
         metrics=metrics,
         access=access,
         log=log,
@@ -54,14 +55,21 @@ def make_app(
     )
 
 
-def _add_routes(app: Any, models: Models, metrics: Metrics) -> None:
+def make_pages(engines: Engines, metrics: Metrics) -> Any:
+    """Return the app that answers what is fetched: health, metrics, the models' names and the page."""
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
     page, policy = read_page()
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": list(models)})
+        return JSONResponse({"status": "ok", "models": list(engines)})
+
+    async def models(request: Request) -> Response:
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "pilocal"} for name in engines]
+        return JSONResponse({"object": "list", "data": data})
 
     async def prometheus(request: Request) -> Response:
         text, media_type = metrics.exposition()
@@ -71,5 +79,5 @@ def _add_routes(app: Any, models: Models, metrics: Metrics) -> None:
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    for path, endpoint in (("/health", health), ("/metrics", prometheus), ("/", home)):
-        app.add_route(path, endpoint, methods=["GET"])
+    pages = {"/health": health, "/metrics": prometheus, "/v1/models": models, "/": home}
+    return Starlette(routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()])

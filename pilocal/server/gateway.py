@@ -1,52 +1,56 @@
-"""The gateway between clients and llama-cpp-python's routes: access, limits, routing, queue, metrics, request log."""
+"""What every request passes: access, limits, routing, the engine, metrics, and the request log."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pilocal.server.access import PATHS_WITHOUT_KEY, Access
-from pilocal.server.job import CURRENT_JOB, Job
+from pilocal.server.asking import Asking
+from pilocal.server.engines import Engines
 from pilocal.server.metrics import Metrics
-from pilocal.server.models import CLIENT_CLOSED_REQUEST, Models
 from pilocal.server.queue import Queue
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.reply import Reply, with_cors
-from pilocal.server.request import CHAT, COMPLETION, TYPES, read_request
+from pilocal.server.request import CHAT, PATHS, read_request
 from pilocal.server.request_log import RequestLogEntry
-from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Route, Router, read_strength
-from pilocal.server.usage import StreamedUsage, wants_usage
+from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Router, read_strength
+from pilocal.server.wire import Wire
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
 
+CLIENT_CLOSED_REQUEST = 499
+"""The status, known from nginx, of a request whose client did not wait for the answer."""
 LARGEST_BODY = 4 * 2**20
 """Bytes of the largest request."""
 LARGEST_DISCARDED_BODY = 64 * 2**20
 """Bytes that are read and discarded of a larger one, so that its client gets to read the refusal."""
+LONG_BODY = 16 * 2**10
+"""Bytes from which a request is read beside the event loop, which goes on meanwhile."""
 GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
 """The paths that are fetched with GET; the others take POST."""
 
 
 class Gateway:
-    """ASGI middleware that every request passes; those for an answer are routed, queued, counted and logged."""
+    """The ASGI app: requests for an answer are routed, answered, counted and logged, all others go to `pages`."""
 
     def __init__(
         self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        pages: Callable[[Scope, Receive, Send], Awaitable[None]],
         *,
-        models: Models,
+        engines: Engines,
         router: Router,
         queue: Queue,
         metrics: Metrics,
@@ -54,8 +58,8 @@ class Gateway:
         log: Callable[[RequestLogEntry], object],
         log_contents: bool,
     ) -> None:
-        self._app = app
-        self._models = models
+        self._pages = pages
+        self._engines = engines
         self._router = router
         self._queue = queue
         self._metrics = metrics
@@ -66,7 +70,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._pages(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if scope["method"] == "OPTIONS":
@@ -79,19 +83,14 @@ class Gateway:
         try:
             self._access.check(path, headers)
             _check_path(path, scope["method"])
-            if path not in TYPES:
-                await self._app(scope, receive, send)
+            if path not in PATHS:
+                await self._pages(scope, receive, send)
                 return
             body = await _read(receive)
             if body is None:
                 state.status = CLIENT_CLOSED_REQUEST
-            elif path in (CHAT, COMPLETION):
-                await self._answer(state, headers.get("x-pilocal-fallback"), body, scope, receive, reply)
             else:
-                request = read_request(path, body, self._models.base.n_vocab())
-                self._router.name(request)
-                await self._app(*_replayed(scope, request), send)
-                return
+                await self._answer(state, headers.get("x-pilocal-fallback"), body, scope, receive, reply)
         except Refusal as refusal:
             state.refuse(refusal)
             await reply.refuse(refusal)
@@ -101,43 +100,36 @@ class Gateway:
             state.refuse(failed)
             await reply.refuse(failed)
         finally:
-            if path in (CHAT, COMPLETION):
+            if path in PATHS:
                 self._record(state)
 
     async def _answer(
         self, state: _RequestState, fallback: str | None, body: bytes, scope: Scope, receive: Receive, reply: Reply
     ) -> None:
-        """Route the request, wait for its turn, and have it answered, unless the client hangs up."""
-        import anyio
-        from starlette.concurrency import run_in_threadpool
-
-        job = Job(model="")
-        waiting = anyio.CancelScope()
-        watcher = asyncio.create_task(_cancel_on_disconnect(receive, job, waiting))
+        """Route the request and have it answered, unless the client hangs up."""
+        cancelled = threading.Event()
+        watcher = asyncio.create_task(_cancel_on_disconnect(receive, cancelled))
         try:
             with self._queue.admit():
                 full_prompt = _wants_full_prompt(fallback)
                 strength = read_strength(_given(scope, STRENGTH_HEADER))
-                request = await run_in_threadpool(read_request, state.path, body, self._models.base.n_vocab())
+                aside = len(body) > LONG_BODY
+                vocabulary = self._engines.tokenizer.size
+                request = await _worked(partial(read_request, state.path, body, vocabulary), aside=aside)
                 state.stream = bool(request.get("stream"))
-                route = await run_in_threadpool(
-                    partial(self._router.route, state.path, request, full_prompt=full_prompt, strength=strength)
-                )
-                state.route, state.job, job.model = route, job, route.model
-                job.strength = 1.0 if route.strength is None else route.strength
-                async with AsyncExitStack() as turn:
-                    with waiting:  # only this can be cancelled; an answer that has begun ends itself
-                        await turn.enter_async_context(self._queue.turn())
-                    if not job.cancelled.is_set():
-                        await self._run(route, job, scope, reply)
+                route = partial(self._router.route, state.path, request, full_prompt=full_prompt, strength=strength)
+                state.asking = Asking(await _worked(route, aside=aside), cancelled)
+                await self._run(state.asking, state.path, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
         finally:
             watcher.cancel()
-            state.status = CLIENT_CLOSED_REQUEST if job.cancelled.is_set() else reply.status
+            state.status = CLIENT_CLOSED_REQUEST if cancelled.is_set() else reply.status
+            cancelled.set()  # whatever happened, nobody waits for more
 
-    async def _run(self, route: Route, job: Job, scope: Scope, reply: Reply) -> None:
-        """Pass a routed request to llama-cpp-python's route."""
+    async def _run(self, asking: Asking, path: str, cancelled: threading.Event, reply: Reply) -> None:
+        """Have a routed request answered."""
+        route = asking.route
         reply.add(
             {
                 "X-Pilocal-Task": quote(route.task),
@@ -148,20 +140,31 @@ class Gateway:
         )
         if route.strength is not None:
             reply.add({STRENGTH_HEADER: str(route.strength)})
-        if wants_usage(route.body):
-            reply.rewrite(StreamedUsage(lambda: (route.prompt_tokens, len(job.tokens))))
-        token = CURRENT_JOB.set(job)
-        try:
-            await self._app(*_replayed(scope, route.body), reply.send)
-        finally:
-            CURRENT_JOB.reset(token)
+        wire = Wire(
+            chat=path == CHAT,
+            model=route.task,
+            prompt_tokens=route.prompt_tokens,
+            tokenizer=self._engines.tokenizer,
+            echo=route.body["prompt"] if route.body.get("echo") else "",
+            usage=bool(route.body.get("stream_options", {}).get("include_usage")),
+        )
+        asking.begin(self._engines, self._router.context)
+        if route.body.get("stream"):
+            await asking.first_news()
+            if not cancelled.is_set():
+                await reply.stream(asking.parts(wire))
+        else:
+            await asking.all()
+            if not cancelled.is_set():
+                await reply.json(wire.whole(asking.answers))
 
     def _record(self, state: _RequestState) -> None:
         """Count and log a finished request."""
         entry = state.entry()
-        if self._log_contents and state.route and state.job:
-            answer = self._models.base.detokenize(state.job.tokens).decode(errors="replace")
-            body = state.route.body
+        if self._log_contents and state.asking:
+            tokens = [token for answer in state.asking.answers for token in answer.tokens]
+            answer = self._engines.tokenizer.text(tokens).decode(errors="replace")
+            body = state.asking.route.body
             entry = replace(entry, prompt=body.get("messages", body.get("prompt")), answer=answer)
         self._metrics.count(entry)
         self._log(entry)
@@ -178,8 +181,7 @@ class _RequestState:
     status: int = 0
     error: str | None = None
     stream: bool = False
-    route: Route | None = None
-    job: Job | None = None
+    asking: Asking | None = None
 
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal."""
@@ -188,9 +190,10 @@ class _RequestState:
 
     def entry(self) -> RequestLogEntry:
         """Return what is logged and counted."""
-        route, job = self.route, self.job
+        route = self.asking.route if self.asking else None
+        answers = self.asking.answers if self.asking else []
         ended = time.perf_counter() if self.ended is None else self.ended
-        first = job.first_token_time - self.began if job and job.first_token_time is not None else None
+        firsts = [answer.first_token_time for answer in answers if answer.first_token_time is not None]
         return RequestLogEntry(
             time=self.received.isoformat(timespec="milliseconds"),
             path=self.path,
@@ -199,19 +202,19 @@ class _RequestState:
             arm=route.arm if route else "",
             stream=self.stream,
             prompt_tokens=route.prompt_tokens if route else 0,
-            completion_tokens=len(job.tokens) if job else 0,
+            completion_tokens=sum(len(answer.tokens) for answer in answers),
             saved_tokens=route.saved_tokens if route else 0,
             adapter_scale=route.strength if route else None,
             near_miss=route.near_miss if route else False,
-            first_token_seconds=first,
+            first_token_seconds=min(firsts) - self.began if firsts else None,
             seconds=ended - self.began,
             error=self.error,
         )
 
 
 def _check_path(path: str, method: str) -> None:
-    """Raise Refusal for what this server does not offer; llama-cpp-python's other routes would bypass the queue."""
-    allowed = {"POST"} if path in TYPES else {"GET", "HEAD"} if path in GET_PATHS else set[str]()
+    """Raise Refusal for what this server does not offer."""
+    allowed = {"POST"} if path in PATHS else {"GET", "HEAD"} if path in GET_PATHS else set[str]()
     if not allowed:
         raise Refusal(404, f"There is nothing at {path}.", code="unknown_url")
     if method not in allowed:
@@ -250,29 +253,13 @@ async def _read(receive: Receive) -> bytes | None:
     return b"".join(parts)
 
 
-async def _cancel_on_disconnect(receive: Receive, job: Job, waiting: Any) -> None:
-    """Cancel the job, and its waiting in the queue, once the client hangs up."""
+async def _cancel_on_disconnect(receive: Receive, cancelled: threading.Event) -> None:
+    """Cancel the answers once the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    job.cancelled.set()
-    waiting.cancel()
+    cancelled.set()
 
 
-def _replayed(scope: Scope, request: Mapping[str, Any]) -> tuple[Scope, Receive]:
-    """Return scope and receive of a request whose body has been read already.
-
-    They never report that the client hung up: the job is then cancelled, and ends by itself.
-    """
-    body = json.dumps(request).encode()
-    kept = [
-        pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"content-type", b"transfer-encoding")
-    ]
-    headers = [*kept, (b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        if not messages:
-            await asyncio.Event().wait()
-        return messages.pop()
-
-    return {**scope, "headers": headers}, receive
+async def _worked(work: Callable[[], T], *, aside: bool) -> T:
+    """Return what some work returns, done beside the event loop if it may be long."""
+    return await asyncio.to_thread(work) if aside else work()

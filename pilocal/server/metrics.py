@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from pilocal.llamacpp.scheduler import Scheduler
+from pilocal.server.engines import Engines
 from pilocal.server.request_log import RequestLogEntry
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -16,10 +19,12 @@ class Metrics:
     Only known tasks become labels, so that what clients send cannot fill the memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engines: Engines) -> None:
+        """Take the engines, whose own counts are read whenever somebody asks."""
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry: Any = CollectorRegistry()
+        self._gauges: dict[str, Any] = {}
         common: dict[str, Any] = {"registry": self._registry}
         labels = ("task", "arm")
         self._requests = Counter(
@@ -43,6 +48,24 @@ class Metrics:
             "pilocal_request_seconds", "From the request to the end of its answer", labels, buckets=SECONDS, **common
         )
         self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
+        for name, engine in engines.all().items():
+            self._watch(name, engine, common)
+
+    def _watch(self, name: str, engine: Scheduler, common: dict[str, Any]) -> None:
+        from prometheus_client import Gauge
+
+        told: dict[str, tuple[str, Callable[[], float]]] = {
+            "cached_tokens": ("Tokens whose keys and values are kept", lambda: engine.sequences.used),
+            "cache_capacity_tokens": ("Tokens whose keys and values fit", lambda: engine.sequences.capacity),
+            "computed_tokens_total": ("Tokens that were computed", lambda: engine.counts.computed),
+            "reused_tokens_total": ("Prompt tokens that were cached", lambda: engine.counts.reused),
+            "evicted_sequences_total": ("Sequences that made room", lambda: engine.sequences.evicted),
+            "preempted_requests_total": ("Requests that started again", lambda: engine.counts.preempted),
+        }
+        for what, (text, read) in told.items():
+            gauge = self._gauges.get(what) or Gauge(f"pilocal_{what}", text, ("engine",), **common)
+            self._gauges[what] = gauge
+            gauge.labels(name).set_function(read)
 
     def set_waiting(self, count: int) -> None:
         """Set how many requests wait in the queue."""

@@ -8,6 +8,9 @@ from pathlib import Path
 from pilocal.errors import InputError, raise_all
 from pilocal.server.access import read_origin
 
+MOST_PARALLEL = 128
+"""llama.cpp takes 256 sequences in all, those that are kept included."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
@@ -21,8 +24,12 @@ class ServeOptions:
     """Longest prompt and answer together, in tokens."""
     threads: int | None = None
     """Threads of llama.cpp. None leaves the choice to it: half of the cores for an answer, all of them for a prompt."""
+    parallel: int = 16
+    """Requests that are answered at once."""
+    cache: int = 1024
+    """MiB of keys and values that are kept; never less than one context."""
     queue: int = 16
-    """Requests that may wait behind the one being answered."""
+    """Requests that may wait behind those being answered."""
     fallback_share: float = 0.0
     """Share of a task's requests that the base answers with the full prompt."""
     api_key_file: Path | None = None
@@ -38,6 +45,8 @@ class ServeOptions:
             "port": 0 <= self.port <= 65535,
             "context": self.context >= 1,
             "threads": self.threads is None or self.threads >= 1,
+            "parallel": 1 <= self.parallel <= MOST_PARALLEL,
+            "cache": self.cache >= 0,
             "queue": self.queue >= 0,
             "fallback_share": 0 <= self.fallback_share <= 1,
         }

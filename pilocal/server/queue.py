@@ -1,10 +1,11 @@
-"""The queue: one request is answered, a bounded number wait, and the others are refused."""
+"""How many requests are in the house: some are answered at once, a bounded number wait, and the others are refused."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pilocal.server.refusal import Refusal
 
@@ -13,24 +14,22 @@ LATEST_WEIGHT = 0.2
 
 
 class Queue:
-    """Lets requests reach the models one by one, in order of arrival."""
+    """Counts the requests that are answered or wait; the engine takes them in a fair order."""
 
-    def __init__(self, limit: int, on_waiting: Callable[[int], None]) -> None:
-        """Let up to `limit` requests wait; `on_waiting` is called with their number whenever it changes."""
-        import anyio
-
+    def __init__(self, parallel: int, limit: int, on_waiting: Callable[[int], None]) -> None:
+        """Let `limit` wait beside those that are answered; `on_waiting` is called with how many do, on every change."""
+        self._parallel = parallel
         self._limit = limit
         self._on_waiting = on_waiting
-        self._lock = anyio.Lock()
         self._admitted = 0
         self._mean_seconds = 1.0
 
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Admit a request for the whole block; raises Refusal when too many wait already."""
-        if self._admitted > self._limit:
-            # The request being answered is half done on average.
-            seconds = max(1, math.ceil((self._admitted - 0.5) * self._mean_seconds))
+        if self._admitted >= self._parallel + self._limit:
+            # Those being answered are half done on average.
+            seconds = max(1, math.ceil((self._limit + 0.5) / self._parallel * self._mean_seconds))
             raise Refusal(
                 429,
                 f"The server is busy, and {self._limit} requests are waiting already. Try again in {seconds} s.",
@@ -39,23 +38,13 @@ class Queue:
                 headers={"Retry-After": str(seconds)},
             )
         self._change(1)
+        began = time.monotonic()
         try:
             yield
         finally:
+            self._mean_seconds += LATEST_WEIGHT * (time.monotonic() - began - self._mean_seconds)
             self._change(-1)
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for this request's turn, and keep the others waiting during the block."""
-        import anyio
-
-        async with self._lock:
-            began = anyio.current_time()
-            try:
-                yield
-            finally:
-                self._mean_seconds += LATEST_WEIGHT * (anyio.current_time() - began - self._mean_seconds)
 
     def _change(self, by: int) -> None:
         self._admitted += by
-        self._on_waiting(max(0, self._admitted - 1))
+        self._on_waiting(max(0, self._admitted - self._parallel))

@@ -1,9 +1,9 @@
-"""What the client gets: llama-cpp-python's response with more headers, or a refusal."""
+"""What the client gets: an answer, whole or as a stream, or a refusal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from pilocal.server.refusal import Refusal
@@ -13,33 +13,28 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def with_cors(send: Send, headers: Mapping[str, str]) -> Send:
-    """Return a `send` that puts these headers in the place of llama-cpp-python's, which let every page read."""
+    """Return a `send` that adds these headers to a response."""
     ours = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            theirs = [
-                pair
-                for pair in message.get("headers", ())
-                if not pair[0].lower().startswith((b"access-control-", b"vary"))
-            ]
-            message = {**message, "headers": [*theirs, *ours]}
+            message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await send(message)
 
     return sending
 
 
 class Reply:
-    """Passes a response on, but holds back its last part until `end`.
+    """Writes a response, but holds back its last part until `end`.
 
     So the request has left the queue by the time its client has the whole answer.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._rewrite: Callable[[bytes], bytes] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
-        self._last: Message | None = None
+        self._last = b""
+        self._streams = False
         self.status = 0
         """HTTP's; 0 before the response has begun."""
 
@@ -47,38 +42,48 @@ class Reply:
         """Add headers to the response, before it begins."""
         self._headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
-    def rewrite(self, rewrite: Callable[[bytes], bytes]) -> None:
-        """Have each part of the response's body rewritten."""
-        self._rewrite = rewrite
+    async def json(self, body: Mapping[str, Any]) -> None:
+        """Begin a response that is one JSON object."""
+        self._last = json.dumps(body, ensure_ascii=False).encode()
+        self.add({"Content-Type": "application/json", "Content-Length": str(len(self._last))})
+        await self._begin(200)
 
-    async def send(self, message: Message) -> None:
-        """Pass on one message of the response, but keep the last."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
-        elif not message.get("more_body", False):
-            self._last = message
-            return
-        elif self._rewrite is not None:
-            message = {**message, "body": self._rewrite(message["body"])}
-        await self._send(message)
+    async def stream(self, parts: AsyncIterator[bytes]) -> None:
+        """Send a stream of server-sent events."""
+        self.add({"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"})
+        self._streams = True
+        await self._begin(200)
+        async for part in parts:
+            if self._last:
+                await self._part(self._last)
+            self._last = part
 
     async def end(self) -> None:
         """Send the last part."""
-        if self._last is not None:
-            await self._send(self._last)
+        if self.status:
+            await self._send({"type": "http.response.body", "body": self._last})
 
     async def empty(self, headers: Mapping[str, str]) -> None:
         """Send a response without a body."""
         self.add(headers)
-        await self.send({"type": "http.response.start", "status": 204})
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._begin(204)
+        await self.end()
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Send a refusal, unless a response has begun."""
-        if self.status:
-            return
+        """Send a refusal; a stream that has begun ends with it."""
         body = json.dumps(refusal.body).encode()
-        self.add({"Content-Type": "application/json", "Content-Length": str(len(body)), **refusal.headers})
-        await self.send({"type": "http.response.start", "status": refusal.status})
-        await self._send({"type": "http.response.body", "body": body})
+        if self.status:
+            self._last += b"data: " + body + b"\n\n" if self._streams else b""
+        else:
+            self._last = body
+            length = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+            self.add({**length, **refusal.headers})
+            await self._begin(refusal.status)
+        await self.end()
+
+    async def _begin(self, status: int) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": self._headers})
+
+    async def _part(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,33 +1,29 @@
-"""Turns the bytes that a client sent into a request for llama-cpp-python, or into a refusal."""
+"""Turns the bytes that a client sent into a checked request, or into a refusal.
+
+What is known is checked, whatever else a client sends is refused by its name: nothing is ignored that could change an
+answer.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pilocal.server.llama_server import validate_request
 from pilocal.server.refusal import Refusal
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-TYPES = {
-    CHAT: "CreateChatCompletionRequest",
-    COMPLETION: "CreateCompletionRequest",
-    "/extras/tokenize": "TokenizeInputRequest",
-    "/extras/tokenize/count": "TokenizeInputRequest",
-    "/extras/detokenize": "DetokenizeInputRequest",
-}
-"""The endpoints that take a body, and llama-cpp-python's type of each."""
+PATHS = (CHAT, COMPLETION)
+"""The endpoints that take a body."""
 
 ROLES = ("system", "user", "assistant", "tool", "function")
 WHOLE, ANY = "a whole number", "a number"
 NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "max_tokens": (WHOLE, 1, math.inf),
     "max_completion_tokens": (WHOLE, 1, math.inf),
-    "min_tokens": (WHOLE, 0, math.inf),
-    "n": (WHOLE, 1, math.inf),
-    "best_of": (WHOLE, 1, math.inf),
+    "n": (WHOLE, 1, 16),
+    "best_of": (WHOLE, 1, 1),
     "seed": (WHOLE, -(2**63), 2**63 - 1),
     "top_k": (WHOLE, 0, 2**31 - 1),
     "top_logprobs": (WHOLE, 0, 20),
@@ -36,40 +32,52 @@ NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "min_p": (ANY, 0, 1),
     "presence_penalty": (ANY, -2, 2),
     "frequency_penalty": (ANY, -2, 2),
-    "repeat_penalty": (ANY, 0, 100),
-    "mirostat_tau": (ANY, 0, 10),
-    "mirostat_eta": (ANY, 0, 1),
+    "repeat_penalty": (ANY, 0.01, 100),
 }
-"""What each number may be; beyond some of OpenAI's bounds lie numbers that are infinite in llama.cpp."""
-FLAGS = ("stream", "echo")
+"""What each number may be; beyond some of OpenAI's bounds lie numbers that are infinite in float32."""
+FLAGS = ("stream", "echo", "store")
+TEXTS = ("model", "user", "prompt_cache_key", "safety_identifier", "service_tier")
+"""What is text; all but the model are labels, which change no answer."""
 MOST_STOPS = 4
-UNSUPPORTED = ("logprobs", "suffix", "grammar")
-"""Parameters that are refused; llama.cpp ends the whole process on a grammar that no token fits."""
+MOST_LOGPROBS = 5
+"""Tokens that are told beside each of a raw prompt's answer."""
+
+COMMON = {*NUMBERS, *FLAGS, *TEXTS, "stop", "stream_options", "logit_bias", "logprobs", "metadata"} - {
+    "best_of",
+    "echo",
+}
+FIELDS: Mapping[str, set[str]] = {
+    CHAT: (COMMON | {"messages", "response_format", "tools", "tool_choice", "functions", "function_call"}),
+    COMPLETION: (COMMON | {"prompt", "best_of", "echo"}) - {"top_logprobs", "max_completion_tokens"},
+}
+"""What each endpoint knows; all else is refused."""
 
 
 def read_request(path: str, body: bytes, vocabulary: int) -> dict[str, Any]:
     """Return the checked request; raises Refusal with what is wrong, before anything is computed.
 
-    What newer OpenAI clients send is translated for llama-cpp-python: the role `developer`, text in parts,
-    `max_completion_tokens`. What llama-cpp-python would ignore, fail on in the middle of an answer, or crash on is
-    refused. `vocabulary` is the number of tokens.
+    What newer OpenAI clients send is translated: the role `developer`, text in parts, `max_completion_tokens`, and a
+    list of one raw prompt. `vocabulary` is the number of tokens.
     """
-    import pydantic
-
     request = _parse(body)
-    if path in (CHAT, COMPLETION):
-        _check_fields(request)
+    for name in request:
+        if name not in FIELDS[path]:
+            raise _refused(name, "this server does not do that.", "unsupported_parameter")
+    _check_numbers(request)
+    _check_kinds(request)
+    _check_stop(request.get("stop", []))
+    _check_stream_options(request)
+    _check_bias(request.get("logit_bias", {}), vocabulary)
     if path == CHAT:
         _translate(request)
-    try:
-        checked = validate_request(TYPES[path], request)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise Refusal(400, f"{param}: {first['msg']}", param=param) from None
-    _check(checked)
-    _check_tokens(checked, vocabulary)
-    return checked | {key: request[key] for key in ("stream_options",) if key in request}
+        _check_chat(request)
+    else:
+        _check_prompt(request)
+    return request
+
+
+def _refused(name: str, problem: str, code: str | None = None) -> Refusal:
+    return Refusal(400, f"{name}: {problem}", param=name, code=code)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -90,34 +98,45 @@ def _finite(text: str) -> float:
     return number
 
 
-def _check_fields(request: Mapping[str, Any]) -> None:
-    """Raise Refusal for what OpenAI refuses, but llama-cpp-python takes for something else or ignores."""
+def _check_numbers(request: dict[str, Any]) -> None:
     for name, (kind, low, high) in NUMBERS.items():
-        value = request.get(name, low)
+        if name not in request:
+            continue
+        value = request[name]
         if not _is_number(value) or (kind == WHOLE and value != int(value)):
-            raise Refusal(400, f"{name}: must be {kind}.", param=name, code="invalid_type")
+            raise _refused(name, f"must be {kind}.", "invalid_type")
         if not low <= value <= high:
             bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise Refusal(400, f"{name}: must be {bounds}.", param=name, code="invalid_value")
-    for name in FLAGS:
-        if not isinstance(request.get(name, False), bool):
-            raise Refusal(400, f"{name}: must be true or false.", param=name, code="invalid_type")
-    _check_stop(request.get("stop", []))
-    _check_stream_options(request)
+            raise _refused(name, f"must be {bounds}.", "invalid_value")
+        request[name] = int(value) if kind == WHOLE else float(value)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _check_kinds(request: Mapping[str, Any]) -> None:
+    kinds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+        (FLAGS, lambda value: isinstance(value, bool), "true or false"),
+        (TEXTS, lambda value: isinstance(value, str), "text"),
+        (("metadata", "logit_bias"), lambda value: isinstance(value, dict), "an object"),
+    )
+    for names, fits, kind in kinds:
+        for name in names:
+            if name in request and not fits(request[name]):
+                raise _refused(name, f"must be {kind}.", "invalid_type")
+    if request.get("store"):
+        raise _refused("store", "this server stores nothing.", "unsupported_value")
+
+
 def _check_stop(stop: Any) -> None:
     texts = stop if isinstance(stop, list) else [stop]
     if not all(isinstance(text, str) for text in texts):
-        raise Refusal(400, "stop: must be text, or a list of texts.", param="stop", code="invalid_type")
+        raise _refused("stop", "must be text, or a list of texts.", "invalid_type")
     if len(texts) > MOST_STOPS:
-        raise Refusal(400, f"stop: at most {MOST_STOPS} texts.", param="stop", code="invalid_value")
+        raise _refused("stop", f"at most {MOST_STOPS} texts.", "invalid_value")
     if "" in texts:
-        raise Refusal(400, "stop: a text must not be empty.", param="stop", code="invalid_value")
+        raise _refused("stop", "a text must not be empty.", "invalid_value")
 
 
 def _check_stream_options(request: Mapping[str, Any]) -> None:
@@ -125,26 +144,34 @@ def _check_stream_options(request: Mapping[str, Any]) -> None:
     if name not in request:
         return
     if not request.get("stream"):
-        raise Refusal(400, f"{name}: only where stream is true.", param=name, code="invalid_value")
+        raise _refused(name, "only where stream is true.", "invalid_value")
     options = request[name]
     if not isinstance(options, dict) or not isinstance(options.get("include_usage") or False, bool):
-        problem = f"{name}: must be an object, and include_usage true or false."
-        raise Refusal(400, problem, param=name, code="invalid_type")
+        raise _refused(name, "must be an object, and include_usage true or false.", "invalid_type")
+
+
+def _check_bias(bias: Mapping[str, Any], vocabulary: int) -> None:
+    if not all(token.isascii() and token.isdecimal() and int(token) < vocabulary for token in bias):
+        raise _refused("logit_bias", f"Tokens are numbers from 0 to {vocabulary - 1}.")
+    if not all(_is_number(value) and abs(value) <= 100 for value in bias.values()):
+        raise _refused("logit_bias", "must be from -100 to 100.")
 
 
 def _translate(request: dict[str, Any]) -> None:
     limit = request.pop("max_completion_tokens", None)
-    if request.get("max_tokens") is None and limit is not None:
-        request["max_tokens"] = limit
+    if limit is not None:
+        request.setdefault("max_tokens", limit)
     messages = request.setdefault("messages", [])
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+    if not isinstance(messages, list):
+        raise _refused("messages", "must be a list.")
+    for number, message in enumerate(messages):
         param = f"messages.{number}"
         if not isinstance(message, dict):
-            raise Refusal(400, f"{param}: must be an object.", param=param)
+            raise _refused(param, "must be an object.")
         if message.get("role") == "developer":
             message["role"] = "system"
         if message.get("role") not in ROLES:
-            raise Refusal(400, f"{param}.role: must be one of {', '.join(ROLES)}.", param=f"{param}.role")
+            raise _refused(f"{param}.role", f"must be one of {', '.join(ROLES)}.")
         message["content"] = _text(message.get("content"), f"{param}.content")
 
 
@@ -154,39 +181,38 @@ def _text(content: Any, param: str) -> str:
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     found = [text for text in texts if isinstance(text, str)]
     if len(found) < len(texts):
-        raise Refusal(400, f"{param}: must be text, whole or in parts.", param=param)
+        raise _refused(param, "must be text, whole or in parts.")
     return "".join(found)
 
 
-def _check(request: dict[str, Any]) -> None:
-    if not request.get("messages", True):
-        raise Refusal(400, "messages: at least one is needed.", param="messages")
-    prompt = request.get("prompt")
+def _check_chat(request: Mapping[str, Any]) -> None:
+    if not request["messages"]:
+        raise _refused("messages", "at least one is needed.")
+    if not isinstance(request.get("logprobs", False), bool):
+        raise _refused("logprobs", "must be true or false.", "invalid_type")
+    if "top_logprobs" in request and not request.get("logprobs"):
+        raise _refused("top_logprobs", "only where logprobs is true.", "invalid_value")
+    form = request.get("response_format", {"type": "text"})
+    if not isinstance(form, dict) or form.get("type") != "text":
+        raise _refused("response_format", "this server answers in text alone.", "unsupported_parameter")
+    for name in ("tool_choice", "function_call"):
+        if isinstance(request.get(name), dict):
+            raise _refused(name, "this server does not do that.", "unsupported_parameter")
+    for name in ("tools", "functions"):
+        given = request.get(name, [])
+        if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+            raise _refused(name, "must be a list of objects.", "invalid_type")
+
+
+def _check_prompt(request: dict[str, Any]) -> None:
+    prompt = request.get("prompt", "")
     if isinstance(prompt, list):
         if len(prompt) != 1:
-            raise Refusal(400, "prompt: exactly one is answered at a time.", param="prompt")
-        request["prompt"] = prompt[0]
-    for name in ("n", "best_of"):
-        if request.get(name) not in (None, 1):
-            raise Refusal(400, f"{name}: a request gets one answer.", param=name, code="unsupported_value")
-    schema = request.get("response_format") or {}
-    for name, given in (
-        *((name, request.get(name)) for name in UNSUPPORTED),
-        ("response_format.schema", schema.get("schema")),
-        ("tool_choice", isinstance(request.get("tool_choice"), dict)),
-        ("function_call", isinstance(request.get("function_call"), dict)),
-    ):
-        if given is not None and given is not False:
-            raise Refusal(400, f"{name}: this server does not do that.", param=name, code="unsupported_parameter")
-
-
-def _check_tokens(request: dict[str, Any], vocabulary: int) -> None:
-    bias = request.get("logit_bias") or {}
-    tokens: list[Any] = list(request.get("tokens", ()))
-    if request.get("logit_bias_type") != "tokens":
-        tokens += [int(key) if key.isdecimal() else -1 for key in bias]
-    if not all(0 <= token < vocabulary for token in tokens):
-        raise Refusal(400, f"Tokens are numbers from 0 to {vocabulary - 1}.")
-    # Not the opposite: "nan" is a number to llama-cpp-python.
-    if not all(abs(value) <= 100 for value in bias.values()):
-        raise Refusal(400, "logit_bias: must be from -100 to 100.", param="logit_bias")
+            raise _refused("prompt", "exactly one is answered at a time.")
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise _refused("prompt", "must be text.", "invalid_type")
+    request["prompt"] = prompt
+    count = request.get("logprobs", 0)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_LOGPROBS:
+        raise _refused("logprobs", f"must be a whole number from 0 to {MOST_LOGPROBS}.", "invalid_value")

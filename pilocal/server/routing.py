@@ -10,7 +10,7 @@ from typing import Any
 from pilocal.errors import PilocalError
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.run_folder.shipped import Shipped
-from pilocal.server.chat import TokenCounter
+from pilocal.server.chat import PromptTokens
 from pilocal.server.full_prompt import FallbackSampler, PromptWriter
 from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
@@ -39,14 +39,20 @@ class Route:
     model: str
     """The name of the weights that answer."""
     body: Mapping[str, Any]
-    """The request for llama-cpp-python."""
-    prompt_tokens: int
+    """The request as it is answered."""
+    prompt: list[int]
+    """The tokens of its prompt."""
     saved_tokens: int = 0
     """How many more the caller sent."""
     strength: float | None = None
     """The factor on what the adapter adds, where the request gave one and the adapter answers."""
     near_miss: bool = False
     """Whether the template is there, but changed or out of place: the base then answers the prompt as it stands."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.prompt)
 
 
 def read_strength(given: str | None) -> float | None:
@@ -67,15 +73,16 @@ def read_strength(given: str | None) -> float | None:
 class Router:
     """Routes requests to a number of tasks and their base."""
 
-    def __init__(self, tasks: Sequence[Shipped], counter: TokenCounter, *, context: int, fallback_share: float) -> None:
+    def __init__(self, tasks: Sequence[Shipped], tokens: PromptTokens, *, context: int, fallback_share: float) -> None:
         """Read every task's examples; `fallback_share` of the requests to tasks get the full prompt."""
         examples = {task.name: task.examples() for task in tasks}
         self._known = {task.name: Recognition(task, examples[task.name]) for task in tasks}
         self._prompts = {task.name: PromptWriter(task, examples[task.name]) for task in tasks}
         self._fused = {task.name for task in tasks if task.fused}
         self._takes_full_prompt = FallbackSampler(fallback_share)
-        self._counter = counter
-        self._context = context
+        self._tokens = tokens
+        self.context = context
+        """The most tokens of a prompt and its answer."""
         self._searched = SEARCHED + SEARCHED_PER_TOKEN * context + 4 * max(len(task.template) for task in tasks)
 
     def name(self, request: Mapping[str, Any]) -> str:
@@ -125,7 +132,7 @@ class Router:
             self._refuse_if(full_prompt, "the bare base has no full prompt; name a task")
             return self._as_sent(body, BASE)
         if sum(len(message["content"]) for message in body["messages"]) > self._searched:
-            self._check_fit(self._counter.chat(body), body, "messages")  # much faster than to search it
+            self._check_fit(self._tokens.chat(body), body, "messages")  # much faster than to search it
         bare, near_miss = self._known[name].strip(body["messages"])
         if near_miss:
             return self._as_sent(body, FULL_PROMPT, near_miss=True)
@@ -137,19 +144,21 @@ class Router:
 
     def _raw_route(self, body: Mapping[str, Any]) -> Route:
         """Return the route of a raw prompt; it stays as it is, so the base answers one with the template in it."""
-        name, prompt = body["model"], self._counter.without_bos(body.get("prompt", ""))
-        count = self._check_fit(self._counter.text(prompt), body, "prompt")
+        name, prompt = body["model"], self._tokens.without_bos(body["prompt"])
+        tokens = self._check_fit(self._tokens.text(prompt), body, "prompt")
+        if not tokens:
+            raise Refusal(400, "prompt: must not be empty.", param="prompt", code="invalid_value")
         body = {**body, "prompt": prompt}
         if name == BASE:
-            return Route(task=name, arm=BASE, model=BASE, body=body, prompt_tokens=count)
+            return Route(task=name, arm=BASE, model=BASE, body=body, prompt=tokens)
         if self._known[name].is_near_miss(prompt):
-            return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count, near_miss=True)
-        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count)
+            return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt=tokens, near_miss=True)
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens)
 
     def _as_sent(self, body: Mapping[str, Any], arm: str, *, near_miss: bool = False) -> Route:
         """Return the route of a chat that the base answers as it was sent."""
-        count = self._check_fit(self._counter.chat(body), body, "messages")
-        return Route(task=body["model"], arm=arm, model=BASE, body=body, prompt_tokens=count, near_miss=near_miss)
+        tokens = self._check_fit(self._tokens.chat(body), body, "messages")
+        return Route(task=body["model"], arm=arm, model=BASE, body=body, prompt=tokens, near_miss=near_miss)
 
     def _bare_route(self, body: Mapping[str, Any], bare: Chat) -> Route:
         name, sent = body["model"], body["messages"]
@@ -157,16 +166,16 @@ class Router:
             body = {**body, "messages": self._prompts[name].with_residue(bare)}
         except PilocalError as error:
             raise server_error(str(error)) from None
-        count = self._check_fit(self._counter.chat(body), body, "messages")
-        saved = self._count_saved(body, sent, count) if bare is not sent else 0
-        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt_tokens=count, saved_tokens=saved)
+        tokens = self._check_fit(self._tokens.chat(body), body, "messages")
+        saved = self._count_saved(body, sent, len(tokens)) if bare is not sent else 0
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens, saved_tokens=saved)
 
     def _count_saved(self, body: Mapping[str, Any], sent: Chat, count: int) -> int:
         try:
-            return self._counter.chat({**body, "messages": sent}) - count
+            return len(self._tokens.chat({**body, "messages": sent})) - count
         except Refusal:  # the chat template takes no system message, or only one; without it the texts can be counted
             texts = [
-                sum(self._counter.text(message["content"]) for message in chat) for chat in (sent, body["messages"])
+                sum(len(self._tokens.text(message["content"])) for message in chat) for chat in (sent, body["messages"])
             ]
             return texts[0] - texts[1]
 
@@ -179,22 +188,24 @@ class Router:
             self._refuse_if(asked, "the last message must be the user's")
             return None
         body = {**body, "messages": chat}
-        count = self._counter.chat(body)
+        tokens = self._tokens.chat(body)
         if asked:
-            self._check_fit(count, body, "messages")
-        elif count >= self._context:
+            self._check_fit(tokens, body, "messages")
+        elif len(tokens) >= self.context:
             return None
-        return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt_tokens=count)
+        return Route(task=name, arm=FULL_PROMPT, model=BASE, body=body, prompt=tokens)
 
     def _refuse_if(self, asked: bool, why: str) -> None:
         if asked:
             raise Refusal(400, f"X-Pilocal-Fallback: {why}.", code="no_full_prompt")
 
-    def _check_fit(self, count: int, request: Mapping[str, Any], param: str) -> int:
-        """Return the count; raises Refusal, worded as OpenAI's, when it leaves no room for an answer."""
-        if count < self._context:
-            return count
+    def _check_fit(self, tokens: list[int], request: Mapping[str, Any], param: str) -> list[int]:
+        """Return the tokens; raises Refusal, worded as OpenAI's, when they leave no room for an answer."""
+        if len(tokens) < self.context:
+            return tokens
         limit = request.get("max_tokens")
         completion = f" and up to {limit} for the completion" if limit else ""
-        message = f"This model's maximum context length is {self._context} tokens. However, your request has {count}"
+        message = (
+            f"This model's maximum context length is {self.context} tokens. However, your request has {len(tokens)}"
+        )
         raise Refusal(400, f"{message} in the {param}{completion}.", param=param, code="context_length_exceeded")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pilocal.errors import InputError
@@ -15,6 +17,9 @@ from pilocal.server.app import make_app
 from pilocal.server.options import ServeOptions
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.task.text import path_of
+
+SWITCH = 0.0005
+"""Seconds after which a thread that computes in Python lets another go on: the engine's batches last milliseconds."""
 
 
 def serve(
@@ -41,11 +46,14 @@ def serve(
     tasks = [read_shipped(path_of(path)) for path in paths]
     with listen(options.host, options.port, loopback_only=key is None) as listener:
         hosts = hosts_at(listener.getsockname()[0], options.host)
-        app = make_app(tasks, options, Access(key, origins=options.allow_origins, hosts=hosts), log)
-        ready([task.name for task in tasks], listener.getsockname()[1])
-        # uvicorn would log the whole URL of a WebSocket, query and all.
-        config = uvicorn.Config(app, access_log=False, ws="none")
-        uvicorn.Server(config).run(sockets=[listener])
+        access = Access(key, origins=options.allow_origins, hosts=hosts)
+        with ExitStack() as stack:
+            app = make_app(stack, tasks, options, access, log)
+            ready([task.name for task in tasks], listener.getsockname()[1])
+            # uvicorn would log the whole URL of a WebSocket, query and all.
+            config = uvicorn.Config(app, access_log=False, ws="none", lifespan="off")
+            sys.setswitchinterval(SWITCH)
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int, *, loopback_only: bool) -> socket.socket:

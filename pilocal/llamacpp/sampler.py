@@ -1,0 +1,89 @@
+"""How the next token is chosen from its logits, as a request asks for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.prompt.sampling import likeliest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a request says about the choice; the defaults are llama.cpp's own."""
+
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 40
+    """How many of the likeliest tokens are drawn from; 0 for all."""
+    top_p: float = 0.95
+    """The likeliest tokens that have this probability together."""
+    min_p: float = 0.05
+    """Tokens with at least this share of the likeliest one's probability."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer has already."""
+    frequency_penalty: float = 0.0
+    """The same, times how often it has them."""
+    repeat_penalty: float = 1.0
+    """Divides the positive logits of tokens that the answer has already, and multiplies the negative ones."""
+    bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of some tokens."""
+    seed: int | None = None
+    """The same seed draws the same answer; None draws another each time."""
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether tokens are not compared by their logits alone."""
+        return bool(self.bias or self.presence_penalty or self.frequency_penalty or self.repeat_penalty != 1)
+
+
+class Sampler:
+    """Chooses the tokens of one answer."""
+
+    def __init__(self, choice: Choice, number: int = 0) -> None:
+        """Take what a request says; `number` tells its answers apart."""
+        self._choice = choice
+        seed = None if choice.seed is None else (choice.seed % 2**64, number)
+        self._draw = np.random.default_rng(seed)
+        self._said: Counter[int] = Counter()
+
+    def choose(self, logits_V: NDArray[np.float32]) -> int:
+        """Return the next token, and remember it."""
+        choice = self._choice
+        if choice.changes_logits:
+            logits_V = self._changed(logits_V)
+        token = self._drawn(logits_V) if choice.temperature else likeliest(logits_V)
+        if choice.changes_logits:
+            self._said[token] += 1
+        return token
+
+    def _changed(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:
+        choice, changed_V = self._choice, logits_V.copy()
+        if choice.bias:
+            changed_V[list(choice.bias)] += np.array(list(choice.bias.values()), dtype=np.float32)
+        if self._said:
+            said = list(self._said)
+            logits = changed_V[said]
+            logits = np.where(logits > 0, logits / choice.repeat_penalty, logits * choice.repeat_penalty)
+            counts = np.array([self._said[token] for token in said], dtype=np.float32)
+            changed_V[said] = logits - choice.frequency_penalty * counts - choice.presence_penalty
+        return changed_V
+
+    def _drawn(self, logits_V: NDArray[np.float32]) -> int:
+        choice = self._choice
+        count = min(choice.top_k or len(logits_V), len(logits_V))
+        tokens = np.argpartition(logits_V, -count)[-count:] if count < len(logits_V) else np.arange(len(logits_V))
+        tokens = tokens[np.argsort(-logits_V[tokens], kind="stable")]
+        wide = logits_V[tokens].astype(np.float64)
+        shares = np.exp(wide - wide[0])
+        before = np.cumsum(shares) - shares
+        kept = (before < choice.top_p * shares.sum()) & (shares >= choice.min_p)
+        kept[0] = True
+        tokens, wide = tokens[kept], wide[kept]
+        weights = np.exp((wide - wide[0]) / choice.temperature)
+        reached = np.searchsorted(np.cumsum(weights), self._draw.random() * weights.sum(), side="right")
+        return int(tokens[min(int(reached), len(tokens) - 1)])

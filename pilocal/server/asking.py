@@ -1,0 +1,117 @@
+"""Has a routed request answered by an engine, and tells an event loop of what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from pilocal.llamacpp.sampler import Choice, Sampler
+from pilocal.server.answer import Answer
+from pilocal.server.engines import Engines
+from pilocal.server.routing import Route
+from pilocal.server.wire import Wire
+
+CHOICE = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "seed",
+)
+
+
+class Asking:
+    """The answers to one request: made by the engine's thread, taken by the event loop."""
+
+    def __init__(self, route: Route, cancelled: threading.Event) -> None:
+        """Take a request; `cancelled` is set once its client has hung up. Call it in the event loop."""
+        self.route = route
+        self.answers: list[Answer] = []
+        self._cancelled = cancelled
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+
+    def begin(self, engines: Engines, context: int) -> None:
+        """Submit it; no answer makes its prompt longer than `context` tokens."""
+        route, body = self.route, self.route.body
+        engine, weights = engines.find(route.model, 1.0 if route.strength is None else route.strength)
+        room = context - len(route.prompt)
+        for number in range(body.get("n", 1)):
+            answer = Answer(
+                prompt=route.prompt,
+                weights=weights,
+                sampler=Sampler(read_choice(body), number),
+                tokenizer=engines.tokenizer,
+                max_tokens=min(body.get("max_tokens", room), room),
+                stops=_listed(body.get("stop", [])),
+                likelihoods=_likelihoods(body),
+                cancelled=self._cancelled,
+                on_text=self._tell if body.get("stream") else None,
+                on_end=self._tell,
+            )
+            self.answers.append(answer)
+        for answer in self.answers:
+            engine.submit(answer)
+
+    def _tell(self) -> None:
+        self._loop.call_soon_threadsafe(self._news.set)
+
+    async def first_news(self) -> None:
+        """Wait until something has come; raises what the engine failed with."""
+        await self._news.wait()
+        self._check()
+
+    async def all(self) -> None:
+        """Wait until all answers have ended; raises what the engine failed with."""
+        while not all(answer.ended for answer in self.answers):
+            await self._news.wait()
+            self._news.clear()
+        self._check()
+
+    async def parts(self, wire: Wire) -> AsyncIterator[bytes]:
+        """Yield the parts of a stream; raises what the engine failed with."""
+        for part in wire.begin(len(self.answers)):
+            yield part
+        going, told = set(range(len(self.answers))), [0] * len(self.answers)
+        while going:
+            await self._news.wait()
+            self._news.clear()
+            for index in sorted(going):
+                answer = self.answers[index]
+                ended, likely = answer.ended, answer.likely[told[index] :]
+                told[index] += len(likely)
+                if text := answer.take_text():
+                    yield wire.part(index, text, None if answer.likelihoods is None else likely)
+                if ended:
+                    self._check()
+                    going.discard(index)
+                    yield wire.last(index, answer)
+        for part in wire.end(self.answers):
+            yield part
+
+    def _check(self) -> None:
+        for answer in self.answers:
+            if answer.error is not None:
+                raise answer.error
+
+
+def read_choice(body: Mapping[str, Any]) -> Choice:
+    """Return how a request wants its tokens chosen."""
+    given = {name: body[name] for name in CHOICE if name in body}
+    return Choice(**given, bias={int(token): value for token, value in body.get("logit_bias", {}).items()})
+
+
+def _listed(stop: str | Sequence[str]) -> list[str]:
+    return [stop] if isinstance(stop, str) else list(stop)
+
+
+def _likelihoods(body: Mapping[str, Any]) -> int | None:
+    asked = body.get("logprobs")
+    if asked is None or asked is False:
+        return None
+    return int(body.get("top_logprobs", 0)) if asked is True else int(asked)

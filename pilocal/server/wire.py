@@ -1,0 +1,109 @@
+"""What an answer is in OpenAI's words: whole, or as the parts of a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilocal.llamacpp.tokenizer import Tokenizer
+from pilocal.server.answer import Answer, Likelihood
+
+END_OF_STREAM = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How the answers to one request are written; a chat's otherwise than a raw prompt's."""
+
+    chat: bool
+    model: str
+    """The name that was asked for."""
+    prompt_tokens: int
+    tokenizer: Tokenizer
+    echo: str = ""
+    """What is put before the text, where a raw prompt is to come back with its answer."""
+    usage: bool = False
+    """Whether a stream tells its usage."""
+    name: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the response to a request whose answers have ended."""
+        kind = "chat.completion" if self.chat else "text_completion"
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        return self._head(kind) | {"choices": choices, "usage": self._usage(answers)}
+
+    def begin(self, count: int) -> Iterator[bytes]:
+        """Yield the first parts of a stream of so many answers."""
+        if self.chat:
+            for index in range(count):
+                yield self._part({"index": index, "delta": {"role": "assistant", "content": ""}}, None, None)
+        elif self.echo:
+            for index in range(count):
+                yield self._part({"index": index, "text": self.echo}, None, None)
+
+    def part(self, index: int, text: str, likely: Sequence[Likelihood] | None) -> bytes:
+        """Return a part of a stream that goes on with some text."""
+        said = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._part({"index": index} | said, None, self._likelihoods(likely))
+
+    def last(self, index: int, answer: Answer) -> bytes:
+        """Return the part that ends an answer."""
+        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+        return self._part({"index": index} | said, answer.finish, None)
+
+    def end(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """Yield what ends a stream."""
+        if self.usage:
+            yield self._event({"choices": [], "usage": self._usage(answers)})
+        yield END_OF_STREAM
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        text = answer.take_text()
+        said: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": self.echo + text}
+        )
+        likely = answer.likely if answer.likelihoods is not None else None
+        return {"index": index} | said | {"logprobs": self._likelihoods(likely), "finish_reason": answer.finish}
+
+    def _part(self, choice: Mapping[str, Any], finish: str | None, logprobs: Any) -> bytes:
+        whole = {**choice, "logprobs": logprobs, "finish_reason": finish}
+        return self._event({"choices": [whole]} | ({"usage": None} if self.usage else {}))
+
+    def _event(self, part: Mapping[str, Any]) -> bytes:
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return b"data: " + json.dumps({**self._head(kind), **part}, ensure_ascii=False).encode() + b"\n\n"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.chat else "cmpl"
+        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.created, "model": self.model}
+
+    def _usage(self, answers: Sequence[Answer]) -> dict[str, int]:
+        count = sum(len(answer.tokens) for answer in answers)
+        total = self.prompt_tokens + count
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": count, "total_tokens": total}
+
+    def _likelihoods(self, likely: Sequence[Likelihood] | None) -> dict[str, Any] | None:
+        if likely is None:
+            return None
+        if self.chat:
+            return {"content": [self._told(one.token, one.logprob) | self._others(one) for one in likely]}
+        return {
+            "tokens": [self._text(one.token) for one in likely],
+            "token_logprobs": [one.logprob for one in likely],
+            "top_logprobs": [{self._text(token): value for token, value in one.others} for one in likely],
+        }
+
+    def _others(self, one: Likelihood) -> dict[str, Any]:
+        return {"top_logprobs": [self._told(token, value) for token, value in one.others]}
+
+    def _told(self, token: int, logprob: float) -> dict[str, Any]:
+        raw = self.tokenizer.text([token])
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.text([token]).decode(errors="replace")

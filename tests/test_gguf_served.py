@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -88,14 +89,14 @@ def test_a_base_with_its_own_chats_is_known_by_its_file_s_hash(gguf: Path) -> No
 
 def ask(run: Path) -> tuple[str, int]:
     """Return the server's answer to the query, and the tokens that it was asked with."""
-    app = make_app([read_shipped(run)], ServeOptions(context=512), Access(), lambda entry: None)
 
-    async def post() -> httpx.Response:
+    async def post(app: Any) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             body = {"model": "tiny", "messages": QUERY, "max_tokens": 4, "temperature": 0}
             return await client.post("/v1/chat/completions", json=body)
 
-    reply = asyncio.run(post()).json()
+    with make_app([read_shipped(run)], ServeOptions(context=512), Access(), lambda entry: None) as app:
+        reply = asyncio.run(post(app)).json()
     return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
 
 

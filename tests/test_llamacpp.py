@@ -18,7 +18,6 @@ from pilocal.llamacpp.batch_engine import BatchEngine
 from pilocal.llamacpp.engine import Engine
 from pilocal.llamacpp.library import collected_errors, load_llama_cpp
 from pilocal.llamacpp.model import Model
-from pilocal.server.llama_server import load_llama
 from tests.tiny import make_adapter, make_base
 
 
@@ -46,7 +45,7 @@ def test_every_way_to_load_a_damaged_file_is_refused_in_the_same_words(gguf: Pat
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf.read_bytes()[:100_000])
     said = set()
-    for load in (Model, lambda path: Engine(path, 64), lambda path: load_llama(path, context=64, threads=1)):
+    for load in (Model, lambda path: Engine(path, 64)):
         with pytest.raises(ModelError) as caught:
             load(cut)
         said.add(str(caught.value).rpartition("; ")[0])

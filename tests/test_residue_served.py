@@ -18,7 +18,7 @@ from pilocal.export.ollama import write_ollama
 from pilocal.llamacpp.model import Model
 from pilocal.prompt.preamble import Preamble
 from pilocal.run_folder.shipped import Shipped
-from pilocal.server.chat import TokenCounter
+from pilocal.server.chat import PromptTokens
 from pilocal.server.recognition import beyond
 from pilocal.server.request import CHAT
 from pilocal.server.routing import FULL_PROMPT, INTERNALIZED, Route, Router
@@ -45,8 +45,8 @@ class routed:
         self._model = Model(shipped.served_path, vocabulary_only=True)
 
     def __enter__(self) -> Router:
-        counter = TokenCounter(self._model.__enter__().tokenizer, self._shipped.served_path)
-        return Router([self._shipped], counter, context=512, fallback_share=0)
+        tokens = PromptTokens(self._model.__enter__().tokenizer, self._shipped.served_path)
+        return Router([self._shipped], tokens, context=512, fallback_share=0)
 
     def __exit__(self, *raised: object) -> None:
         self._model.__exit__(None, None, None)

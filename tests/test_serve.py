@@ -204,7 +204,8 @@ def test_a_prompt_longer_than_the_context_is_a_400_that_says_so(client: openai.O
         ({"model": "colours", "messages": [{"role": "user", "content": {"a": 1}}]}, "must be text"),
         ({"model": "colours", "messages": ASKED, "max_tokens": "many"}, "max_tokens"),
         ({"model": "colours", "messages": ASKED, "temperature": 9}, "temperature: must be from 0 to 2"),
-        ({"model": "colours", "messages": ASKED, "n": 3}, "a request gets one answer"),
+        ({"model": "colours", "messages": ASKED, "n": 17}, "n: must be from 1 to 16"),
+        ({"model": "colours", "messages": ASKED, "grammer": "x"}, "grammer: this server does not do that"),
         ({"model": "colours", "messages": ASKED, "logit_bias": {"999999": 1}}, "Tokens are numbers from 0"),
         ({"messages": ASKED}, "model: name one"),
     ],
@@ -249,7 +250,7 @@ def test_a_repetition_is_not_penalized(client: openai.OpenAI) -> None:
 
 
 def test_a_client_that_hangs_up_ends_its_answer_and_frees_the_queue(runs: list[Path], tmp_path: Path) -> None:
-    with running(runs[:1], tmp_path, "--queue", 0) as server:
+    with running(runs[:1], tmp_path, "--parallel", 1, "--queue", 0) as server:
         with endless(server):
             busy = post(server, {"messages": ASKED, "max_tokens": 1})
             assert busy.status_code == 429

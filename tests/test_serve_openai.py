@@ -29,6 +29,14 @@ def parts(reply: Any) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def joined(stream: list[Any]) -> tuple[str, str]:
+    """Return a stream's text, and why it ended; how the text is cut depends on who is faster."""
+    choices = [part["choices"][0] for part in stream]
+    said = "".join(choice["delta"].get("content", "") if "delta" in choice else choice["text"] for choice in choices)
+    assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
+    return said, choices[-1]["finish_reason"]
+
+
 @pytest.mark.parametrize("more", [{"max_tokens": 4}, {"max_tokens": 60}, {"max_tokens": 60, "stop": ["e", "o"]}])
 @pytest.mark.parametrize(
     ("path", "asked"),
@@ -48,7 +56,7 @@ def test_a_stream_ends_with_its_usage_when_that_is_asked_for(server: Server, pat
     assert {part["id"] for part in (*said, last)} == {last["id"]}
     assert last["object"] == said[0]["object"]
     plain = parts(post(server, {**body, "stream": True}, path=path))
-    assert [part["choices"] for part in plain] == [part["choices"] for part in said]
+    assert joined(plain) == joined(said)
     assert not any("usage" in part for part in plain)
 
 
@@ -69,9 +77,8 @@ def test_the_openai_client_reads_the_usage(server: Server) -> None:
         ("max_tokens", 1.5, "a whole number"),
         ("max_tokens", "5", "a whole number"),
         ("max_tokens", True, "a whole number"),
-        ("max_completion_tokens", 0, "at least 1"),
-        ("n", 0, "at least 1"),
-        ("n", 2, "one answer"),
+        ("n", 0, "from 1 to 16"),
+        ("n", 17, "from 1 to 16"),
         ("temperature", "0.5", "a number"),
         ("temperature", [], "a number"),
         ("temperature", -0.1, "from 0 to 2"),
@@ -101,7 +108,8 @@ def test_the_openai_client_reads_the_usage(server: Server) -> None:
 def test_an_odd_value_is_a_400_that_names_its_field(
     server: Server, path: str, field: str, value: Any, said: str
 ) -> None:
-    body = {"messages": ASKED, "prompt": "red", field: value}
+    asked: Any = {"messages": ASKED} if path.startswith("chat") else {"prompt": "red"}
+    body = {**asked, field: value}
     reply = post(server, body, path=path)
     error = reply.json()["error"]
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self
@@ -131,7 +132,11 @@ class Scheduler:
 
         `adapters` are the model's, by their names. Raises RunError when there is not enough memory.
         """
-        self._context = Context(model, tokens, sequences=clients + kept, shared=True, threads=threads)
+        with ExitStack() as stack:
+            self._context = stack.enter_context(
+                Context(model, tokens, sequences=clients + kept, shared=True, threads=threads)
+            )
+            self._stack = stack.pop_all()
         self._adapters = adapters
         self._clients = clients
         self.sequences = Sequences(self._context, sequences=clients + kept, tokens=tokens)
@@ -163,7 +168,7 @@ class Scheduler:
         if self._thread.is_alive():
             self._inbox.put(None)
             self._thread.join()
-        self._context.close()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -278,18 +283,8 @@ class Scheduler:
             self._take(slot, self._context.logits(place))
 
     def _parts(self, group: Sequence[_Slot]) -> list[tuple[_Slot, int]]:
-        """Return how many tokens each request gets of a batch: answers one each, prompts what is left, in their order.
-
-        Where the room is full, the latest requests start again later.
-        """
-        answers = [slot for slot in group if slot.answering][:BATCH]
-        parts = [(slot, 1) for slot in answers]
-        room = self._pace.room(len(answers))
-        for slot in group:
-            if not slot.answering and room:
-                count = min(slot.left, room)
-                parts.append((slot, count))
-                room -= count
+        """Return how many tokens each request gets of a batch; where the room is full, the latest start again later."""
+        parts = self._wishes(group)
         while parts and not self.sequences.make_room(sum(count for _, count in parts)):
             latest = self._slots[-1]
             if len(self._slots) == 1:
@@ -297,6 +292,18 @@ class Scheduler:
                 return []
             self._preempt(latest)
             parts = [part for part in parts if part[0] is not latest]
+        return parts
+
+    def _wishes(self, group: Sequence[_Slot]) -> list[tuple[_Slot, int]]:
+        """Return what fits a batch: answers one token each, prompts what is left, in their order."""
+        answers = [slot for slot in group if slot.answering]
+        parts = [(slot, 1) for slot in answers]
+        room = self._pace.room(len(answers))
+        for slot in group:
+            if not slot.answering and room:
+                count = min(slot.left, room)
+                parts.append((slot, count))
+                room -= count
         return parts
 
     def _apply(self, weights: Weights) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,12 @@ from pilocal.server.weights import choose_base
 
 
 def make_app(
-    stack: ExitStack,
-    tasks: Sequence[Shipped],
-    options: ServeOptions,
-    access: Access,
-    log: Callable[[RequestLogEntry], object],
+    tasks: Sequence[Shipped], options: ServeOptions, access: Access, log: Callable[[RequestLogEntry], object]
 ) -> Gateway:
     """Check and load the tasks' files and return the ASGI app; `log` is called with every finished request.
 
-    The weights are freed with `stack`. Raises InputError, ModelError, RunError, or Faults, for files that are damaged,
-    foreign or of different bases.
+    The weights are freed when the app is left, as a context manager. Raises InputError, ModelError, RunError, or
+    Faults, for files that are damaged, foreign or of different bases.
     """
     path, template = choose_base(tasks)
     probes: dict[tuple[Path, str | None], list[Mapping[str, Any]]] = {}  # one vocabulary for tasks that share a base
@@ -40,7 +35,7 @@ def make_app(
         probes.setdefault((task.served_path.resolve(), task.served_template), []).extend(task.probes)
     for (file, written_by), chats in probes.items():
         check_probes(file, chats, written_by)
-    engines = stack.enter_context(Engines(path, tasks, options))
+    engines = Engines(path, tasks, options)
     metrics = Metrics(engines)
     tokens = PromptTokens(engines.tokenizer, path, template)
     return Gateway(

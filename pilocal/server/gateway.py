@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from pilocal.server.access import PATHS_WITHOUT_KEY, Access
@@ -44,7 +44,10 @@ GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
 
 
 class Gateway:
-    """The ASGI app: requests for an answer are routed, answered, counted and logged, all others go to `pages`."""
+    """The ASGI app: requests for an answer are routed, answered, counted and logged, all others go to `pages`.
+
+    A context manager, which frees the engines.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,12 @@ class Gateway:
         self._access = access
         self._log = log
         self._log_contents = log_contents
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engines.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -190,25 +199,29 @@ class _RequestState:
 
     def entry(self) -> RequestLogEntry:
         """Return what is logged and counted."""
-        route = self.asking.route if self.asking else None
-        answers = self.asking.answers if self.asking else []
         ended = time.perf_counter() if self.ended is None else self.ended
-        firsts = [answer.first_token_time for answer in answers if answer.first_token_time is not None]
-        return RequestLogEntry(
+        entry = RequestLogEntry(
             time=self.received.isoformat(timespec="milliseconds"),
             path=self.path,
             status=self.status,
-            task=route.task if route else "",
-            arm=route.arm if route else "",
             stream=self.stream,
-            prompt_tokens=route.prompt_tokens if route else 0,
-            completion_tokens=sum(len(answer.tokens) for answer in answers),
-            saved_tokens=route.saved_tokens if route else 0,
-            adapter_scale=route.strength if route else None,
-            near_miss=route.near_miss if route else False,
-            first_token_seconds=min(firsts) - self.began if firsts else None,
             seconds=ended - self.began,
             error=self.error,
+        )
+        if self.asking is None:
+            return entry
+        route, answers = self.asking.route, self.asking.answers
+        firsts = [answer.first_token_time for answer in answers if answer.first_token_time is not None]
+        return replace(
+            entry,
+            task=route.task,
+            arm=route.arm,
+            prompt_tokens=route.prompt_tokens,
+            completion_tokens=sum(len(answer.tokens) for answer in answers),
+            saved_tokens=route.saved_tokens,
+            adapter_scale=route.strength,
+            near_miss=route.near_miss,
+            first_token_seconds=min(firsts) - self.began if firsts else None,
         )
 
 

@@ -188,6 +188,7 @@ def _text(content: Any, param: str) -> str:
 def _check_chat(request: Mapping[str, Any]) -> None:
     if not request["messages"]:
         raise _refused("messages", "at least one is needed.")
+    _check_tools(request)
     if not isinstance(request.get("logprobs", False), bool):
         raise _refused("logprobs", "must be true or false.", "invalid_type")
     if "top_logprobs" in request and not request.get("logprobs"):
@@ -195,6 +196,9 @@ def _check_chat(request: Mapping[str, Any]) -> None:
     form = request.get("response_format", {"type": "text"})
     if not isinstance(form, dict) or form.get("type") != "text":
         raise _refused("response_format", "this server answers in text alone.", "unsupported_parameter")
+
+
+def _check_tools(request: Mapping[str, Any]) -> None:
     for name in ("tool_choice", "function_call"):
         if isinstance(request.get(name), dict):
             raise _refused(name, "this server does not do that.", "unsupported_parameter")

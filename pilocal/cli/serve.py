@@ -33,6 +33,13 @@ from pilocal.cli.lists import FOLDER, UserFile
     "--queue", default=16, show_default=True, type=click.IntRange(0), help="Requests that may wait; beyond that, 429."
 )
 @click.option(
+    "--grace",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seconds that a server which is stopped gives the answers that go on.",
+)
+@click.option(
     "--fallback-share",
     default=0.0,
     show_default=True,

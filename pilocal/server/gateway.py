@@ -37,6 +37,8 @@ LARGEST_BODY = 4 * 2**20
 """Bytes of the largest request."""
 LARGEST_DISCARDED_BODY = 64 * 2**20
 """Bytes that are read and discarded of a larger one, so that its client gets to read the refusal."""
+BODY_SECONDS = 60
+"""Seconds within which a request's body has to arrive."""
 LONG_BODY = 16 * 2**10
 """Bytes from which a request is read beside the event loop, which goes on meanwhile."""
 GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
@@ -95,7 +97,7 @@ class Gateway:
             if path not in PATHS:
                 await self._pages(scope, receive, send)
                 return
-            body = await _read(receive)
+            body = await _read_in_time(receive)
             if body is None:
                 state.status = CLIENT_CLOSED_REQUEST
             else:
@@ -246,6 +248,16 @@ def _given(scope: Scope, header: str) -> str | None:
     name = header.lower().encode()
     values = [value.decode("latin-1") for given, value in scope["headers"] if given == name]
     return ", ".join(values) if values else None
+
+
+async def _read_in_time(receive: Receive) -> bytes | None:
+    """Return what `_read` returns; raises Refusal when the body takes too long to arrive, too."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(receive)
+    except TimeoutError:
+        problem = f"The body did not arrive within {BODY_SECONDS} s."
+        raise Refusal(408, problem, code="request_timeout", headers={"Connection": "close"}) from None
 
 
 async def _read(receive: Receive) -> bytes | None:

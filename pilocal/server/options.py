@@ -30,6 +30,8 @@ class ServeOptions:
     """MiB of keys and values that are kept; never less than one context."""
     queue: int = 16
     """Requests that may wait behind those being answered."""
+    grace: int = 30
+    """Seconds that a server which is stopped gives the answers that go on."""
     fallback_share: float = 0.0
     """Share of a task's requests that the base answers with the full prompt."""
     api_key_file: Path | None = None
@@ -48,6 +50,7 @@ class ServeOptions:
             "parallel": 1 <= self.parallel <= MOST_PARALLEL,
             "cache": self.cache >= 0,
             "queue": self.queue >= 0,
+            "grace": self.grace >= 1,
             "fallback_share": 0 <= self.fallback_share <= 1,
         }
         faults = [

@@ -49,7 +49,9 @@ def serve(
         with make_app(tasks, options, access, log) as app:
             ready([task.name for task in tasks], listener.getsockname()[1])
             # uvicorn would log the whole URL of a WebSocket, query and all.
-            config = uvicorn.Config(app, access_log=False, ws="none", lifespan="off")
+            config = uvicorn.Config(
+                app, access_log=False, ws="none", lifespan="off", timeout_graceful_shutdown=options.grace
+            )
             sys.setswitchinterval(SWITCH)
             uvicorn.Server(config).run(sockets=[listener])
 

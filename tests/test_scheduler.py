@@ -94,6 +94,27 @@ def alone(files: tuple[Path, Path]) -> dict[Weights, list[list[int]]]:
     return found
 
 
+def test_alone_every_request_is_computed_as_in_a_process_of_its_own(model: Model, files: tuple[Path, Path]) -> None:
+    rows: list[NDArray[np.float32]] = []
+
+    class Watched(Request):
+        def take(self, logits_V: NDArray[np.float32]) -> int | None:
+            rows.append(logits_V.copy())
+            return super().take(logits_V)
+
+    found = []
+    for order in ([5, 3], [3, 5, 7, 5]):
+        rows.clear()
+        with opened(model, files, clients=1, kept=0) as engine:
+            asked = [Watched(PROMPTS[number], TASK) for number in order]
+            submit(engine, *asked)
+            wait(*asked)
+            assert engine.counts.reused == 0
+        found.append([np.stack(rows[12 * at : 12 * at + 12]) for at, number in enumerate(order) if number == 5])
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][0], found[1][1])
+
+
 @pytest.mark.parametrize(("clients", "tokens"), [(1, 2048), (3, 2048), (16, 2048), (16, 256)])
 def test_each_request_is_answered_as_if_it_were_alone(
     model: Model, files: tuple[Path, Path], alone: dict[Weights, list[list[int]]], clients: int, tokens: int

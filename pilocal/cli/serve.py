@@ -22,6 +22,7 @@ from pilocal.cli.lists import FOLDER, UserFile
 @click.option(
     "--parallel", default=16, show_default=True, type=click.IntRange(1, 128), help="Requests that are answered at once."
 )
+@click.option("--exact", is_flag=True, help="Answer requests one at a time, each as in a process of its own.")
 @click.option(
     "--cache",
     default=1024,

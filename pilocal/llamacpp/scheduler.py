@@ -130,7 +130,8 @@ class Scheduler:
     ) -> None:
         """Make room for `tokens` keys and values, `clients` requests at once, and `kept` sequences beside them.
 
-        `adapters` are the model's, by their names. Raises RunError when there is not enough memory.
+        `adapters` are the model's, by their names. With one client and nothing kept, every request is computed as in a
+        process of its own. Raises RunError when there is not enough memory.
         """
         with ExitStack() as stack:
             self._context = stack.enter_context(
@@ -139,7 +140,7 @@ class Scheduler:
             self._stack = stack.pop_all()
         self._adapters = adapters
         self._clients = clients
-        self.sequences = Sequences(self._context, sequences=clients + kept, tokens=tokens)
+        self.sequences = Sequences(self._context, sequences=clients + kept, tokens=tokens, reuse=kept > 0)
         self.counts = Counts()
         self._inbox: SimpleQueue[Asked | None] = SimpleQueue()
         self._waiting: deque[tuple[Asked, list[int]]] = deque()

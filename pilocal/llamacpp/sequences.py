@@ -36,9 +36,13 @@ class Held:
 class Sequences:
     """Gives out the room of a context, least recently used first once it is full."""
 
-    def __init__(self, context: Context, *, sequences: int, tokens: int) -> None:
-        """Take a context with room for so many sequences, and for so many tokens of them all."""
+    def __init__(self, context: Context, *, sequences: int, tokens: int, reuse: bool = True) -> None:
+        """Take a context with room for so many sequences, and for so many tokens of them all.
+
+        Without `reuse`, nothing is kept that nobody continues.
+        """
         self._context = context
+        self._reuse = reuse
         self.capacity = tokens
         self._free = list(range(sequences))[::-1]
         self._kept: list[Held] = []
@@ -101,6 +105,9 @@ class Sequences:
 
     def end(self, held: Held) -> None:
         """Keep a sequence that nobody continues any more, in case its beginning is asked for again."""
+        if not self._reuse:
+            self.drop(held)
+            return
         self._active.remove(held)
         if held.tokens:
             for other in [other for other in self._kept if _replaces(held, other)]:

@@ -42,7 +42,7 @@ def make_app(
         make_pages(engines, metrics),
         engines=engines,
         router=Router(tasks, tokens, context=options.context, fallback_share=options.fallback_share),
-        queue=Queue(options.parallel, options.queue, metrics.set_waiting),
+        queue=Queue(1 if options.exact else options.parallel, options.queue, metrics.set_waiting),
         metrics=metrics,
         access=access,
         log=log,

@@ -50,9 +50,8 @@ class Engines:
     def _open(self, model: Model, adapters: dict[str, object], options: ServeOptions) -> Scheduler:
         room = options.cache * MIB // model.kv_bytes
         tokens = max(options.context, min(room, MOST * options.context))
-        scheduler = Scheduler(
-            model, adapters, tokens=tokens, clients=options.parallel, kept=KEPT, threads=options.threads
-        )
+        clients, kept = (1, 0) if options.exact else (options.parallel, KEPT)
+        scheduler = Scheduler(model, adapters, tokens=tokens, clients=clients, kept=kept, threads=options.threads)
         return self._stack.enter_context(scheduler)
 
     def __iter__(self) -> Iterator[str]:

@@ -26,6 +26,8 @@ class ServeOptions:
     """Threads of llama.cpp. None leaves the choice to it: half of the cores for an answer, all of them for a prompt."""
     parallel: int = 16
     """Requests that are answered at once."""
+    exact: bool = False
+    """Whether each request is answered alone, so that no sum depends on others; `parallel` then means nothing."""
     cache: int = 1024
     """MiB of keys and values that are kept; never less than one context."""
     queue: int = 16

@@ -156,6 +156,21 @@ def test_a_share_of_the_requests_goes_to_the_full_prompt_and_both_are_counted(ru
         assert "answer" not in server.entries[0]
 
 
+def test_a_share_of_the_answers_is_compared_with_the_full_prompt_s(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path, "--shadow-share", 1) as server:
+        body = {"messages": ASKED, "max_tokens": 8, "temperature": 0}
+        said = [post(server, body, headers) for headers in ({}, {"X-Pilocal-Fallback": "full-prompt"})]
+        same = len({reply.json()["choices"][0]["message"]["content"].strip() for reply in said}) == 1
+        for _ in range(3):
+            post(server, {**body, "stream": True, "n": 2})
+        wanted = f'pilocal_shadow_requests_total{{same="{str(same).lower()}",task="colours"}} 4.0'
+        deadline = time.monotonic() + 60
+        while wanted not in (text := httpx.get(f"{server.url}/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        assert len(server.entries) == 5  # it is nobody's request
+
+
 def test_the_metrics_tell_tokens_and_times(server: Server, client: openai.OpenAI) -> None:
     def value(name: str) -> float:
         text = httpx.get(f"{server.url}/metrics").text

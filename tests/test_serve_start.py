@@ -160,8 +160,10 @@ def test_a_server_that_is_stopped_finishes_what_goes_on(runs: list[Path], tmp_pa
 
 def test_options_out_of_their_bounds_are_all_told() -> None:
     with pytest.raises(Faults) as caught:
-        ServeOptions(port=-1, context=0, threads=0, parallel=0, cache=-1, queue=-1, grace=0, fallback_share=1.5)
-    named = ["port", "context", "threads", "parallel", "cache", "queue", "grace", "fallback_share"]
+        ServeOptions(
+            port=-1, context=0, threads=0, parallel=0, cache=-1, queue=-1, grace=0, fallback_share=1.5, shadow_share=-1
+        )
+    named = ["port", "context", "threads", "parallel", "cache", "queue", "grace", "fallback_share", "shadow_share"]
     assert [fault.where for fault in caught.value.faults] == named
 
 

@@ -48,6 +48,13 @@ from pilocal.cli.lists import FOLDER, UserFile
     help="Share of requests that the base answers, with the full prompt.",
 )
 @click.option(
+    "--shadow-share",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of answers that are compared with the base's under the full prompt; /metrics counts agreement.",
+)
+@click.option(
     "--api-key-file",
     type=FOLDER,
     help="File with the key that clients must send; required if other machines can reach the server.",

@@ -45,8 +45,8 @@ def make_app(
         queue=Queue(1 if options.exact else options.parallel, options.queue, metrics.set_waiting),
         metrics=metrics,
         access=access,
+        options=options,
         log=log,
-        log_contents=options.log_contents,
     )
 
 

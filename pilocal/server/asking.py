@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from pilocal.llamacpp.sampler import Choice, Sampler
+from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.answer import Answer
 from pilocal.server.engines import Engines
 from pilocal.server.routing import Route
@@ -57,6 +58,10 @@ class Asking:
             self.answers.append(answer)
         for answer in self.answers:
             engine.submit(answer)
+
+    def text(self, number: int, tokenizer: Tokenizer) -> str:
+        """Return all that an answer has said."""
+        return tokenizer.text(self.answers[number].tokens).decode(errors="replace")
 
     def _tell(self) -> None:
         self._loop.call_soon_threadsafe(self._news.set)

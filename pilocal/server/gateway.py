@@ -17,12 +17,14 @@ from pilocal.server.access import PATHS_WITHOUT_KEY, Access
 from pilocal.server.asking import Asking
 from pilocal.server.engines import Engines
 from pilocal.server.metrics import Metrics
+from pilocal.server.options import ServeOptions
 from pilocal.server.queue import Queue
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.reply import Reply, with_cors
 from pilocal.server.request import CHAT, PATHS, read_request
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Router, read_strength
+from pilocal.server.shadow import Shadow
 from pilocal.server.wire import Wire
 
 Message = MutableMapping[str, Any]
@@ -60,17 +62,18 @@ class Gateway:
         queue: Queue,
         metrics: Metrics,
         access: Access,
+        options: ServeOptions,
         log: Callable[[RequestLogEntry], object],
-        log_contents: bool,
     ) -> None:
         self._pages = pages
         self._engines = engines
         self._router = router
         self._queue = queue
+        self._shadow = Shadow(options.shadow_share, router, engines, queue, metrics.count_shadow)
         self._metrics = metrics
         self._access = access
         self._log = log
-        self._log_contents = log_contents
+        self._log_contents = options.log_contents
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +136,7 @@ class Gateway:
                 await self._run(state.asking, state.path, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
+            self._shadow.follow(state.path, state.asking)
         finally:
             watcher.cancel()
             state.status = CLIENT_CLOSED_REQUEST if cancelled.is_set() else reply.status

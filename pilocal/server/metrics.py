@@ -47,6 +47,12 @@ class Metrics:
         self._total = Histogram(
             "pilocal_request_seconds", "From the request to the end of its answer", labels, buckets=SECONDS, **common
         )
+        self._shadows = Counter(
+            "pilocal_shadow_requests",
+            "Answers compared with the base's under the full prompt, by whether both are the same",
+            ("task", "same"),
+            **common,
+        )
         self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
         for name, engine in engines.all().items():
             self._watch(name, engine, common)
@@ -70,6 +76,10 @@ class Metrics:
     def set_waiting(self, count: int) -> None:
         """Set how many requests wait in the queue."""
         self._waiting.set(count)
+
+    def count_shadow(self, task: str, same: bool) -> None:
+        """Count an answer that was compared with the base's."""
+        self._shadows.labels(task, str(same).lower()).inc()
 
     def count(self, entry: RequestLogEntry) -> None:
         """Count a finished request."""

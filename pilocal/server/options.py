@@ -36,6 +36,8 @@ class ServeOptions:
     """Seconds that a server which is stopped gives the answers that go on."""
     fallback_share: float = 0.0
     """Share of a task's requests that the base answers with the full prompt."""
+    shadow_share: float = 0.0
+    """Share of an adapter's answers that are compared with the base's under the full prompt, for /metrics."""
     api_key_file: Path | None = None
     """File with the key that clients must send; needed when others can reach the server."""
     allow_origins: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class ServeOptions:
             "queue": self.queue >= 0,
             "grace": self.grace >= 1,
             "fallback_share": 0 <= self.fallback_share <= 1,
+            "shadow_share": 0 <= self.shadow_share <= 1,
         }
         faults = [
             InputError(name, "out of bounds", got=getattr(self, name), fix=fix)

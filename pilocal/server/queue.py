@@ -45,6 +45,11 @@ class Queue:
             self._mean_seconds += LATEST_WEIGHT * (time.monotonic() - began - self._mean_seconds)
             self._change(-1)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether another request would have to wait."""
+        return self._admitted >= self._parallel
+
     def _change(self, by: int) -> None:
         self._admitted += by
         self._on_waiting(max(0, self._admitted - self._parallel))

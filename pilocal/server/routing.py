@@ -44,6 +44,8 @@ class Route:
     """The tokens of its prompt."""
     saved_tokens: int = 0
     """How many more the caller sent."""
+    bare: Chat | None = None
+    """The chat without anything of the prompt, where an adapter answers one."""
     strength: float | None = None
     """The factor on what the adapter adds, where the request gave one and the adapter answers."""
     near_miss: bool = False
@@ -168,7 +170,7 @@ class Router:
             raise server_error(str(error)) from None
         tokens = self._check_fit(self._tokens.chat(body), body, "messages")
         saved = self._count_saved(body, sent, len(tokens)) if bare is not sent else 0
-        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens, saved_tokens=saved)
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens, saved_tokens=saved, bare=bare)
 
     def _count_saved(self, body: Mapping[str, Any], sent: Chat, count: int) -> int:
         try:
@@ -178,6 +180,11 @@ class Router:
                 sum(len(self._tokens.text(message["content"])) for message in chat) for chat in (sent, body["messages"])
             ]
             return texts[0] - texts[1]
+
+    def with_full_prompt(self, route: Route) -> Route | None:
+        """Return the same request, once and whole, for the base with the full prompt; None where that does not fit."""
+        body = {name: value for name, value in route.body.items() if name not in ("n", "stream", "stream_options")}
+        return self._full_prompt_route(route.task, route.bare, body, asked=False) if route.bare else None
 
     def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
         try:

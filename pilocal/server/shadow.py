@@ -1,0 +1,52 @@
+"""Shadow requests: some answers are compared with the base's under the full prompt, off the caller's path."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+
+from pilocal.server.asking import Asking
+from pilocal.server.engines import Engines
+from pilocal.server.full_prompt import FallbackSampler
+from pilocal.server.queue import Queue
+from pilocal.server.request import CHAT
+from pilocal.server.routing import INTERNALIZED, Route, Router
+
+
+class Shadow:
+    """Asks the base the same with the full prompt, for a share of the chats that an adapter has answered."""
+
+    def __init__(
+        self, share: float, router: Router, engines: Engines, queue: Queue, count: Callable[[str, bool], object]
+    ) -> None:
+        """Take the share; `count` is told each task and whether both gave the same answer."""
+        self._takes = FallbackSampler(share)
+        self._share = share
+        self._router, self._engines, self._queue = router, engines, queue
+        self._count = count
+        self._running: set[asyncio.Task[None]] = set()
+
+    def follow(self, path: str, asking: Asking) -> None:
+        """Compare a request that was answered, if it is drawn and nobody waits for the engine."""
+        route = asking.route
+        if not self._share or path != CHAT or route.arm != INTERNALIZED or not asking.answers[0].finish:
+            return
+        if not self._takes() or self._queue.is_full:
+            return
+        task = asyncio.create_task(self._compare(route, asking.text(0, self._engines.tokenizer)))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _compare(self, route: Route, said: str) -> None:
+        try:
+            full = self._router.with_full_prompt(route)
+            if full is None:
+                return
+            asking = Asking(full, threading.Event())
+            asking.begin(self._engines, self._router.context)
+            await asking.all()
+            self._count(route.task, asking.text(0, self._engines.tokenizer).strip() == said.strip())
+        except Exception:  # nobody waits for it; the log says what it was
+            logging.getLogger(__name__).exception("a shadow request failed")

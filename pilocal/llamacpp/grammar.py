@@ -1,0 +1,158 @@
+"""Answers within a grammar: which tokens may follow, for any grammar that a client sends."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilocal.llamacpp.automaton import Automaton, State
+from pilocal.llamacpp.gbnf import GrammarError, read_grammar
+from pilocal.llamacpp.tokenizer import Tokenizer
+
+__all__ = ["Grammar", "GrammarError", "Vocabulary", "check_grammar"]
+
+KEPT = 16
+"""Grammars whose states are kept; a task's own grammar is used by all of its requests."""
+
+MAX_WORK = 100_000
+"""Places in a grammar that one `apply` may follow; a JSON schema takes some hundreds."""
+
+
+def check_grammar(text: str) -> None:
+    """Raise GrammarError for a grammar that llama.cpp refuses, or that could end or stall it when it starts.
+
+    The error is one line with the line of the text, the rule and what is wrong: a syntax error, no `root`, a rule that is
+    undefined, defined twice, never ends or begins with itself, also by way of rules that may be empty, an endless
+    repetition of what may be empty, or more than the limits in gbnf.py. References to tokens are refused too.
+    """
+    read_grammar(text)
+
+
+class Vocabulary:
+    """A model's tokens as bytes, and the grammars that were used with them; made once for each model.
+
+    It is not for several threads at once.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], ends: Collection[int]) -> None:
+        """Take what each token writes, and which of them end an answer."""
+        self.pieces = tuple(pieces)
+        self.size = len(pieces)
+        self.ends = frozenset(ends)
+        self.bytes = np.frombuffer(b"".join(pieces), np.uint8)
+        self.lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self.offsets = np.cumsum(self.lengths) - self.lengths
+        self.writing = np.array([i for i, piece in enumerate(pieces) if piece and i not in self.ends], np.int64)
+        self._automata: OrderedDict[str, Automaton] = OrderedDict()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Return a tokenizer's vocabulary; control tokens write nothing, so that no grammar allows them."""
+        pieces = [tokenizer.text([token]) for token in range(tokenizer.size)]
+        return cls(pieces, [token for token in range(tokenizer.size) if tokenizer.is_end(token)])
+
+    def automaton(self, text: str) -> Automaton:
+        """Return a grammar's machine; raises GrammarError as `check_grammar` does."""
+        found = self._automata.get(text) or Automaton(read_grammar(text))
+        self._automata[text] = found
+        self._automata.move_to_end(text)
+        if len(self._automata) > KEPT:
+            self._automata.popitem(last=False)
+        return found
+
+
+class Grammar:
+    """Keeps one answer within a grammar.
+
+    llama.cpp has a sampler for this. It ends the process when it accepts a token that does not fit, and some grammars
+    that it takes stall it: the ways in which it reads an ambiguous one can double with each character. So the grammar is
+    followed here, in bounded work, and nothing raises but what is said below.
+
+    A sampling loop first draws a token as it would without a grammar. If `allows(token)`, it is taken: that is exact, since
+    drawing again among the allowed ones would keep its share. If not, it calls `apply(logits)` and draws again; where
+    `apply` returns False nothing can follow, and the answer has to end. What was drawn goes to `accept`, the end token
+    too. An answer that stops elsewhere, by a stop word or a limit, is whole if `complete`.
+    """
+
+    def __init__(self, text: str, vocabulary: Vocabulary) -> None:
+        """Begin an answer; raises GrammarError as `check_grammar` does."""
+        self._vocabulary = vocabulary
+        self._automaton = vocabulary.automaton(text)
+        self._state = self._automaton.start
+        self._ended = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        return self._state.complete
+
+    def allows(self, token: int) -> bool:
+        """Tell whether a token fits; none does after an end token."""
+        return self._after(token) is not None
+
+    def accept(self, token: int) -> None:
+        """Go on to after a token; raises ValueError, and stays where it is, if it does not fit."""
+        state = self._after(token)
+        if state is None:
+            raise ValueError(f"token {token} does not fit the grammar")
+        self._state = state
+        self._ended = token in self._vocabulary.ends
+
+    def apply(self, logits: NDArray[np.float32]) -> bool:
+        """Set the logits (vocabulary,) of all tokens that do not fit to -inf, in place; return whether any is left.
+
+        In a grammar that asks for more than MAX_WORK, long tokens may be left out that do fit.
+        """
+        if self._ended:
+            logits[:] = -np.inf
+            return False
+        if self._state.mask is None:
+            self._state.mask = np.packbits(_fitting(self._automaton, self._state, self._vocabulary))
+        fits = np.unpackbits(self._state.mask, count=self._vocabulary.size).view(bool)
+        logits[~fits] = -np.inf
+        return bool(np.isfinite(logits[fits]).any())
+
+    def _after(self, token: int) -> State | None:
+        if self._ended or not 0 <= token < self._vocabulary.size:
+            return None
+        if token in self._vocabulary.ends:
+            return self._state if self._state.complete else None
+        piece = self._vocabulary.pieces[token]
+        return self._automaton.walk(self._state, piece) if piece else None
+
+
+def _fitting(automaton: Automaton, start: State, vocabulary: Vocabulary) -> NDArray[np.bool_]:
+    """Return which tokens fit: all of them go on together, a byte at a time, so that equal beginnings are read once."""
+    fits = np.zeros(vocabulary.size, bool)
+    fits[list(vocabulary.ends)] = start.complete
+    classes = np.array(automaton.byte_classes)
+    tokens = vocabulary.writing
+    states, where = [start], np.zeros(len(tokens), np.int64)
+    depth, work = 0, 0
+    while len(tokens):
+        keys = where * automaton.classes + classes[vocabulary.bytes[vocabulary.offsets[tokens] + depth]]
+        asked = np.zeros(len(states) * automaton.classes, bool)
+        asked[keys] = True
+        numbers: dict[State, int] = {}
+        leads = np.full(len(asked), -1)
+        for key in np.flatnonzero(asked).tolist():
+            if work > MAX_WORK:
+                break
+            state, byte_class = divmod(key, automaton.classes)
+            following = automaton.step(states[state], byte_class)
+            work += 1
+            if following is not None:
+                work += len(following.items)
+                leads[key] = numbers.setdefault(following, len(numbers))
+        depth += 1
+        where = leads[keys]
+        tokens, where = tokens[where >= 0], where[where >= 0]
+        ended = vocabulary.lengths[tokens] == depth
+        fits[tokens[ended]] = True
+        tokens, where = tokens[~ended], where[~ended]
+        states = list(numbers)
+    return fits

@@ -12,26 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilocal.server.partial_json import DEEPEST, ObjectReader
 from pilocal.server.tool_calls import CallStream, join, parse
-from pilocal.server.tool_family import (
-    HERMES,
-    LLAMA,
-    MISTRAL,
-    MISTRAL_ARGS,
-    MISTRAL_IDS,
-    NONE,
-    Family,
-    family_of,
-    forced,
-)
-from tests.layouts import LAYOUTS
-from tests.tool_layouts import TOOL_LAYOUTS, ToolLayout, rendered
+from pilocal.server.tool_family import HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, MISTRAL_IDS, Family
+from tests.json_values import CALLS, NAMES
 
 FAMILIES = (HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, MISTRAL_IDS)
 LISTING = (HERMES, LLAMA, MISTRAL)
 """The families whose calls are objects with a name in them."""
-NAMES = ("add", "get_weather", "a-b_9")
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 
@@ -51,18 +38,6 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(borders)]
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-ARGUMENTS = st.builds(
-    lambda value, ascii, indent: json.dumps(value, ensure_ascii=ascii, indent=indent),
-    st.dictionaries(st.text(max_size=8), VALUES, max_size=4),
-    st.booleans(),
-    st.none() | st.just(2),
-)
-CALLS = st.lists(st.tuples(st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3)
 PLACES = st.lists(st.integers(0, 10_000), max_size=30)
 BITS = st.sampled_from(
     [
@@ -114,58 +89,6 @@ TEXTS = st.one_of(
     ),
 )
 OPTIONS = st.fixed_dictionaries({"eager": st.booleans(), "parallel": st.booleans()})
-
-
-@pytest.mark.parametrize("layout", TOOL_LAYOUTS.values(), ids=list(TOOL_LAYOUTS))
-def test_the_family_is_known_by_the_chat_template(layout: ToolLayout) -> None:
-    assert family_of(layout.template) is layout.family
-
-
-@pytest.mark.parametrize(
-    ("call", "family"),
-    [
-        ('{{ \'<tool_call>\\n{"name": "\' + c.name + \'", "arguments": \' }}', HERMES),
-        ('{{ "<tool_call>{\\"name\\": \\"" ~ c.name ~ "\\"" }}', HERMES),
-        ("<tool_call>\n{{- '{' }}{{ '\"name\": \"' }}{{ c.name }}", HERMES),
-        ("{{ '<tool_call>\\n' }}{{ call.function | tojson }}{{ '</tool_call>' }}", HERMES),
-        ("{{ '<tool_call>' + (call['function'] | tojson) }}", HERMES),
-        ("{{ '<tool_call>\\n<function=' + c.name + '>' }}<parameter=a>", NONE),
-        ("{{ '<tool_call>' + c.name + '<arg_key>a</arg_key>' }}", NONE),
-        ("{{ '<tool_call>' + c.name }}", NONE),
-        ('{{ \'<|start_header_id|>{"name": name, "parameters": object}\' }}', LLAMA),
-        ('{{ "<|start_header_id|>{\\"name\\": name, \\"parameters\\": object}" }}', LLAMA),
-        ("{{ '<|start_header_id|><function=' + c.name + '>{\"name\": n, \"parameters\": o}' }}", NONE),
-        ('{{ \'{"name": name, "parameters": object}\' }}', NONE),
-        ("{{ 'functools[{\"name\": ' }}", NONE),
-    ],
-)
-def test_the_family_is_known_by_its_marks(call: str, family: Family) -> None:
-    assert family_of("{% if tools %}{{ tools | tojson }}{% endif %}" + call) is family
-    assert family_of(call) is NONE, "without tools there are no calls"
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_chat_template_without_tools_has_no_family(name: str) -> None:
-    assert family_of(LAYOUTS[name].template) is NONE
-
-
-@pytest.mark.parametrize("layout", TOOL_LAYOUTS.values(), ids=list(TOOL_LAYOUTS))
-@given(calls=CALLS)
-@settings(max_examples=30, deadline=None)
-def test_what_a_chat_template_writes_is_read(layout: ToolLayout, calls: list[tuple[str, str]]) -> None:
-    calls = calls[:1] if layout.family.one_at_a_time else calls
-    made = [
-        {"id": f"call0000{i}", "type": "function", "function": {"name": name, "arguments": json.loads(arguments)}}
-        for i, (name, arguments) in enumerate(calls)
-    ]
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": made}]
-    text = rendered(layout.template, chat, tools=[])
-    answer = text.split(layout.answer[0], 1)[1].rsplit(layout.answer[1], 1)[0]
-    content, found = read(layout.family, answer)
-    assert [(name, json.loads(arguments)) for name, arguments in found] == [
-        (name, json.loads(arguments)) for name, arguments in calls
-    ]
-    assert content == ""
 
 
 @each_family
@@ -220,6 +143,21 @@ def test_content_is_held_back_only_where_a_call_may_begin(family: Family, text: 
         begins = any(mark.startswith(held) for mark in marks)
         assert begins or any(held.startswith(mark) for mark in family.marks) or (family is LLAMA and held[0] == "{")
     assert said + join(stream.end())[0] == text
+
+
+@pytest.mark.parametrize(
+    ("begin", "rest"),
+    [
+        ('{"answer": 4', '2, "name": "add"}'),
+        ('{"name": "Ann", "age": 7', "}"),
+        ('{"type": 1, "x": {', "}}"),
+        ('{"name": "add", "parameters": {}, "sure": t', "rue}"),
+    ],
+)
+def test_a_json_answer_is_not_held_back_to_its_end(begin: str, rest: str) -> None:
+    stream = CallStream(LLAMA, NAMES, Random(1))
+    assert stream.feed(begin) == [{"content": begin}]
+    assert join([*stream.feed(rest), *stream.end()]) == (rest, [])
 
 
 def broken(call: str) -> list[str]:
@@ -437,71 +375,11 @@ def test_a_call_as_openai_s_messages_have_it() -> None:
     }
 
 
-def strict(text: str) -> Any:
-    """Return an object as JSON has it; raises ValueError."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
-    value = json.loads(text, parse_constant=refuse)
-    if not isinstance(value, dict) or text != text.strip(" \t\r\n"):
-        raise ValueError("no object")
-    return value
-
-
-@given(
-    text=st.dictionaries(st.text(max_size=5), VALUES, max_size=4).map(json.dumps),
-    place=st.integers(0, 500),
-    character=st.sampled_from('{}[]",:\\0123.eE+-tfn \t\n\x0bé'),
-    change=st.sampled_from(["insert", "replace", "remove", "none"]),
-)
-@settings(max_examples=600, deadline=None)
-def test_an_object_is_read_exactly_where_json_has_one(text: str, place: int, character: str, change: str) -> None:
-    place %= len(text)
-    put = {"insert": character + text[place], "replace": character, "remove": "", "none": text[place]}[change]
-    text = text[:place] + put + text[place + 1 :]
-    reader = ObjectReader()
-    taken = all(reader.feed(one) for one in text)
-    try:
-        value = strict(text)
-    except ValueError:
-        assert not (taken and reader.done)
-        return
-    assert taken
-    assert reader.done
-    assert reader.text == text
-    assert {field.key: json.loads(field.text) for field in reader.fields} == value
-
-
-def test_objects_have_bounded_depth() -> None:
-    for levels, taken in ((DEEPEST, True), (DEEPEST + 1, False)):
-        text = '{"a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
-        reader = ObjectReader()
-        assert all(reader.feed(one) for one in text) is taken
-
-
-SCHEMAS = {name: {"type": "object", "properties": {"a": {"type": "integer"}}} for name in NAMES}
-
-
 @each_family
-@pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_a_forced_answer_is_calls(family: Family, parallel: bool, names: tuple[str, ...]) -> None:
-    form = forced(family, {name: SCHEMAS[name] for name in names}, parallel=parallel)
-    texts = [call.before + '{"a": 1}' + call.after for call in form.calls]
-    assert [call.arguments for call in form.calls] == [SCHEMAS[name] for name in names]
-    for text in texts:
-        assert (form.opening + text).startswith(form.prefix)
-    assert form.prefix != "" and (len(names) > 1 or form.prefix.endswith(form.calls[0].before))
-    if parallel:
-        written = form.opening + (form.between or "").join(texts) + form.closing
-        assert read(family, written) == ("", [(name, '{"a": 1}') for name in names])
-    else:
-        assert form.between is None
-        assert read(family, form.opening + texts[0] + form.closing) == ("", [(names[0], '{"a": 1}')])
-
-
-def test_nothing_can_be_forced_without_functions_or_a_family() -> None:
-    for family, functions in ((LLAMA, {}), (NONE, SCHEMAS)):
-        with pytest.raises(ValueError, match="nothing can be called"):
-            forced(family, functions, parallel=True)
+@pytest.mark.parametrize("eager", [False, True])
+def test_blanks_without_end_belong_to_no_call(family: Family, eager: bool) -> None:
+    blanks = " \n\t" * 40_000
+    text = family.write([("add", "{}")])
+    assert read(family, text + blanks, eager=eager) == ("", [("add", "{}")])
+    unfinished = text[: text.index("{}") + 1] + blanks
+    assert read(family, unfinished) == (unfinished, [])

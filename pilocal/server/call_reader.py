@@ -44,6 +44,11 @@ class CallReader:
         return self._json.done
 
     @property
+    def key(self) -> str | None:
+        """The key whose value is being read."""
+        return self._json.key
+
+    @property
     def call(self) -> tuple[str, str] | None:
         """Name and arguments of a complete object; None where it is no call of one of the functions."""
         if self.is_arguments and self.name is not None:

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from pilocal.server.call_reader import CallReader
+from pilocal.server.call_reader import ARGUMENTS, CallReader
 from pilocal.server.partial_json import BLANKS
 from pilocal.server.tool_family import HERMES, LLAMA, Family
 
 ID_LETTERS, ID_LENGTH = string.ascii_letters + string.digits, 24
 NAME = r"[A-Za-z0-9_-]{1,64}"
-HEAD = re.compile(rf"({NAME})(\[CALL_ID\][A-Za-z0-9]+)?(\[ARGS\])?[{BLANKS}]*")
+HEAD = re.compile(rf"({NAME})(\[CALL_ID\][A-Za-z0-9]{{1,64}})?(\[ARGS\])?[{BLANKS}]*")
 """What Mistral's newer models write before the arguments."""
 HEAD_ENDS = ("", *(mark[start:] for mark in ("[CALL_ID]0", "[ARGS]") for start in range(len(mark))))
 """What a beginning of a head may lack."""
+BARE_KEYS = (None, "name", "type", "id", *ARGUMENTS)
+"""The keys of an object that is a call without a mark; with any other it is content, and need not be held back."""
 AFTER: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "hermes": (BLANKS, ("</tool_call>",), ("<tool_call>",)),
     "llama": (" \t\r", ("\n", ";"), ("<|python_tag|>",)),
@@ -126,6 +128,7 @@ class CallStream:
         self._said = False
         self._at_head = family == LLAMA  # whether a bare object would be a call
         self._held = ""  # what may become a mark, or a name before arguments, or what follows a call
+        self._blanks: list[str] = []  # what stands between the object and what follows it
         self._lead = ""  # what stands before the object and goes with it
         self._reader = CallReader(self._names)
         self._is_listed = False
@@ -234,7 +237,7 @@ class CallStream:
 
     def _begin(self, lead: str, *, is_listed: bool = False) -> None:
         """Begin what should be a call, after a mark or inside a list."""
-        self._lead, self._held = lead, ""
+        self._lead, self._held, self._blanks = lead, "", []
         self._reader, self._is_listed = CallReader(self._names), is_listed
         self._is_open = self._is_refused = False
         self._step = self._opening
@@ -272,6 +275,9 @@ class CallStream:
         if not reader.feed(character):
             self._give_up(character)
             return
+        if self._family == LLAMA and not self._lead and reader.key not in BARE_KEYS:
+            self._give_up("")
+            return
         if self._eager and reader.piece and reader.name is not None:
             if not self._is_open:
                 self._is_open = True
@@ -293,20 +299,23 @@ class CallStream:
     def _after(self, character: str) -> None:
         """Read what must follow an object for it to be a call."""
         blanks, ends, marks = AFTER_LISTED if self._is_listed else AFTER[self._family.name]
-        self._held += character
-        found = self._held.lstrip(blanks)
-        if found in ends:
-            self._accept(found)
-        elif found in marks:
-            self._held = self._held.removesuffix(found)
+        if not self._held and character in blanks:
+            self._blanks.append(character)
+            return
+        found, self._held = self._held + character, ""
+        if found in marks:
             self._accept("")
             self._back(found)
+            return
+        self._held = found
+        if found in ends:
+            self._accept(found)
         elif not any(text.startswith(found) for text in (*ends, *marks)):
             self._reject()
 
     def _accept(self, end: str) -> None:
         """Pass the call on, unless it has been, and go on behind what ends it."""
-        refused, held = self._is_refused, self._held
+        refused, held = self._is_refused, "".join(self._blanks) + self._held
         if not refused and not self._is_open and self._reader.call is not None:
             name, arguments = self._reader.call
             self._put_call(name)
@@ -322,7 +331,7 @@ class CallStream:
 
     def _reject(self) -> None:
         """Leave an object that is followed by something else in the content, unless it was passed on."""
-        held, reader = self._held, self._reader
+        held, reader = "".join(self._blanks) + self._held, self._reader
         if not self._is_open and not self._is_refused:
             self._say(self._lead)
             held = reader.text + held

@@ -63,34 +63,41 @@ def read_tools(request: Mapping[str, Any], family: Family) -> ToolRequest:
     `family` is that of the chat template that will write the chat. Values of null count as left out.
     """
     request = {key: value for key, value in request.items() if value is not None}
+    _refuse_old(request)
+    tools = _read_list(request["tools"]) if "tools" in request else []
+    parallel, must_call = _read_fields(request, [tool["function"]["name"] for tool in tools])
+    strict = frozenset(_strict_names(request.get("tools", ())))
+    shown = () if must_call is None else tuple(tools)
+    chat = messages_for(family, request.get("messages", []))
+    if family == NONE and (shown or has_calls(chat)):
+        param = "tools" if shown else "messages"
+        raise Refusal(400, f"{param}: {NO_TOOLS}.", param=param, code="unsupported_parameter")
+    return ToolRequest(messages=chat, tools=shown, must_call=must_call or (), strict=strict, parallel=parallel)
+
+
+def _strict_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [tool["function"]["name"] for tool in tools if tool["function"].get("strict")]
+
+
+def _refuse_old(request: Mapping[str, Any]) -> None:
     for name, new in OLD.items():
         if name in request:
             raise Refusal(400, f"{name}: deprecated; send {new}.", param=name, code="unsupported_parameter")
-    tools = _read_list(request)
+
+
+def _read_fields(request: Mapping[str, Any], names: Sequence[str]) -> tuple[bool, tuple[str, ...] | None]:
+    """Return whether the answer may have several calls, and what `_read_choice` returns."""
     for name in FIELDS:
-        if name in request and not tools:
+        if name in request and not names:
             raise Refusal(400, f"{name}: only where there are tools.", param=name, code="invalid_value")
     parallel = request.get("parallel_tool_calls", True)
     if not isinstance(parallel, bool):
         name = "parallel_tool_calls"
         raise Refusal(400, f"{name}: must be true or false.", param=name, code="invalid_type")
-    must_call = _read_choice(request.get("tool_choice", "auto"), [tool["function"]["name"] for tool in tools])
-    strict = {tool["function"]["name"] for tool in request.get("tools", ()) if tool["function"].get("strict")}
-    if must_call is None:
-        tools = []
-    chat = messages_for(family, request.get("messages", []))
-    for param, wanted in (("tools", bool(tools)), ("messages", has_calls(chat))):
-        if wanted and family == NONE:
-            raise Refusal(400, f"{param}: {NO_TOOLS}.", param=param, code="unsupported_parameter")
-    return ToolRequest(
-        messages=chat, tools=tuple(tools), must_call=must_call or (), strict=frozenset(strict), parallel=parallel
-    )
+    return parallel, _read_choice(request.get("tool_choice", "auto"), names)
 
 
-def _read_list(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if "tools" not in request:
-        return []
-    given = request["tools"]
+def _read_list(given: Any) -> list[dict[str, Any]]:
     if not isinstance(given, list):
         raise Refusal(400, "tools: must be a list.", param="tools", code="invalid_type")
     if not 1 <= len(given) <= MOST_TOOLS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Callable, Iterator, Mapping
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.server.partial_json import DEEPEST
 from pilocal.server.refusal import Refusal
+from pilocal.server.tool_calls import parse
 from pilocal.server.tool_family import HERMES, LLAMA, MISTRAL, NONE, Family, forced
 from pilocal.server.tool_messages import short_id
 from pilocal.server.tool_request import MOST_TOOLS, read_tools
@@ -329,6 +331,21 @@ def test_what_tools_say_never_becomes_a_control_token(layout: ToolLayout, model:
     kept = [token for token in tokens("plain") if token in controls]
     assert [token for token in tokens(marks) if token in controls] == kept
     assert kept
+
+
+def test_an_answer_s_tokens_are_read_where_the_marks_are_shown(layout: ToolLayout, model: Model) -> None:
+    family, tokenizer = layout.family, model.tokenizer
+    calls = [("add", '{"a": "é }"}'), ("now", "{}")]
+    found = tokenizer.tokens("" if family is LLAMA else "Well.", special=False)
+    for call in calls if family is not LLAMA else calls[:1]:
+        found += tokenizer.tokens(("<|python_tag|>" if family is LLAMA else "") + family.write([call]), special=True)
+    marks = {tokens[-1]: mark for mark in family.shown if len(tokens := tokenizer.tokens(mark, special=True)) <= 2}
+    controls = set(tokenizer.control_texts())
+    pieces = [marks[token].encode() if marks.get(token) in controls else tokenizer.text([token]) for token in found]
+    content, read = parse(family, b"".join(pieces).decode(), ["add", "now"], Random(1))
+    assert [(call.name, call.arguments) for call in read] == calls[: len(read)]
+    assert len(read) == (1 if family is LLAMA else 2)
+    assert content.strip() == ("" if family is LLAMA else "Well.")
 
 
 def grammar(model: Model, text: str) -> Callable[[str], bool]:

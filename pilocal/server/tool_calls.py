@@ -1,9 +1,9 @@
 """Reads tool calls out of what a model writes, whole or as it comes.
 
 `family_of` tells from the chat template how calls are written. `CallStream` turns pieces of an answer's text into
-OpenAI's deltas; `parse` reads a whole answer in the same way. The text must hold the family's marks, also where they
-are control tokens. Beside the calls stands the content: what is no call of one of the request's functions stays there
-as it was written. White space next to a call goes with it.
+OpenAI's deltas; `parse` reads a whole answer in the same way. The text must hold what the family's `shown` names, also
+where it is a control token. Beside the calls stands the content: what is no call of one of the request's functions
+stays there as it was written. White space next to a call goes with it.
 """
 
 from __future__ import annotations

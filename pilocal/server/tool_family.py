@@ -15,6 +15,10 @@ NO_TOOLS = (
 )
 
 
+HEAD_MARKS = ("[CALL_ID]", "[ARGS]")
+"""What Mistral's newer models write between a name and what follows it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """How calls are written: `opening`, then calls with `between` between them, then `closing`.
@@ -30,13 +34,18 @@ class Family:
     between: str = ""
     closing: str = ""
     marks: tuple[str, ...] = ()
-    """What a call begins with. Some are control tokens, which an answer's text must hold all the same."""
+    """What a call begins with."""
     thoughts: tuple[str, str] = ("", "")
     """What stands around thoughts at the head of an answer; there are no calls in them."""
     one_at_a_time: bool = False
     """Whether the chat template takes one call a message only."""
     short_ids: bool = False
     """Whether the chat template takes ids of nine letters and digits only."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What the text of an answer must hold, although some of it is a control token in most vocabularies."""
+        return (*self.marks, *filter(None, self.thoughts), *(HEAD_MARKS if self.short_ids else ()))
 
     def write(self, calls: Sequence[tuple[str, str]]) -> str:
         """Return calls, each a name and its arguments as JSON, as the model writes them.

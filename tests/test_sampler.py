@@ -27,7 +27,7 @@ def with_penalty(name: str, value: float, **more: Any) -> Choice:
 
 def draws(choice: Choice, count: int, logits_V: NDArray[np.float32]) -> list[int]:
     sampler = Sampler(choice)
-    return [sampler.choose(logits_V) for _ in range(count)]
+    return [token for _ in range(count) if (token := sampler.choose(logits_V)) is not None]
 
 
 def test_at_temperature_0_the_likeliest_is_taken() -> None:

@@ -18,7 +18,7 @@ from pilocal.prompt.settle import DATE_STRING
 if TYPE_CHECKING:
     from llama_cpp import ChatCompletionRequestMessage
 
-TEMPLATE_FIELDS = ("functions", "function_call", "tools", "tool_choice")
+TEMPLATE_FIELDS = ("tools",)
 """What of a request a chat template sees beside the messages."""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.llamacpp.grammar import Grammar, Vocabulary
 from pilocal.prompt.sampling import likeliest
 
 
@@ -34,6 +36,8 @@ class Choice:
     """Added to the logits of some tokens."""
     seed: int | None = None
     """The same seed draws the same answer; None draws another each time."""
+    grammar: str | None = None
+    """What the answer must be, in GBNF that was checked."""
 
     @property
     def changes_logits(self) -> bool:
@@ -44,22 +48,39 @@ class Choice:
 class Sampler:
     """Chooses the tokens of one answer."""
 
-    def __init__(self, choice: Choice, number: int = 0) -> None:
-        """Take what a request says; `number` tells its answers apart."""
+    def __init__(self, choice: Choice, number: int = 0, vocabulary: Vocabulary | None = None) -> None:
+        """Take what a request says; `number` tells its answers apart, `vocabulary` is needed for a grammar."""
         self._choice = choice
+        self._vocabulary = vocabulary
         seed = None if choice.seed is None else (choice.seed % 2**64, number)
         self._draw = np.random.default_rng(seed)
         self._said: Counter[int] = Counter()
 
-    def choose(self, logits_V: NDArray[np.float32]) -> int:
-        """Return the next token, and remember it."""
-        choice = self._choice
+    def choose(self, logits_V: NDArray[np.float32]) -> int | None:
+        """Return the next token, and remember it; None where none fits the grammar. Call it in one thread alone."""
+        choice, grammar = self._choice, self._grammar
         if choice.changes_logits:
             logits_V = self._changed(logits_V)
-        token = self._drawn(logits_V) if choice.temperature else likeliest(logits_V)
+        token = self._picked(logits_V)
+        if grammar is not None:
+            if not grammar.allows(token):
+                fitting_V = logits_V.copy()
+                if not grammar.apply(fitting_V):
+                    return None
+                token = self._picked(fitting_V)
+            grammar.accept(token)
         if choice.changes_logits:
             self._said[token] += 1
         return token
+
+    @cached_property
+    def _grammar(self) -> Grammar | None:
+        if self._choice.grammar is None or self._vocabulary is None:
+            return None
+        return Grammar(self._choice.grammar, self._vocabulary)
+
+    def _picked(self, logits_V: NDArray[np.float32]) -> int:
+        return self._drawn(logits_V) if self._choice.temperature else likeliest(logits_V)
 
     def _changed(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:
         choice, changed_V = self._choice, logits_V.copy()

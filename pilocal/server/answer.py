@@ -6,7 +6,7 @@ import codecs
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +76,8 @@ class Answer:
     tokenizer: Tokenizer
     max_tokens: int
     stops: Sequence[str] = ()
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    """Control tokens that the text has to show."""
     likelihoods: int | None = None
     """How many likely tokens are told beside each; None tells nothing of how likely tokens were."""
     cancelled: threading.Event
@@ -105,13 +107,13 @@ class Answer:
         """Choose the next token; None where the answer ends with it."""
         token = self.sampler.choose(logits_V)
         self.first_token_time = self.first_token_time or time.perf_counter()
-        if self.tokenizer.is_end(token):
+        if token is None or self.tokenizer.is_end(token):
             self.finish = STOP
             return None
         if self.likelihoods is not None:
             self.likely.append(_likelihood(token, logits_V, self.likelihoods))
         self.tokens.append(token)
-        text = self._find.add(self._decoder.decode(self.tokenizer.text([token])))
+        text = self._find.add(self._decoder.decode(self.shown.get(token) or self.tokenizer.text([token])))
         if text:
             self.told.append(text)
             if self.on_text is not None:

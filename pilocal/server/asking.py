@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 from pilocal.llamacpp.sampler import Choice, Sampler
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.answer import Answer
 from pilocal.server.engines import Engines
+from pilocal.server.request import ClientRequest
 from pilocal.server.routing import Route
-from pilocal.server.wire import Wire
+from pilocal.server.tool_calls import CallStream
+from pilocal.server.tool_family import Family
+from pilocal.server.tool_request import ToolRequest
+from pilocal.server.wire import Reader, Wire
 
 CHOICE = (
     "temperature",
@@ -29,33 +35,40 @@ CHOICE = (
 class Asking:
     """The answers to one request: made by the engine's thread, taken by the event loop."""
 
-    def __init__(self, route: Route, cancelled: threading.Event) -> None:
+    def __init__(self, route: Route, client: ClientRequest, cancelled: threading.Event) -> None:
         """Take a request; `cancelled` is set once its client has hung up. Call it in the event loop."""
         self.route = route
+        self.client = client
         self.answers: list[Answer] = []
+        self._readers: list[Reader] = []
         self._cancelled = cancelled
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
-    def begin(self, engines: Engines, context: int) -> None:
-        """Submit it; no answer makes its prompt longer than `context` tokens."""
-        route, body = self.route, self.route.body
+    async def begin(self, engines: Engines, context: int, family: Family) -> None:
+        """Submit it; no answer makes its prompt longer than `context` tokens. `family` is the chat template's."""
+        route, body, tools, grammar = self.route, self.route.body, self.client.tools, self.client.grammar
         engine, weights = engines.find(route.model, 1.0 if route.strength is None else route.strength)
         room = context - len(route.prompt)
+        vocabulary = await asyncio.to_thread(engines.vocabulary, route.model) if grammar else None
+        choice = replace(read_choice(body), grammar=grammar)
+        shown = engines.shown(family.shown) if tools else {}
         for number in range(body.get("n", 1)):
             answer = Answer(
                 prompt=route.prompt,
                 weights=weights,
-                sampler=Sampler(read_choice(body), number),
+                sampler=Sampler(choice, number, vocabulary),
                 tokenizer=engines.tokenizer,
                 max_tokens=min(body.get("max_tokens", room), room),
                 stops=_listed(body.get("stop", [])),
+                shown=shown,
                 likelihoods=_likelihoods(body),
                 cancelled=self._cancelled,
                 on_text=self._tell if body.get("stream") else None,
                 on_end=self._tell,
             )
             self.answers.append(answer)
+            self._readers.append(Reader(_calls(tools, family, choice.seed, number) if tools else None))
         for answer in self.answers:
             engine.submit(answer)
 
@@ -78,6 +91,10 @@ class Asking:
             self._news.clear()
         self._check()
 
+    def whole(self, wire: Wire) -> dict[str, Any]:
+        """Return the response once all answers have ended."""
+        return wire.whole(self.answers, self._readers)
+
     async def parts(self, wire: Wire) -> AsyncIterator[bytes]:
         """Yield the parts of a stream; raises what the engine failed with."""
         for part in wire.begin(len(self.answers)):
@@ -89,13 +106,15 @@ class Asking:
             for index in sorted(going):
                 answer = self.answers[index]
                 ended, likely = answer.ended, answer.likely[told[index] :]
-                told[index] += len(likely)
-                if text := answer.take_text():
-                    yield wire.part(index, text, None if answer.likelihoods is None else likely)
+                reader = self._readers[index]
+                deltas = [*reader.feed(answer.take_text()), *(reader.end() if ended else ())]
+                for delta in deltas:
+                    yield wire.part(index, delta, None if answer.likelihoods is None else likely)
+                    told[index], likely = told[index] + len(likely), []
                 if ended:
                     self._check()
                     going.discard(index)
-                    yield wire.last(index, answer)
+                    yield wire.last(index, reader.finish(answer.finish))
         for part in wire.end(self.answers):
             yield part
 
@@ -103,6 +122,12 @@ class Asking:
         for answer in self.answers:
             if answer.error is not None:
                 raise answer.error
+
+
+def _calls(tools: ToolRequest, family: Family, seed: int | None, number: int) -> CallStream:
+    """Return what reads the calls of functions out of an answer; the same seed gives them the same ids."""
+    draw = Random() if seed is None else Random(f"{seed} {number}")
+    return CallStream(family, tools.names, draw, eager=bool(tools.must_call), parallel=tools.parallel)
 
 
 def read_choice(body: Mapping[str, Any]) -> Choice:

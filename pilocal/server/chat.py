@@ -9,6 +9,7 @@ from typing import Any
 from pilocal.llamacpp.chat import TEMPLATE_FIELDS, ChatTemplate
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.refusal import Refusal
+from pilocal.server.tool_family import family_of
 
 
 class PromptTokens:
@@ -19,6 +20,8 @@ class PromptTokens:
         self._tokenizer = tokenizer
         self._bos = tokenizer.bos if tokenizer.adds_bos else ""
         self._chat_template = ChatTemplate(tokenizer, gguf, template)
+        self.family = family_of(template or tokenizer.chat_template)
+        """How the model writes calls of functions, by its chat template."""
 
     def chat(self, request: Mapping[str, Any]) -> list[int]:
         """Return the tokens of a chat; raises Refusal when the chat template does not accept it."""

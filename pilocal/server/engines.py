@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from pilocal.llamacpp.grammar import Vocabulary
 from pilocal.llamacpp.model import Model, load_adapter
 from pilocal.llamacpp.scheduler import BASE as NO_ADAPTER
 from pilocal.llamacpp.scheduler import Scheduler
@@ -32,6 +33,7 @@ class Engines:
         """Load the tasks' files; raises ModelError when llama.cpp refuses one, RunError where memory is missing."""
         self._names = (*(task.name for task in tasks), BASE)
         self._adapted = {task.name for task in tasks if task.adapter_path}
+        self._vocabularies: dict[str, Vocabulary] = {}
         self._stack = ExitStack()
         try:
             model = self._stack.enter_context(Model(base))
@@ -61,6 +63,22 @@ class Engines:
     def all(self) -> dict[str, Scheduler]:
         """Return the engines: that of the base, and those of fused files by the names of their tasks."""
         return {BASE: self._base, **self._fused}
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """Return the vocabulary with which the engine of a task keeps answers within a grammar; slow the first time."""
+        owner = name if name in self._fused else BASE
+        if owner not in self._vocabularies:
+            self._vocabularies[owner] = Vocabulary.of(self.tokenizer)
+        return self._vocabularies[owner]
+
+    def shown(self, texts: Iterable[str]) -> dict[int, bytes]:
+        """Return those of some texts that are one control token, which an answer's text leaves out otherwise."""
+        cut = {text: self.tokenizer.tokens(text, special=True) for text in texts}
+        return {
+            tokens[0]: text.encode()
+            for text, tokens in cut.items()
+            if len(tokens) == 1 and not self.tokenizer.text(tokens)
+        }
 
     def find(self, name: str, strength: float) -> tuple[Scheduler, Weights]:
         """Return the engine that has a task's weights, or the base's, and which of its weights they are."""

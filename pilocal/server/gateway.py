@@ -129,10 +129,11 @@ class Gateway:
                 strength = read_strength(_given(scope, STRENGTH_HEADER))
                 aside = len(body) > LONG_BODY
                 vocabulary = self._engines.tokenizer.size
-                request = await _worked(partial(read_request, state.path, body, vocabulary), aside=aside)
-                state.stream = bool(request.get("stream"))
-                route = partial(self._router.route, state.path, request, full_prompt=full_prompt, strength=strength)
-                state.asking = Asking(await _worked(route, aside=aside), cancelled)
+                read = partial(read_request, state.path, body, vocabulary, self._router.family)
+                client = await _worked(read, aside=aside)
+                state.stream = bool(client.body.get("stream"))
+                route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
+                state.asking = Asking(await _worked(route, aside=aside), client, cancelled)
                 await self._run(state.asking, state.path, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
@@ -163,7 +164,7 @@ class Gateway:
             echo=route.body["prompt"] if route.body.get("echo") else "",
             usage=bool(route.body.get("stream_options", {}).get("include_usage")),
         )
-        asking.begin(self._engines, self._router.context)
+        await asking.begin(self._engines, self._router.context, self._router.family)
         if route.body.get("stream"):
             await asking.first_news()
             if not cancelled.is_set():
@@ -171,7 +172,7 @@ class Gateway:
         else:
             await asking.all()
             if not cancelled.is_set():
-                await reply.json(wire.whole(asking.answers))
+                await reply.json(asking.whole(wire))
 
     def _record(self, state: _RequestState) -> None:
         """Count and log a finished request."""

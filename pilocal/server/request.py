@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pilocal.server.form import read_form
 from pilocal.server.refusal import Refusal
+from pilocal.server.tool_family import Family
+from pilocal.server.tool_request import OLD, ToolRequest, read_tools
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, COMPLETION)
@@ -36,28 +40,38 @@ NUMBERS: Mapping[str, tuple[str, float, float]] = {
 }
 """What each number may be; beyond some of OpenAI's bounds lie numbers that are infinite in float32."""
 FLAGS = ("stream", "echo", "store")
-TEXTS = ("model", "user", "prompt_cache_key", "safety_identifier", "service_tier")
-"""What is text; all but the model are labels, which change no answer."""
+TEXTS = ("model", "grammar", "user", "prompt_cache_key", "safety_identifier", "service_tier")
+"""What is text; from the third on they are labels, which change no answer."""
 MOST_STOPS = 4
 MOST_LOGPROBS = 5
 """Tokens that are told beside each of a raw prompt's answer."""
 
-COMMON = {*NUMBERS, *FLAGS, *TEXTS, "stop", "stream_options", "logit_bias", "logprobs", "metadata"} - {
-    "best_of",
-    "echo",
-}
+COMMON = {*NUMBERS, *FLAGS, *TEXTS, "stop", "stream_options", "logit_bias", "logprobs", "metadata"}
+COMMON -= {"best_of", "echo"}
 FIELDS: Mapping[str, set[str]] = {
-    CHAT: (COMMON | {"messages", "response_format", "tools", "tool_choice", "functions", "function_call"}),
+    CHAT: COMMON | {"messages", "response_format", "tools", "tool_choice", "parallel_tool_calls", *OLD},
     COMPLETION: (COMMON | {"prompt", "best_of", "echo"}) - {"top_logprobs", "max_completion_tokens"},
 }
 """What each endpoint knows; all else is refused."""
 
 
-def read_request(path: str, body: bytes, vocabulary: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRequest:
+    """What a client asks for, checked."""
+
+    body: dict[str, Any]
+    """What it sent, as the chat template and the choice of tokens take it."""
+    tools: ToolRequest | None = None
+    """The functions that the answer may call; None where there are none."""
+    grammar: str | None = None
+    """What the answer must be, in GBNF."""
+
+
+def read_request(path: str, body: bytes, vocabulary: int, family: Family) -> ClientRequest:
     """Return the checked request; raises Refusal with what is wrong, before anything is computed.
 
     What newer OpenAI clients send is translated: the role `developer`, text in parts, `max_completion_tokens`, and a
-    list of one raw prompt. `vocabulary` is the number of tokens.
+    list of one raw prompt. `vocabulary` is the number of tokens, `family` that of the chat template.
     """
     request = _parse(body)
     for name in request:
@@ -71,9 +85,16 @@ def read_request(path: str, body: bytes, vocabulary: int) -> dict[str, Any]:
     if path == CHAT:
         _translate(request)
         _check_chat(request)
+        tools = read_tools(request, family)
+        request["messages"] = list(tools.messages)
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            request.pop(name, None)
+        if tools.tools:
+            request["tools"] = list(tools.tools)
+            return ClientRequest(body=request, tools=tools, grammar=read_form(request, tools, family))
     else:
         _check_prompt(request)
-    return request
+    return ClientRequest(body=request, grammar=read_form(request))
 
 
 def _refused(name: str, problem: str, code: str | None = None) -> Refusal:
@@ -188,24 +209,10 @@ def _text(content: Any, param: str) -> str:
 def _check_chat(request: Mapping[str, Any]) -> None:
     if not request["messages"]:
         raise _refused("messages", "at least one is needed.")
-    _check_tools(request)
     if not isinstance(request.get("logprobs", False), bool):
         raise _refused("logprobs", "must be true or false.", "invalid_type")
     if "top_logprobs" in request and not request.get("logprobs"):
         raise _refused("top_logprobs", "only where logprobs is true.", "invalid_value")
-    form = request.get("response_format", {"type": "text"})
-    if not isinstance(form, dict) or form.get("type") != "text":
-        raise _refused("response_format", "this server answers in text alone.", "unsupported_parameter")
-
-
-def _check_tools(request: Mapping[str, Any]) -> None:
-    for name in ("tool_choice", "function_call"):
-        if isinstance(request.get(name), dict):
-            raise _refused(name, "this server does not do that.", "unsupported_parameter")
-    for name in ("tools", "functions"):
-        given = request.get(name, [])
-        if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-            raise _refused(name, "must be a list of objects.", "invalid_type")
 
 
 def _check_prompt(request: dict[str, Any]) -> None:

@@ -83,6 +83,8 @@ class Router:
         self._fused = {task.name for task in tasks if task.fused}
         self._takes_full_prompt = FallbackSampler(fallback_share)
         self._tokens = tokens
+        self.family = tokens.family
+        """How the model writes calls of functions."""
         self.context = context
         """The most tokens of a prompt and its answer."""
         self._searched = SEARCHED + SEARCHED_PER_TOKEN * context + 4 * max(len(task.template) for task in tasks)

@@ -12,7 +12,7 @@ from pilocal.server.engines import Engines
 from pilocal.server.full_prompt import FallbackSampler
 from pilocal.server.queue import Queue
 from pilocal.server.request import CHAT
-from pilocal.server.routing import INTERNALIZED, Route, Router
+from pilocal.server.routing import INTERNALIZED, Router
 
 
 class Shadow:
@@ -35,17 +35,18 @@ class Shadow:
             return
         if not self._takes() or self._queue.is_full:
             return
-        task = asyncio.create_task(self._compare(route, asking.text(0, self._engines.tokenizer)))
+        task = asyncio.create_task(self._compare(asking, asking.text(0, self._engines.tokenizer)))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _compare(self, route: Route, said: str) -> None:
+    async def _compare(self, answered: Asking, said: str) -> None:
+        route = answered.route
         try:
             full = self._router.with_full_prompt(route)
             if full is None:
                 return
-            asking = Asking(full, threading.Event())
-            asking.begin(self._engines, self._router.context)
+            asking = Asking(full, answered.client, threading.Event())
+            await asking.begin(self._engines, self._router.context, self._router.family)
             await asking.all()
             self._count(route.task, asking.text(0, self._engines.tokenizer).strip() == said.strip())
         except Exception:  # nobody waits for it; the log says what it was

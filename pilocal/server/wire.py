@@ -10,9 +10,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pilocal.llamacpp.tokenizer import Tokenizer
-from pilocal.server.answer import Answer, Likelihood
+from pilocal.server.answer import LENGTH, Answer, Likelihood
+from pilocal.server.tool_calls import CallStream, Delta, join
 
 END_OF_STREAM = b"data: [DONE]\n\n"
+
+
+class Reader:
+    """Reads an answer's text as it comes: all of it content, or with calls of functions in it."""
+
+    def __init__(self, calls: CallStream | None) -> None:
+        self._calls = calls
+
+    def feed(self, text: str) -> list[Delta]:
+        """Return what is new with the next piece of the text."""
+        if self._calls is not None:
+            return self._calls.feed(text)
+        return [{"content": text}] if text else []
+
+    def end(self) -> list[Delta]:
+        """Return what is left at the end of the text."""
+        return [] if self._calls is None else self._calls.end()
+
+    def finish(self, finish: str | None) -> str | None:
+        """Return why the answer has ended, in OpenAI's words."""
+        if self._calls is None or finish is None:
+            return finish
+        return self._calls.finish_reason(cut_off=finish == LENGTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +55,11 @@ class Wire:
     name: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Return the response to a request whose answers have ended."""
+    def whole(self, answers: Sequence[Answer], readers: Sequence[Reader]) -> dict[str, Any]:
+        """Return the response to a request whose answers have ended; `readers` read calls out of their texts."""
         kind = "chat.completion" if self.chat else "text_completion"
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        pairs = enumerate(zip(answers, readers, strict=True))
+        choices = [self._choice(index, answer, reader) for index, (answer, reader) in pairs]
         return self._head(kind) | {"choices": choices, "usage": self._usage(answers)}
 
     def begin(self, count: int) -> Iterator[bytes]:
@@ -46,15 +71,15 @@ class Wire:
             for index in range(count):
                 yield self._part({"index": index, "text": self.echo}, None, None)
 
-    def part(self, index: int, text: str, likely: Sequence[Likelihood] | None) -> bytes:
-        """Return a part of a stream that goes on with some text."""
-        said = {"delta": {"content": text}} if self.chat else {"text": text}
+    def part(self, index: int, delta: Mapping[str, Any], likely: Sequence[Likelihood] | None) -> bytes:
+        """Return a part of a stream that goes on with some `content`, or with a call."""
+        said = {"delta": delta} if self.chat else {"text": delta["content"]}
         return self._part({"index": index} | said, None, self._likelihoods(likely))
 
-    def last(self, index: int, answer: Answer) -> bytes:
+    def last(self, index: int, finish: str | None) -> bytes:
         """Return the part that ends an answer."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        return self._part({"index": index} | said, answer.finish, None)
+        return self._part({"index": index} | said, finish, None)
 
     def end(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         """Yield what ends a stream."""
@@ -62,13 +87,15 @@ class Wire:
             yield self._event({"choices": [], "usage": self._usage(answers)})
         yield END_OF_STREAM
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        text = answer.take_text()
-        said: dict[str, Any] = (
-            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": self.echo + text}
-        )
+    def _choice(self, index: int, answer: Answer, reader: Reader) -> dict[str, Any]:
+        text, calls = join([*reader.feed(answer.take_text()), *reader.end()])
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message |= {"content": text or None, "tool_calls": [call.message for call in calls]}
+        said: dict[str, Any] = {"message": message} if self.chat else {"text": self.echo + text}
         likely = answer.likely if answer.likelihoods is not None else None
-        return {"index": index} | said | {"logprobs": self._likelihoods(likely), "finish_reason": answer.finish}
+        finish = reader.finish(answer.finish)
+        return {"index": index} | said | {"logprobs": self._likelihoods(likely), "finish_reason": finish}
 
     def _part(self, choice: Mapping[str, Any], finish: str | None, logprobs: Any) -> bytes:
         whole = {**choice, "logprobs": logprobs, "finish_reason": finish}

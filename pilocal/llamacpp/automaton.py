@@ -1,20 +1,25 @@
-"""A grammar as a machine over the bytes of an answer: which may follow, however the grammar is built, in bounded work."""
+"""A grammar as a machine over the bytes of an answer, in work that is bounded however the grammar is built."""
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pilocal.llamacpp.gbnf import Ranges, Rules
+from pilocal.llamacpp.gbnf import Ranges
+from pilocal.llamacpp.gbnf_rules import Rules
 
 MAX_ITEMS = 4_000
 """Places in a grammar where an answer may be at once; what would lead to more is taken for not allowed."""
 
-MAX_HELD = 400_000
-"""Items in all states that are kept; then they are forgotten and computed again."""
+MAX_HELD = 200_000
+"""Items and steps in all states that are kept, of about 100 bytes; then they are forgotten and computed again."""
+
+MAX_MASKS = 256
+"""States whose fitting tokens are kept."""
 
 _END = 1 << 40
 """The symbol after the last of an alternative."""
@@ -81,6 +86,7 @@ class Automaton:
         self._first = [self._number(each) for each in encoded]
         self._frames: dict[frozenset[tuple[int, Frame | None]], Frame] = {}
         self._states: dict[tuple[frozenset[Item], bool], State] = {}
+        self._masked: deque[State] = deque()
         self._held = 0
         after = Frame(frozenset({(_DONE, None)}))
         self._symbols += [rules.root, _END]
@@ -92,17 +98,26 @@ class Automaton:
         """Return where a byte of a class leads; None if it does not fit."""
         if byte_class not in state.next:
             moved = self._moves(state).get(byte_class)
-            state.next[byte_class] = self._advance(moved) if moved else None
+            following = self._advance(moved) if moved else None
+            state.next[byte_class] = following
+            self._held += 1
         return state.next[byte_class]
 
     def walk(self, state: State, text: bytes) -> State | None:
         """Return where a text leads; None if it does not fit."""
-        at: State | None = state
         for byte in text:
-            at = self.step(at, self.byte_classes[byte])
-            if at is None:
+            following = self.step(state, self.byte_classes[byte])
+            if following is None:
                 return None
-        return at
+            state = following
+        return state
+
+    def keep_mask(self, state: State, mask: NDArray[np.uint8]) -> None:
+        """Keep the tokens that fit in a state, until there are too many of them."""
+        state.mask = mask
+        self._masked.append(state)
+        if len(self._masked) > MAX_MASKS:
+            self._masked.popleft().mask = None
 
     def _number(self, rest: frozenset[Bytes]) -> int:
         if rest not in self._rest_numbers:
@@ -127,6 +142,7 @@ class Automaton:
             for place, rest, frame in state.items:
                 for byte_class, left in self._byte_moves(rest):
                     state.moves.setdefault(byte_class, []).append((place, left, frame))
+            self._held += sum(map(len, state.moves.values()))
         return state.moves
 
     def _advance(self, moved: Iterable[Item]) -> State | None:
@@ -210,6 +226,7 @@ class Automaton:
             state.next, state.moves, state.mask = {}, None, None
         self._states.clear()
         self._frames.clear()
+        self._masked.clear()
         self._held = 0
 
 

@@ -10,24 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.llamacpp.automaton import Automaton, State
-from pilocal.llamacpp.gbnf import GrammarError, read_grammar
+from pilocal.llamacpp.gbnf import GrammarError
+from pilocal.llamacpp.gbnf_rules import read_grammar
 from pilocal.llamacpp.tokenizer import Tokenizer
 
 __all__ = ["Grammar", "GrammarError", "Vocabulary", "check_grammar"]
 
-KEPT = 16
+KEPT = 12
 """Grammars whose states are kept; a task's own grammar is used by all of its requests."""
 
-MAX_WORK = 100_000
-"""Places in a grammar that one `apply` may follow; a JSON schema takes some hundreds."""
+MAX_WORK = 30_000
+"""Places in a grammar that one `apply` may come to; a JSON schema takes some hundreds."""
 
 
 def check_grammar(text: str) -> None:
     """Raise GrammarError for a grammar that llama.cpp refuses, or that could end or stall it when it starts.
 
-    The error is one line with the line of the text, the rule and what is wrong: a syntax error, no `root`, a rule that is
-    undefined, defined twice, never ends or begins with itself, also by way of rules that may be empty, an endless
-    repetition of what may be empty, or more than the limits in gbnf.py. References to tokens are refused too.
+    The error is one line: the line of the text, the rule, and what is wrong. That is a syntax error, no `root`, a rule
+    that is undefined, defined twice, never ends or begins with itself, also by way of rules that may be empty, an
+    endless repetition of what may be empty, or more than the limits in gbnf.py and gbnf_rules.py. References to tokens
+    are refused too.
     """
     read_grammar(text)
 
@@ -69,26 +71,26 @@ class Grammar:
     """Keeps one answer within a grammar.
 
     llama.cpp has a sampler for this. It ends the process when it accepts a token that does not fit, and some grammars
-    that it takes stall it: the ways in which it reads an ambiguous one can double with each character. So the grammar is
-    followed here, in bounded work, and nothing raises but what is said below.
+    that it takes stall it: the ways in which it reads an ambiguous one can double with each character. So a grammar is
+    followed here, in bounded work.
 
-    A sampling loop first draws a token as it would without a grammar. If `allows(token)`, it is taken: that is exact, since
-    drawing again among the allowed ones would keep its share. If not, it calls `apply(logits)` and draws again; where
-    `apply` returns False nothing can follow, and the answer has to end. What was drawn goes to `accept`, the end token
-    too. An answer that stops elsewhere, by a stop word or a limit, is whole if `complete`.
+    A sampling loop draws a token as it would without a grammar. If `allows(token)`, it is taken; its chance is right,
+    as whatever does not fit is only ever drawn again. If not, the loop calls `apply(logits)` and draws again. Where
+    `apply` returns False nothing can follow, and the answer has to end as it is. The token goes to `accept`, an end
+    token too. An answer that stops elsewhere, at a stop word or a limit, is whole if `complete`.
     """
 
     def __init__(self, text: str, vocabulary: Vocabulary) -> None:
         """Begin an answer; raises GrammarError as `check_grammar` does."""
         self._vocabulary = vocabulary
         self._automaton = vocabulary.automaton(text)
-        self._state = self._automaton.start
+        self.state = self._automaton.start
         self._ended = False
 
     @property
     def complete(self) -> bool:
         """Whether the answer may end here."""
-        return self._state.complete
+        return self.state.complete
 
     def allows(self, token: int) -> bool:
         """Tell whether a token fits; none does after an end token."""
@@ -99,7 +101,7 @@ class Grammar:
         state = self._after(token)
         if state is None:
             raise ValueError(f"token {token} does not fit the grammar")
-        self._state = state
+        self.state = state
         self._ended = token in self._vocabulary.ends
 
     def apply(self, logits: NDArray[np.float32]) -> bool:
@@ -110,9 +112,11 @@ class Grammar:
         if self._ended:
             logits[:] = -np.inf
             return False
-        if self._state.mask is None:
-            self._state.mask = np.packbits(_fitting(self._automaton, self._state, self._vocabulary))
-        fits = np.unpackbits(self._state.mask, count=self._vocabulary.size).view(bool)
+        if self.state.mask is None:
+            fits = _fitting(self._automaton, self.state, self._vocabulary)
+            self._automaton.keep_mask(self.state, np.packbits(fits))
+        else:
+            fits = np.unpackbits(self.state.mask, count=self._vocabulary.size).view(bool)
         logits[~fits] = -np.inf
         return bool(np.isfinite(logits[fits]).any())
 
@@ -120,9 +124,9 @@ class Grammar:
         if self._ended or not 0 <= token < self._vocabulary.size:
             return None
         if token in self._vocabulary.ends:
-            return self._state if self._state.complete else None
+            return self.state if self.state.complete else None
         piece = self._vocabulary.pieces[token]
-        return self._automaton.walk(self._state, piece) if piece else None
+        return self._automaton.walk(self.state, piece) if piece else None
 
 
 def _fitting(automaton: Automaton, start: State, vocabulary: Vocabulary) -> NDArray[np.bool_]:
@@ -133,20 +137,22 @@ def _fitting(automaton: Automaton, start: State, vocabulary: Vocabulary) -> NDAr
     tokens = vocabulary.writing
     states, where = [start], np.zeros(len(tokens), np.int64)
     depth, work = 0, 0
+    seen: set[tuple[State, int]] = set()
     while len(tokens):
         keys = where * automaton.classes + classes[vocabulary.bytes[vocabulary.offsets[tokens] + depth]]
         asked = np.zeros(len(states) * automaton.classes, bool)
         asked[keys] = True
         numbers: dict[State, int] = {}
-        leads = np.full(len(asked), -1)
+        leads = np.full(len(asked), -1, np.int32)
         for key in np.flatnonzero(asked).tolist():
             if work > MAX_WORK:
                 break
-            state, byte_class = divmod(key, automaton.classes)
-            following = automaton.step(states[state], byte_class)
-            work += 1
-            if following is not None:
-                work += len(following.items)
+            state, byte_class = states[key // automaton.classes], key % automaton.classes
+            following = automaton.step(state, byte_class)
+            if (state, byte_class) not in seen:  # counted whether or not it is known, so that each time is alike
+                seen.add((state, byte_class))
+                work += 1 + len(following.items if following else ())
+            if following:
                 leads[key] = numbers.setdefault(following, len(numbers))
         depth += 1
         where = leads[keys]

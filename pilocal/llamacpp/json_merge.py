@@ -18,7 +18,10 @@ MAX_VISITED = 5_000
 """Schemas that are read, counted again where parts are put together."""
 
 ANNOTATIONS = frozenset(
-    "title description default $schema $id examples $comment deprecated readOnly writeOnly $defs definitions".split()
+    (
+        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
+        *("$schema", "$id", "$comment", "$defs", "definitions"),
+    )
 )
 """Keywords that say nothing about which answers are valid."""
 
@@ -31,7 +34,7 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
 """Keywords that speak of values of one type."""
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-KNOWN = ANNOTATIONS.union(*KEYWORDS.values(), "type enum const anyOf oneOf allOf $ref".split())
+KNOWN = ANNOTATIONS.union(*KEYWORDS.values(), ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"))
 
 Schema = Mapping[str, Any]
 
@@ -42,8 +45,8 @@ class UnsupportedSchema(ValueError):
 
 def fail(path: str, what: str, got: object = None) -> NoReturn:
     """Raise UnsupportedSchema."""
-    shown = "" if got is None else f"; got {ascii(got)[:80]}"
-    raise UnsupportedSchema(f"{path}: {what}{shown}")
+    where = path if len(path) <= 160 else f"{path[:80]}...{path[-70:]}"
+    raise UnsupportedSchema(f"{where}: {what}" + ("" if got is None else f"; got {ascii(got)[:80]}"))
 
 
 def below(path: str, key: str) -> str:
@@ -52,7 +55,8 @@ def below(path: str, key: str) -> str:
     >>> below("$.properties", "a b")
     '$.properties["a b"]'
     """
-    return f"{path}.{key}" if key.isascii() and key.replace("$", "").isidentifier() else f"{path}[{json.dumps(key)[:60]}]"
+    plain = key.isascii() and key.replace("$", "").isidentifier()
+    return f"{path}.{key}" if plain else f"{path}[{json.dumps(key)[:60]}]"
 
 
 def check_size(schema: object) -> None:
@@ -142,7 +146,7 @@ class Document:
     depth: int = field(default=0)
 
     def flat(self, schema: object, path: str) -> Schema | bool:
-        """Return a schema without $ref, allOf and annotations; raises UnsupportedSchema, by name, for what is unknown."""
+        """Return a schema without $ref, allOf and annotations; raises UnsupportedSchema for an unknown keyword."""
         self.visited += 1
         if self.visited > MAX_VISITED:
             fail(path, f"more than {MAX_VISITED} schemas, counting those that are put together of others")
@@ -239,10 +243,10 @@ def _both_values(key: str, one: Schema, other: Schema, path: str) -> Any:
     if canonical(mine) == canonical(others):
         return mine
     if key == "type":
-        pair = types_of(one, path), types_of(other, path)
-        shared = [each for each in pair[0] if each in pair[1]]
-        if any("integer" in each for each in pair) and "integer" not in shared and any("number" in each for each in pair):
-            shared.append("integer")
+        wider = [
+            {*types, *(["integer"] if "number" in types else [])} for types in map(types_of, (one, other), (path,) * 2)
+        ]
+        shared = [each for each in TYPES if each in wider[0] & wider[1]]
         return shared or fail(f"{path}.type", "no type is in both parts", [mine, others])
     if key == "required":
         return list(dict.fromkeys([*required_of(one, path), *required_of(other, path)]))

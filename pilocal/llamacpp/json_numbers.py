@@ -27,7 +27,7 @@ def whole_numbers(low: int, high: int) -> str:
     """Return GBNF for the whole numbers from `low` to `high`, neither beyond MOST; empty where there are none.
 
     >>> whole_numbers(-5, 12)
-    '[0-9] | "1" [0-2] | "-" ([1-5])'
+    '[0-9] | "1" ([0-2]) | "-" ([1-5])'
     """
     found = _naturals(max(low, 0), high)
     below = _naturals(max(1, -high), -low)

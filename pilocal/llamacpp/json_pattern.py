@@ -35,9 +35,9 @@ class PatternError(ValueError):
 def pattern_grammar(pattern: str, any_character: str) -> str:
     """Return GBNF for what a JSON string holds between its quotes so that a regular expression is found in it.
 
-    `any_character` names a rule for one character. Where two dialects disagree, only what both take is written: a class
-    of characters by what they are not is limited to ASCII where it names \\d, \\w or \\s. Raises PatternError for look-around,
-    back-references, word borders, named or inline options, anchors within, and endless repetitions of what may be empty.
+    `any_character` names a rule for one character. Where dialects disagree, only what all take is written: a negated
+    class that names digits, words or spaces is limited to ASCII. Raises PatternError for look-around, back-references,
+    borders of words, named groups and options, anchors within, and endless repetitions of what may be empty.
 
     >>> pattern_grammar("^[A-Z]{2}-?$", "char")
     '([A-Z]){2,2} ("-"){0,1}'

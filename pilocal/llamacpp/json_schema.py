@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from pilocal.llamacpp.gbnf import MAX_BYTES, MAX_REPEATED, GrammarError, read_grammar
+from pilocal.llamacpp.gbnf import MAX_BYTES, MAX_REPEATED, GrammarError
+from pilocal.llamacpp.gbnf_rules import read_grammar
 from pilocal.llamacpp.json_merge import (
     ANNOTATIONS,
     MAX_DEPTH,
@@ -28,50 +28,15 @@ from pilocal.llamacpp.json_merge import (
 )
 from pilocal.llamacpp.json_numbers import MOST, MOST_BOUND, Bounds, decimal_numbers, whole_numbers
 from pilocal.llamacpp.json_pattern import PatternError, json_characters, pattern_grammar
+from pilocal.llamacpp.json_values import BUILTIN, FORMATS, USES, json_text, literal
 
 __all__ = ["JSON_OBJECT", "UnsupportedSchema", "schema_grammar"]
 
-_MONTHS = '("0" [13578] | "1" [02]) "-" (%s | "3" [01]) | ("0" [469] | "11") "-" (%s | "30") | "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
-_DAYS = '"0" [1-9] | [12] [0-9]'
-_LEAP = '("0" [48] | [2468] [048] | [13579] [26])'
-
-BUILTIN: Mapping[str, str] = {
-    "ws": '(" " | "\\n" [ \\t]{0,32})?',
-    "char": r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" ([0-9a-cefA-CEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2}))',
-    "string": r'"\"" char* "\""',
-    "plain-string": r'"\"" [^"\\\x7F\x00-\x1F]* "\""',
-    "boolean": '"true" | "false"',
-    "null": '"null"',
-    "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
-    "number": 'integer ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
-    "value": "object | array | string | number | boolean | null",
-    "object": '"{" ws (member ("," ws member)* ws)? "}"',
-    "member": 'string ":" ws value',
-    "array": '"[" ws (value ("," ws value)* ws)? "]"',
-    "date": f'[1-9] [0-9] ([0-9] [0-9] "-" ({_MONTHS % (_DAYS, _DAYS)}) | {_LEAP} "-02-29")',
-    "time": '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
-    '("Z" | [-+] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])',
-    "date-time": 'date "T" time',
-    "uuid": "-".join(f"[0-9a-fA-F]{{{count}}} " for count in (8, 4, 4, 4, 12)).replace("-[", '"-" ['),
-}
-"""Rules that are written where they are used; a number is what a double holds, and no half of a surrogate pair is written."""
-
-_USES = {
-    "string": ["char"],
-    "number": ["integer"],
-    "value": ["array", "boolean", "null", "number", "object", "string"],
-    "object": ["member", "ws"],
-    "member": ["string", "value", "ws"],
-    "array": ["value", "ws"],
-    "date-time": ["date", "time"],
-}
 MAX_PATTERN_GRAMMAR = 20_000
 """Bytes of GBNF for one regular expression."""
 
 MAX_NAME = 100
 """Characters of a property's name beside additionalProperties."""
-
-_FORMATS = ("date", "time", "date-time", "uuid")
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
@@ -79,10 +44,12 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
 
     It may write less than the schema allows: properties in the schema's order, none beyond those listed unless
     `additionalProperties` is given, all of `prefixItems`, and only types of which the keywords speak where there is no
-    `type`. Keywords: type, enum, const, properties, required, additionalProperties, items, prefixItems, minItems, maxItems,
+    `type`.
+
+    It does type, enum, const, properties, required, additionalProperties, items, prefixItems, minItems, maxItems,
     minLength, maxLength, pattern, format (date, time, date-time, uuid), minimum, maximum, exclusiveMinimum,
-    exclusiveMaximum, anyOf, oneOf whose branches exclude each other, allOf, and $ref within the schema, also to itself.
-    Annotations are passed over.
+    exclusiveMaximum, anyOf, oneOf if its branches exclude each other, allOf, and $ref within the schema, also in a
+    circle. Annotations are passed over.
 
     Raises UnsupportedSchema, with the path, for any other keyword, a value that a keyword cannot have, what no finite
     answer fits, and a schema or grammar over its limits.
@@ -116,7 +83,7 @@ class _Writer:
     def _builtin(self, name: str) -> str:
         if name not in self._bodies:
             self._bodies[name] = BUILTIN[name]
-            for used in _USES.get(name, ()):
+            for used in USES.get(name, ()):
                 self._builtin(used)
         return name
 
@@ -212,12 +179,12 @@ class _Writer:
         if isinstance(value, Mapping | list | tuple) and value:
             self._builtin("ws")
             if isinstance(value, Mapping):
-                parts = [f"{_literal(_json(key) + ':')} ws {self._constant(each)}" for key, each in value.items()]
+                parts = [f"{literal(json_text(key) + ':')} ws {self._constant(each)}" for key, each in value.items()]
             else:
                 parts = [self._constant(each) for each in value]
             begin, end = ("{", "}") if isinstance(value, Mapping) else ("[", "]")
             return f'"{begin}" ws ' + ' "," ws '.join(parts) + f' ws "{end}"'
-        return _literal(_json(value))
+        return literal(json_text(value))
 
     def _of_type(self, kind: str, schema: Schema, path: str) -> str:
         writers: dict[str, Callable[[Schema, str], str]] = {
@@ -243,7 +210,7 @@ class _Writer:
                 if name in required:
                     fail(where, "it is required, and nothing fits it")
                 continue
-            key = _literal(_json(name) + ":")
+            key = literal(json_text(name) + ":")
             members.append((self._named(f"{key} ws {self._rule(of_name, where)}"), name in required))
         after, first = 'ws "}"', '"}"'
         if extra is not None and self._document.flat(extra, f"{path}.additionalProperties") is not False:
@@ -273,7 +240,8 @@ class _Writer:
             inside = {character: inner for character, inner in node.items() if character}
             taken = "".join(f"\\U{ord(character):08X}" for character in inside)
             found = [f'[^"\\\\\\x7F\\x00-\\x1F{taken}] {plain}* "\\""']
-            found += [f"{_literal(each)} {rest(inner)}" for each, inner in inside.items() if json_characters([(ord(each),) * 2])]
+            plain_ones = (each for each in inside if json_characters([(ord(each), ord(each))]).startswith("["))
+            found += [f"{literal(each)} {rest(inside[each])}" for each in plain_ones]
             if "" not in node:
                 found.append('"\\""')
             return self._named(" | ".join(found))
@@ -321,13 +289,14 @@ class _Writer:
         if said[0] in ("pattern", "format"):
             if len(said) > 1:
                 fail(f"{path}.{said[1]}", f"this server does not do that beside {said[0]}")
-            return self._pattern(schema["pattern"], path) if said == ["pattern"] else self._format(schema["format"], path)
+            write = self._pattern if said == ["pattern"] else self._format
+            return write(schema[said[0]], path)
         low, high = _counts(schema, "minLength", "maxLength", path)
         return self._named(f'"\\"" {self._builtin("char")}{_times(low, high)} "\\""')
 
     def _format(self, name: object, path: str) -> str:
-        if name not in _FORMATS:
-            fail(f"{path}.format", f"this server does {', '.join(_FORMATS)}", name)
+        if name not in FORMATS:
+            fail(f"{path}.format", f"this server does {', '.join(FORMATS)}", name)
         return self._named(f'"\\"" {self._builtin(str(name))} "\\""')
 
     def _pattern(self, pattern: object, path: str) -> str:
@@ -337,7 +306,7 @@ class _Writer:
             found = pattern_grammar(pattern, self._builtin("char"))
             if len(found) > MAX_PATTERN_GRAMMAR:
                 raise PatternError(f"its grammar has more than {MAX_PATTERN_GRAMMAR} bytes")
-            read_grammar(f'root ::= "\\"" ({found}) "\\""\nchar ::= {BUILTIN["char"]}')
+            read_grammar(f"root ::= {found} .\nchar ::= .")
         except (PatternError, GrammarError) as error:
             fail(f"{path}.pattern", f"this server does not do that: {error}")
         return self._named(f'"\\"" ({found}) "\\""')
@@ -350,7 +319,7 @@ class _Writer:
         least = -MOST if low is None else math.floor(low) + 1 if above else math.ceil(low)
         most = MOST if high is None else math.ceil(high) - 1 if below_it else math.floor(high)
         found = whole_numbers(max(least, -MOST), min(most, MOST))
-        return self._named(found) if found else fail(path, "no whole number is between its bounds, of 16 digits at most")
+        return self._named(found) if found else fail(path, "no whole number of 16 digits is between its bounds")
 
     def _number(self, schema: Schema, path: str) -> str:
         low, above = _bound(schema, "minimum", "exclusiveMinimum", path)
@@ -360,8 +329,8 @@ class _Writer:
         for bound in (low, high):
             if bound is not None and (bound != int(bound) or abs(bound) > MOST_BOUND):
                 fail(path, f"this server does bounds of a number that are whole, up to {MOST_BOUND}", bound)
-        whole = [None if bound is None else int(bound) for bound in (low, high)]
-        found = decimal_numbers(Bounds(*whole, above=above, below=below_it))
+        least, most = (None if bound is None else int(bound) for bound in (low, high))
+        found = decimal_numbers(Bounds(least, most, above=above, below=below_it))
         return self._named(found) if found else fail(path, "no number is between its bounds")
 
 
@@ -372,7 +341,7 @@ def _kinds(schema: Schema, constants: Sequence[object] | None, path: str) -> set
 
 
 def _needs_more(schema: Schema, other: Schema, path: str) -> bool:
-    """Tell whether an object has a property that no answer for another has: these have listed and required ones alone."""
+    """Tell whether an object has a property that no answer for another has: its listed and required ones alone."""
     if other.get("additionalProperties", False) is not False:
         return False
     return bool(set(required_of(schema, path)) - properties_of(other, path).keys() - set(required_of(other, path)))
@@ -407,20 +376,6 @@ def _counts(schema: Schema, least: str, most: str, path: str) -> tuple[int, int 
 
 def _times(low: int, high: int | None) -> str:
     return "*" if low == 0 and high is None else f"{{{low},{'' if high is None else high}}}"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _literal(text: str) -> str:
-    r"""Return a text as GBNF.
-
-    >>> print(_literal('a"\n'))
-    "a\"\n"
-    """
-    escaped = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\0": "\\x00"}
-    return '"' + "".join(escaped.get(character, character) for character in text) + '"'
 
 
 JSON_OBJECT = schema_grammar({"type": "object"})

@@ -28,6 +28,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["device", "level"],
     "additionalProperties": False,
 }
+CODES = 'root ::= ("ZOR" | "MIP" | "KEL")'
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": name, "parameters": SCHEMA}}
     for name in ("dim", "open_all")
@@ -41,8 +42,21 @@ def server(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Iterator[
     adapter = make_adapter(root / "adapter", starter, rank=4, scale=2.0)
     shipped = make_run(root / "house", starter, adapter, chat_template="chat_template.jinja")
     (shipped.folder / "chat_template.jinja").write_text(LLAMA_TOOLS)
-    with running([shipped.folder.parent], root, "--context", 1500) as server:
+    formed = make_run(root / "formed", starter, adapter, gguf=shipped.folder / shipped.base, grammar=CODES)
+    with running([shipped.folder.parent, formed.folder.parent], root, "--context", 1500) as server:
         yield server
+
+
+def test_a_task_s_own_form_holds_for_its_queries_unless_they_have_another(server: Server) -> None:
+    asked: dict[str, Any] = {"model": "formed", "n": 8, "seed": 3}
+    said = {choice["message"]["content"] for choice in answers(server, **asked)}
+    assert said <= {"ZOR", "MIP", "KEL"}
+    full = post(server, {"messages": CHATS[0], **HOT, **asked}, {"X-Pilocal-Fallback": "full-prompt"}).json()
+    assert {choice["message"]["content"] for choice in full["choices"]} <= {"ZOR", "MIP", "KEL"}
+    for choice in answers(server, **asked, **form("json_object")):
+        assert choice["message"]["content"].startswith("{")
+    free = {choice["message"]["content"] for choice in answers(server, **{**asked, "model": "base"})}
+    assert not free & {"ZOR", "MIP", "KEL"}
 
 
 def form(kind: str, schema: Any = None) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def form(kind: str, schema: Any = None) -> dict[str, Any]:
 
 
 def answers(server: Server, **more: Any) -> list[dict[str, Any]]:
-    reply = post(server, {"messages": CHATS[0], **HOT, **more})
+    reply = post(server, {"model": "house", "messages": CHATS[0], **HOT, **more})
     assert reply.status_code == 200, reply.text
     return list(reply.json()["choices"])
 
@@ -75,7 +89,7 @@ def test_a_grammar_holds_for_chats_and_raw_prompts_in_one_batch_with_free_answer
     grammar = 'root ::= ("ZOR" | "MIP") (" " [0-9])*  "."'
     for choice in answers(server, n=8, seed=1, grammar=grammar):
         assert re.fullmatch(r"(ZOR|MIP)( \d)*\.", choice["message"]["content"])
-    body = {"prompt": "red", "grammar": grammar, **HOT, "n": 4}
+    body = {"model": "house", "prompt": "red", "grammar": grammar, **HOT, "n": 4}
     for choice in post(server, body, path="completions").json()["choices"]:
         assert re.fullmatch(r"(ZOR|MIP)( \d)*\.", choice["text"])
 
@@ -111,10 +125,13 @@ def test_tools_may_be_left_alone_and_results_come_back(server: Server) -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "done"},
     ]
     for more in ({}, {"tool_choice": "none"}, {"tool_choice": "auto"}):
-        reply = post(server, {"messages": turns, "tools": TOOLS, "max_tokens": 8, **more})
+        reply = post(server, {"model": "house", "messages": turns, "tools": TOOLS, "max_tokens": 8, **more})
         assert reply.status_code == 200, reply.text
+    asked = {"model": "house", "messages": CHATS[0], "tools": TOOLS, "max_tokens": 1}
     shown, hidden = (
-        post(server, {"messages": CHATS[0], "tools": TOOLS, "max_tokens": 1, "tool_choice": choice}).json()["usage"]
+        post(
+            server, {"model": "house", "messages": CHATS[0], "tools": TOOLS, "max_tokens": 1, "tool_choice": choice}
+        ).json()["usage"]
         for choice in ("auto", "none")
     )
     assert shown["prompt_tokens"] > 100 + hidden["prompt_tokens"]
@@ -139,10 +156,10 @@ def test_tools_may_be_left_alone_and_results_come_back(server: Server) -> None:
     ],
 )
 def test_a_form_that_cannot_be_is_refused_and_the_server_goes_on(server: Server, more: Any, said: str) -> None:
-    reply = post(server, {"messages": CHATS[0], **more})
+    reply = post(server, {"model": "house", "messages": CHATS[0], **more})
     assert reply.status_code == 400
     assert said in reply.json()["error"]["message"]
-    assert post(server, {"messages": CHATS[0], "max_tokens": 1}).status_code == 200
+    assert post(server, {"model": "house", "messages": CHATS[0], "max_tokens": 1}).status_code == 200
 
 
 def test_a_schema_that_is_too_large_or_deep_is_refused_quickly(server: Server) -> None:
@@ -151,5 +168,5 @@ def test_a_schema_that_is_too_large_or_deep_is_refused_quickly(server: Server) -
         deep = {"type": "array", "items": deep}
     wide = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(30_000)}}
     for schema in (deep, wide):
-        reply = post(server, {"messages": CHATS[0], **form("json_schema", schema)})
+        reply = post(server, {"model": "house", "messages": CHATS[0], **form("json_schema", schema)})
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unsupported_schema")

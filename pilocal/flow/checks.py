@@ -10,6 +10,7 @@ from typing import Any
 import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.flow.answer_form import warn_of_misfits
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.mixing import mix_prompts
@@ -79,6 +80,8 @@ def checked_context(
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
+    with _collecting(faults):
+        warn_of_misfits(task, listeners.warn)
     raise_all(faults)
     assert base is not None
     for warning in task.warnings:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pilocal.flow.answer_form import answer_grammar
 from pilocal.flow.artefacts import Artefacts, float_notes, floats_line
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
@@ -84,6 +85,7 @@ def serve(context: Context, files: Files) -> list[Path]:
         shots=context.max_shots,
         residue_template=context.residue.template,
         residue_shots=context.residue.shots,
+        grammar=answer_grammar(task),
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,

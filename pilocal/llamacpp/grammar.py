@@ -14,7 +14,7 @@ from pilocal.llamacpp.gbnf import GrammarError
 from pilocal.llamacpp.gbnf_rules import read_grammar
 from pilocal.llamacpp.tokenizer import Tokenizer
 
-__all__ = ["Grammar", "GrammarError", "Vocabulary", "check_grammar"]
+__all__ = ["Form", "Grammar", "GrammarError", "Vocabulary", "check_grammar"]
 
 KEPT = 12
 """Grammars whose states are kept; a task's own grammar is used by all of its requests."""
@@ -65,6 +65,19 @@ class Vocabulary:
         if len(self._automata) > KEPT:
             self._automata.popitem(last=False)
         return found
+
+
+class Form:
+    """Tells whole texts that fit a grammar from those that do not."""
+
+    def __init__(self, text: str) -> None:
+        """Take a grammar; raises GrammarError as `check_grammar` does."""
+        self._automaton = Automaton(read_grammar(text))
+
+    def fits(self, answer: str) -> bool:
+        """Tell whether a text is whole by the grammar."""
+        state = self._automaton.walk(self._automaton.start, answer.encode())
+        return state is not None and state.complete
 
 
 class Grammar:

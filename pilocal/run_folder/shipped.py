@@ -54,6 +54,8 @@ class Shipped:
     """What stays of the template in every request; empty where nothing does."""
     residue_shots: int = 0
     """How many shots stay before every query."""
+    grammar: str | None = None
+    """What every answer to a bare query must be, in GBNF; None where it may be any text."""
     retrieval: Retrieval = field(default_factory=Retrieval)
     """How shots are chosen."""
     seed: int = 0
@@ -113,6 +115,8 @@ class Shipped:
         del values["folder"]
         if not self.residue:
             del values["residue_template"], values["residue_shots"]
+        if self.grammar is None:
+            del values["grammar"]
         write_json(self.folder / FILE, values)
         return self.folder / FILE
 

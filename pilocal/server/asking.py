@@ -47,7 +47,8 @@ class Asking:
 
     async def begin(self, engines: Engines, context: int, family: Family) -> None:
         """Submit it; no answer makes its prompt longer than `context` tokens. `family` is the chat template's."""
-        route, body, tools, grammar = self.route, self.route.body, self.client.tools, self.client.grammar
+        route, body, tools = self.route, self.route.body, self.client.tools
+        grammar = self.client.grammar or (None if tools else route.form)
         engine, weights = engines.find(route.model, 1.0 if route.strength is None else route.strength)
         room = context - len(route.prompt)
         vocabulary = await asyncio.to_thread(engines.vocabulary, route.model) if grammar else None

@@ -44,6 +44,8 @@ class Route:
     """The tokens of its prompt."""
     saved_tokens: int = 0
     """How many more the caller sent."""
+    form: str | None = None
+    """What the answer must be, in GBNF, unless the request has a form of its own."""
     bare: Chat | None = None
     """The chat without anything of the prompt, where an adapter answers one."""
     strength: float | None = None
@@ -81,6 +83,7 @@ class Router:
         self._known = {task.name: Recognition(task, examples[task.name]) for task in tasks}
         self._prompts = {task.name: PromptWriter(task, examples[task.name]) for task in tasks}
         self._fused = {task.name for task in tasks if task.fused}
+        self._forms = {task.name: task.grammar for task in tasks}
         self._takes_full_prompt = FallbackSampler(fallback_share)
         self._tokens = tokens
         self.family = tokens.family
@@ -117,7 +120,8 @@ class Router:
         if strength is not None:
             self._check_strength(name, full_prompt=full_prompt)
         route = self._route(path, {**request, "model": name}, full_prompt=full_prompt, sampled=strength is None)
-        return route if route.model == BASE else replace(route, strength=strength)
+        form = None if path != CHAT or route.near_miss else self._forms.get(name)
+        return replace(route, form=form, strength=None if route.model == BASE else strength)
 
     def _check_strength(self, name: str, *, full_prompt: bool) -> None:
         """Raise Refusal where there is no adapter whose strength could be chosen."""
@@ -186,7 +190,8 @@ class Router:
     def with_full_prompt(self, route: Route) -> Route | None:
         """Return the same request, once and whole, for the base with the full prompt; None where that does not fit."""
         body = {name: value for name, value in route.body.items() if name not in ("n", "stream", "stream_options")}
-        return self._full_prompt_route(route.task, route.bare, body, asked=False) if route.bare else None
+        found = self._full_prompt_route(route.task, route.bare, body, asked=False) if route.bare else None
+        return found and replace(found, form=route.form)
 
     def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
         try:

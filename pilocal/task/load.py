@@ -34,6 +34,7 @@ PATHS: Mapping[str, tuple[str, ...]] = {
     "compression": ("ladder", "checkpoint"),
     "training": ("mix_queries",),
     "evaluation": ("unrelated",),
+    "serving": ("json_schema", "grammar"),
     "scoring": ("database",),
     "synth": ("labelled", "queries"),
 }
@@ -81,6 +82,8 @@ class Task:
     """The base, as task.toml names it."""
     chat_template: str | None
     """The text of a chat template in the place of the base's own."""
+    answer_form: str | None
+    """The text of [serving] json_schema, or grammar."""
     template: str
     """The template's text."""
     train: tuple[Example, ...]
@@ -100,8 +103,8 @@ class Task:
     serving: Serving
     synth: Synth
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test, and database, chat_template and unrelated if it has
-    them."""
+    """Every file that was read: task, template, train, valid, test, and if it has them database, chat_template,
+    unrelated, json_schema and grammar."""
     unrelated: tuple[Example, ...] = ()
     """The user's own unrelated prompts, the answer empty where there is none."""
     warnings: tuple[str, ...] = ()
@@ -141,6 +144,8 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         "chat_template": top.chat_template,
         "mix_queries": (tables.get("training") or Training()).mix_queries,
         "unrelated": (tables.get("evaluation") or Evaluation()).unrelated,
+        "json_schema": (tables.get("serving") or Serving()).json_schema,
+        "grammar": (tables.get("serving") or Serving()).grammar,
     }
     files = {"task": path, "template": folder / top.template}
     files |= {name: folder / file for name, file in named.items() if file is not None}
@@ -198,7 +203,7 @@ def _read_contents(
     files: Mapping[str, Path], faults: list[PilocalError], data: bool
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return both templates and the examples of every split, and what is odd about them."""
-    contents: dict[str, Any] = {"template": "", "chat_template": None}
+    contents: dict[str, Any] = {"template": "", "chat_template": None, "answer_form": None}
     warnings: list[str | None] = []
     try:
         template = read_text(files["template"])
@@ -206,9 +211,10 @@ def _read_contents(
         warnings.append(placeholder_warning(template, files["template"]))
     except PilocalError as fault:
         faults.append(fault)
-    if "chat_template" in files:
+    texts = {"chat_template": "chat_template", "json_schema": "answer_form", "grammar": "answer_form"}
+    for name in texts.keys() & files.keys():
         try:
-            contents["chat_template"] = read_text(files["chat_template"])
+            contents[texts[name]] = read_text(files[name])
         except PilocalError as fault:
             faults.append(fault)
     if "unrelated" in files and data:

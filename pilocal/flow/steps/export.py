@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pilocal.flow.answer_form import answer_grammar
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.shipping import open_gate, serve, ship, tell_of_links
@@ -18,7 +19,8 @@ from pilocal.flow.steps.train import TRAIN
 def _facts(context: Context) -> list[Any]:
     settings = asdict(context.task.export)
     limit = settings.pop("retention")
-    made = [settings, *on_policy_facts(context)]
+    grammar = answer_grammar(context.task)
+    made = [settings, *on_policy_facts(context), *([grammar] if grammar else [])]
     return made if limit is None else [*made, limit, RETENTION.key(context)]
 
 

@@ -128,12 +128,7 @@ def test_tools_may_be_left_alone_and_results_come_back(server: Server) -> None:
         reply = post(server, {"model": "house", "messages": turns, "tools": TOOLS, "max_tokens": 8, **more})
         assert reply.status_code == 200, reply.text
     asked = {"model": "house", "messages": CHATS[0], "tools": TOOLS, "max_tokens": 1}
-    shown, hidden = (
-        post(
-            server, {"model": "house", "messages": CHATS[0], "tools": TOOLS, "max_tokens": 1, "tool_choice": choice}
-        ).json()["usage"]
-        for choice in ("auto", "none")
-    )
+    shown, hidden = (post(server, {**asked, "tool_choice": choice}).json()["usage"] for choice in ("auto", "none"))
     assert shown["prompt_tokens"] > 100 + hidden["prompt_tokens"]
 
 

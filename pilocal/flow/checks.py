@@ -10,7 +10,7 @@ from typing import Any
 import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, raise_all
-from pilocal.flow.answer_form import warn_of_misfits
+from pilocal.flow.answer_form import answer_grammar, warn_of_misfits
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.mixing import mix_prompts
@@ -80,14 +80,11 @@ def checked_context(
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
-    with _collecting(faults):
-        warn_of_misfits(task, listeners.warn)
     raise_all(faults)
     assert base is not None
     for warning in task.warnings:
         listeners.warn(warning)
-    _warn_of_contradictions(task, listeners.warn)
-    _warn_of_no_working(task, schedule, listeners.warn)
+    _warn_of_examples(task, schedule, listeners.warn)
     known: dict[str, Any] = {"task": task, "schedule": schedule, "run": run, "base": base, "backend": chosen}
     return Context(**known, metric=metric, listeners=listeners, start=start or start_of(run.state, run.file))
 
@@ -176,6 +173,8 @@ def _settings_faults(task: Task, schedule: Schedule) -> list[PilocalError]:
         what = "what is computed again would be dropped out anew"
         fix = "set [lora] dropout = 0 or recompute = false"
         faults.append(InputError(f"{task.files['task']} [training] recompute", what, fix=fix))
+    with _collecting(faults):
+        answer_grammar(task)
     return faults + (_working_faults(task) if any(schedule.workings) else [])
 
 
@@ -218,6 +217,13 @@ def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) ->
     backend.facts(task.training.precision or "float32")  # the initial adapter has to be there
     raise_all(refusals(task.lora, task.training))
     return backend
+
+
+def _warn_of_examples(task: Task, schedule: Schedule, warn: Callable[[str], None]) -> None:
+    """Warn of what is odd about the examples of a task without faults."""
+    _warn_of_contradictions(task, warn)
+    _warn_of_no_working(task, schedule, warn)
+    warn_of_misfits(task, warn)
 
 
 def _warn_of_contradictions(task: Task, warn: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from pilocal.task.examples import Example, load_examples
 from pilocal.task.load import Task, load_task
 from pilocal.task.optimizers import OPTIMIZERS, Optimizer
+from pilocal.task.serving_table import Serving
 from pilocal.task.tables import (
     AUTO,
     DEVICES,
@@ -20,7 +21,6 @@ from pilocal.task.tables import (
     Lora,
     Retrieval,
     Scoring,
-    Serving,
     Training,
 )
 

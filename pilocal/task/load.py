@@ -10,6 +10,7 @@ from typing import Any
 from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
 from pilocal.task.examples import Example, Split, find_leaks, load_unrelated, read_split
 from pilocal.task.placeholders import placeholder_warning
+from pilocal.task.serving_table import Serving
 from pilocal.task.synth_table import Synth
 from pilocal.task.tables import (
     METRICS,
@@ -22,7 +23,6 @@ from pilocal.task.tables import (
     Lora,
     Retrieval,
     Scoring,
-    Serving,
     Training,
 )
 from pilocal.task.text import absent, from_home, path_of

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilocal.task.optimizers import OPTIMIZERS
+from pilocal.task.serving_table import Serving
 from pilocal.task.synth_table import Synth
 from pilocal.task.toml import require
 
@@ -372,28 +373,6 @@ class Scoring:
             (self.timeout is None or self.timeout > 0, "timeout", "must be more than 0"),
             (self.memory_mb >= 64, "memory_mb", "must be at least 64"),
             (self.max_rows >= 1, "max_rows", "must be at least 1"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """`[serving]`: how the model is asked."""
-
-    default_system: bool = True
-    """Keep the system message that some chat templates (SmolLM2's, Qwen 2.5's) write where a chat has none. With false
-    nothing is trained or served with it, so that every bare query is shorter; `pilocal check` says by how much."""
-    json_schema: str | None = None
-    """File with a JSON schema that every served answer to a bare query fits. `pilocal check` tells which training
-    answers do not."""
-    grammar: str | None = None
-    """The same as a grammar in GBNF, llama.cpp's own form."""
-
-    def __post_init__(self) -> None:
-        both = self.json_schema is not None and self.grammar is not None
-        require(
-            (not both, "grammar", "an answer has one form; leave out json_schema or this"),
-            (self.json_schema != "", "json_schema", "must not be empty"),
-            (self.grammar != "", "grammar", "must not be empty"),
         )
 
 

@@ -211,6 +211,8 @@ ENDLESS = {"properties": {"p": {"allOf": [{"$ref": "#/$defs/e"}, {"required": ["
         ({"allOf": [{"$ref": "#"}]}, f"more than {MAX_DEPTH} schemas are put together"),
         ({"$defs": {"e": ENDLESS}, "$ref": "#/$defs/e", "required": ["p"]}, "the schema is deeper than"),
         ({"$defs": CHAIN, "$ref": "#/$defs/d0"}, "the schema is deeper than"),
+        ({"oneOf": [{"enum": [f"{i}-{k}" for k in range(80)]} for i in range(65)]}, "more than 5000 schemas"),
+        ({"anyOf": [{"pattern": "a{0,1999}" * 5 + str(i)} for i in range(900)]}, "$: the schema makes no grammar"),
         (LEVELS, f"$: more than {MAX_DEPTH} levels"),
         ({"enum": ["x" * 1_000_000]}, f"$: more than {MAX_BYTES} bytes"),
         ({"properties": {f"p{i}": True for i in range(30_000)}}, f"$: more than {MAX_BYTES} bytes"),

@@ -13,6 +13,9 @@ MAX_BYTES = 131_072
 MAX_ELEMENTS = 50_000
 """Characters and references of a grammar once its repetitions are written out."""
 
+MAX_SETS = 4_000
+"""Sets of characters that differ, a character of a literal among them."""
+
 MAX_REPEATED = 2_000
 """The highest bound of a repetition; llama.cpp drops a higher one silently."""
 
@@ -288,6 +291,8 @@ class Reader:
         characters = normalised(ranges, negated=negated)
         if not characters:
             self._fail("no character is in a set or literal")
+        if len(self.sets) == MAX_SETS:
+            self._fail(f"more than {MAX_SETS} characters and sets of characters differ")
         return ~self.sets.setdefault(characters, len(self.sets))
 
     def _number(self) -> int | None:

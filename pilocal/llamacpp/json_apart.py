@@ -19,6 +19,9 @@ from pilocal.llamacpp.json_merge import (
 DEPTH = 3
 """Properties within properties that are compared."""
 
+VALUES = 5
+"""Constants that weigh as much as a schema in the limit of schemas that are read."""
+
 
 def apart(document: Document, one: object, other: object, path: str, depth: int = 0) -> bool:
     """Tell whether it is certain that no answer written for either of two schemas fits the other."""
@@ -28,6 +31,7 @@ def apart(document: Document, one: object, other: object, path: str, depth: int 
     if not {"anyOf", "oneOf"}.isdisjoint([*first, *second]):
         return False
     values = constants_of(first, path), constants_of(second, path)
+    document.visited += sum(len(each or ()) for each in values) // VALUES
     if values[0] is not None and values[1] is not None:
         return {canonical(each) for each in values[0]}.isdisjoint(canonical(each) for each in values[1])
     shared = _types(first, values[0], path) & _types(second, values[1], path)

@@ -83,6 +83,7 @@ def fits(grammar: str, text: str) -> bool:
         ('root ::= "' + "abcdefghij" * 10 + '"{2000}', f"more than {MAX_ELEMENTS} elements"),
         ("root ::= " + "(" * 100_000, f"line 1, rule `root`: more than {MAX_DEPTH} groups are within each other"),
         ('root ::= "' + "a" * MAX_BYTES + '"', f"the grammar has {MAX_BYTES + 11} bytes"),
+        ('root ::= "' + "".join(chr(0x4E00 + i) for i in range(5000)) + '"', "more than 4000 characters and sets"),
         ('root ::= "a\0"', "line 1: a NUL ends the text"),
         ('root ::=\n"\ud800"', "line 2: half a surrogate pair is no character"),
         ("root ::= <think>", "line 1, rule `root`: tokens such as <[1]> are not taken here"),

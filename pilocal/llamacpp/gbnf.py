@@ -13,6 +13,9 @@ MAX_BYTES = 131_072
 MAX_ELEMENTS = 50_000
 """Characters and references of a grammar once its repetitions are written out."""
 
+MAX_SETS = 4_000
+"""Sets of characters that differ, a character of a literal among them."""
+
 MAX_REPEATED = 2_000
 """The highest bound of a repetition; llama.cpp drops a higher one silently."""
 
@@ -51,10 +54,18 @@ def normalised(ranges: Iterable[tuple[int, int]], *, negated: bool = False) -> R
         else:
             found.append((low, high))
     if negated:
-        lows, highs = [0, *(high + 1 for _, high in found)], [*(low - 1 for low, _ in found), 0x10FFFF]
-        found = [(low, high) for low, high in zip(lows, highs, strict=True) if low <= high]
-    cut = [(max(low, least), min(high, most)) for low, high in found for least, most in _CHARACTERS]
-    return tuple(sorted((low, high) for low, high in cut if low <= high))
+        found = list(
+            zip([0, *(high + 1 for _, high in found)], [*(low - 1 for low, _ in found), 0x10FFFF], strict=True)
+        )
+    return tuple(filter(_is_run, (_common(run, allowed) for run in found for allowed in _CHARACTERS)))
+
+
+def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return max(one[0], other[0]), min(one[1], other[1])
+
+
+def _is_run(run: tuple[int, int]) -> bool:
+    return run[0] <= run[1]
 
 
 def check_text(text: str) -> None:
@@ -280,6 +291,8 @@ class Reader:
         characters = normalised(ranges, negated=negated)
         if not characters:
             self._fail("no character is in a set or literal")
+        if len(self.sets) == MAX_SETS:
+            self._fail(f"more than {MAX_SETS} characters and sets of characters differ")
         return ~self.sets.setdefault(characters, len(self.sets))
 
     def _number(self) -> int | None:

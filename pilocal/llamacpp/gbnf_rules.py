@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pilocal.llamacpp.gbnf import Body, GrammarError, Ranges, Reader, check_text
@@ -52,17 +52,19 @@ def read_grammar(text: str) -> Rules:
 
 def _derived(alternatives: Sequence[Sequence[Body]], *, characters: bool) -> set[int]:
     """Return the rules that derive a finite text; without `characters`, those that derive the empty text."""
+    bodies = [(rule, body) for rule, each in enumerate(alternatives) for body in each]
+    if not characters:
+        bodies = [(rule, body) for rule, body in bodies if min(body, default=0) >= 0]
+    needed = [[symbol for symbol in body if symbol >= 0] for _, body in bodies]
     waiting: dict[int, list[int]] = defaultdict(list)
-    missing: list[int] = []
-    owner: list[int] = []
-    for rule, bodies in enumerate(alternatives):
-        for body in bodies:
-            if characters or all(symbol >= 0 for symbol in body):
-                for symbol in body:
-                    if symbol >= 0:
-                        waiting[symbol].append(len(owner))
-                missing.append(sum(symbol >= 0 for symbol in body))
-                owner.append(rule)
+    for entry, symbols in enumerate(needed):
+        for symbol in symbols:
+            waiting[symbol].append(entry)
+    return _reached(waiting, list(map(len, needed)), [rule for rule, _ in bodies])
+
+
+def _reached(waiting: Mapping[int, Sequence[int]], missing: list[int], owner: Sequence[int]) -> set[int]:
+    """Return the rules of which one entry lacks nothing, when those that are found are lacking no more."""
     found: set[int] = set()
     ready = [rule for rule, count in zip(owner, missing, strict=True) if not count]
     while ready:
@@ -70,7 +72,7 @@ def _derived(alternatives: Sequence[Sequence[Body]], *, characters: bool) -> set
         if rule in found:
             continue
         found.add(rule)
-        for entry in waiting[rule]:
+        for entry in waiting.get(rule, ()):
             missing[entry] -= 1
             if not missing[entry]:
                 ready.append(owner[entry])

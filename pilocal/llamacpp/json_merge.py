@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -33,7 +33,14 @@ KEYWORDS: Mapping[str, tuple[str, ...]] = {
 }
 """Keywords that speak of values of one type."""
 
+NEARER: Mapping[str, Callable[[float, float], float]] = {
+    **dict.fromkeys(("minimum", "exclusiveMinimum", "minItems", "minLength"), max),
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxItems", "maxLength"), min),
+}
+"""Which of two bounds holds where both are asked for."""
+
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+PASSED = ANNOTATIONS.union(("$ref", "allOf"))
 KNOWN = ANNOTATIONS.union(*KEYWORDS.values(), ("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"))
 
 Schema = Mapping[str, Any]
@@ -67,25 +74,28 @@ def check_size(schema: object) -> None:
         value, depth = todo.pop()
         if depth > MAX_DEPTH:
             fail("$", f"more than {MAX_DEPTH} levels")
-        if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                fail("$", "a key is no text")
-            todo += [(each, depth + 1) for each in value.values()]
-            size += sum(len(key) + 4 for key in value)
-        elif isinstance(value, list | tuple):
-            todo += [(each, depth + 1) for each in value]
-            size += 2 * len(value)
-        elif isinstance(value, str):
-            size += len(value) + 2
-        elif not (value is None or isinstance(value, bool | int | float)):
-            fail("$", "this is no JSON", value)
-        size += 1
+        length, inside = _measured(value)
+        todo += [(each, depth + 1) for each in inside]
+        size += length
         if size > MAX_BYTES:
             fail("$", f"more than {MAX_BYTES} bytes")
     try:
         json.dumps(schema, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:  # NaN, a number of too many digits, half a surrogate pair
         fail("$", f"this is no JSON: {error}")
+
+
+def _measured(value: object) -> tuple[int, Iterable[object]]:
+    """Return about how many bytes a value takes, and the values within it."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            fail("$", "a key is no text")
+        return sum(len(key) + 4 for key in value) + 2, value.values()
+    if isinstance(value, list | tuple):
+        return 2 * len(value) + 2, value
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        fail("$", "this is no JSON", value)
+    return len(value) + 3 if isinstance(value, str) else 1, ()
 
 
 def canonical(value: object) -> str:
@@ -114,13 +124,15 @@ def type_of(value: object) -> str:
 def types_of(schema: Schema, path: str) -> list[str]:
     """Return the types that a flat schema allows; without `type`, those of which its keywords speak, or all."""
     if "type" not in schema:
-        spoken = [kind for kind, keywords in KEYWORDS.items() if not schema.keys().isdisjoint(keywords)]
-        return spoken or [kind for kind in TYPES if kind != "integer"]
-    found = schema["type"]
-    found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list | tuple) or not found or not all(each in TYPES for each in found):
+        return _spoken_of(schema) or [kind for kind in TYPES if kind != "integer"]
+    found = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    if not isinstance(found, list | tuple) or not found or not set(map(str, found)) <= set(TYPES):
         fail(f"{path}.type", f"one of {', '.join(TYPES)}, or a list of these", schema["type"])
-    return [each for each in dict.fromkeys(found) if each != "integer" or "number" not in found]
+    return list(dict.fromkeys(each for each in found if each != "integer" or "number" not in found))
+
+
+def _spoken_of(schema: Schema) -> list[str]:
+    return [kind for kind, keywords in KEYWORDS.items() if not schema.keys().isdisjoint(keywords)]
 
 
 def constants_of(schema: Schema, path: str) -> list[Any] | None:
@@ -130,11 +142,18 @@ def constants_of(schema: Schema, path: str) -> list[Any] | None:
     found = schema.get("enum", [schema.get("const")])
     if not isinstance(found, list | tuple) or not found:
         fail(f"{path}.enum", "a list of values", found)
-    allowed = set(types_of(schema, path)) if "type" in schema else set(TYPES)
-    wanted = {canonical(schema["const"])} if "const" in schema else {canonical(each) for each in found}
-    kinds = [(each, type_of(each)) for each in {canonical(each): each for each in found}.values()]
-    fitting = [each for each, kind in kinds if kind in allowed or (kind == "integer" and "number" in allowed)]
-    return [each for each in fitting if canonical(each) in wanted]
+    values = {canonical(each): each for each in found}
+    if "const" in schema:
+        wanted = canonical(schema["const"])
+        values = {wanted: values[wanted]} if wanted in values else {}
+    allowed = wider_types(schema, path) if "type" in schema else set(TYPES)
+    return [each for each in values.values() if type_of(each) in allowed]
+
+
+def wider_types(schema: Schema, path: str) -> set[str]:
+    """Return the types that a flat schema allows, integers among numbers."""
+    types = set(types_of(schema, path))
+    return types | {"integer"} if "number" in types else types
 
 
 @dataclass(slots=True)
@@ -152,20 +171,14 @@ class Document:
             fail(path, f"more than {MAX_VISITED} schemas, counting those that are put together of others")
         if isinstance(schema, bool):
             return schema
-        if not isinstance(schema, Mapping):
-            fail(path, "a schema is an object, true or false", schema)
-        unknown = next((key for key in schema if key not in KNOWN), None)
-        if unknown is not None:
-            fail(below(path, unknown), "this server does not do that")
+        schema = _known(schema, path)
         parts = []
         if "$ref" in schema:
             target, where = self.resolved(schema["$ref"], path)
             parts.append((target, where))
         if "allOf" in schema:
             parts += [(each, f"{path}.allOf[{i}]") for i, each in enumerate(schemas_of(schema, "allOf", path))]
-        whole: Schema | bool = {
-            key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in ("$ref", "allOf")
-        }
+        whole: Schema | bool = {key: schema[key] for key in schema if key not in PASSED}
         self.depth += 1
         if self.depth > MAX_DEPTH:
             fail(path, f"more than {MAX_DEPTH} schemas are put together of each other")
@@ -200,6 +213,16 @@ class Document:
             else:
                 fail(f"{path}.$ref", "there is no such place in the schema", reference)
         return target, where
+
+
+def _known(schema: object, path: str) -> Schema:
+    """Return a schema; raises UnsupportedSchema for a keyword that is unknown."""
+    if not isinstance(schema, Mapping):
+        fail(path, "a schema is an object, true or false", schema)
+    unknown = next((key for key in schema if key not in KNOWN), None)
+    if unknown is not None:
+        fail(below(path, unknown), "this server does not do that")
+    return schema
 
 
 def schemas_of(schema: Schema, key: str, path: str) -> Sequence[object]:
@@ -242,25 +265,26 @@ def _both_values(key: str, one: Schema, other: Schema, path: str) -> Any:
     mine, others = one[key], other[key]
     if canonical(mine) == canonical(others):
         return mine
-    if key == "type":
-        wider = [
-            {*types, *(["integer"] if "number" in types else [])} for types in map(types_of, (one, other), (path,) * 2)
-        ]
-        shared = [each for each in TYPES if each in wider[0] & wider[1]]
-        return shared or fail(f"{path}.type", "no type is in both parts", [mine, others])
     if key == "required":
         return list(dict.fromkeys([*required_of(one, path), *required_of(other, path)]))
-    if key == "items" and "prefixItems" not in one and "prefixItems" not in other:
+    if key == "items" and "prefixItems" not in {**one, **other}:
         return {"allOf": [mine, others]}
-    numbers = isinstance(mine, int | float) and isinstance(others, int | float)
-    if numbers and key in ("minimum", "exclusiveMinimum", "minItems", "minLength"):
-        return max(mine, others)
-    if numbers and key in ("maximum", "exclusiveMaximum", "maxItems", "maxLength"):
-        return min(mine, others)
-    if key == "enum" and isinstance(mine, list | tuple) and isinstance(others, list | tuple):
-        wanted = {canonical(each) for each in others}
-        return [each for each in mine if canonical(each) in wanted] or fail(f"{path}.enum", "no value is in both parts")
-    fail(f"{path}.{key}", "two parts say this differently, which is not put together here")
+    if key in NEARER and isinstance(mine, int | float) and isinstance(others, int | float):
+        return NEARER[key](mine, others)
+    if key not in ("type", "enum"):
+        fail(f"{path}.{key}", "two parts say this differently, which is not put together here")
+    shared = _both_types(one, other, path) if key == "type" else _both_enums(mine, others, path)
+    return shared or fail(f"{path}.{key}", "nothing of it is in both parts", [mine, others])
+
+
+def _both_types(one: Schema, other: Schema, path: str) -> list[str]:
+    shared = wider_types(one, path) & wider_types(other, path)
+    return [each for each in TYPES if each in shared]
+
+
+def _both_enums(mine: object, others: object, path: str) -> list[Any]:
+    wanted = {canonical(each) for each in constants_of({"enum": others}, path) or ()}
+    return [each for each in constants_of({"enum": mine}, path) or () if canonical(each) in wanted]
 
 
 def _both_objects(one: Schema, other: Schema, path: str) -> dict[str, Any]:

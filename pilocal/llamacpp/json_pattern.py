@@ -71,6 +71,19 @@ def _code(code: int) -> str:
     return f"\\x{code:02X}" if code < 0x100 else f"\\U{code:08X}"
 
 
+def _times(found: re.Match[str]) -> tuple[int, int | None]:
+    if found[0] in "*+?":
+        return {"*": (0, None), "+": (1, None), "?": (0, 1)}[found[0]]
+    low = int(found[1])
+    return low, int(found[3]) if found[3] else None if found[2] else low
+
+
+def _ascii_without(characters: Ranges) -> Ranges:
+    """Return the printable ASCII characters that are not in a set."""
+    outside = [(0, _ASCII[0] - 1), (_ASCII[1] + 1, 0x10FFFF)]
+    return normalised([*characters, *outside], negated=True)
+
+
 @dataclass(slots=True)
 class _Pattern:
     """Reads an expression from its beginning to its end; each part is its GBNF, and whether it can be empty."""
@@ -135,10 +148,7 @@ class _Pattern:
         found = _TIMES.match(self.text, self.at)
         if not found:
             return atom, nullable
-        low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(found[0]) or (
-            int(found[1]),
-            int(found[3]) if found[3] else None if found[2] else int(found[1]),
-        )
+        low, high = _times(found)
         if max(low, high or 0) > MAX_REPEATED or (high is not None and high < low):
             self._fail(f"a repetition goes up, to {MAX_REPEATED} at most")
         if nullable and high is None:
@@ -171,8 +181,7 @@ class _Pattern:
         self.at += 1
         if not negated:
             return normalised(ranges)
-        outside = [(0, _ASCII[0] - 1), (_ASCII[1] + 1, 0x10FFFF)] if ascii_only else []
-        return normalised([*ranges, *outside], negated=True)
+        return _ascii_without(tuple(ranges)) if ascii_only else normalised(ranges, negated=True)
 
     def _member(self) -> tuple[Ranges, bool]:
         """Read a character of a class, or a set; return it, and whether it is a set."""
@@ -193,12 +202,10 @@ class _Pattern:
         self.at += digits.end() - digits.start() if digits else 1
         if kind in _SETS:
             return _SETS[kind], True
-        if kind and kind in "DWS" and not within:
-            inside = [(max(low, _ASCII[0]), min(high, _ASCII[1])) for low, high in _SETS[kind.lower()]]
-            outside = [(0, _ASCII[0] - 1), (_ASCII[1] + 1, 0x10FFFF)]
-            return normalised([*(each for each in inside if each[0] <= each[1]), *outside], negated=True), True
+        if kind.lower() in _SETS and not within:
+            return _ascii_without(_SETS[kind.lower()]), True
         code = int(digits[1] or digits[2], 16) if digits else _CONTROLS.get(kind, -1)
-        if code < 0 and kind.isascii() and not kind.isalnum() and kind:
+        if kind.isascii() and kind and not kind.isalnum():
             code = ord(kind)
         if code < 0:
             self.at -= 2

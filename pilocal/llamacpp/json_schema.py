@@ -9,6 +9,7 @@ from typing import Any
 
 from pilocal.llamacpp.gbnf import MAX_BYTES, MAX_REPEATED, GrammarError
 from pilocal.llamacpp.gbnf_rules import read_grammar
+from pilocal.llamacpp.json_apart import apart
 from pilocal.llamacpp.json_merge import (
     ANNOTATIONS,
     MAX_DEPTH,
@@ -16,14 +17,12 @@ from pilocal.llamacpp.json_merge import (
     Schema,
     UnsupportedSchema,
     below,
-    canonical,
     check_size,
     constants_of,
     fail,
     properties_of,
     required_of,
     schemas_of,
-    type_of,
     types_of,
 )
 from pilocal.llamacpp.json_numbers import MOST, MOST_BOUND, Bounds, decimal_numbers, whole_numbers
@@ -140,32 +139,9 @@ class _Writer:
         if key == "oneOf":
             flat = [self._document.flat(each, f"{path}.oneOf[{i}]") for i, each in enumerate(branches)]
             for (i, one), (k, other) in combinations(enumerate(flat), 2):
-                if not self._apart(one, other, path, 0):
+                if not apart(self._document, one, other, path):
                     fail(f"{path}.oneOf", f"an answer might fit both [{i}] and [{k}]; write anyOf if it may")
         return self._named(" | ".join(self._rule(each, f"{path}.{key}[{i}]") for i, each in enumerate(branches)))
-
-    def _apart(self, one: object, other: object, path: str, depth: int) -> bool:
-        """Tell whether it is certain that no answer written for either of two schemas fits the other."""
-        if depth > 3:
-            return False
-        first, second = self._document.flat(one, path), self._document.flat(other, path)
-        if isinstance(first, bool) or isinstance(second, bool):
-            return first is False or second is False
-        values = constants_of(first, path), constants_of(second, path)
-        if values[0] is not None and values[1] is not None:
-            return {canonical(each) for each in values[0]}.isdisjoint(canonical(each) for each in values[1])
-        if any(key in each for each in (first, second) for key in ("anyOf", "oneOf")):
-            return False
-        kinds = [_kinds(first, values[0], path), _kinds(second, values[1], path)]
-        if not kinds[0] & kinds[1]:
-            return True
-        if kinds[0] & kinds[1] != {"object"} or not all(value is None for value in values):
-            return False
-        mine, others = properties_of(first, path), properties_of(second, path)
-        shared = set(required_of(first, path)) & set(required_of(second, path)) & mine.keys() & others.keys()
-        if any(self._apart(mine[name], others[name], path, depth + 1) for name in sorted(shared)):
-            return True
-        return _needs_more(first, second, path) and _needs_more(second, first, path)
 
     def _constants(self, schema: Schema, constants: Sequence[object], path: str) -> str:
         beside = next((key for key in schema if key not in ("type", "enum", "const")), None)
@@ -198,30 +174,36 @@ class _Writer:
 
     def _object(self, schema: Schema, path: str) -> str:
         listed, required = properties_of(schema, path), required_of(schema, path)
-        extra = schema.get("additionalProperties", None if listed or required or "properties" in schema else True)
-        if not listed and not required and (extra is True or extra == {}):
+        closed = bool(required) or "properties" in schema
+        extra = schema.get("additionalProperties", not closed)
+        if not listed and not required and _is_anything(extra):
             return self._builtin("object")
         self._builtin("ws")
-        members = []
-        for name in [*listed, *(name for name in required if name not in listed)]:
-            of_name = listed.get(name, True if extra is None else extra)
-            where = below(f"{path}.properties", name)
-            if of_name is False or self._document.flat(of_name, where) is False:
-                if name in required:
-                    fail(where, "it is required, and nothing fits it")
-                continue
-            key = literal(json_text(name) + ":")
-            members.append((self._named(f"{key} ws {self._rule(of_name, where)}"), name in required))
         after, first = 'ws "}"', '"}"'
-        if extra is not None and self._document.flat(extra, f"{path}.additionalProperties") is not False:
+        if self._document.flat(extra, f"{path}.additionalProperties") is not False:
             value = self._rule(extra, f"{path}.additionalProperties")
-            other = self._named(f'{self._other_name(list(listed) + required, path)} ":" ws {value}')
+            other = self._named(f'{self._other_name([*listed, *required], path)} ":" ws {value}')
             after = self._named(f'("," ws {other})* ws "}}"')
             first = self._named(f'{other} {after} | "}}"')
-        for member, needed in reversed(members):
+        unlisted = schema.get("additionalProperties", True)
+        for member, needed in reversed(self._members(listed, required, unlisted, path)):
             first = self._named(f"{member} {after}" if needed else f"{member} {after} | {first}")
             after = self._named(f'"," ws {member} {after}' if needed else f'("," ws {member})? {after}')
         return self._named(f'"{{" ws {first}')
+
+    def _members(
+        self, listed: Mapping[str, Any], required: Sequence[str], unlisted: object, path: str
+    ) -> list[tuple[str, bool]]:
+        """Return a rule for each property with its name, and whether it is required."""
+        found = []
+        for name in dict.fromkeys([*listed, *required]):
+            schema, where = listed.get(name, unlisted), below(f"{path}.properties", name)
+            if self._document.flat(schema, where) is not False:
+                key = literal(json_text(name) + ":")
+                found.append((self._named(f"{key} ws {self._rule(schema, where)}"), name in required))
+            elif name in required:
+                fail(where, "it is required, and nothing fits it")
+        return found
 
     def _other_name(self, names: Sequence[str], path: str) -> str:
         """Return a rule for a property's name that is none of these, without escapes, which could spell one of them."""
@@ -250,29 +232,34 @@ class _Writer:
         return self._named(f'"\\"" {rest(tree)}')
 
     def _array(self, schema: Schema, path: str) -> str:
-        prefix = list(schemas_of(schema, "prefixItems", path)) if "prefixItems" in schema else []
         low, high = _counts(schema, "minItems", "maxItems", path)
-        if not prefix and not low and high is None and schema.get("items", True) in (True, {}):
+        if "prefixItems" not in schema and (low, high) == (0, None) and _is_anything(schema.get("items", True)):
             return self._builtin("array")
-        for i, each in enumerate(prefix):
-            if i == high or self._document.flat(each, f"{path}.prefixItems[{i}]") is False:
-                prefix, high = prefix[:i], i
-                break
+        prefix = self._prefix(schema, high, path)
+        whole = len(prefix) == len(schema.get("prefixItems", ()))
         items = schema.get("items", low > len(prefix) if prefix else True)
         if isinstance(items, list | tuple):
             fail(f"{path}.items", "a list of schemas is written prefixItems here")
-        if self._document.flat(items, f"{path}.items") is False:
-            high = len(prefix) if high is None else min(high, len(prefix))
+        if not whole or self._document.flat(items, f"{path}.items") is False:
+            high = len(prefix)
         if high is not None and low > high:
             fail(path, f"no array has at least {low} and at most {high} items")
         self._builtin("ws")
         fixed = [self._rule(each, f"{path}.prefixItems[{i}]") for i, each in enumerate(prefix)]
-        low = max(0, low - len(fixed))
-        high = None if high is None else high - len(fixed)
         return self._named(self._list(fixed, items, low, high, path))
 
+    def _prefix(self, schema: Schema, high: int | None, path: str) -> Sequence[object]:
+        """Return the schemas of an array's first items, up to the first that cannot be."""
+        prefix = schemas_of(schema, "prefixItems", path) if "prefixItems" in schema else []
+        for i, each in enumerate(prefix[:high]):
+            if self._document.flat(each, f"{path}.prefixItems[{i}]") is False:
+                return prefix[:i]
+        return prefix[:high]
+
     def _list(self, fixed: list[str], items: object, low: int, high: int | None, path: str) -> str:
-        """Return an array of these rules and then of so many items."""
+        """Return an array of so many items, of which the first are these rules."""
+        low = max(0, low - len(fixed))
+        high = None if high is None else high - len(fixed)
         begin = '"[" ws ' + ' "," ws '.join(fixed)
         if high == 0:
             return f'{begin} ws "]"' if fixed else f'{begin}"]"'
@@ -306,8 +293,7 @@ class _Writer:
             found = pattern_grammar(pattern, self._builtin("char"))
             if len(found) > MAX_PATTERN_GRAMMAR:
                 raise PatternError(f"its grammar has more than {MAX_PATTERN_GRAMMAR} bytes")
-            read_grammar(f"root ::= {found} .\nchar ::= .")
-        except (PatternError, GrammarError) as error:
+        except PatternError as error:
             fail(f"{path}.pattern", f"this server does not do that: {error}")
         return self._named(f'"\\"" ({found}) "\\""')
 
@@ -334,17 +320,8 @@ class _Writer:
         return self._named(found) if found else fail(path, "no number is between its bounds")
 
 
-def _kinds(schema: Schema, constants: Sequence[object] | None, path: str) -> set[str]:
-    """Return the types that a flat schema takes, whichever are written for it."""
-    found = types_of(schema if "type" in schema else {}, path) if constants is None else map(type_of, constants)
-    return {"number" if each == "integer" else each for each in found}
-
-
-def _needs_more(schema: Schema, other: Schema, path: str) -> bool:
-    """Tell whether an object has a property that no answer for another has: its listed and required ones alone."""
-    if other.get("additionalProperties", False) is not False:
-        return False
-    return bool(set(required_of(schema, path)) - properties_of(other, path).keys() - set(required_of(other, path)))
+def _is_anything(schema: object) -> bool:
+    return schema is True or schema == {}
 
 
 def _bound(schema: Schema, key: str, exclusive: str, path: str) -> tuple[int | float | None, bool]:

@@ -134,21 +134,12 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
     if top is None:
         raise_all(faults)
     assert top is not None
-    scoring = tables.get("scoring") or Scoring()
     for name in asked - set(METRICS[top.metric]):
         where = f"{path}:{line_of(text, name, 'scoring')}"
         fix = f"it reads {', '.join(METRICS[top.metric]) or 'none'}; remove the key"
         faults.append(InputError(where, f"the metric {top.metric} does not read [scoring] {name}", fix=fix))
-    named = {
-        "database": scoring.database,
-        "chat_template": top.chat_template,
-        "mix_queries": (tables.get("training") or Training()).mix_queries,
-        "unrelated": (tables.get("evaluation") or Evaluation()).unrelated,
-        "json_schema": (tables.get("serving") or Serving()).json_schema,
-        "grammar": (tables.get("serving") or Serving()).grammar,
-    }
     files = {"task": path, "template": folder / top.template}
-    files |= {name: folder / file for name, file in named.items() if file is not None}
+    files |= {name: folder / file for name, file in _named_files(top, tables).items() if file is not None}
     files |= {"train": folder / top.train, "valid": folder / top.valid, "test": folder / top.test}
     contents, warnings = _read_contents(files, faults, data)
     raise_all(faults)
@@ -162,6 +153,19 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
         **contents,
         **tables,
     )
+
+
+def _named_files(top: _Top, tables: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the files that a task may name beside its template and examples; a table with faults names none."""
+    serving = tables.get("serving") or Serving()
+    return {
+        "database": (tables.get("scoring") or Scoring()).database,
+        "chat_template": top.chat_template,
+        "mix_queries": (tables.get("training") or Training()).mix_queries,
+        "unrelated": (tables.get("evaluation") or Evaluation()).unrelated,
+        "json_schema": serving.json_schema,
+        "grammar": serving.grammar,
+    }
 
 
 def _from_home(values: dict[str, Any]) -> None:

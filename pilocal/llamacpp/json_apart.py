@@ -30,14 +30,14 @@ def apart(document: Document, one: object, other: object, path: str, depth: int 
         return first is False or second is False
     if not {"anyOf", "oneOf"}.isdisjoint([*first, *second]):
         return False
-    values = constants_of(first, path), constants_of(second, path)
-    document.visited += sum(len(each or ()) for each in values) // VALUES
-    if values[0] is not None and values[1] is not None:
-        return {canonical(each) for each in values[0]}.isdisjoint(canonical(each) for each in values[1])
-    shared = _types(first, values[0], path) & _types(second, values[1], path)
+    mine, others = constants_of(first, path), constants_of(second, path)
+    if mine is not None and others is not None:
+        document.visited += (len(mine) + len(others)) // VALUES
+        return set(map(canonical, mine)).isdisjoint(map(canonical, others))
+    shared = _types(first, mine, path) & _types(second, others, path)
     if not shared:
         return True
-    if shared != {"object"} or values != (None, None):
+    if shared != {"object"} or mine is not others:
         return False
     return _objects_apart(document, first, second, path, depth)
 

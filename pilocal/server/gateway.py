@@ -43,6 +43,8 @@ BODY_SECONDS = 60
 """Seconds within which a request's body has to arrive."""
 LONG_BODY = 16 * 2**10
 """Bytes from which a request is read beside the event loop, which goes on meanwhile."""
+FORMS = (b'"grammar"', b'"json_schema"', b'"tools"')
+"""Of a request with such a field the form of its answer is read beside the event loop, too: it may take a second."""
 GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
 """The paths that are fetched with GET; the others take POST."""
 
@@ -127,7 +129,7 @@ class Gateway:
             with self._queue.admit():
                 full_prompt = _wants_full_prompt(fallback)
                 strength = read_strength(_given(scope, STRENGTH_HEADER))
-                aside = len(body) > LONG_BODY
+                aside = len(body) > LONG_BODY or any(form in body for form in FORMS)
                 vocabulary = self._engines.tokenizer.size
                 read = partial(read_request, state.path, body, vocabulary, self._router.family)
                 client = await _worked(read, aside=aside)

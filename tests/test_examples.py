@@ -158,8 +158,8 @@ def files_of(name: str) -> set[str]:
         splits = {f"{split}.jsonl" for split in SPLITS}
         return always | splits | {"make.py", *(f"schedule.{fade}.toml" for fade in FADES)}
     if name in REAL:
-        smollm2 = {"task.smollm2.toml", "schedule.smollm2.toml"} if name == "nl2bash" else set()
-        return always | smollm2 | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
+        smollm2 = {"nl2bash": {"task.smollm2.toml", "schedule.smollm2.toml"}, "geography": {"task.smollm2.toml"}}
+        return always | smollm2.get(name, set()) | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
     own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
     return always | own | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)}
 

@@ -24,7 +24,7 @@ from pilocal.task.toml import read_text
 
 SPLITS = {"test": "test", "dev": "valid", "train": "train"}
 """The data set's names of the splits, and ours."""
-FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml")
+FILES = ("template.md", "task.toml", "template.starter.md", "task.starter.toml", "task.smollm2.toml")
 
 
 def questions(entries: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:

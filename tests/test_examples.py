@@ -159,7 +159,8 @@ def files_of(name: str) -> set[str]:
         return always | splits | {"make.py", *(f"schedule.{fade}.toml" for fade in FADES)}
     if name in REAL:
         smollm2 = {"nl2bash": {"task.smollm2.toml", "schedule.smollm2.toml"}, "geography": {"task.smollm2.toml"}}
-        return always | smollm2.get(name, set()) | {"task.starter.toml", "template.starter.md", "schedule.starter.toml", "prepare.py"}
+        starter = {"task.starter.toml", "template.starter.md", "schedule.starter.toml"}
+        return always | smollm2.get(name, set()) | starter | {"prepare.py"}
     own = {SCRIPTS[name][0].split("/")[1]} if SCRIPTS[name][0].startswith(f"{name}/") else set()
     return always | own | {"schedule.toml", *(f"{split}.jsonl" for split in SPLITS)}
 

@@ -21,8 +21,9 @@ from pilocal.evaluate.scoring import python_tests
 from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.flow.mixing import GENERAL as MIXED
 from pilocal.task import load_examples, load_task
-from pilocal.task.examples import load_unrelated
+from pilocal.task.examples import load_queries, load_unrelated
 from pilocal.task.schedule import load_decay, load_schedule
+from pilocal.task.text import key_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -153,7 +154,7 @@ def files_of(name: str) -> set[str]:
         return {"README.md", "prepare.py", "schedule.toml", "task.toml", "task.smollm2.toml"}
     always = {"README.md", "task.toml", "template.md"}
     if name == "handbook":
-        return always | {"schedule.toml", "test.jsonl", "general.jsonl"}
+        return always | {"schedule.toml", "queries.jsonl", "test.jsonl", "general.jsonl"}
     if name == TWO_HOP:
         splits = {f"{split}.jsonl" for split in SPLITS}
         return always | splits | {"make.py", *(f"schedule.{fade}.toml" for fade in FADES)}
@@ -183,6 +184,13 @@ def test_the_readme_of_an_example_gives_its_command_its_budget_and_room_for_scor
     stages = re.findall(r"^\| (\d) \| ([\d.]+) \| (\d) \|", text, re.MULTILINE)
     wanted = [(str(i), f"{stage.tau:.2f}", str(stage.shots)) for i, stage in enumerate(law.schedule().stages)]
     assert stages[: law.stages] == wanted
+
+
+def test_no_question_of_the_handbook_s_test_is_among_those_that_are_learned() -> None:
+    asked = [example.query for example in load_examples(EXAMPLES / "handbook" / "test.jsonl")]
+    learned = load_queries(EXAMPLES / "handbook" / "queries.jsonl")
+    assert len(set(map(key_of, learned))) == len(learned) == 765
+    assert {key_of(query) for query in asked} & set(map(key_of, learned)) == set()
 
 
 def test_the_handbook_s_questions_can_be_scored_and_its_facts_are_entries() -> None:

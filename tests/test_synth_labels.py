@@ -122,6 +122,55 @@ def test_an_answer_that_its_entries_alone_do_not_give_is_dropped_and_counted(
     assert Counter(query for _, query in seen) == Counter([*queries, *queries])
 
 
+def ask(folder: Path, *records: Any) -> None:
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_answers_come_from_the_entries_alone_where_that_is_asked_for(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_synth(template_only(tmp_path / "task", tiny_base), 'prompt = "entries"')
+    ask(
+        folder, {"query": "Which one do I mean?", "entry": "- blue  MIP"}, {"query": "red or not?", "entry": "blue MIP"}
+    )
+    seen = dict[str, str]()
+
+    def said(
+        self: Teacher, templates: Sequence[str], queries: Sequence[str], sampling: Sampling | None = None
+    ) -> list[str]:
+        seen.update(zip(queries, templates, strict=True))
+        return [" ZOR"] * len(queries)
+
+    monkeypatch.setattr(Teacher, "answer_after", said)
+    monkeypatch.setattr(Teacher, "reply", lambda *_: pytest.fail("asked with the whole template"))
+    synthesize(folder)
+    alone_is = "Answer with the code of the colour.\n- {}\nPlease be kind. Say nothing else."
+    wanted = {"what is red?": "red ZOR", "show blue now": "blue MIP"}
+    wanted |= {"Which one do I mean?": "blue MIP", "red or not?": "blue MIP"}
+    assert {query: seen[query] for query in wanted} == {query: alone_is.format(text) for query, text in wanted.items()}
+    records = [json.loads(line) for split in SPLITS for line in lines_of(folder, split)]
+    named = {record["query"]: record["entries"] for record in records}
+    assert named["red or not?"] == named["Which one do I mean?"] == ["blue MIP"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("blue MOP", "template.md has no such entry as 'which?' asks for; got 'blue MOP'"),
+        ("", "entry must be the text of an entry; got ''"),
+        (3, "entry must be the text of an entry; got 3"),
+    ],
+)
+def test_an_entry_that_is_not_there_is_one_line(entry: Any, said: str, tiny_base: Base, tmp_path: Path) -> None:
+    folder = template_only(tmp_path / "task", tiny_base)
+    ask(folder, {"query": "which?", "entry": entry})
+    with pytest.raises(InputError) as caught:
+        synthesize(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_starter_agrees_with_itself_on_what_single_entries_say(tmp_path: Path) -> None:
     folder = shutil.copytree(GAP, tmp_path / "gap", ignore=shutil.ignore_patterns("run"))
     with_synth(folder, "\n[synth]\nper_entry = 1\nagreement = true")

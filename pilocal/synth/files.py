@@ -12,6 +12,7 @@ from typing import Any
 import pilocal
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import on_cpu
+from pilocal.compress.entries import read_entries
 from pilocal.errors import InputError
 from pilocal.evaluate.asking import Asker
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
@@ -34,8 +35,9 @@ from pilocal.synth.stale import Memory
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.synth.written import new_records, records_of, write_records
 from pilocal.task import Example, Generation, Task, load_task
-from pilocal.task.examples import load_examples, load_queries
-from pilocal.task.text import path_of
+from pilocal.task.examples import load_asked, load_examples
+from pilocal.task.synth_table import WHOLE
+from pilocal.task.text import key_of, path_of
 
 FOLDER = "synth"
 """Below the task folder."""
@@ -62,6 +64,8 @@ class _Given:
 
     solved: tuple[Example, ...]
     own: tuple[str, ...]
+    declared: Mapping[str, int]
+    """The entry that some of your own ask for, by `key_of`."""
     valid: tuple[Example, ...]
     test: tuple[Example, ...]
 
@@ -112,12 +116,29 @@ def _read_given(task: Task, folder: Path) -> _Given:
     asked_for = task.synth.labelled is not None or task.files[TRAIN].parent == folder
     solved = load_examples(labelled) if asked_for and labelled.exists() else read(TRAIN)
     own = task.folder / task.synth.queries
+    asked = load_asked(own) if own.exists() else ()
     return _Given(
         solved=solved,
-        own=load_queries(own) if own.exists() else (),
+        own=tuple(query for query, _ in asked),
+        declared=_declared(task, own, {query: entry for query, entry in asked if entry is not None}),
         valid=read(VALID),
         test=read(TEST),
     )
+
+
+def _declared(task: Task, path: Path, entries: Mapping[str, str]) -> dict[str, int]:
+    """Return the numbers of the entries that queries say they ask for; raises InputError for one that is not there."""
+    numbers = {_words(entry.text): entry.number for entry in read_entries(task.template)}
+    for query, entry in entries.items():
+        if _words(entry) not in numbers:
+            what = f"{task.files['template'].name} has no such entry as {query[:40]!r} asks for"
+            raise InputError(path, what, got=entry[:60], fix="write it as the template has it, or leave it out")
+    return {key_of(query): numbers[_words(entry)] for query, entry in entries.items()}
+
+
+def _words(text: str) -> str:
+    """Return an entry as it is looked up: without the mark of a list, whatever the white space."""
+    return " ".join(text.removeprefix("- ").removeprefix("* ").split())
 
 
 def _without_stale(task: Task, given: _Given, folder: Path, listeners: Listeners) -> _Given:
@@ -156,6 +177,7 @@ def _cover(task: Task, given: _Given) -> Coverage:
         per_entry=task.synth.per_entry,
         seed=task.synth.seed,
         held_out=held_out,
+        declared=given.declared,
     )
 
 
@@ -236,7 +258,8 @@ def _answers_key(task: Task, base: Base, labeller: Labeller, asked: Sequence[Ask
     """Return what decides every answer, and whether it is learned."""
     settings = [task.synth.temperature, task.synth.seed if task.synth.temperature else 0, task.synth.agreement]
     example = labeller.example.facts if labeller.example else None
-    talking = [task.synth.turns, example] if task.synth.turns > 1 else []
+    talking: list[Any] = [task.synth.turns, example] if task.synth.turns > 1 else []
+    talking += [task.synth.prompt] if task.synth.prompt != WHOLE else []
     return _key(task, base, settings, metric_facts(task, labeller.metric), [*map(asdict, asked)], *talking)
 
 

@@ -14,9 +14,9 @@ from pilocal.synth.queries import Asked
 from pilocal.synth.records import Labelled
 from pilocal.synth.teacher import Teacher, asking
 from pilocal.task import Example
-from pilocal.task.synth_table import Synth
+from pilocal.task.synth_table import WHOLE, Synth
 
-DISAGREES = "the answer is another one where its entries stand alone"
+DISAGREES = "the answer is another one where its entries stand alone, or do not"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class Labeller:
 
         The seed and the `number` of the chunk's first query decide what is drawn. Raises as `Teacher.reply` does.
         """
-        queries, settings = [one.query for one in asked], self.settings
-        answers = self.teacher.reply(asking(queries), self._sampling(number))
+        settings = self.settings
+        answers = self._answers(asked, self._sampling(number))
         dropped = [self._objection(answer) for answer in answers]
         if settings.agreement:
             self._compare(asked, answers, dropped)
@@ -49,6 +49,17 @@ class Labeller:
             for one, answer, why in zip(asked, answers, dropped, strict=True)
         ]
         return self._talk(found, number, self.environment.usable) if self.environment else found
+
+    def _answers(self, asked: Sequence[Asked], sampling: Sampling | None) -> list[str]:
+        queries = [one.query for one in asked]
+        if self.settings.prompt == WHOLE:
+            return self.teacher.reply(asking(queries), sampling)
+        return self.teacher.answer_after(self._templates(asked), queries, sampling)
+
+    def _templates(self, asked: Sequence[Asked], *, other: bool = False) -> list[str]:
+        """Return what each query is answered after, or the `other` of both; without a name that is the whole."""
+        whole = (self.settings.prompt == WHOLE) != other
+        return [self.template if whole or not one.entries else alone(self.template, one.entries) for one in asked]
 
     def _sampling(self, *place: int) -> Sampling | None:
         """Return how the answers at a place are drawn; None where they are not."""
@@ -59,10 +70,10 @@ class Labeller:
         return self.teacher.objection(answer) or self.metric.objection(answer)
 
     def _compare(self, asked: Sequence[Asked], answers: Sequence[str], dropped: list[str | None]) -> None:
-        """Drop the answers that change when what the query does not name is left out; without a name none can."""
+        """Drop the answers that are others with, or without, what the query does not name; without a name none can."""
         checked = [i for i, one in enumerate(asked) if dropped[i] is None and one.entries]
         queries = [asked[i].query for i in checked]
-        others = self.teacher.answer_after([alone(self.template, asked[i].entries) for i in checked], queries)
+        others = self.teacher.answer_after(self._templates([asked[i] for i in checked], other=True), queries)
         agree = self.metric.agree(others, [answers[i] for i in checked], queries)
         for i, same in zip(checked, agree, strict=True):
             dropped[i] = None if same else DISAGREES

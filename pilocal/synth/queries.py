@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.synth.generator import WORDINGS
@@ -113,6 +114,15 @@ class Coverage:
             left -= split == TRAIN
             self.asked.append(Asked(query=query, origin=GENERATED, entries=entries, split=split))
 
+    def take_own(self, queries: Iterable[str], declared: Mapping[str, int]) -> None:
+        """Ask the user's own queries, each once; `declared` is as for `cover`."""
+        for query in queries:
+            key = key_of(query)
+            if key not in self.taken:
+                self.taken.add(key)
+                named = (declared[key],) if key in declared else self.index.entries_of(query)
+                self.asked.append(Asked(query=query, origin=OWN, entries=named, split=TRAIN))
+
     def hold_out(self, split: str) -> None:
         """Give a split that got no query some of the user's own: each fifth that is trained on so far."""
         own = [i for i, one in enumerate(self.asked) if one.split == TRAIN and one.origin == OWN]
@@ -130,25 +140,23 @@ def cover(
     per_entry: int,
     seed: int,
     held_out: Mapping[str, Sequence[str]],
+    declared: Mapping[str, int] = MappingProxyType({}),
 ) -> Coverage:
     """Return the queries that a task lacks.
 
     `solved` are the queries of its training examples, `own` the user's without answers, `forbidden` those of validation
-    and test, which are never asked. Every entry that queries can name is named by at least `per_entry` of them all, and
+    and test, which are never asked; `declared` says of some of your own which entry they ask for, by `key_of`, so that
+    no name is looked for in them. Every entry that queries can name is named by at least `per_entry` of them all, and
     by HELD_OUT in each split of `held_out`, the queries there included, unless the wordings are used up.
     """
     entries = read_entries(template)
-    spoken = [*solved, *own]
+    spoken = [*solved, *(query for query in own if key_of(query) not in declared)]
     index = Index(read_names(entries, spoken))
     recombiner = Recombiner(index, spoken)
     known = Counter(number for query in solved for number in set(index.entries_of(query)))
     taken = {key_of(query) for query in (*solved, *forbidden)}
     found = Coverage(entries, known, recombiner.named, index, solved, taken=taken)
-    for query in own:
-        if key_of(query) not in taken:
-            taken.add(key_of(query))
-            named = index.entries_of(query)
-            found.asked.append(Asked(query=query, origin=OWN, entries=named, split=TRAIN))
+    found.take_own(own, declared)
     for made in recombiner.make(found.counts(TRAIN), per_entry, taken, seed):
         found.asked.append(Asked(query=made.query, origin=RECOMBINED, entries=made.entries, split=TRAIN))
     for turn, (split, there) in enumerate(held_out.items(), 1):

@@ -57,10 +57,12 @@ class Teacher:
         found = {number: None if self.objection(text) else text for number, text in zip(fitting, said, strict=True)}
         return [found.get(number) for number in range(len(chats))]
 
-    def answer_after(self, templates: Sequence[str], queries: Sequence[str]) -> list[str]:
+    def answer_after(
+        self, templates: Sequence[str], queries: Sequence[str], sampling: Sampling | None = None
+    ) -> list[str]:
         """Return the answers to at most CHUNK queries, each after a template of its own; raises as `reply` does."""
         pairs = zip(templates, asking(queries), strict=True)
-        return self._say([self._prompt(chat, template) for template, chat in pairs], None) if queries else []
+        return self._say([self._prompt(chat, template) for template, chat in pairs], sampling) if queries else []
 
     def check(self, queries: Sequence[str], where: object) -> None:
         """Raise InputError if the longest prompt of all with its answer is longer than the base's context."""

@@ -99,6 +99,22 @@ def load_queries(path: Path) -> tuple[str, ...]:
     return tuple(_load_each(path, lambda record, where: _query(record, where, QUERY_FORM)))
 
 
+def load_asked(path: Path) -> tuple[tuple[str, str | None], ...]:
+    """Read a JSONL file of queries without answers, each with the entry of the template that it asks for, or None.
+
+    A record is {"query": "...", "entry": "..."}. Raises InputError or Faults, with line numbers.
+    """
+    return tuple(_load_each(path, _asked))
+
+
+def _asked(record: Any, where: Line) -> tuple[str, str | None]:
+    query = _query(record, where, QUERY_FORM)
+    entry = record.get("entry")
+    if entry is not None and (not isinstance(entry, str) or not entry.strip()):
+        raise InputError(where, "entry must be the text of an entry", got=entry, fix="write it as the template has it")
+    return query, entry
+
+
 def load_unrelated(path: Path) -> tuple[Example, ...]:
     """Read a JSONL file of queries, each with an answer and other forms of it (`accepts`) or an empty one.
 

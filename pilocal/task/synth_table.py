@@ -8,6 +8,9 @@ from pilocal.task.toml import require
 
 SIMILARITIES = ("ngrams", "embedding")
 
+WHOLE, ENTRIES = PROMPTS = ("template", "entries")
+"""What the base answers after: the whole template, or what a query asks for alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synth:
@@ -19,7 +22,8 @@ class Synth:
     """File of the solved examples that there are. By default `train`, or train.jsonl where `train` is what synth
     writes; it need not exist."""
     queries: str = "queries.jsonl"
-    """File of your own queries without answers, one {"query": "..."} per line; it need not exist."""
+    """File of your own queries without answers, one {"query": "..."} per line; it need not exist. A record may name the
+    entry of the template that it asks for, as the template has it: {"query": "...", "entry": "..."}."""
     generator: str | None = None
     """Who writes queries for entries that no query names: "base", another model as for `model`, or the address of an
     OpenAI-compatible endpoint, up to /v1, whose key is in PILOCAL_API_KEY. By default nobody."""
@@ -34,9 +38,12 @@ class Synth:
     embeddings of [retrieval] embedding_model as well."""
     temperature: float = 0.0
     """Of the answers: 0 takes the likeliest token each time; above it, tokens are drawn by `seed`."""
+    prompt: str = WHOLE
+    """What the base answers after: "template", the whole of it, or "entries", where lists keep the entries that the
+    query names and no others. A small base finds one fact more surely than one among forty."""
     agreement: bool = False
-    """Learn an answer only if the base says the same where the entries that the query names stand alone in the
-    template: by the task's metric if it can compare two answers, else word for word."""
+    """Learn an answer only if the base says the same after the other of both prompts: by the task's metric if it can
+    compare two answers, else word for word."""
     seed: int = 0
     """Draws the new queries, the answers if there is a temperature, and the words of reasons."""
     turns: int = 1
@@ -58,6 +65,7 @@ class Synth:
             (self.budget >= 1, "budget", "must be at least 1"),
             (self.budget_tokens is None or self.budget_tokens >= 1, "budget_tokens", "must be at least 1"),
             (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
+            (self.prompt in PROMPTS, "prompt", f"must be one of {', '.join(PROMPTS)}"),
             (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
             (self.seed >= 0, "seed", "must not be negative"),
             (self.turns >= 1, "turns", "must be at least 1"),

@@ -135,8 +135,7 @@ def test_requests_that_outgrow_the_room_start_again_and_say_the_same(model: Mode
 
 
 def asked_at_once(engine: Scheduler, count: int) -> list[Request]:
-    asked = [Request([9, number, 8], tokens=1) for number in range(count)]  # so that nothing is shared
-    asked = [Request([7, 8, 9], tokens=100) for _ in asked]
+    asked = [Request([7, 8, 9], tokens=100) for _ in range(count)]
     submit(engine, *asked)
     return asked
 
@@ -191,6 +190,15 @@ def test_a_long_prompt_makes_no_answer_miss_a_batch_and_others_wait_their_turn(
         wait(*asked)
         gaps = {later - earlier for request in asked for earlier, later in pairwise(request.at)}
         assert max(gaps) <= TURN + 1
+
+
+def test_nobody_waits_behind_a_request_whose_beginning_is_being_read(model: Model, files: tuple[Path, Path]) -> None:
+    long = [int(token) for token in DRAW.integers(5, 900, 1200)]
+    with opened(model, files) as engine:
+        first, same, other = Request([*long, 5], tokens=1), Request([*long, 6], tokens=1), Request([7], tokens=1)
+        submit(engine, first, same, other)
+        wait(first, same, other)
+        assert other.at[0] < first.at[0] < same.at[0]
 
 
 def test_closing_ends_what_waits_and_what_goes_on(model: Model, files: tuple[Path, Path]) -> None:

@@ -129,7 +129,7 @@ def test_every_answer_is_its_own_adapter_s_among_others_of_all_strengths_that_ha
             len({tuple(said) for (_, strength, asked), said in alone.items() if (strength, asked) == (1, query)}) == 10
         )
         assert alone["task-0", 0.0, query] == alone[BASE, 1.0, query]
-    kinds, same = list(alone), 0
+    kinds, same, whole = list(alone), 0, 0
     for _ in range(20):
         asked = []
         for _ in range(60):
@@ -143,11 +143,11 @@ def test_every_answer_is_its_own_adapter_s_among_others_of_all_strengths_that_ha
             if request.cancelled.is_set():
                 assert said == alone[kind][: len(said)]
             else:
+                whole += 1
                 same += said == alone[kind]
                 assert said[0] == alone[kind][0]
-    wanted = sum(not request.cancelled.is_set() for _, request in asked)
-    assert wanted > 40
-    assert same >= 0.99 * 20 * 60 * 0.85  # sums in other orders may change an answer whose tokens are as likely
+    assert whole > 1000
+    assert same >= 0.99 * whole  # sums in other orders may change an answer whose tokens are as likely
     counts = engines.all()[BASE].counts
     assert counts.reused > 0
     assert engines.all()[BASE].sequences.evicted > 0

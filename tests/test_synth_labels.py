@@ -150,6 +150,7 @@ def test_answers_come_from_the_entries_alone_where_that_is_asked_for(
     wanted |= {"Which one do I mean?": "blue MIP", "red or not?": "blue MIP"}
     assert {query: seen[query] for query in wanted} == {query: alone_is.format(text) for query, text in wanted.items()}
     records = [json.loads(line) for split in SPLITS for line in lines_of(folder, split)]
+    assert {record["made_by"]["prompt"] for record in records} == {"entries"}
     named = {record["query"]: record["entries"] for record in records}
     assert named["red or not?"] == named["Which one do I mean?"] == ["blue MIP"]
 

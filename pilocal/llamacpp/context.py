@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +90,7 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self._handle)
         self._batch = _Batch()
         if model.adapter:
-            apply_adapter(self._handle, model.adapter)
+            self.adapt(model.adapter)
         if threads is None:
             self._choose_threads(os.cpu_count() or 1)
 
@@ -133,8 +132,16 @@ class Context:
         return int(self.logits(place).argmax())
 
     def adapt(self, adapter: Any | None, strength: float = 1.0) -> None:
-        """Compute with an adapter of the model from now on, or without any; what was computed before stays."""
-        apply_adapter(self._handle, adapter, strength)
+        """Compute with an adapter of the model from now on, or without any; `strength` multiplies its updates.
+
+        What was computed before stays. Raises RuntimeError when llama.cpp fails.
+        """
+        adapters = [] if adapter is None else [adapter]
+        count = len(adapters)
+        pointers = (self._llama_cpp.llama_adapter_lora_p_ctypes * count)(*adapters)
+        scales = (ctypes.c_float * count)(*[strength] * count)
+        if self._llama_cpp.llama_set_adapters_lora(self._handle, pointers, count, scales):
+            raise RuntimeError("llama.cpp cannot set the adapter")
 
     @contextmanager
     def abortable(self, cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -148,7 +155,7 @@ class Context:
 
     def clear(self) -> None:
         """Forget all sequences."""
-        clear(self._handle)
+        self._llama_cpp.llama_memory_clear(self._memory, True)
 
     def keep(self, sequence: int, count: int) -> bool:
         """Forget a sequence but for its first tokens; tell whether the model's memory can do that."""
@@ -173,36 +180,3 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def apply_adapter(context: Any, adapter: Any | None, strength: float = 1.0) -> None:
-    """Compute with an adapter from now on, or without any, in a `llama_context *`; `strength` multiplies its updates.
-
-    What was computed before stays: `clear` the context if it was computed otherwise. Raises RuntimeError when llama.cpp
-    fails.
-    """
-    llama_cpp = load_llama_cpp()
-    adapters = [] if adapter is None else [adapter]
-    count = len(adapters)
-    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*adapters)
-    scales = (ctypes.c_float * count)(*[strength] * count)
-    if llama_cpp.llama_set_adapters_lora(context, pointers, count, scales):
-        raise RuntimeError("llama.cpp cannot set the adapter")
-
-
-def clear(context: Any) -> None:
-    """Forget all keys and values of a `llama_context *`."""
-    llama_cpp = load_llama_cpp()
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-
-
-@contextmanager
-def abortable(context: Any, cancelled: threading.Event) -> Iterator[None]:
-    """Give up what a `llama_context *` computes once the event is set, where llama.cpp computes on the CPU."""
-    llama_cpp = load_llama_cpp()
-    callback = llama_cpp.ggml_abort_callback(lambda _: cancelled.is_set())
-    llama_cpp.llama_set_abort_callback(context, callback, None)
-    try:
-        yield
-    finally:
-        llama_cpp.llama_set_abort_callback(context, llama_cpp.ggml_abort_callback(0), None)

@@ -155,11 +155,6 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="pilocal-engine", daemon=True)
         self._thread.start()
 
-    @property
-    def capacity(self) -> int:
-        """The most tokens of a prompt and its answer."""
-        return self.sequences.capacity
-
     def submit(self, asked: Asked) -> None:
         """Have a request answered; returns at once."""
         self._inbox.put(asked)
@@ -216,12 +211,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Begin with requests that wait, those first whose adapter has the fewest, while there is room."""
-        while self._waiting and len(self._slots) < self._clients:
-            active = Counter(slot.weights for slot in self._slots)
-            chosen = min(range(len(self._waiting)), key=lambda i: active[self._waiting[i][0].weights])
+        while len(self._slots) < self._clients and (chosen := self._next()) is not None:
             asked, tokens = self._waiting[chosen]
-            if self._is_being_read(asked.weights, tokens):
-                return
             shared = self.sequences.common(asked.weights, tokens)
             if not self.sequences.make_room(len(tokens) - shared + 1) and self._slots:
                 return
@@ -233,6 +224,12 @@ class Scheduler:
             self._slots.append(_Slot(asked, tokens, held))
             if asked.weights not in self._turns:
                 self._turns.append(asked.weights)
+
+    def _next(self) -> int | None:
+        """Return which of those that wait is next; nobody waits behind one whose beginning is being read by another."""
+        active = Counter(slot.weights for slot in self._slots)
+        ready = [i for i, (asked, tokens) in enumerate(self._waiting) if not self._is_being_read(asked.weights, tokens)]
+        return min(ready, key=lambda i: active[self._waiting[i][0].weights], default=None)
 
     def _is_being_read(self, weights: Weights, tokens: list[int]) -> bool:
         """Tell whether much of these tokens is being read for another request, to be used again."""
@@ -296,12 +293,12 @@ class Scheduler:
         return parts
 
     def _wishes(self, group: Sequence[_Slot]) -> list[tuple[_Slot, int]]:
-        """Return what fits a batch: answers one token each, prompts what is left, in their order."""
+        """Return what fits a batch: answers one token each, prompts what is left, the nearest to its end first."""
         answers = [slot for slot in group if slot.answering]
         parts = [(slot, 1) for slot in answers]
         room = self._pace.room(len(answers))
-        for slot in group:
-            if not slot.answering and room:
+        for slot in sorted((slot for slot in group if not slot.answering), key=lambda slot: slot.left):
+            if room:
                 count = min(slot.left, room)
                 parts.append((slot, count))
                 room -= count

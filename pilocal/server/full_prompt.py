@@ -36,10 +36,10 @@ class PromptWriter:
         return residue.before(bare, self._shots) if residue else bare
 
 
-class FallbackSampler:
-    """Chooses a share of the requests for the full prompt; the same ones each time the server starts.
+class ShareSampler:
+    """Chooses a share of the requests; the same ones each time the server starts.
 
-    >>> chosen = FallbackSampler(0.1)
+    >>> chosen = ShareSampler(0.1)
     >>> sum(chosen() for _ in range(10_000))
     1026
     """

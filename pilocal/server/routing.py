@@ -11,7 +11,7 @@ from pilocal.errors import PilocalError
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.chat import PromptTokens
-from pilocal.server.full_prompt import FallbackSampler, PromptWriter
+from pilocal.server.full_prompt import PromptWriter, ShareSampler
 from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
@@ -84,7 +84,7 @@ class Router:
         self._prompts = {task.name: PromptWriter(task, examples[task.name]) for task in tasks}
         self._fused = {task.name for task in tasks if task.fused}
         self._forms = {task.name: task.grammar for task in tasks}
-        self._takes_full_prompt = FallbackSampler(fallback_share)
+        self._takes_full_prompt = ShareSampler(fallback_share)
         self._tokens = tokens
         self.family = tokens.family
         """How the model writes calls of functions."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pilocal.server.asking import Asking
 from pilocal.server.engines import Engines
-from pilocal.server.full_prompt import FallbackSampler
+from pilocal.server.full_prompt import ShareSampler
 from pilocal.server.queue import Queue
 from pilocal.server.request import CHAT
 from pilocal.server.routing import INTERNALIZED, Router
@@ -22,7 +22,7 @@ class Shadow:
         self, share: float, router: Router, engines: Engines, queue: Queue, count: Callable[[str, bool], object]
     ) -> None:
         """Take the share; `count` is told each task and whether both gave the same answer."""
-        self._takes = FallbackSampler(share)
+        self._takes = ShareSampler(share)
         self._share = share
         self._router, self._engines, self._queue = router, engines, queue
         self._count = count

@@ -326,7 +326,8 @@ def _records(
 def _made_by(task: Task, base: Base) -> dict[str, Any]:
     """Return what every new record says of where its answer comes from."""
     model = {"model": task.model, "base_sha256": base.sha256, "template_sha256": fingerprint(task.template)}
-    return model | {"seed": task.synth.seed, "temperature": task.synth.temperature}
+    prompt = {} if task.synth.prompt == WHOLE else {"prompt": task.synth.prompt}
+    return model | {"seed": task.synth.seed, "temperature": task.synth.temperature} | prompt
 
 
 def _use(task: Task) -> str | None:

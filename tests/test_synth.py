@@ -105,6 +105,23 @@ def test_queries_that_name_half_of_a_long_list_name_it() -> None:
     assert read_names(entries, ["dim the lamp", "is a door shut?"]) == []
 
 
+def test_sentences_are_not_named_by_a_word_at_one_place_of_each() -> None:
+    """Names that queries have by chance, since the words are common, would be put into other queries."""
+    facts = ("A city bike costs 18 euros a day.", "The trailer costs 7 euros.", "Helmets are lent free of charge.")
+    more = ("Whoever hires a bike has to be 16.", "The deposit is 150 euros.", "Dogs may ride in the trailer.")
+    entries = read_entries("Hiring:\n" + "\n".join(f"- {fact}" for fact in (*facts, *more)))
+    queries = ["what does a city bike cost?", "how much is the trailer?", "are helmets free?", "what hires a bike?"]
+    assert read_names(entries, [*queries, "which deposit is there?", "may my dog come in the trailer?"]) == []
+
+
+def test_sentences_of_one_form_are_named() -> None:
+    """What stands before and behind the names is the same in all: the words between are what differs."""
+    rooms = ("kitchen", "cellar", "attic", "hall", "garage")
+    entries = read_entries("Rooms:\n" + "\n".join(f"- The {room} is on floor {len(room)} of it" for room in rooms))
+    (names,) = read_names(entries, ["where is my kitchen?", "which floor has the attic", "to the hall, please"])
+    assert list(names.by_entry.values()) == list(rooms)
+
+
 def lists(*queries: str) -> Recombiner:
     entries = read_entries("Things:\n- lamp NIZ\n- door VOL\n- fan VER\nRooms:\n- hall HAL\n- attic GUN\n- study MAL\n")
     return Recombiner(Index(read_names(entries, queries)), queries)

@@ -48,6 +48,16 @@ class Names:
     """The name of each entry, by its number; as the template writes it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of naming every entry of a list."""
+
+    names: dict[int, str]
+    """By the entry's number."""
+    regular: bool
+    """Whether the list has one form: a separator after each name, as many words in each, or the same around it."""
+
+
 def read_entries(template: str) -> list[Entry]:
     r"""Return the entries of a template, in its order; headings, labels and turns of a dialogue are none.
 
@@ -142,7 +152,8 @@ def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:
     A name is a part of the entry's text at the same place in every entry of the list: what stands before a separator,
     what some words at both ends leave, or so many words. Of these places the one counts whose names occur in queries
     for the most entries, and then in the most queries; of equals the first in this order. A common word may occur by
-    chance. So either two queries differ in nothing but such a name, or queries name half of MANY_ENTRIES or more.
+    chance, as in a list of sentences. So either queries name half of MANY_ENTRIES or more in a list of one form
+    (`Way.regular`), or two queries differ in nothing but such a name.
     """
     spoken = [f" {' '.join(words_of(query)).lower()} " for query in queries]
     groups: dict[int, list[Entry]] = {}
@@ -156,16 +167,16 @@ def read_names(entries: Sequence[Entry], queries: Sequence[str]) -> list[Names]:
 def _best_names(members: Sequence[Entry], spoken: Sequence[str]) -> dict[int, str] | None:
     """Return how queries name the entries of a list, or None where they do not."""
 
-    def hits(names: dict[int, str]) -> tuple[int, int]:
-        counts = [sum(f" {name.lower()} " in text for text in spoken) for name in names.values()]
+    def hits(way: Way) -> tuple[int, int]:
+        counts = [sum(f" {name.lower()} " in text for text in spoken) for name in way.names.values()]
         return sum(map(bool, counts)), sum(counts)
 
-    names = max(_candidates(members), key=hits, default=None)  # the first of equals
-    if names is None:
-        return None
-    named, _ = hits(names)
-    many = MANY_ENTRIES <= len(members) <= 2 * named
-    return names if many or _interchanged(names.values(), spoken) else None
+    ways = list(_candidates(members))
+    regular = max((way for way in ways if way.regular), key=hits, default=None)  # the first of equals
+    if regular and MANY_ENTRIES <= len(members) <= 2 * hits(regular)[0]:
+        return regular.names
+    best = max(ways, key=hits, default=None)
+    return best.names if best and _interchanged(best.names.values(), spoken) else None
 
 
 def _interchanged(names: Iterable[str], spoken: Sequence[str]) -> bool:
@@ -188,21 +199,32 @@ def words_of(text: str) -> list[str]:
     return TOKEN.findall(text)
 
 
-def _candidates(members: Sequence[Entry]) -> Iterator[dict[int, str]]:
+def _candidates(members: Sequence[Entry]) -> Iterator[Way]:
     """Yield each way of naming every entry of a list in which all names differ."""
     texts = {entry.number: words_of(entry.text) for entry in members}
-    for way in _ways(members, texts):
-        names = {number: " ".join(words) for number, words in way.items()}
+    for found, regular in _ways(members, texts):
+        names = {number: " ".join(words) for number, words in found.items()}
         different = len({name.lower() for name in names.values()}) == len(names)
-        if different and all(0 < len(words) <= LONGEST_NAME for words in way.values()):
-            yield names
+        if different and all(0 < len(words) <= LONGEST_NAME for words in found.values()):
+            yield Way(names, regular)
 
 
-def _ways(members: Sequence[Entry], texts: dict[int, list[str]]) -> Iterator[dict[int, list[str]]]:
-    """Yield the words that name every entry, in each way."""
+def _ways(members: Sequence[Entry], texts: dict[int, list[str]]) -> Iterator[tuple[dict[int, list[str]], bool]]:
+    """Yield the words that name every entry, in each way, and whether it is regular."""
+    lines = list(texts.values())
+    even = _same(map(len, lines))
     if all(SEPARATOR.search(entry.text) for entry in members):
-        yield {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}
+        yield {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}, True
     for skip, rest in product(range(4), range(4)):
-        yield {number: words[skip : len(words) - rest] for number, words in texts.items()}
+        led = even or _same(words[:skip] for words in lines)
+        yield {number: words[skip : len(words) - rest] for number, words in texts.items()}, led
     for skip, count in product(range(4), range(1, LONGEST_NAME + 1)):
-        yield {number: words[skip : skip + count] for number, words in texts.items()}
+        end = skip + count
+        led = even or (_same(words[:skip] for words in lines) and _same(words[end : end + 1] for words in lines))
+        yield {number: words[skip:end] for number, words in texts.items()}, led
+
+
+def _same(values: Iterable[object]) -> bool:
+    """Tell whether values are all the same."""
+    values = list(values)
+    return all(value == values[0] for value in values)

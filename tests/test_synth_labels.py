@@ -158,7 +158,7 @@ def test_answers_come_from_the_entries_alone_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("blue MOP", "template.md has no such entry as 'which?' asks for; got 'blue MOP'"),
+        ("blue MOP", "queries.jsonl:11: template.md has no such entry; got 'blue MOP'"),
         ("", "entry must be the text of an entry; got ''"),
         (3, "entry must be the text of an entry; got 3"),
     ],

@@ -211,17 +211,19 @@ def _candidates(members: Sequence[Entry]) -> Iterator[Way]:
 
 def _ways(members: Sequence[Entry], texts: dict[int, list[str]]) -> Iterator[tuple[dict[int, list[str]], bool]]:
     """Yield the words that name every entry, in each way, and whether it is regular."""
-    lines = list(texts.values())
-    even = _same(map(len, lines))
+    even = _same(len(words) for words in texts.values())
+
+    def equal(begin: int, end: int) -> bool:
+        return even or _same(words[begin:end] for words in texts.values())
+
     if all(SEPARATOR.search(entry.text) for entry in members):
         yield {entry.number: words_of(SEPARATOR.split(entry.text, maxsplit=1)[0]) for entry in members}, True
     for skip, rest in product(range(4), range(4)):
-        led = even or _same(words[:skip] for words in lines)
-        yield {number: words[skip : len(words) - rest] for number, words in texts.items()}, led
+        yield {number: words[skip : len(words) - rest] for number, words in texts.items()}, equal(0, skip)
     for skip, count in product(range(4), range(1, LONGEST_NAME + 1)):
         end = skip + count
-        led = even or (_same(words[:skip] for words in lines) and _same(words[end : end + 1] for words in lines))
-        yield {number: words[skip:end] for number, words in texts.items()}, led
+        alike = equal(0, skip) and equal(end, end + 1)
+        yield {number: words[skip:end] for number, words in texts.items()}, alike
 
 
 def _same(values: Iterable[object]) -> bool:

@@ -13,7 +13,7 @@ import pilocal
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import on_cpu
 from pilocal.compress.entries import read_entries
-from pilocal.errors import InputError
+from pilocal.errors import InputError, PilocalError, raise_all
 from pilocal.evaluate.asking import Asker
 from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.listeners import QUIET, Listeners
@@ -35,7 +35,8 @@ from pilocal.synth.stale import Memory
 from pilocal.synth.teacher import CHUNK, Teacher
 from pilocal.synth.written import new_records, records_of, write_records
 from pilocal.task import Example, Generation, Task, load_task
-from pilocal.task.examples import load_asked, load_examples
+from pilocal.task.examples import OwnQuery, load_examples, load_own_queries
+from pilocal.task.faults import merged
 from pilocal.task.synth_table import WHOLE
 from pilocal.task.text import key_of, path_of
 
@@ -116,24 +117,33 @@ def _read_given(task: Task, folder: Path) -> _Given:
     asked_for = task.synth.labelled is not None or task.files[TRAIN].parent == folder
     solved = load_examples(labelled) if asked_for and labelled.exists() else read(TRAIN)
     own = task.folder / task.synth.queries
-    asked = load_asked(own) if own.exists() else ()
+    asked = load_own_queries(own) if own.exists() else ()
     return _Given(
         solved=solved,
-        own=tuple(query for query, _ in asked),
-        declared=_declared(task, own, {query: entry for query, entry in asked if entry is not None}),
+        own=tuple(each.query for each in asked),
+        declared=_declared(task, asked),
         valid=read(VALID),
         test=read(TEST),
     )
 
 
-def _declared(task: Task, path: Path, entries: Mapping[str, str]) -> dict[str, int]:
-    """Return the numbers of the entries that queries say they ask for; raises InputError for one that is not there."""
+def _declared(task: Task, asked: Iterable[OwnQuery]) -> dict[str, int]:
+    """Return the numbers of the entries that queries say they ask for.
+
+    Raises InputError or Faults for those that are not there, with line numbers.
+    """
     numbers = {_words(entry.text): entry.number for entry in read_entries(task.template)}
-    for query, entry in entries.items():
-        if _words(entry) not in numbers:
-            what = f"{task.files['template'].name} has no such entry as {query[:40]!r} asks for"
-            raise InputError(path, what, got=entry[:60], fix="write it as the template has it, or leave it out")
-    return {key_of(query): numbers[_words(entry)] for query, entry in entries.items()}
+    declared, faults = dict[str, int](), list[PilocalError]()
+    for each in asked:
+        if each.entry is None:
+            continue
+        if (number := numbers.get(_words(each.entry))) is None:
+            what, fix = f"{task.files['template'].name} has no such entry", "write it as the template has it"
+            faults.append(InputError(each.where, what, got=each.entry[:60], fix=fix))
+        else:
+            declared[key_of(each.query)] = number
+    raise_all(merged(faults))
+    return declared
 
 
 def _words(text: str) -> str:

@@ -99,20 +99,30 @@ def load_queries(path: Path) -> tuple[str, ...]:
     return tuple(_load_each(path, lambda record, where: _query(record, where, QUERY_FORM)))
 
 
-def load_asked(path: Path) -> tuple[tuple[str, str | None], ...]:
-    """Read a JSONL file of queries without answers, each with the entry of the template that it asks for, or None.
+@dataclass(frozen=True, slots=True)
+class OwnQuery:
+    """A query without an answer."""
 
-    A record is {"query": "...", "entry": "..."}. Raises InputError or Faults, with line numbers.
+    query: str
+    entry: str | None
+    """What it asks for, as the template has it; None where it does not say."""
+    where: Line
+
+
+def load_own_queries(path: Path) -> tuple[OwnQuery, ...]:
+    """Read a JSONL file of queries without answers, {"query": "...", "entry": "..."} each; `entry` may be left out.
+
+    Raises InputError or Faults, with line numbers.
     """
-    return tuple(_load_each(path, _asked))
+    return tuple(_load_each(path, _own_query))
 
 
-def _asked(record: Any, where: Line) -> tuple[str, str | None]:
+def _own_query(record: Any, where: Line) -> OwnQuery:
     query = _query(record, where, QUERY_FORM)
     entry = record.get("entry")
     if entry is not None and (not isinstance(entry, str) or not entry.strip()):
         raise InputError(where, "entry must be the text of an entry", got=entry, fix="write it as the template has it")
-    return query, entry
+    return OwnQuery(query, entry, where)
 
 
 def load_unrelated(path: Path) -> tuple[Example, ...]:

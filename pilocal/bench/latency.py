@@ -15,6 +15,7 @@ import numpy as np
 from pilocal.bench.prompts import Prompts
 from pilocal.evaluate.arms import BY_BENCH, SHIPPED, Arm, Prompt, Variant
 from pilocal.llamacpp.batch_engine import Answered, BatchEngine
+from pilocal.llamacpp.context import BATCH, Context
 from pilocal.llamacpp.model import Model
 from pilocal.progress import Progress, silent
 
@@ -55,7 +56,7 @@ def measure(
         with Model(gguf, adapter) as model:
             for arm in (arm for arm in BY_BENCH.values() if arm.variant is variant):
                 asked = prompts.full if arm.prompt is Prompt.FULL else prompts.bare
-                prefix = prompts.prefix if arm.warm else ()
+                prefix = len(prompts.prefix) if arm.warm else 0
                 arms[arm.bench] = _arm(arm, model, asked, prefix, longest, clients, threads, progress)
     bare = arms[SHIPPED.bench]["clients"]
     for measured in arms.values():
@@ -73,7 +74,7 @@ def _arm(
     arm: Arm,
     model: Model,
     prompts: Sequence[Sequence[int]],
-    prefix: Sequence[int],
+    prefix: int,
     max_tokens: int,
     clients: Sequence[int],
     threads: int | None,
@@ -84,18 +85,27 @@ def _arm(
     for count in clients:
         done = partial(progress, f"{arm.title}, {count} at once", total=len(prompts))
         with BatchEngine(model, clients=count, longest=longest, prefix=prefix, threads=threads) as engine:
-            engine.answer([prompts[-1][: len(prefix) + 1]], max_tokens=2)
+            engine.answer([prompts[-1][: prefix + 1]], max_tokens=2)
             answered, seconds = engine.answer(prompts, max_tokens=max_tokens, done=done)
             rows[str(count)] = _row(answered, seconds) | {"kv_bytes": engine.peak_tokens * model.kv_bytes}
-            measured = engine.sequence_bytes()
     return {
         "file": model.path.name,
         "prompt_tokens": mean(map(len, prompts)),
-        "shared_tokens": len(prefix),
+        "shared_tokens": prefix,
         "kv_bytes_per_token": model.kv_bytes,
-        "kv_bytes_of_a_request": measured,
+        "kv_bytes_of_a_request": _bytes_of(model, prompts[-1], longest),
         "clients": rows,
     }
+
+
+def _bytes_of(model: Model, prompt: Sequence[int], longest: int) -> int:
+    """Return how many bytes llama.cpp itself counts for the keys and values of a prompt and the longest answer."""
+    with Context(model, longest) as context:
+        tokens = [*prompt, *[prompt[-1]] * (longest - len(prompt))]
+        for begin in range(0, len(tokens), BATCH):
+            part = enumerate(tokens[begin : begin + BATCH], begin)
+            context.decode([(token, place, 0, False) for place, token in part])
+        return context.sequence_bytes(0)
 
 
 def _row(answered: Sequence[Answered], seconds: float) -> dict[str, Any]:

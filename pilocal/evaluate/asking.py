@@ -152,7 +152,7 @@ class Asker:
         Sums are rounded otherwise than one at a time, so that an answer may differ where two tokens are as likely. What
         all prompts begin with is read once. Raises as `engine` does.
         """
-        prefix, most = prompts[0][: common_prefix(prompts)], self.generation.max_tokens
+        prefix, most = common_prefix(prompts), self.generation.max_tokens
         longest = max(map(len, prompts)) + most + 1
         clients = min(AT_ONCE, len(prompts))
         with Model(gguf) as model, BatchEngine(model, clients=clients, longest=longest, prefix=prefix) as engine:

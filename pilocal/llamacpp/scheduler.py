@@ -111,6 +111,8 @@ class Counts:
     """Tokens that were computed."""
     reused: int = 0
     """Tokens of prompts whose keys and values were there already."""
+    peak: int = 0
+    """The most tokens whose keys and values were there at once; a shared beginning counts once."""
     preempted: int = 0
     """Requests that had to start again, because the room was full."""
 
@@ -127,22 +129,25 @@ class Scheduler:
         clients: int,
         kept: int = 0,
         threads: int | None = None,
+        paced: bool = True,
     ) -> None:
         """Make room for `tokens` keys and values, `clients` requests at once, and `kept` sequences beside them.
 
-        `adapters` are the model's, by their names. With one client and nothing kept, every request is computed as in a
-        process of its own. Raises RunError when there is not enough memory.
+        `adapters` are the model's, by their names. With nothing kept, each client has an equal part of the room, and no
+        request uses what another has read; with one client, each is computed as in a process of its own. Unless it is
+        `paced`, prompts fill up every batch however long answers wait for it, and the same requests make the same
+        batches. Raises RunError when there is not enough memory.
         """
         with ExitStack() as stack:
             self._context = stack.enter_context(
-                Context(model, tokens, sequences=clients + kept, shared=True, threads=threads)
+                Context(model, tokens, sequences=clients + kept, shared=kept > 0, threads=threads)
             )
             self._stack = stack.pop_all()
         self._adapters = adapters
         self._clients = clients
         self.sequences = Sequences(self._context, sequences=clients + kept, tokens=tokens, reuse=kept > 0)
         self.counts = Counts()
-        self._inbox: SimpleQueue[Asked | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Asked, ...] | None] = SimpleQueue()
         self._waiting: deque[tuple[Asked, list[int]]] = deque()
         """Requests that are to be answered, each with its tokens so far."""
         self._slots: list[_Slot] = []
@@ -150,13 +155,13 @@ class Scheduler:
         """The weights of the requests that are being answered; it is the first one's turn."""
         self._left_of_turn = TURN
         self._applied: Weights | None = None
-        self._pace = _Pace()
+        self._pace = _Pace() if paced else None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pilocal-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, asked: Asked) -> None:
-        """Have a request answered; returns at once."""
+    def submit(self, *asked: Asked) -> None:
+        """Have requests answered, which arrive together; returns at once."""
         self._inbox.put(asked)
 
     def close(self) -> None:
@@ -196,7 +201,7 @@ class Scheduler:
                 if asked is None:
                     self._closing = True
                 else:
-                    self._waiting.append((asked, list(asked.prompt)))
+                    self._waiting += ((each, list(each.prompt)) for each in asked)
         except Empty:
             pass
 
@@ -233,7 +238,7 @@ class Scheduler:
 
     def _is_being_read(self, weights: Weights, tokens: list[int]) -> bool:
         """Tell whether much of these tokens is being read for another request, to be used again."""
-        return any(
+        return self.sequences.reuse and any(
             common_length(slot.tokens, tokens, len(tokens) - 1) - len(slot.held.tokens) > SLICE
             for slot in self._slots
             if slot.weights == weights and not slot.answering
@@ -296,7 +301,7 @@ class Scheduler:
         """Return what fits a batch: answers one token each, prompts what is left, the nearest to its end first."""
         answers = [slot for slot in group if slot.answering]
         parts = [(slot, 1) for slot in answers]
-        room = self._pace.room(len(answers))
+        room = self._pace.room(len(answers)) if self._pace else BATCH - len(answers)
         for slot in sorted((slot for slot in group if not slot.answering), key=lambda slot: slot.left):
             if room:
                 count = min(slot.left, room)
@@ -320,8 +325,10 @@ class Scheduler:
         else:
             self._context.decode(entries)
         self._context.synchronize()
-        self._pace.note(time.perf_counter() - began, answers, len(entries) - answers)
+        if self._pace:
+            self._pace.note(time.perf_counter() - began, answers, len(entries) - answers)
         self.counts.batches += 1
+        self.counts.peak = max(self.counts.peak, self.sequences.used)
         self.counts.computed += len(entries)
 
     def _take(self, slot: _Slot, logits_V: NDArray[np.float32]) -> None:

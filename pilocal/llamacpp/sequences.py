@@ -39,10 +39,11 @@ class Sequences:
     def __init__(self, context: Context, *, sequences: int, tokens: int, reuse: bool = True) -> None:
         """Take a context with room for so many sequences, and for so many tokens of them all.
 
-        Without `reuse`, nothing is kept that nobody continues.
+        Without `reuse`, nobody uses what another has read.
         """
         self._context = context
-        self._reuse = reuse
+        self.reuse = reuse
+        """Whether what was read is used again."""
         self.capacity = tokens
         self._free = list(range(sequences))[::-1]
         self._kept: list[Held] = []
@@ -105,7 +106,7 @@ class Sequences:
 
     def end(self, held: Held) -> None:
         """Keep a sequence that nobody continues any more, in case its beginning is asked for again."""
-        if not self._reuse:
+        if not self.reuse:
             self.drop(held)
             return
         self._active.remove(held)
@@ -130,7 +131,7 @@ class Sequences:
     def _nearest(self, weights: Weights, prompt: Sequence[int]) -> tuple[Held | None, int]:
         """Return the sequence of these weights that shares the longest beginning with a prompt, and its length."""
         best: tuple[Held | None, int] = (None, 0)
-        for held in self._of(weights):
+        for held in self._of(weights) if self.reuse else ():
             shared = common_length(held.tokens, prompt, len(prompt) - 1)
             if shared > best[1]:
                 best = (held, shared)

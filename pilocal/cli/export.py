@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,7 @@ from pilocal.cli.lists import FOLDER
 @click.option("--accept-loss", is_flag=True, help="Keep what a gate refuses.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def export(
-    runs: tuple[Path, ...],
-    forms: tuple[str, ...],
-    quants: tuple[str, ...],
-    copy: bool,
-    accept_loss: bool,
-    as_json: bool,
+    runs: Sequence[Path], forms: Sequence[str], quants: Sequence[str], copy: bool, accept_loss: bool, as_json: bool
 ) -> None:
     """Export a finished run in other forms. The first GGUF form is served from now on.
 
@@ -49,7 +45,7 @@ def export(
     from pilocal.flow.shipping import FORMS, LLAMA_SERVER
 
     forms = forms or (("fused",) if quants else () if copy else ("lossless",))
-    if len(runs) > 1 and forms != (LLAMA_SERVER,):
+    if len(runs) > 1 and set(forms) != {LLAMA_SERVER}:
         raise click.UsageError(f"several runs are exported together with --format {LLAMA_SERVER} alone")
     if quants and "fused" not in forms:
         raise click.UsageError("--quant is the type of a fused file; add --format fused")

@@ -1,8 +1,8 @@
 """A script that starts llama.cpp's own server with one base and the adapters of several runs.
 
 Source: llama.cpp, common/arg.cpp and tools/server. An adapter that a request's `lora` does not name is off for it. A
-request without `lora` gets the scales of the start, and may find another adapter's keys and values in its slot; so every
-request says whose it is. The prompt cache in memory does not know whose keys and values it holds, so it is off.
+request without `lora` gets the scales of the start, and may find the keys and values of another adapter in its slot; so
+every request has one. The prompt cache in memory does not know whose keys and values it holds, so it is off.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def write_llama_server(tasks: Sequence[Shipped], max_tokens: Sequence[int]) -> l
     """Write llama-server.sh and llama-server.json beside the first task's files; return the two.
 
     `max_tokens` is each task's longest answer. Files of other runs are named by their way from there. Raises what
-    `choose_base` raises for runs that cannot share a server, ExportError for a task whose prompt keeps shots, or that is
-    fused though it is not alone, RunError when the disk is full.
+    `choose_base` raises for runs that cannot share a server, ExportError for a task whose prompt keeps shots or which is
+    fused though it is not alone, and RunError when the disk is full.
     """
     choose_base(tasks)
     for task in tasks:

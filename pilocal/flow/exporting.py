@@ -28,9 +28,9 @@ def export_forms(
 ) -> dict[str, dict[str, Any]]:
     """Export a trained adapter in other forms: `quants` through the gate, then `forms`, of shipping.FORMS.
 
-    The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. The form for
-    llama-server has the runs `beside`, too. Returns RUN/export/artefacts.json. Raises RunError when the training is not finished, the task has changed since, or nothing
-    is there to copy; ExportError when a gate refuses a form.
+    The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. The form
+    for llama-server has the runs `beside`, too. Returns RUN/export/artefacts.json. Raises RunError when the training is
+    not finished, the task has changed since, or nothing is there to copy; ExportError when a gate refuses a form.
     """
     run = context.run
     if quants or forms:

@@ -48,8 +48,8 @@ def write_llama_server(tasks: Sequence[Shipped], max_tokens: Sequence[int]) -> l
     """Write llama-server.sh and llama-server.json beside the first task's files; return the two.
 
     `max_tokens` is each task's longest answer. Files of other runs are named by their way from there. Raises what
-    `choose_base` raises for runs that cannot share a server, ExportError for a task whose prompt keeps shots or which is
-    fused though it is not alone, and RunError when the disk is full.
+    `choose_base` raises for runs that cannot share a server, ExportError for a task whose prompt keeps shots or whose
+    weights are fused though it is not alone, and RunError when the disk is full.
     """
     choose_base(tasks)
     for task in tasks:

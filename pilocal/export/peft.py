@@ -156,7 +156,7 @@ def _vllm(facts: Facts, trained: Updates, *, settled: bool) -> str:
         *(["--chat-template this/folder/chat_template.jinja"] if settled else []),
     ]
     command = " \\\n  ".join(lines)
-    return f"""vLLM, which needs the base in floats, too, has it as the model `{facts.task}`:
+    return f"""By its documentation, vLLM has it as the model `{facts.task}`; the base is to be in floats there, too:
 
 ```sh
 {command}

@@ -137,8 +137,8 @@ class Run:
     ) -> dict[str, dict[str, Any]]:
         """Write the trained adapter in other forms below RUN/export; return what artefacts.json says about them.
 
-        `forms` are "mlx", "peft", "ollama" and "llama-server": a script that starts llama.cpp's own server with this run
-        and the runs `beside`, on one base. `quants` make GGUF files: "lossless", or a type of llama.cpp such as
+        `forms` are "mlx", "peft", "ollama" and "llama-server": a script that starts llama.cpp's own server with this
+        run and the runs `beside`, on one base. `quants` make GGUF files: "lossless", or a type of llama.cpp such as
         "q8_0", or "auto", with base and adapter fused into one file; the first is served from now on. Without either it
         is "lossless", or with `copy` no form more. With `accept_loss` a form that a gate refuses is kept. With `copy`
         RUN/export holds no links, so that it can be copied to another disk. Raises RunError when the training is not

@@ -163,7 +163,7 @@ VLLM_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def vllm_command(card: str) -> list[str]:
-    return shlex.split(card.split("```sh\n")[1].split("```", maxsplit=1)[0])
+    return shlex.split(card.split("```sh\n")[1].split("```", maxsplit=1)[0].replace("\\\n", " "))
 
 
 @pytest.mark.parametrize(("rank", "most"), [(1, "1"), (4, "8"), (16, "16"), (17, "32"), (200, "256"), (257, "320")])

@@ -203,8 +203,8 @@ def test_a_name_or_a_base_with_blanks_survives_the_shell(tiny_base: Base, tiny_a
 
 
 def test_what_vllm_does_not_load_is_said(tiny_base: Base, tmp_path: Path) -> None:
-    for number, (how, said) in enumerate([({"kind": "dora"}, "DoRA"), ({"rank": 513}, "a rank above 512")]):
-        adapter = make_adapter(tmp_path / f"adapter-{number}", tiny_base, **how)
-        write_peft(tiny_base, adapter, tmp_path / f"{number}", FACTS)
-        card = (tmp_path / f"{number}" / "README.md").read_text()
+    for kind, rank, said in (("dora", 4, "DoRA"), ("lora", 513, "a rank above 512")):
+        adapter = make_adapter(tmp_path / f"adapter-{kind}", tiny_base, kind=kind, rank=rank)
+        write_peft(tiny_base, adapter, tmp_path / kind, FACTS)
+        card = (tmp_path / kind / "README.md").read_text()
         assert f"vLLM does not load {said}." in card and "vllm serve" not in card

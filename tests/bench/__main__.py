@@ -74,11 +74,12 @@ def teachers_pass(repeats: int) -> dict[str, Any]:
 def served(repeats: int) -> dict[str, Any]:
     """How pilocal's server does beside llama.cpp's own: all parts of tests/bench/serving.py."""
     from tests.bench import serving
+    from tests.bench.two_servers import Setting
 
     if why := serving.missing(os.environ.get(serving.RUN)):
         print(f"serving is {why}", file=sys.stderr)
         return said({"skipped": True})
-    setting = serving.Setting(run=Path(os.environ[serving.RUN]), repeats=repeats)
+    setting = Setting(run=Path(os.environ[serving.RUN]), repeats=repeats)
     return said({name: part(setting) for name, part in serving.PARTS.items()})
 
 

@@ -253,8 +253,9 @@ def main() -> None:
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; take any of {', '.join(PARTS)}")
     if why := missing(arguments["run"]):
         sys.exit(why)
-    counts = {"clients": tuple(map(int, clients.split(",")))} if clients else {}
-    setting = Setting(**arguments, **counts)
+    setting = Setting(**arguments)
+    if clients:
+        setting = replace(setting, clients=tuple(map(int, clients.split(","))))
     results = {part: PARTS[part](setting) for part in parts}
     if out:
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ from pilocal.base.base import Base
 from pilocal.flow.opening import base_of
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.shipped import BARE_BASE
-from tests.bench.http_load import Clients, Reply, replies
+from tests.bench.http_load import Clients, Connection, Reply, replies
 from tests.bench.two_servers import OURS, RIVAL, Service, Setting, both
 from tests.rival import VARIABLE, llama_server
 
@@ -165,38 +165,44 @@ def long_prompt(queries: Sequence[str], base: Base, tokens: int) -> str:
 
 
 def gaps(service: Service, streams: Sequence[bytes], long: bytes) -> dict[str, float]:
-    """Return the usual gap between tokens, the largest, their ratio in the worst stream, and the long prompt's time."""
+    """Return the usual gap between tokens, the largest, their ratio in the worst stream, and the long prompt's time.
+
+    The streams are given up once the long prompt is answered and each has told some tokens more.
+    """
     with Clients(service.port, len(streams) + 1) as clients:
         *short, late = clients.connections
         for number, (connection, request) in enumerate(zip(short, streams, strict=True)):
             connection.send(number, request)
-        left, sent = len(streams), False
-        while left:
-            for connection, whole in clients.wait():
-                left -= int(whole and connection is not late)
-            if not sent and all(len(each.reply.tokens) >= WARM_UP for each in short):
-                late.send(len(streams), long)
-                sent = True
-        while sent and not late.reply.ended:
-            for _ in clients.wait():
-                pass
-    if not all(each.reply.status == 200 for each in (*short, late)):
-        raise RuntimeError(f"{[each.reply.status for each in (*short, late)]}: {late.reply.body[:500]!r}")
-    usual, worst, ratios = [], [], []
-    for connection in short:
-        times = connection.reply.tokens[WARM_UP // 2 :]
-        steps = [1000 * (after - before) for before, after in pairwise(times)]
-        usual.append(median(steps))
-        worst.append(max(steps))
-        ratios.append(worst[-1] / usual[-1])
-    outlived = late.reply.ended - max(each.reply.ended for each in short)
+        _read(clients, lambda: _told(short, [WARM_UP] * len(short)))
+        late.send(len(streams), long)
+        _read(clients, lambda: late.reply.ended > 0)
+        more = [len(each.reply.tokens) + WARM_UP for each in short]
+        _read(clients, lambda: _told(short, more))
+    early = [each for each in short if 0 < each.reply.ended < late.reply.ended]
+    steps = [
+        [1000 * (after - before) for before, after in pairwise(each.reply.tokens[WARM_UP // 2 :])] for each in short
+    ]
     return {
-        "median": median(usual),
-        "largest": max(worst),
-        "ratio": max(ratios),
+        "median": median(median(each) for each in steps),
+        "largest": max(max(each) for each in steps),
+        "ratio": max(max(each) / median(each) for each in steps),
         "long prompt": 1000 * (late.reply.ended - late.reply.began),
-        "after the last stream": max(0.0, 1000 * outlived),
+        "streams that ended before it": len(early),
     }
+
+
+def _read(clients: Clients, done: Callable[[], bool]) -> None:
+    while not done():
+        for connection, whole in clients.wait():
+            if whole and connection.reply.status != 200:
+                raise RuntimeError(f"{connection.reply.status}: {connection.reply.body[:500]!r}")
+
+
+def _told(short: Sequence[Connection], tokens: Sequence[int]) -> bool:
+    """Tell whether each stream has ended, or told so many tokens."""
+    return all(
+        each.reply.ended > 0 or len(each.reply.tokens) >= count for each, count in zip(short, tokens, strict=True)
+    )
 
 
 def memory(setting: Setting) -> dict[str, Any]:

@@ -152,8 +152,11 @@ class Clients:
         ready = self._selector.select(PATIENCE)
         if not ready:
             raise TimeoutError("the server says nothing any more")
-        for key, _ in ready:
-            yield key.data, key.data.read()
+        for connection in (key.data for key, _ in ready):
+            if connection.reply.ended:  # the server closes what has been idle for long
+                connection.close()
+            else:
+                yield connection, connection.read()
 
     def __enter__(self) -> Clients:
         """Return them."""

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -253,6 +254,7 @@ def main() -> None:
     for name in ("requests", "repeats", "slots", "threads", "context", "adapters", "long", "total"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name))
     parser.add_argument("--out", type=Path, help="write the results to this file, as JSON")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped, too
     arguments = vars(parser.parse_args())
     parts, out, clients = arguments.pop("parts") or PARTS, arguments.pop("out"), arguments.pop("clients")
     if unknown := set(parts).difference(PARTS):

@@ -67,7 +67,7 @@ def test_one_run_is_started_from_any_folder(name: str, runs: list[Path], tmp_pat
     assert [(where / each).is_file() for each in given(words, "--lora")] == [True]
     assert words[-2:] == ["--port", "8081"]
     assert (given(words, "--parallel"), given(words, "--ctx-size")) == (["16"], ["32768"])
-    assert given(words, "--cache-ram") == ["0"]
+    assert (given(words, "--cache-ram"), given(words, "--threads-http")) == (["0"], ["128"])
     assert "--chat-template-file" not in words
 
 

@@ -42,13 +42,10 @@ def export(
     from pilocal.cli.display import listening
     from pilocal.cli.tables import artefacts_table, show
     from pilocal.flow.run import export_run
-    from pilocal.flow.shipping import FORMS, LLAMA_SERVER
+    from pilocal.flow.shipping import FORMS
 
     forms = forms or (("fused",) if quants else () if copy else ("lossless",))
-    if len(runs) > 1 and set(forms) != {LLAMA_SERVER}:
-        raise click.UsageError(f"several runs are exported together with --format {LLAMA_SERVER} alone")
-    if quants and "fused" not in forms:
-        raise click.UsageError("--quant is the type of a fused file; add --format fused")
+    _check_usage(runs, forms, quants)
     by_form = {"lossless": ("lossless",), "fused": quants or ("auto",)}
     shipped = [quant for form in forms for quant in by_form.get(form, ())]
     others = [form for form in forms if form in FORMS]
@@ -59,3 +56,12 @@ def export(
         click.echo(json.dumps(artefacts, indent=2))
     else:
         show(artefacts_table(artefacts))
+
+
+def _check_usage(runs: Sequence[Path], forms: Sequence[str], quants: Sequence[str]) -> None:
+    from pilocal.flow.shipping import LLAMA_SERVER
+
+    if len(runs) > 1 and set(forms) != {LLAMA_SERVER}:
+        raise click.UsageError(f"several runs are exported together with --format {LLAMA_SERVER} alone")
+    if quants and "fused" not in forms:
+        raise click.UsageError("--quant is the type of a fused file; add --format fused")

@@ -26,6 +26,8 @@ QUERY = "the query"
 """What stands for it in the requests."""
 SLOTS, CONTEXT = 16, 2048
 """How many requests are answered at once, and how long each may be: those of `pilocal serve`."""
+CONNECTIONS = 128
+"""Threads for connections: each open one holds a thread, and by default there are hardly more than slots."""
 
 HEAD = """#!/bin/sh
 # Starts llama.cpp's llama-server with the base and {adapters}. More options may follow, such as --port 8081,
@@ -97,7 +99,8 @@ def _script(tasks: Sequence[Shipped], requests: Mapping[str, Any]) -> str:
     options = [f"--model {shlex.quote(model)}", *_adapter_options(tasks)]
     if first.served_template and first.chat_template:
         options.append(f"--chat-template-file {shlex.quote(first.chat_template)}")
-    options += ["--jinja", f"--parallel {SLOTS} --ctx-size {SLOTS * CONTEXT} --cache-ram 0", "--temp 0", '"$@"']
+    options.append(f"--parallel {SLOTS} --ctx-size {SLOTS * CONTEXT} --cache-ram 0 --threads-http {CONNECTIONS}")
+    options += ["--jinja --temp 0", '"$@"']
     head = HEAD.format(
         adapters=f"{len(tasks)} adapters" if several else "its adapter",
         requests=REQUESTS,

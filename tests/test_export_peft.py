@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,55 @@ def test_the_call_on_the_card_makes_the_tokens_of_the_training(
     found: dict[str, Any] = {}
     exec("\n".join(lines), found)
     assert found["prompt"]["input_ids"][0].tolist() == base.layout.prompt(found["chat"])
+
+
+VLLM_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+"""The linear layers of Llama, Mistral and Qwen that vLLM puts an adapter on, by the last word of a tensor's module."""
+
+
+def vllm_command(card: str) -> list[str]:
+    return shlex.split(card.split("```sh\n")[1].split("```", maxsplit=1)[0].replace("\\\n", " "))
+
+
+@pytest.mark.parametrize(("rank", "most"), [(1, "1"), (4, "8"), (16, "16"), (17, "32"), (200, "256"), (257, "320")])
+def test_the_card_s_command_for_vllm_has_room_for_the_rank(
+    rank: int, most: str, tiny_base: Base, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny_base, rank=rank)
+    write_peft(tiny_base, adapter, tmp_path / "peft", FACTS)
+    words = vllm_command((tmp_path / "peft" / "README.md").read_text())
+    assert words == [
+        *("vllm", "serve", "owner/model", "--enable-lora", "--max-lora-rank", most),
+        *("--lora-modules", "smart-home=this/folder"),
+    ]
+
+
+def test_what_vllm_reads_is_what_it_supports(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
+    """Its loader takes no bias, no saved modules and no DoRA, and finds modules by the names of the tensors."""
+    from safetensors.numpy import load_file
+
+    write_peft(tiny_base, tiny_adapter, tmp_path, FACTS)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert {"r", "lora_alpha", "target_modules"} <= config.keys()
+    assert (config["bias"], config["use_dora"], config.get("modules_to_save")) == ("none", False, None)
+    for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items():
+        module, part, weight = name.removeprefix("base_model.model.").rsplit(".", 2)
+        assert module.rpartition(".")[2] in VLLM_MODULES
+        assert tensor.shape[0 if part == "lora_A" else 1] == config["r"]
+        assert (part in ("lora_A", "lora_B"), weight) == (True, "weight")
+
+
+def test_a_name_or_a_base_with_blanks_survives_the_shell(tiny_base: Base, tiny_adapter: Path, tmp_path: Path) -> None:
+    facts = Facts(task="it's = a, b", base="/models/my base")
+    write_peft(tiny_base, tiny_adapter, tmp_path, facts)
+    words = vllm_command((tmp_path / "README.md").read_text())
+    assert words[2] == "/models/my base"
+    assert json.loads(words[-1]) == {"name": "it's = a, b", "path": "this/folder"}
+
+
+def test_what_vllm_does_not_load_is_said(tiny_base: Base, tmp_path: Path) -> None:
+    for kind, rank, said in (("dora", 4, "DoRA"), ("lora", 513, "a rank above 512")):
+        adapter = make_adapter(tmp_path / f"adapter-{kind}", tiny_base, kind=kind, rank=rank)
+        write_peft(tiny_base, adapter, tmp_path / kind, FACTS)
+        card = (tmp_path / kind / "README.md").read_text()
+        assert f"vLLM does not load {said}." in card and "vllm serve" not in card

@@ -18,10 +18,11 @@ from pilocal.llamacpp.chat import ChatTemplate
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.sequences import Weights
 from pilocal.run_folder.gguf_header import read_header
+from pilocal.run_folder.shared_base import choose_base
+from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.engines import Engines
 from pilocal.server.options import ServeOptions
-from pilocal.server.weights import BASE, choose_base
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,29 @@ def test_other_programs_get_a_folder_each_with_a_card(task: Path) -> None:
     assert "FROM ./base-q4_1.gguf\nADAPTER ./adapter.gguf\n" in modelfile
     assert "| lossless |" in (folder / "README.md").read_text()
     assert not any(flow(task).values())
+
+
+def test_llama_server_gets_the_adapters_of_several_runs(task: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(task, tmp_path / "other")
+    text = (other / "task.toml").read_text()
+    (other / "task.toml").write_text(text.replace('name = "', 'name = "other ', 1))
+    assert export(other / "run", "--format", "llama-server").returncode == 0
+    done = export(task / "run", other / "run", "--format", "llama-server", "--json")
+    assert done.returncode == 0, done.stderr
+    folder = task / "run" / "export"
+    assert json.loads(done.stdout)["llama-server"]["files"].keys() == {"llama-server.sh", "llama-server.json"}
+    script = (folder / "llama-server.sh").read_text()
+    assert [line.split(":0")[0] for line in script.splitlines() if "--lora-scaled" in line] == [
+        "  --lora-scaled adapter.gguf",
+        f"  --lora-scaled {os.path.relpath(other / 'run' / 'export' / 'adapter.gguf', folder)}",
+    ]
+    names = [read_shipped(run).name for run in (task / "run", other / "run")]
+    assert list(json.loads((folder / "llama-server.json").read_text())["requests"]) == [*names, "base"]
+    refused = export(task / "run", other / "run", "--format", "peft")
+    assert refused.returncode == 2
+    assert "several runs are exported together with --format llama-server alone" in refused.stderr
+    twice = export(task / "run", task / "run", "--format", "llama-server")
+    assert (twice.returncode, twice.stderr.count("has the same name")) == (1, 1)
 
 
 def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:

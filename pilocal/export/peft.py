@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pilocal.base.base import Base
+from pilocal.export.adapter import Updates
 from pilocal.export.card import HUB_ID, Facts, Kind, card
 from pilocal.export.fuse import FusedWeights
 from pilocal.export.mlx_folder import write_chat_template
@@ -29,6 +33,12 @@ MOVED = """
 The base is named by its path on the machine that exported this. Elsewhere, write its path there into
 `base_model_name_or_path` in adapter_config.json."""
 """What the card says where the base is no Hub id."""
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as --max-lora-rank (`MaxLoRARanks` in its vllm/config/lora.py)."""
+
+NAME = re.compile(r"[\w.-]+")
+"""A task's name that vLLM takes as NAME=PATH; any other is written as JSON."""
 
 SETTLED = (
     "from pathlib import Path\n\n",
@@ -71,7 +81,8 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
     write_json(paths[1], config)
     settled = write_chat_template(base, folder)
     with replacing(paths[2]) as file:
-        file.write(card(facts, _kind(facts, trained.dora, settled=bool(settled), gguf=base.gguf)))
+        kind = _kind(facts, trained.dora, settled=bool(settled), gguf=base.gguf)
+        file.write(card(facts, replace(kind, how=f"{kind.how}\n\n{_vllm(facts, trained, settled=bool(settled))}")))
     return paths + settled
 
 
@@ -128,3 +139,25 @@ answer = model.generate(**prompt, max_new_tokens=100, do_sample=False)
     how += "" if HUB_ID.fullmatch(facts.base) else MOVED
     tags = ["dora" if dora else "lora"]
     return Kind(library="peft", tags=tags, what=f"A PEFT adapter ({tags[0].replace('ra', 'RA', 1)})", how=how)
+
+
+def _vllm(facts: Facts, trained: Updates, *, settled: bool) -> str:
+    """Return how vLLM serves the adapter, or why it does not, by its documentation and its `PEFTHelper`."""
+    if trained.dora:
+        return "vLLM does not load DoRA."
+    if trained.rank > VLLM_RANKS[-1]:
+        return f"vLLM does not load a rank above {VLLM_RANKS[-1]}."
+    rank = next(most for most in VLLM_RANKS if most >= trained.rank)
+    named = {"name": facts.task, "path": "this/folder"}
+    module = "{name}={path}".format(**named) if NAME.fullmatch(facts.task) else json.dumps(named, ensure_ascii=False)
+    lines = [
+        f"vllm serve {shlex.quote(facts.base)} --enable-lora --max-lora-rank {rank}",
+        f"--lora-modules {shlex.quote(module)}",
+        *(["--chat-template this/folder/chat_template.jinja"] if settled else []),
+    ]
+    command = " \\\n  ".join(lines)
+    return f"""By its documentation, vLLM has it as the model `{facts.task}`; the base is to be in floats there, too:
+
+```sh
+{command}
+```"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ModelError, RunError
@@ -17,13 +18,19 @@ from pilocal.run_folder.shipped import read_shipped
 
 
 def export_forms(
-    context: Context, quants: Sequence[str], forms: Sequence[str], *, accept_loss: bool, copy: bool = False
+    context: Context,
+    quants: Sequence[str],
+    forms: Sequence[str],
+    *,
+    accept_loss: bool,
+    copy: bool = False,
+    beside: Sequence[Path] = (),
 ) -> dict[str, dict[str, Any]]:
     """Export a trained adapter in other forms: `quants` through the gate, then `forms`, of shipping.FORMS.
 
-    The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. Returns
-    RUN/export/artefacts.json. Raises RunError when the training is not finished, the task has changed since, or nothing
-    is there to copy; ExportError when a gate refuses a form.
+    The first of `quants` is served from now on. With `copy` the folder holds files of its own and no links. The form
+    for llama-server has the runs `beside`, too. Returns RUN/export/artefacts.json. Raises RunError when the training is
+    not finished, the task has changed since, or nothing is there to copy; ExportError when a gate refuses a form.
     """
     run = context.run
     if quants or forms:
@@ -43,7 +50,7 @@ def export_forms(
                     run.finish(EXPORT.name, EXPORT.key(context), serve(context, files), 0.0)
     follow_name(context)
     for form in forms:
-        make_form(context, form)
+        make_form(context, form, beside)
     if copy:
         copy_links(context)
     tell_of_links(context)

@@ -132,18 +132,20 @@ class Run:
         quants: Sequence[str] = (),
         accept_loss: bool = False,
         copy: bool = False,
+        beside: Sequence[str | Path] = (),
         progress: Progress = silent,
     ) -> dict[str, dict[str, Any]]:
         """Write the trained adapter in other forms below RUN/export; return what artefacts.json says about them.
 
-        `forms` are "mlx", "peft" and "ollama". `quants` make GGUF files: "lossless", or a type of llama.cpp such as
+        `forms` are "mlx", "peft", "ollama" and "llama-server": a script that starts llama.cpp's own server with this
+        run and the runs `beside`, on one base. `quants` make GGUF files: "lossless", or a type of llama.cpp such as
         "q8_0", or "auto", with base and adapter fused into one file; the first is served from now on. Without either it
         is "lossless", or with `copy` no form more. With `accept_loss` a form that a gate refuses is kept. With `copy`
         RUN/export holds no links, so that it can be copied to another disk. Raises RunError when the training is not
         finished or the task has changed since, ExportError when the gate refuses a form.
         """
         how: dict[str, Any] = {"forms": forms, "quants": quants, "accept_loss": accept_loss, "copy": copy}
-        return export_run(self.folder, **how, listeners=Listeners(progress=progress))
+        return export_run(self.folder, **how, beside=beside, listeners=Listeners(progress=progress))
 
 
 def run(
@@ -223,13 +225,15 @@ def export_run(
     quants: Sequence[str] = (),
     accept_loss: bool = False,
     copy: bool = False,
+    beside: Sequence[str | Path] = (),
     listeners: Listeners = QUIET,
 ) -> dict[str, dict[str, Any]]:
     """Write a trained adapter in other forms, as `Run.export` does."""
     if not (forms or quants or copy):
         quants = (LOSSLESS,)
     with open_run(Path(run), listeners) as context:
-        return export_forms(context, quants, forms, accept_loss=accept_loss, copy=copy)
+        others = [path_of(folder) for folder in beside]
+        return export_forms(context, quants, forms, accept_loss=accept_loss, copy=copy, beside=others)
 
 
 def load(run: str | Path) -> tuple[Any, Any]:

@@ -19,15 +19,16 @@ from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped
-from pilocal.task import AUTO, Retrieval
+from pilocal.task import AUTO, Retrieval, load_task
 
 if TYPE_CHECKING:
     from pilocal.export.card import Facts
     from pilocal.export.gate import Gate, Loss
     from pilocal.export.ship import Files
 
-FORMS = ("mlx", "peft", "ollama")
-"""What other programs read: a fused model folder, PEFT's form of the adapter, and a Modelfile."""
+LLAMA_SERVER = "llama-server"
+FORMS = ("mlx", "peft", "ollama", LLAMA_SERVER)
+"""What other programs read: a fused model folder, PEFT's form of the adapter, a Modelfile, and a script."""
 
 
 @contextmanager
@@ -139,14 +140,21 @@ def tell_of_links(context: Context) -> None:
         context.warn(f"{path}: a link to {path.readlink()}; {how}")
 
 
-def make_form(context: Context, form: str) -> None:
-    """Write the adapter for other programs, as one of FORMS, with a model card.
+def make_form(context: Context, form: str, beside: Sequence[Path] = ()) -> None:
+    """Write the adapter for other programs, as one of FORMS, with a model card; `beside` are runs of the same base.
 
     Raises ExportError when the adapter does not fit, or the chat template cannot be expressed in Ollama's language.
-    Raises RunError when nothing has been exported yet that Ollama could run.
+    Raises RunError when nothing has been exported yet that Ollama or llama-server could run.
     """
     facts, run = _card_facts(context), context.run
-    if form == "ollama":
+    if form == LLAMA_SERVER:
+        from pilocal.export.llama_server import write_llama_server
+        from pilocal.flow.opening import task_file_of
+
+        tasks = [read_shipped(folder) for folder in (run.path, *beside)]
+        others = [load_task(task_file_of(folder)).generation.max_tokens for folder in beside]
+        files = write_llama_server(tasks, [context.task.generation.max_tokens, *others])
+    elif form == "ollama":
         from pilocal.export.ollama import write_ollama
 
         files = write_ollama(read_shipped(run.path), context.base.tokenizer, facts)

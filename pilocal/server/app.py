@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.llamacpp.chat import check_probes
+from pilocal.run_folder.shared_base import choose_base
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.access import Access
 from pilocal.server.chat import PromptTokens
@@ -18,7 +19,6 @@ from pilocal.server.page import read_page
 from pilocal.server.queue import Queue
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import Router
-from pilocal.server.weights import choose_base
 
 
 def make_app(

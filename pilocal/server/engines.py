@@ -13,9 +13,9 @@ from pilocal.llamacpp.scheduler import BASE as NO_ADAPTER
 from pilocal.llamacpp.scheduler import Scheduler
 from pilocal.llamacpp.sequences import Weights
 from pilocal.llamacpp.tokenizer import Tokenizer
+from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.options import ServeOptions
-from pilocal.server.weights import BASE
 
 MIB = 2**20
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pilocal.errors import PilocalError
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, SHIPPED
+from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.chat import PromptTokens
 from pilocal.server.full_prompt import PromptWriter, ShareSampler
@@ -16,7 +17,6 @@ from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.request import CHAT
-from pilocal.server.weights import BASE
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""

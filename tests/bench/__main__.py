@@ -71,6 +71,18 @@ def teachers_pass(repeats: int) -> dict[str, Any]:
     return said(teacher(repeats))
 
 
+def served(repeats: int) -> dict[str, Any]:
+    """How pilocal's server does beside llama.cpp's own: all parts of tests/bench/serving.py."""
+    from tests.bench import serving
+    from tests.bench.two_servers import Setting
+
+    if why := serving.missing(os.environ.get(serving.RUN)):
+        print(f"serving is {why}", file=sys.stderr)
+        return said({"skipped": True})
+    setting = Setting(run=Path(os.environ[serving.RUN]), repeats=repeats)
+    return said({name: part(setting) for name, part in serving.PARTS.items()})
+
+
 def data(bench: str, variable: str, files: str) -> Path | None:
     """Return the folder that an environment variable names, or None with a line that says what is skipped."""
     folder = os.environ.get(variable)
@@ -112,6 +124,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "backends": lambda repeats: said(backends.backends(repeats)),
     "export": lossless_export,
     "tokenizers": same_ids,
+    "serving": served,
     "latency-1b": partial(first_token, "1b", (500, 1000, 4000)),
     "latency-8b": partial(first_token, "8b", (1000,)),
 }

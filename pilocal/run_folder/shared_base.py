@@ -1,4 +1,4 @@
-"""Which base the tasks share, and whether their files belong together."""
+"""Which base several tasks share, and whether their files belong together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pilocal.errors import InputError, ModelError, PilocalError, RunError, raise_all
 from pilocal.run_folder.gguf_header import read_header
-from pilocal.run_folder.shipped import BARE_BASE, FILE, Shipped, check_name
+from pilocal.run_folder.shipped import FILE, Shipped, check_name
 
-BASE = BARE_BASE
-"""The name under which the bare base answers."""
 HASH = "pilocal.base.sha256"
 """The GGUF metadata that says which base a file was made from."""
+TEMPLATE_KEY = "tokenizer.chat_template"
+"""The GGUF metadata with the file's own chat template."""
 
 
 def choose_base(tasks: Sequence[Shipped]) -> tuple[Path, str | None]:
@@ -29,8 +29,7 @@ def choose_base(tasks: Sequence[Shipped]) -> tuple[Path, str | None]:
         try:
             _check_name(task, tasks[:number])
             if task.base_sha256 != tasks[0].base_sha256:
-                what = f"made from another base than {tasks[0].folder}"
-                raise InputError(task.folder, what, got=task.base_sha256[:12], fix="serve it with a server of its own")
+                raise _another_base(task, tasks[0])
             header = _read(task, task.base) if task.base_files is None else read_header(task.base_path)
             kind = header.get("general.file_type")
             if task.fused is not None:
@@ -51,6 +50,18 @@ def choose_base(tasks: Sequence[Shipped]) -> tuple[Path, str | None]:
     raise_all(faults)
     path = next(iter(types), tasks[0].base_path)
     return path, templates.get(path)
+
+
+def _another_base(task: Shipped, first: Shipped) -> InputError:
+    """Return what is wrong with a task whose base is not the first one's, or is asked in other words."""
+    fix, got = "serve it with a server of its own", task.base_sha256[:12]
+    if task.base_files is not None and task.base_files == first.base_files:
+        what = f"its base is asked with another chat template than that of {first.folder}"
+        return InputError(task.folder, what, got=got, fix=fix)
+    what = f"made from another base than {first.folder}"
+    asked = [each.served_template or read_header(each.base_path).get(TEMPLATE_KEY) for each in (task, first)]
+    what += "" if asked[0] == asked[1] else ", or asked with another chat template"
+    return InputError(task.folder, what, got=got, fix=fix)
 
 
 def _check_name(task: Shipped, others: Sequence[Shipped]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Self
 
 import numpy as np
@@ -24,6 +25,7 @@ class Embedder:
         self._model = model
         self._longest = context
         self._threads = threads or max(1, (os.cpu_count() or 1) // 2)
+        self._stack = ExitStack()
         self._context: Context | None = None
         self.width = model.width
         """How many numbers an embedding has."""
@@ -41,7 +43,9 @@ class Embedder:
         memory, or llama.cpp fails.
         """
         if self._context is None:
-            self._context = Context(self._model, self._longest, threads=self._threads, embeddings=True)
+            self._context = self._stack.enter_context(
+                Context(self._model, self._longest, threads=self._threads, embeddings=True)
+            )
         self._context.clear()
         total = np.zeros(self.width)
         for begin in range(0, len(tokens), EMBEDDED):
@@ -54,9 +58,8 @@ class Embedder:
 
     def close(self) -> None:
         """Free the context."""
-        if self._context is not None:
-            self._context.close()
-            self._context = None
+        self._context = None
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self

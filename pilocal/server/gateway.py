@@ -113,9 +113,8 @@ class Gateway:
             else:
                 await self._answer(state, headers.get("x-pilocal-fallback"), body, scope, receive, reply)
         except Refusal as refusal:
-            told = reworded(refusal) if path == RESPONSES else refusal
-            state.refuse(told)
-            await reply.refuse(told)
+            state.refuse(refusal)
+            await reply.refuse(refusal)
         except Exception:
             logging.getLogger(__name__).exception("%s failed", path)
             failed = server_error("The server failed; its log says why.")
@@ -159,7 +158,10 @@ class Gateway:
         client = await _worked(read, aside=aside)
         state.stream = bool(client.body.get("stream"))
         route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
-        return Asking(await _worked(route, aside=aside), client, cancelled)
+        try:
+            return Asking(await _worked(route, aside=aside), client, cancelled)
+        except Refusal as refusal:
+            raise (reworded(refusal) if state.path == RESPONSES else refusal) from None
 
     async def _embed(self, state: _RequestState, body: bytes, cancelled: threading.Event, reply: Reply) -> None:
         """Have texts embedded."""

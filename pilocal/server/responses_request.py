@@ -48,6 +48,12 @@ _RENAMED = (
     (re.compile(r"^messages\b"), "input"),
 )
 """The names of a chat's fields, and what they are called here."""
+_REWORDED = (
+    (" in the messages", " in the input"),
+    ("not beside response_format", "not beside text.format"),
+    ('no message of the role "tool"', "no function_call_output"),
+)
+"""What refusals of a chat say of others of its fields, and how that is said here."""
 _IN_MESSAGE = re.compile(r"^messages\.(\d+)(?:\.tool_calls\.(\d+))?(?:\.function)?")
 
 
@@ -110,9 +116,8 @@ def reworded(refusal: Refusal, places: Sequence[Sequence[str]] = ()) -> Refusal:
     head, colon, rest = message.partition(":")
     if re.fullmatch(r"[\w.]+", head):
         message = _renamed(head, places) + colon + rest
-    if error["code"] == "context_length_exceeded":
-        message = message.replace(" in the messages", " in the input")
-    message = message.replace('message of the role "tool"', "function_call_output")
+    for known, new in _REWORDED:
+        message = message.replace(known, new, 1)
     kind = error["type"] or "invalid_request_error"
     own = _renamed(param, places)
     return Refusal(refusal.status, message, kind=kind, param=own, code=error["code"], headers=refusal.headers)

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai.types.responses import Response
+from pydantic import BaseModel
 
 from pilocal.base.base import Base
 from tests.served import TEMPLATE, make_run
@@ -33,6 +34,13 @@ TOOLS: list[Any] = [
 ]
 QUERY = CHATS[0][0]["content"]
 HOT: dict[str, Any] = {"temperature": 2, "top_k": 0, "top_p": 1, "min_p": 0}
+
+
+class Command(BaseModel):
+    """An answer, as the client describes it with a class."""
+
+    device: Literal["lamp", "door"]
+    level: int
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +245,9 @@ def test_a_task_s_own_form_holds_and_a_request_s_own_takes_its_place(server: Ser
         jsonschema.validate(json.loads(said(found)), SCHEMA)
         assert found["text"]["format"] == format
         assert said(answered(server, input=QUERY, seed=seed, grammar=CODES, **HOT)) in ("ZOR", "MIP", "KEL")
+    parsed = client.responses.parse(model="house", input=QUERY, text_format=Command, temperature=0).output_parsed
+    assert parsed is not None
+    assert parsed.device in ("lamp", "door")
     format = {"type": "json_object"}
     assert said(answered(server, input=QUERY, max_output_tokens=20, text={"format": format})).startswith("{")
     free = answered(server, input=QUERY, max_output_tokens=4, text={"format": {"type": "text"}})

@@ -32,7 +32,7 @@ class Embedder:
 
     @property
     def memory(self) -> int:
-        """The bytes of the context: its keys and values, and what is computed of EMBEDDED tokens; 0 without one."""
+        """The bytes of the context: keys and values, and outputs for EMBEDDED tokens; 0 before the first text."""
         rows = EMBEDDED * (self._model.tokenizer.size + self.width) * 4
         return self._longest * self._model.kv_bytes + rows if self._context else 0
 
@@ -46,7 +46,7 @@ class Embedder:
             self._context = self._stack.enter_context(
                 Context(self._model, self._longest, threads=self._threads, embeddings=True)
             )
-        self._context.clear()
+        self._context.keep(0, 0)
         total = np.zeros(self.width)
         for begin in range(0, len(tokens), EMBEDDED):
             if cancelled():

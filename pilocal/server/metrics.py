@@ -54,7 +54,7 @@ class Metrics:
             **common,
         )
         self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
-        memory = Gauge("pilocal_embedding_bytes", "Memory for embeddings; 0 until somebody asks for one", **common)
+        memory = Gauge("pilocal_embedding_bytes", "Keys, values and outputs that embeddings have room for", **common)
         memory.set_function(lambda: engines.embeddings.memory)
         for name, engine in engines.all().items():
             self._watch(name, engine, common)

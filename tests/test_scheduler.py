@@ -34,6 +34,7 @@ class Request:
         self.prompt, self.weights, self.wanted = list(prompt), weights, tokens
         self.cancelled, self.ended = threading.Event(), threading.Event()
         self.tokens: list[int] = []
+        self.reused = 0
         self.at: list[int] = []
         self.error: Exception | None = None
         self.engine: Scheduler

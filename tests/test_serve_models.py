@@ -71,6 +71,7 @@ class Request:
         self.prompt, self.weights, self.wanted = prompt, weights, tokens
         self.cancelled, self.ended = threading.Event(), threading.Event()
         self.tokens: list[int] = []
+        self.reused = 0
         self.error: Exception | None = None
 
     def take(self, logits_V: NDArray[np.float32]) -> int | None:

@@ -355,17 +355,6 @@ def test_finish_reasons(family: Family, names: list[str], cut_off: bool, reason:
     assert stream.finish_reason(cut_off=cut_off) == reason
 
 
-@each_family
-def test_a_call_that_does_not_fit_stays_content(family: Family) -> None:
-    def fits(name: str, arguments: str) -> bool:
-        return name == "add" and "a" in json.loads(arguments)
-
-    text = family.write([("add", '{"a": 1}'), ("add", '{"b": 1}')])
-    content, calls = read(family, text, fits=fits)
-    assert calls == [("add", '{"a": 1}')]
-    assert '{"b": 1}' in content
-
-
 def test_a_call_as_openai_s_messages_have_it() -> None:
     call = parse(LLAMA, '{"name": "add", "parameters": {"a": "é"}}', NAMES, Random(1))[1][0]
     assert call.message == {

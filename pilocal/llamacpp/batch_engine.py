@@ -49,6 +49,7 @@ class _Request:
     max_tokens: int
     on_end: Callable[[_Request], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
+    reused: int = 0
     tokens: list[int] = field(default_factory=list)
     error: Exception | None = None
     began: float = 0.0

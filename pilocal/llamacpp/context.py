@@ -19,6 +19,9 @@ from pilocal.llamacpp.model import Model
 BATCH = 512
 """Tokens that are computed at once, llama.cpp's own choice."""
 
+EMBEDDED = 128
+"""Tokens that are computed at once for their embeddings: each of them takes a row of the vocabulary's size."""
+
 MEASURED = 2
 """Single tokens that are computed to choose the number of threads."""
 
@@ -65,12 +68,19 @@ class Context:
     """Room for the keys and values of a model, its adapter applied; a context manager."""
 
     def __init__(
-        self, model: Model, tokens: int, *, sequences: int = 1, shared: bool = False, threads: int | None = None
+        self,
+        model: Model,
+        tokens: int,
+        *,
+        sequences: int = 1,
+        shared: bool = False,
+        threads: int | None = None,
+        embeddings: bool = False,
     ) -> None:
         """Make room for so many tokens in all; `threads` is one per core by default, for single tokens what is faster.
 
-        Each sequence has an equal part of the room, unless it is `shared`. Raises RunError when there is not enough
-        memory.
+        Each sequence has an equal part of the room, unless it is `shared`. With `embeddings`, `decode` takes up to
+        EMBEDDED tokens, all of them wanted. Raises RunError when there is not enough memory.
         """
         self._llama_cpp = llama_cpp = load_llama_cpp()
         self._model = model
@@ -81,7 +91,9 @@ class Context:
         params.kv_unified = shared
         # As in llama-cpp-python's server. On a CPU, a kept prefix is read up to five times as fast without it.
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.n_batch = params.n_ubatch = BATCH
+        params.n_batch = params.n_ubatch = EMBEDDED if embeddings else BATCH
+        if embeddings:
+            params.embeddings, params.pooling_type = True, llama_cpp.LLAMA_POOLING_TYPE_NONE
         params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
         self._handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
         if not self._handle:
@@ -126,6 +138,11 @@ class Context:
         """Return the logits (vocabulary,) of an entry of the last batch; valid until the next."""
         pointer = self._llama_cpp.llama_get_logits_ith(self._handle, place)
         return np.ctypeslib.as_array(pointer, (self.vocabulary_size,))
+
+    def embeddings(self, count: int, width: int) -> NDArray[np.float32]:
+        """Return what the model makes of each token of the last batch, (count, width); valid until the next."""
+        pointer = self._llama_cpp.llama_get_embeddings(self._handle)
+        return np.ctypeslib.as_array(pointer, (count, width))
 
     def best(self, place: int) -> int:
         """Return the likeliest token after an entry of the last batch."""

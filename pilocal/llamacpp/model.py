@@ -44,6 +44,11 @@ class Model:
         widths = sum(int(self._number(f"attention.{part}_length") or usual) for part in ("key", "value"))
         return int(llama_cpp.llama_model_n_layer(self.handle) * heads * widths * 2)
 
+    @property
+    def width(self) -> int:
+        """How many numbers the model makes of a token."""
+        return int(load_llama_cpp().llama_model_n_embd_out(self.handle))
+
     def _number(self, key: str) -> str:
         """Return a value of the file's metadata below the architecture's name; empty where there is none."""
         return metadata(self.handle, f"{metadata(self.handle, 'general.architecture')}.{key}")

@@ -48,6 +48,8 @@ class Asked(Protocol):
     """The adapter that answers, and its strength."""
     cancelled: threading.Event
     """Set when nobody waits for the answer any more; it ends at the next batch."""
+    reused: int
+    """Its tokens whose keys and values were there already when it began; set by the engine."""
 
     def take(self, logits_V: NDArray[np.float32]) -> int | None:
         """Choose the next token from its logits, which are valid during the call alone; None ends the answer."""
@@ -225,6 +227,7 @@ class Scheduler:
             if held is None:
                 return
             del self._waiting[chosen]
+            asked.reused = min(len(held.tokens), len(asked.prompt))  # one that starts again has more than its prompt
             self.counts.reused += len(held.tokens)
             self._slots.append(_Slot(asked, tokens, held))
             if asked.weights not in self._turns:

@@ -84,6 +84,8 @@ class Answer:
     on_text: Callable[[], object] | None = None
     """Called when there is more text."""
     on_end: Callable[[], object]
+    reused: int = 0
+    """Tokens of the prompt whose keys and values were there already."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far, without its end token."""
     first_token_time: float | None = None

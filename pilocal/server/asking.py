@@ -18,7 +18,7 @@ from pilocal.server.routing import Route
 from pilocal.server.tool_calls import CallStream
 from pilocal.server.tool_family import Family
 from pilocal.server.tool_request import ToolRequest
-from pilocal.server.wire import Reader, Wire
+from pilocal.server.wire import Reader, Teller
 
 CHOICE = (
     "temperature",
@@ -92,11 +92,11 @@ class Asking:
             self._news.clear()
         self._check()
 
-    def whole(self, wire: Wire) -> dict[str, Any]:
+    def whole(self, wire: Teller) -> dict[str, Any]:
         """Return the response once all answers have ended."""
         return wire.whole(self.answers, self._readers)
 
-    async def parts(self, wire: Wire) -> AsyncIterator[bytes]:
+    async def parts(self, wire: Teller) -> AsyncIterator[bytes]:
         """Yield the parts of a stream; raises what the engine failed with."""
         for part in wire.begin(len(self.answers)):
             yield part

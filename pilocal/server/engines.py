@@ -15,6 +15,7 @@ from pilocal.llamacpp.sequences import Weights
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.run_folder.shipped import Shipped
+from pilocal.server.embeddings import Embeddings
 from pilocal.server.options import ServeOptions
 
 MIB = 2**20
@@ -40,6 +41,8 @@ class Engines:
             self.tokenizer: Tokenizer = model.tokenizer
             adapters = {task.name: load_adapter(model.handle, task.adapter_path) for task in tasks if task.adapter_path}
             self._base = self._open(model, adapters, options)
+            self.embeddings = self._stack.enter_context(Embeddings(model, options.context, options.threads))
+            """Those of the base."""
             self._fused = {
                 task.name: self._open(self._stack.enter_context(Model(task.folder / task.fused)), {}, options)
                 for task in tasks

@@ -13,19 +13,24 @@ from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
+from pilocal.errors import RunError
 from pilocal.server.access import PATHS_WITHOUT_KEY, Access
 from pilocal.server.asking import Asking
+from pilocal.server.embeddings import EMBEDDING, EmbeddingRequest, read_embedding_request
 from pilocal.server.engines import Engines
 from pilocal.server.metrics import Metrics
 from pilocal.server.options import ServeOptions
 from pilocal.server.queue import Queue
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.reply import Reply, with_cors
-from pilocal.server.request import CHAT, PATHS, read_request
+from pilocal.server.request import CHAT, EMBEDDINGS, PATHS, RESPONSES, ClientRequest, read_request
 from pilocal.server.request_log import RequestLogEntry
-from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Router, read_strength
+from pilocal.server.responses_request import reworded
+from pilocal.server.responses_wire import ResponsesWire
+from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Route, Router, read_strength
 from pilocal.server.shadow import Shadow
-from pilocal.server.wire import Wire
+from pilocal.run_folder.shipped import BARE_BASE as BASE
+from pilocal.server.wire import Teller, Wire
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -122,28 +127,57 @@ class Gateway:
     async def _answer(
         self, state: _RequestState, fallback: str | None, body: bytes, scope: Scope, receive: Receive, reply: Reply
     ) -> None:
-        """Route the request and have it answered, unless the client hangs up."""
+        """Have the request answered, unless the client hangs up."""
         cancelled = threading.Event()
         watcher = asyncio.create_task(_cancel_on_disconnect(receive, cancelled))
         try:
             with self._queue.admit():
                 full_prompt = _wants_full_prompt(fallback)
                 strength = read_strength(_given(scope, STRENGTH_HEADER))
-                aside = len(body) > LONG_BODY or any(form in body for form in FORMS)
-                vocabulary = self._engines.tokenizer.size
-                read = partial(read_request, state.path, body, vocabulary, self._router.family)
-                client = await _worked(read, aside=aside)
-                state.stream = bool(client.body.get("stream"))
-                route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
-                state.asking = Asking(await _worked(route, aside=aside), client, cancelled)
-                await self._run(state.asking, state.path, cancelled, reply)
+                if state.path == EMBEDDINGS:
+                    self._router.check_embedding(full_prompt=full_prompt, strength=strength)
+                    await self._embed(state, body, cancelled, reply)
+                else:
+                    state.asking = await self._routed(state, body, full_prompt, strength, cancelled)
+                    await self._run(state.asking, state.path, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
-            self._shadow.follow(state.path, state.asking)
+            if state.asking is not None:
+                self._shadow.follow(state.path, state.asking)
         finally:
             watcher.cancel()
             state.status = CLIENT_CLOSED_REQUEST if cancelled.is_set() else reply.status
             cancelled.set()  # whatever happened, nobody waits for more
+
+    async def _routed(
+        self, state: _RequestState, body: bytes, full_prompt: bool, strength: float | None, cancelled: threading.Event
+    ) -> Asking:
+        """Read and route a request for an answer."""
+        aside = len(body) > LONG_BODY or any(form in body for form in FORMS)
+        read = partial(read_request, state.path, body, self._engines.tokenizer.size, self._router.family)
+        client = await _worked(read, aside=aside)
+        state.stream = bool(client.body.get("stream"))
+        route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
+        try:
+            return Asking(await _worked(route, aside=aside), client, cancelled)
+        except Refusal as refusal:
+            raise (reworded(refusal) if state.path == RESPONSES else refusal) from None
+
+    async def _embed(self, state: _RequestState, body: bytes, cancelled: threading.Event, reply: Reply) -> None:
+        """Have texts embedded."""
+        engines, names = self._engines, tuple(self._engines)
+        sizes = {"context": self._router.context, "width": engines.embeddings.width}
+        read = partial(read_embedding_request, body, engines.tokenizer, names=names, **sizes)
+        state.embedding = request = await _worked(read, aside=len(body) > LONG_BODY)
+        try:
+            found = await engines.embeddings.response(request, cancelled)
+        except RunError as error:
+            raise server_error(str(error)) from None
+        if found is not None:
+            reply.add(
+                {"X-Pilocal-Task": BASE, "X-Pilocal-Arm": EMBEDDING, "X-Pilocal-Prompt-Tokens": str(request.tokens)}
+            )
+            await reply.text(found)
 
     async def _run(self, asking: Asking, path: str, cancelled: threading.Event, reply: Reply) -> None:
         """Have a routed request answered."""
@@ -158,23 +192,30 @@ class Gateway:
         )
         if route.strength is not None:
             reply.add({STRENGTH_HEADER: str(route.strength)})
-        wire = Wire(
-            chat=path == CHAT,
-            model=route.task,
-            prompt_tokens=route.prompt_tokens,
-            tokenizer=self._engines.tokenizer,
-            echo=route.body["prompt"] if route.body.get("echo") else "",
-            usage=bool(route.body.get("stream_options", {}).get("include_usage")),
-        )
+        teller = self._teller(path, route, asking.client)
         await asking.begin(self._engines, self._router.context, self._router.family)
         if route.body.get("stream"):
             await asking.first_news()
             if not cancelled.is_set():
-                await reply.stream(asking.parts(wire))
+                await reply.stream(asking.parts(teller), teller.failed)
         else:
             await asking.all()
             if not cancelled.is_set():
-                await reply.json(asking.whole(wire))
+                await reply.json(asking.whole(teller))
+
+    def _teller(self, path: str, route: Route, client: ClientRequest) -> Teller:
+        """Return what writes the answers to a request."""
+        tokenizer, count = self._engines.tokenizer, route.prompt_tokens
+        if path == RESPONSES:
+            return ResponsesWire(model=route.task, prompt_tokens=count, tokenizer=tokenizer, sent=client.sent)
+        return Wire(
+            chat=path == CHAT,
+            model=route.task,
+            prompt_tokens=count,
+            tokenizer=tokenizer,
+            echo=route.body["prompt"] if route.body.get("echo") else "",
+            usage=bool(route.body.get("stream_options", {}).get("include_usage")),
+        )
 
     def _record(self, state: _RequestState) -> None:
         """Count and log a finished request."""
@@ -184,6 +225,8 @@ class Gateway:
             answer = self._engines.tokenizer.text(tokens).decode(errors="replace")
             body = state.asking.route.body
             entry = replace(entry, prompt=body.get("messages", body.get("prompt")), answer=answer)
+        if self._log_contents and state.embedding:
+            entry = replace(entry, prompt=state.embedding.said)
         self._metrics.count(entry)
         self._log(entry)
 
@@ -200,6 +243,7 @@ class _RequestState:
     error: str | None = None
     stream: bool = False
     asking: Asking | None = None
+    embedding: EmbeddingRequest | None = None
 
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal."""
@@ -217,6 +261,8 @@ class _RequestState:
             seconds=ended - self.began,
             error=self.error,
         )
+        if self.embedding is not None:
+            return replace(entry, task=BASE, arm=EMBEDDING, prompt_tokens=self.embedding.tokens)
         if self.asking is None:
             return entry
         route, answers = self.asking.route, self.asking.answers

@@ -54,6 +54,8 @@ class Metrics:
             **common,
         )
         self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
+        memory = Gauge("pilocal_embedding_bytes", "Keys, values and outputs that embeddings have room for", **common)
+        memory.set_function(lambda: engines.embeddings.memory)
         for name, engine in engines.all().items():
             self._watch(name, engine, common)
 

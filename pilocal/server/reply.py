@@ -34,7 +34,7 @@ class Reply:
         self._send = send
         self._headers: list[tuple[bytes, bytes]] = []
         self._last = b""
-        self._streams = False
+        self._failed: Callable[[Refusal], bytes] | None = None
         self.status = 0
         """HTTP's; 0 before the response has begun."""
 
@@ -44,14 +44,18 @@ class Reply:
 
     async def json(self, body: Mapping[str, Any]) -> None:
         """Begin a response that is one JSON object."""
-        self._last = json.dumps(body, ensure_ascii=False).encode()
+        await self.text(json.dumps(body, ensure_ascii=False).encode())
+
+    async def text(self, body: bytes) -> None:
+        """Begin a response that is JSON already."""
+        self._last = body
         self.add({"Content-Type": "application/json", "Content-Length": str(len(self._last))})
         await self._begin(200)
 
-    async def stream(self, parts: AsyncIterator[bytes]) -> None:
-        """Send a stream of server-sent events."""
+    async def stream(self, parts: AsyncIterator[bytes], failed: Callable[[Refusal], bytes]) -> None:
+        """Send a stream of server-sent events; `failed` returns the last of one that ends with a refusal."""
         self.add({"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"})
-        self._streams = True
+        self._failed = failed
         await self._begin(200)
         async for part in parts:
             if self._last:
@@ -73,7 +77,7 @@ class Reply:
         """Send a refusal; a stream that has begun ends with it."""
         body = json.dumps(refusal.body).encode()
         if self.status:
-            self._last += b"data: " + body + b"\n\n" if self._streams else b""
+            self._last += self._failed(refusal) if self._failed else b""
         else:
             self._last = body
             length = {"Content-Type": "application/json", "Content-Length": str(len(body))}

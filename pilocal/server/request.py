@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pilocal.server.form import read_form
 from pilocal.server.refusal import Refusal
+from pilocal.server.responses_request import KEPT, OWN, SHARED, as_chat
 from pilocal.server.tool_family import Family
 from pilocal.server.tool_request import OLD, ToolRequest, read_tools
 
-CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
-PATHS = (CHAT, COMPLETION)
+CHAT, RESPONSES, COMPLETION = "/v1/chat/completions", "/v1/responses", "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+CHATS = (CHAT, RESPONSES)
+"""The endpoints that answer a chat."""
+PATHS = (CHAT, RESPONSES, COMPLETION, EMBEDDINGS)
 """The endpoints that take a body."""
 
 ROLES = ("system", "user", "assistant", "tool", "function")
@@ -26,6 +30,7 @@ WHOLE, ANY = "a whole number", "a number"
 NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "max_tokens": (WHOLE, 1, math.inf),
     "max_completion_tokens": (WHOLE, 1, math.inf),
+    "max_output_tokens": (WHOLE, 1, math.inf),
     "n": (WHOLE, 1, 16),
     "best_of": (WHOLE, 1, 1),
     "seed": (WHOLE, -(2**63), 2**63 - 1),
@@ -47,12 +52,14 @@ MOST_LOGPROBS = 5
 """Tokens that are told beside each of a raw prompt's answer."""
 
 COMMON = {*NUMBERS, *FLAGS, *TEXTS, "stop", "stream_options", "logit_bias", "logprobs", "metadata"}
-COMMON -= {"best_of", "echo"}
+COMMON -= {"best_of", "echo", "max_output_tokens"}
 FIELDS: Mapping[str, set[str]] = {
     CHAT: COMMON | {"messages", "response_format", "tools", "tool_choice", "parallel_tool_calls", *OLD},
+    RESPONSES: (COMMON | OWN | SHARED) - {"max_tokens", "max_completion_tokens", "n", "logprobs"},
     COMPLETION: (COMMON | {"prompt", "best_of", "echo"}) - {"top_logprobs", "max_completion_tokens"},
 }
 """What each endpoint knows; all else is refused."""
+NOT_DONE = "this server does not do that."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,8 @@ class ClientRequest:
     """The functions that the answer may call; None where there are none."""
     grammar: str | None = None
     """What the answer must be, in GBNF."""
+    sent: Mapping[str, Any] = field(default_factory=dict)
+    """The request in the client's own words, where `body` has others."""
 
 
 def read_request(path: str, body: bytes, vocabulary: int, family: Family) -> ClientRequest:
@@ -73,27 +82,39 @@ def read_request(path: str, body: bytes, vocabulary: int, family: Family) -> Cli
     What newer OpenAI clients send is translated: the role `developer`, text in parts, `max_completion_tokens`, and a
     list of one raw prompt. `vocabulary` is the number of tokens, `family` that of the chat template.
     """
-    request = _parse(body)
+    request = parse_body(body)
     for name in request:
         if name not in FIELDS[path]:
-            raise _refused(name, "this server does not do that.", "unsupported_parameter")
+            problem = "this server keeps nothing; send the whole conversation." if name in KEPT else NOT_DONE
+            raise _refused(name, problem, "unsupported_parameter")
     _check_numbers(request)
     _check_kinds(request)
     _check_stop(request.get("stop", []))
-    _check_stream_options(request)
     _check_bias(request.get("logit_bias", {}), vocabulary)
+    if path == RESPONSES:
+        said, chat = as_chat(request)
+        try:
+            return replace(_read_chat(said, family), sent=request)
+        except Refusal as refusal:
+            raise chat.reworded(refusal) from None
+    _check_stream_options(request)
     if path == CHAT:
-        _translate(request)
-        _check_chat(request)
-        tools = read_tools(request, family)
-        request["messages"] = list(tools.messages)
-        for name in ("tools", "tool_choice", "parallel_tool_calls"):
-            request.pop(name, None)
-        if tools.tools:
-            request["tools"] = list(tools.tools)
-            return ClientRequest(body=request, tools=tools, grammar=read_form(request, tools, family))
-    else:
-        _check_prompt(request)
+        return _read_chat(request, family)
+    _check_prompt(request)
+    return ClientRequest(body=request, grammar=read_form(request))
+
+
+def _read_chat(request: dict[str, Any], family: Family) -> ClientRequest:
+    """Return a chat's checked request, of which numbers, flags and texts have been checked."""
+    _translate(request)
+    _check_chat(request)
+    tools = read_tools(request, family)
+    request["messages"] = list(tools.messages)
+    for name in ("tools", "tool_choice", "parallel_tool_calls"):
+        request.pop(name, None)
+    if tools.tools:
+        request["tools"] = list(tools.tools)
+        return ClientRequest(body=request, tools=tools, grammar=read_form(request, tools, family))
     return ClientRequest(body=request, grammar=read_form(request))
 
 
@@ -101,7 +122,8 @@ def _refused(name: str, problem: str, code: str | None = None) -> Refusal:
     return Refusal(400, f"{name}: {problem}", param=name, code=code)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Return a request's fields without its nulls; raises Refusal for what is no JSON object."""
     try:
         request = json.loads(body, parse_constant=_finite, parse_float=_finite)
         json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text

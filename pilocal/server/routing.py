@@ -16,7 +16,7 @@ from pilocal.server.full_prompt import PromptWriter, ShareSampler
 from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
-from pilocal.server.request import CHAT
+from pilocal.server.request import CHATS
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""
@@ -120,8 +120,14 @@ class Router:
         if strength is not None:
             self._check_strength(name, full_prompt=full_prompt)
         route = self._route(path, {**request, "model": name}, full_prompt=full_prompt, sampled=strength is None)
-        form = None if path != CHAT or route.near_miss else self._forms.get(name)
+        form = None if path not in CHATS or route.near_miss else self._forms.get(name)
         return replace(route, form=form, strength=None if route.model == BASE else strength)
+
+    def check_embedding(self, *, full_prompt: bool, strength: float | None) -> None:
+        """Raise Refusal for what a request for embeddings cannot have: the base makes them as it is."""
+        self._refuse_if(full_prompt, "only a chat has a full prompt")
+        if strength is not None:
+            self._check_strength(BASE, full_prompt=False)
 
     def _check_strength(self, name: str, *, full_prompt: bool) -> None:
         """Raise Refusal where there is no adapter whose strength could be chosen."""
@@ -133,7 +139,7 @@ class Router:
 
     def _route(self, path: str, body: Mapping[str, Any], *, full_prompt: bool, sampled: bool) -> Route:
         name = body["model"]
-        if path != CHAT:
+        if path not in CHATS:
             self._refuse_if(full_prompt, "only a chat has a full prompt")
             return self._raw_route(body)
         if name == BASE:

@@ -11,7 +11,7 @@ from pilocal.server.asking import Asking
 from pilocal.server.engines import Engines
 from pilocal.server.full_prompt import ShareSampler
 from pilocal.server.queue import Queue
-from pilocal.server.request import CHAT
+from pilocal.server.request import CHATS
 from pilocal.server.routing import INTERNALIZED, Router
 
 
@@ -31,7 +31,7 @@ class Shadow:
     def follow(self, path: str, asking: Asking) -> None:
         """Compare a request that was answered, if it is drawn and nobody waits for the engine."""
         route = asking.route
-        if not self._share or path != CHAT or route.arm != INTERNALIZED or not asking.answers[0].finish:
+        if not self._share or path not in CHATS or route.arm != INTERNALIZED or not asking.answers[0].finish:
             return
         if not self._takes() or self._queue.is_full:
             return

@@ -104,19 +104,16 @@ class CallStream:
         *,
         eager: bool = False,
         parallel: bool = True,
-        fits: Callable[[str, str], bool] = lambda name, arguments: True,
     ) -> None:
         """Take the names of the functions that may be called.
 
-        Without `parallel`, an answer ends with its first call. Without `eager`, a complete call stays content, too,
-        where `fits` says no to its name and arguments.
+        Without `parallel`, an answer ends with its first call.
         """
         self._family = family
         self._names = frozenset(names)
         self._random = random
         self._eager = eager
         self._parallel = parallel
-        self._fits = fits
         self.calls = 0
         """How many calls there are so far."""
         self.is_over = False
@@ -288,8 +285,7 @@ class CallStream:
 
     def _complete(self) -> None:
         """Go on behind a complete object, which may be no call."""
-        call = self._reader.call
-        if not self._is_open and (call is None or not self._fits(*call)):
+        if not self._is_open and self._reader.call is None:
             self._say(self._lead + self._reader.text)
             self._is_refused = True
         self._step = self._after

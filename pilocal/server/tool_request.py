@@ -36,7 +36,7 @@ class ToolRequest:
     must_call: tuple[str, ...] = ()
     """The functions of which the answer must call one; none where it may be text."""
     strict: frozenset[str] = frozenset()
-    """The functions whose arguments must fit their schema: by `forced`, or by `CallStream`'s `fits`."""
+    """The functions whose arguments must fit their schema, which `forced` sees to."""
     parallel: bool = True
     """Whether the answer may have several calls."""
 

@@ -7,10 +7,11 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.answer import LENGTH, Answer, Likelihood
+from pilocal.server.refusal import Refusal
 from pilocal.server.tool_calls import CallStream, Delta, join
 
 END_OF_STREAM = b"data: [DONE]\n\n"
@@ -37,6 +38,28 @@ class Reader:
         if self._calls is None or finish is None:
             return finish
         return self._calls.finish_reason(cut_off=finish == LENGTH)
+
+
+class Teller(Protocol):
+    """Writes the answers to one request, in the words of the endpoint that was asked."""
+
+    def whole(self, answers: Sequence[Answer], readers: Sequence[Reader]) -> dict[str, Any]:
+        """Return the response to a request whose answers have ended; `readers` read calls out of their texts."""
+
+    def begin(self, count: int) -> Iterator[bytes]:
+        """Yield the first parts of a stream of so many answers."""
+
+    def part(self, index: int, delta: Delta, likely: Sequence[Likelihood] | None) -> bytes:
+        """Return a part of a stream that goes on with some `content`, or with a call."""
+
+    def last(self, index: int, finish: str | None) -> bytes:
+        """Return the part that ends an answer."""
+
+    def end(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """Yield what ends a stream."""
+
+    def failed(self, refusal: Refusal) -> bytes:
+        """Return what ends a stream that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +94,7 @@ class Wire:
             for index in range(count):
                 yield self._part({"index": index, "text": self.echo}, None, None)
 
-    def part(self, index: int, delta: Mapping[str, Any], likely: Sequence[Likelihood] | None) -> bytes:
+    def part(self, index: int, delta: Delta, likely: Sequence[Likelihood] | None) -> bytes:
         """Return a part of a stream that goes on with some `content`, or with a call."""
         said = {"delta": delta} if self.chat else {"text": delta["content"]}
         return self._part({"index": index} | said, None, self._likelihoods(likely))
@@ -86,6 +109,10 @@ class Wire:
         if self.usage:
             yield self._event({"choices": [], "usage": self._usage(answers)})
         yield END_OF_STREAM
+
+    def failed(self, refusal: Refusal) -> bytes:
+        """Return what ends a stream that failed."""
+        return b"data: " + json.dumps(refusal.body).encode() + b"\n\n"
 
     def _choice(self, index: int, answer: Answer, reader: Reader) -> dict[str, Any]:
         text, calls = join([*reader.feed(answer.take_text()), *reader.end()])
@@ -118,19 +145,22 @@ class Wire:
         if likely is None:
             return None
         if self.chat:
-            return {"content": [self._told(one.token, one.logprob) | self._others(one) for one in likely]}
+            return {"content": [told_likelihood(self.tokenizer, one) for one in likely]}
         return {
             "tokens": [self._text(one.token) for one in likely],
             "token_logprobs": [one.logprob for one in likely],
             "top_logprobs": [{self._text(token): value for token, value in one.others} for one in likely],
         }
 
-    def _others(self, one: Likelihood) -> dict[str, Any]:
-        return {"top_logprobs": [self._told(token, value) for token, value in one.others]}
-
-    def _told(self, token: int, logprob: float) -> dict[str, Any]:
-        raw = self.tokenizer.text([token])
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
-
     def _text(self, token: int) -> str:
         return self.tokenizer.text([token]).decode(errors="replace")
+
+
+def told_likelihood(tokenizer: Tokenizer, one: Likelihood) -> dict[str, Any]:
+    """Return how likely a token was, as OpenAI's chats have it."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.text([token])
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+    return told(one.token, one.logprob) | {"top_logprobs": [told(token, value) for token, value in one.others]}

@@ -16,6 +16,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.calibration import forget_calibration
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped
@@ -72,6 +73,7 @@ def serve(context: Context, files: Files) -> list[Path]:
     probes = make_probes(task.test[0].query, base.tokenizer)
     template = base.layout.template if files.base_is_users else None
     check_probes(files.fused or files.base, probes, template)
+    forget_calibration(context.run.export)  # it was that of other files
     shipped = Shipped(
         folder=context.run.export,
         name=task.name,
@@ -86,6 +88,7 @@ def serve(context: Context, files: Files) -> list[Path]:
         residue_template=context.residue.template,
         residue_shots=context.residue.shots,
         grammar=answer_grammar(task),
+        **metric_settings(context),
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
@@ -100,6 +103,16 @@ def _write_chat_template(folder: Path, template: str | None) -> list[Path]:
     with replacing(folder / CHAT_TEMPLATE) as file:
         file.write(template)
     return [folder / CHAT_TEMPLATE]
+
+
+def metric_settings(context: Context) -> dict[str, Any]:
+    """Return what `Shipped` says of the metric; a database is named as it is found from RUN/export, not the task."""
+    task = context.task
+    scoring, export = task.scoring, context.run.export
+    if scoring.database is not None and not Path(scoring.database).is_absolute():
+        found = os.path.relpath((task.folder / scoring.database).resolve(), export.resolve())
+        scoring = replace(scoring, database=found)
+    return {"metric": task.metric, "scoring": scoring}
 
 
 def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:

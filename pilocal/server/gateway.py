@@ -6,15 +6,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
+from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.server.access import PATHS_WITHOUT_KEY, Access
 from pilocal.server.asking import Asking
+from pilocal.server.confidence import ConfidenceFallback, confidence
 from pilocal.server.engines import Engines
 from pilocal.server.metrics import Metrics
 from pilocal.server.options import ServeOptions
@@ -45,8 +47,18 @@ LONG_BODY = 16 * 2**10
 """Bytes from which a request is read beside the event loop, which goes on meanwhile."""
 FORMS = (b'"grammar"', b'"json_schema"', b'"tools"')
 """Of a request with such a field the form of its answer is read beside the event loop, too: it may take a second."""
-GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
+GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models", "/shadow")
 """The paths that are fetched with GET; the others take POST."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How the answers of adapters are watched."""
+
+    thresholds: Mapping[str, float]
+    """By task: how sure an adapter must be of an answer, else the base gives it with the full prompt."""
+    metrics: Mapping[str, Metric]
+    """By task: what compares shadow requests' answers, beside whether they are the same text."""
 
 
 class Gateway:
@@ -61,8 +73,8 @@ class Gateway:
         *,
         engines: Engines,
         router: Router,
-        queue: Queue,
         metrics: Metrics,
+        watch: Watch,
         access: Access,
         options: ServeOptions,
         log: Callable[[RequestLogEntry], object],
@@ -70,8 +82,11 @@ class Gateway:
         self._pages = pages
         self._engines = engines
         self._router = router
-        self._queue = queue
-        self._shadow = Shadow(options.shadow_share, router, engines, queue, metrics.count_shadow)
+        self._queue = queue = Queue(1 if options.exact else options.parallel, options.queue, metrics.set_waiting)
+        shared: dict[str, Any] = {"router": router, "engines": engines}
+        self._fallback = ConfidenceFallback(watch.thresholds, count=metrics.count_unsure, **shared)
+        count = metrics.count_shadow
+        self._shadow = Shadow(options.shadow_share, watch.metrics, queue=queue, count=count, **shared)
         self._metrics = metrics
         self._access = access
         self._log = log
@@ -135,8 +150,9 @@ class Gateway:
                 client = await _worked(read, aside=aside)
                 state.stream = bool(client.body.get("stream"))
                 route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
-                state.asking = Asking(await _worked(route, aside=aside), client, cancelled)
-                await self._run(state.asking, state.path, cancelled, reply)
+                found = await _worked(route, aside=aside)
+                state.asking = Asking(found, client, cancelled, watched=self._fallback.watches(found))
+                await self._run(state, state.asking, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
             self._shadow.follow(state.path, state.asking)
@@ -145,8 +161,12 @@ class Gateway:
             state.status = CLIENT_CLOSED_REQUEST if cancelled.is_set() else reply.status
             cancelled.set()  # whatever happened, nobody waits for more
 
-    async def _run(self, asking: Asking, path: str, cancelled: threading.Event, reply: Reply) -> None:
-        """Have a routed request answered."""
+    async def _run(self, state: _RequestState, asking: Asking, cancelled: threading.Event, reply: Reply) -> None:
+        """Have a routed request answered; one that may fall back is whole before anything of it is told."""
+        await asking.begin(self._engines, self._router.context, self._router.family)
+        if self._fallback.watches(asking.route):
+            settled = await self._fallback.settle(asking)
+            state.confidence, state.asking, asking = confidence(asking), settled, settled
         route = asking.route
         reply.add(
             {
@@ -159,14 +179,13 @@ class Gateway:
         if route.strength is not None:
             reply.add({STRENGTH_HEADER: str(route.strength)})
         wire = Wire(
-            chat=path == CHAT,
+            chat=state.path == CHAT,
             model=route.task,
             prompt_tokens=route.prompt_tokens,
             tokenizer=self._engines.tokenizer,
             echo=route.body["prompt"] if route.body.get("echo") else "",
             usage=bool(route.body.get("stream_options", {}).get("include_usage")),
         )
-        await asking.begin(self._engines, self._router.context, self._router.family)
         if route.body.get("stream"):
             await asking.first_news()
             if not cancelled.is_set():
@@ -200,6 +219,7 @@ class _RequestState:
     error: str | None = None
     stream: bool = False
     asking: Asking | None = None
+    confidence: float | None = None
 
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal."""
@@ -230,6 +250,7 @@ class _RequestState:
             saved_tokens=route.saved_tokens,
             adapter_scale=route.strength,
             near_miss=route.near_miss,
+            confidence=self.confidence,
             first_token_seconds=min(firsts) - self.began if firsts else None,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,11 @@ def calibrate_confidence(context: Context, key: str) -> tuple[Calibration | None
         asked.lines[number]["full_prompt_mark"] = metric.total(full[place : place + 1])
     asked.save()
     return found, [run.confidence, found.save(run.export)]
+
+
+def confidence_line(found: Mapping[str, Any]) -> str:
+    """Return what is said of metrics.json's `confidence`."""
+    return f"--fallback-on: {Calibration(**found).line}"
 
 
 def _marks(context: Context, answers: Sequence[str], examples: Sequence[Example]) -> NDArray[np.float64] | None:

@@ -31,6 +31,20 @@ class Calibration:
     """The metric's, where the full prompt answers those under the threshold."""
 
     @property
+    def line(self) -> str:
+        """What it does, for people.
+
+        >>> Calibration(
+        ...     threshold=-0.25, examples=120, wrong=15, unsure=12, score=0.875, score_with_fallback=0.95
+        ... ).line
+        '12 of 120 validation answers; score 0.875, then 0.950'
+        """
+        if self.threshold is None:
+            return f"never: {self.why_none}"
+        scores = f"score {self.score:.3f}, then {self.score_with_fallback:.3f}"
+        return f"{self.unsure} of {self.examples} validation answers; {scores}"
+
+    @property
     def why_none(self) -> str:
         """Why there is no threshold."""
         if not self.wrong:

@@ -159,7 +159,7 @@ def read_shipped(run: Path) -> Shipped:
 
 
 def _scoring(values: Mapping[str, Any]) -> Scoring:
-    return Scoring(**values | {"command": tuple(values.get("command", ()))})
+    return Scoring(**{**values, "command": tuple(values.get("command", ()))})
 
 
 def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:

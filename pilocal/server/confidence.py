@@ -29,8 +29,9 @@ def read_thresholds(tasks: Sequence[Shipped], warn: Callable[[str], object]) -> 
             faults.append(fault)
             continue
         if calibration is None:
-            fix = "`pilocal evaluate TASK --run RUN` with this run chooses one, or leave out --fallback-on"
-            faults.append(RunError(task.folder.parent, "no confidence threshold for --fallback-on", fix=fix))
+            run = task.folder.parent
+            fix = f"`pilocal evaluate TASK --run {run}` chooses one on validation data"
+            faults.append(RunError(run, "no confidence threshold for --fallback-on", fix=fix))
         elif calibration.threshold is None:
             warn(f"{task.name}: never falls back: {calibration.why_none}")
         else:

@@ -129,7 +129,8 @@ def test_a_metric_whose_marks_are_statistics_is_calibrated_too() -> None:
     assert right == [False, True, True]  # "k" has no 4-grams, and can still not be better
     assert doubtful(order_of(spoken), right) == [0]
     found = calibrate(spoken, marks, right, bleu.marks(["a b c d e"], examples[:1]), bleu)
-    assert (found.threshold, found.score_with_fallback) == (-1.5, pytest.approx(1))
+    assert found.threshold == -1.5
+    assert found.score_with_fallback == pytest.approx(1)
     assert found.score < 0.9
 
 

@@ -110,8 +110,7 @@ class Answer:
         """Choose the next token; None where the answer ends with it."""
         token = self.sampler.choose(logits_V)
         self.first_token_time = self.first_token_time or time.perf_counter()
-        if self.confidence is not None and token is not None:
-            self.confidence.add(token, logits_V)
+        self._measure(token, logits_V)
         if token is None or self.tokenizer.is_end(token):
             self.finish = STOP
             return None
@@ -128,6 +127,11 @@ class Answer:
         elif len(self.tokens) >= self.max_tokens:
             self.finish = LENGTH
         return token if self.finish is None else None
+
+    def _measure(self, token: int | None, logits_V: NDArray[np.float32]) -> None:
+        """Note how sure the model is of a token; the end of the answer counts, too."""
+        if self.confidence is not None and token is not None:
+            self.confidence.add(token, logits_V)
 
     def end(self, error: Exception | None) -> None:
         """Be told that nothing more comes."""

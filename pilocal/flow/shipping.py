@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pilocal.errors import ModelError, RunError
 from pilocal.flow.answer_form import answer_grammar
 from pilocal.flow.artefacts import Artefacts, float_notes, floats_line
 from pilocal.flow.context import Context
@@ -73,7 +74,6 @@ def serve(context: Context, files: Files) -> list[Path]:
     probes = make_probes(task.test[0].query, base.tokenizer)
     template = base.layout.template if files.base_is_users else None
     check_probes(files.fused or files.base, probes, template)
-    forget_calibration(context.run.export)  # it was that of other files
     shipped = Shipped(
         folder=context.run.export,
         name=task.name,
@@ -93,7 +93,19 @@ def serve(context: Context, files: Files) -> list[Path]:
         seed=task.training.seed,
         probes=probes,
     )
+    if not _answers_alike(context.run, shipped):
+        forget_calibration(context.run.export)
     return [*files.own, *_write_chat_template(shipped.folder, template), *shipped.save(task.train)]
+
+
+def _answers_alike(run: RunDir, shipped: Shipped) -> bool:
+    """Tell whether the files that were served until now are of the same form; they are of the same adapter."""
+    try:
+        before = read_shipped(run.path)
+    except (ModelError, RunError):
+        return False
+    facts = [(each.base, each.adapter, each.fused, each.grammar) for each in (before, shipped)]
+    return facts[0] == facts[1]
 
 
 def _write_chat_template(folder: Path, template: str | None) -> list[Path]:

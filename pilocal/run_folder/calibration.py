@@ -74,5 +74,5 @@ def read_calibration(export: Path) -> Calibration | None:
 
 
 def forget_calibration(export: Path) -> None:
-    """Delete it, because other files are served."""
+    """Delete it, because other weights are served, or another form of them."""
     (export / FILE).unlink(missing_ok=True)

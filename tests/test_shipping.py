@@ -137,7 +137,8 @@ def test_a_new_adapter_leaves_nothing_of_the_old_one(task: Path) -> None:
     finally:
         (task / "task.toml").write_text(text)
     names = {path.name for path in (task / "run" / "export").iterdir()}
-    assert names == {"base-q4_1.gguf", "adapter.gguf", "shipped.json", "examples.jsonl", "artefacts.json"}
+    served = {"base-q4_1.gguf", "adapter.gguf", "shipped.json", "examples.jsonl", "confidence.json"}
+    assert names == served | {"artefacts.json"}
 
 
 def test_a_run_that_never_finished_its_training_is_refused(task: Path, tiny_base: Base, tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ from pilocal.cli.lists import FOLDER, UserFile
     help="Share of requests that the base answers, with the full prompt.",
 )
 @click.option(
+    "--fallback-on",
+    type=click.Choice(["low-confidence"]),
+    help="Let the base answer, with the full prompt, where the adapter is not sure of its answer.",
+)
+@click.option(
     "--shadow-share",
     default=0.0,
     show_default=True,
@@ -93,6 +98,9 @@ def serve(runs: tuple[Path, ...], log: IO[str] | None, **options: Any) -> None:
         page = f"http://{options['host']}:{port}/"
         click.echo(f"serving {', '.join(names)} at {page}v1; the page is at {page}", err=True)
 
+    def warn(text: str) -> None:
+        click.echo(f"warning: {text}", err=True)
+
     if "*" in options["allow_origins"]:
-        click.echo("warning: --allow-origin *: every web page that somebody opens here can use this server", err=True)
-    start(runs, ServeOptions(**options), log=write, ready=ready)
+        warn("--allow-origin *: every web page that somebody opens here can use this server")
+    start(runs, ServeOptions(**options), log=write, ready=ready, warn=warn)

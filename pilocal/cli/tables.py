@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_BENCH, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.flow.artefacts import float_notes
+from pilocal.flow.confidence import confidence_line
 
 if TYPE_CHECKING:
     from pilocal.flow.formats import Order
@@ -121,11 +122,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
 
 
 def proof_lines(metrics: Mapping[str, Any]) -> list[RenderableType]:
-    """Return, as one part or none, which entries of the template were learned and what the adapter changes elsewhere.
+    """Return, as one part or none, which entries were learned, what changes elsewhere, and when a server falls back.
 
     It stands above the arms, so that these are the last lines on the screen.
     """
     lines = [*_entry_notes(metrics.get("entries", ())), *_retention_notes(metrics.get("retention"))]
+    if confidence := metrics.get("confidence"):
+        lines.append(confidence_line(confidence))
     return [Group(*map(Text, lines))] if lines else []
 
 

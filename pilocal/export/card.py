@@ -140,7 +140,8 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
         tokens = f"{row['prompt_tokens']:.1f}" if "prompt_tokens" in row else ""
         rows.append([arm.replace("_", " "), f"{row['score']:.3f}", bounds, tokens])
     shown = table(["arm", str(metrics["metric"]).replace("_", " "), "95% interval", "prompt tokens"], rows)
-    return f"{metrics['n']} test queries that no training saw.\n\n{shown}{_elsewhere(metrics.get('retention'))}"
+    beside = _elsewhere(metrics.get("retention")) + _unsure(metrics.get("confidence"))
+    return f"{metrics['n']} test queries that no training saw.\n\n{shown}{beside}"
 
 
 def _elsewhere(found: Mapping[str, Any] | None) -> str:
@@ -149,3 +150,12 @@ def _elsewhere(found: Mapping[str, Any] | None) -> str:
         return ""
     lies = f"it lies {found['kl']:.2g} nats per token from the base, over the base's own answers."
     return f"\n\nOn {found['prompts']} prompts that have nothing to do with the task,\n{lies}"
+
+
+def _unsure(found: Mapping[str, Any] | None) -> str:
+    """Return a paragraph on the answers that are left to the full prompt; nothing where there is no threshold."""
+    if found is None or found["threshold"] is None:
+        return ""
+    said = f"`pilocal serve --fallback-on low-confidence` leaves answers under {found['threshold']:.2g} nats per token"
+    scores = f"{found['score']:.3f} becomes {found['score_with_fallback']:.3f}"
+    return f"\n\n{said}\nto the full prompt: {scores} on the {found['examples']} validation examples that chose it."

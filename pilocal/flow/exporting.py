@@ -11,7 +11,7 @@ from pilocal.errors import ModelError, RunError
 from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.checks import check_quant
 from pilocal.flow.context import Context
-from pilocal.flow.shipping import copy_links, make_form, open_gate, score, serve, ship, tell_of_links
+from pilocal.flow.shipping import copy_links, make_form, metric_settings, open_gate, score, serve, ship, tell_of_links
 from pilocal.flow.steps import EXPORT, TRAIN, adapter_step
 from pilocal.flow.steps.retention import refuse_forgetting
 from pilocal.run_folder.shipped import read_shipped
@@ -48,7 +48,7 @@ def export_forms(
                 score(context, files, context.test_prompts(context.last_stage))
                 if number == 0:
                     run.finish(EXPORT.name, EXPORT.key(context), serve(context, files), 0.0)
-    follow_name(context)
+    follow_task(context)
     for form in forms:
         make_form(context, form, beside)
     if copy:
@@ -57,14 +57,15 @@ def export_forms(
     return Artefacts(run.export).entries
 
 
-def follow_name(context: Context) -> None:
-    """Let what is served answer to the name that the task has today: nothing else depends on it."""
+def follow_task(context: Context) -> None:
+    """Let what is served have the name and the metric that the task has today: no weights depend on them."""
     try:
         shipped = read_shipped(context.run.path)
     except (ModelError, RunError):
         return
-    if shipped.name != context.task.name:
-        context.run.rewritten(EXPORT.name, replace(shipped, name=context.task.name).save_alone())
+    today = replace(shipped, name=context.task.name, **metric_settings(context))
+    if today != shipped:
+        context.run.rewritten(EXPORT.name, today.save_alone())
 
 
 def _check_trained(context: Context) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from pilocal.errors import InputError, did_you_mean
 from pilocal.flow.context import Context
-from pilocal.flow.exporting import follow_name
+from pilocal.flow.exporting import follow_task
 from pilocal.flow.followers import leading
 from pilocal.flow.listeners import StepResult
 from pilocal.flow.step import Step
@@ -49,7 +49,7 @@ def run_steps(context: Context, last: Step) -> None:
     with leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
             context.listeners.step(run_step(context, step))
-    follow_name(context)
+    follow_task(context)
 
 
 def run_step(context: Context, step: Step) -> StepResult:

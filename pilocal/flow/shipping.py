@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pilocal.errors import ModelError, RunError
 from pilocal.flow.answer_form import answer_grammar
 from pilocal.flow.artefacts import Artefacts, float_notes, floats_line
 from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.calibration import forget_calibration
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped
@@ -87,11 +89,24 @@ def serve(context: Context, files: Files) -> list[Path]:
         residue_template=context.residue.template,
         residue_shots=context.residue.shots,
         grammar=answer_grammar(task),
+        **metric_settings(context),
         retrieval=found_from(task.retrieval, task.folder, context.run.export),
         seed=task.training.seed,
         probes=probes,
     )
+    if not _answers_alike(context.run, shipped):
+        forget_calibration(context.run.export)
     return [*files.own, *_write_chat_template(shipped.folder, template), *shipped.save(task.train)]
+
+
+def _answers_alike(run: RunDir, shipped: Shipped) -> bool:
+    """Tell whether the files that were served until now are of the same form; they are of the same adapter."""
+    try:
+        before = read_shipped(run.path)
+    except (ModelError, RunError):
+        return False
+    facts = [(each.base, each.adapter, each.fused, each.grammar) for each in (before, shipped)]
+    return facts[0] == facts[1]
 
 
 def _write_chat_template(folder: Path, template: str | None) -> list[Path]:
@@ -101,6 +116,16 @@ def _write_chat_template(folder: Path, template: str | None) -> list[Path]:
     with replacing(folder / CHAT_TEMPLATE) as file:
         file.write(template)
     return [folder / CHAT_TEMPLATE]
+
+
+def metric_settings(context: Context) -> dict[str, Any]:
+    """Return what `Shipped` says of the metric; a database is named as it is found from RUN/export, not the task."""
+    task = context.task
+    scoring, export = task.scoring, context.run.export
+    if scoring.database is not None and not Path(scoring.database).is_absolute():
+        found = os.path.relpath((task.folder / scoring.database).resolve(), export.resolve())
+        scoring = replace(scoring, database=found)
+    return {"metric": task.metric, "scoring": scoring}
 
 
 def found_from(retrieval: Retrieval, folder: Path, export: Path) -> Retrieval:

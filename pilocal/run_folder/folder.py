@@ -159,6 +159,11 @@ class RunDir:
         return self.path / "retention"
 
     @property
+    def confidence(self) -> Path:
+        """How sure the served files are of their answers to the validation examples."""
+        return self.path / "confidence.json"
+
+    @property
     def entries_picture(self) -> Path:
         """The scores by entry of the template."""
         return self.path / "entries.svg"

@@ -13,7 +13,7 @@ from pilocal.errors import InputError, ModelError, RunError
 from pilocal.prompt.preamble import Preamble
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import remembered_sha256
-from pilocal.task import Example, Retrieval, load_examples
+from pilocal.task import Example, Retrieval, Scoring, load_examples
 
 BARE_BASE = "base"
 """The name under which the server's bare base answers."""
@@ -56,6 +56,10 @@ class Shipped:
     """How many shots stay before every query."""
     grammar: str | None = None
     """What every answer to a bare query must be, in GBNF; None where it may be any text."""
+    metric: str | None = None
+    """What scores an answer; None for an export of an earlier version."""
+    scoring: Scoring = field(default_factory=Scoring)
+    """The metric's settings; a database is named as it is found from `folder`."""
     retrieval: Retrieval = field(default_factory=Retrieval)
     """How shots are chosen."""
     seed: int = 0
@@ -117,6 +121,8 @@ class Shipped:
             del values["residue_template"], values["residue_shots"]
         if self.grammar is None:
             del values["grammar"]
+        if self.metric is None:
+            del values["metric"], values["scoring"]
         write_json(self.folder / FILE, values)
         return self.folder / FILE
 
@@ -141,14 +147,19 @@ def read_shipped(run: Path) -> Shipped:
         raise RunError(run, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        shipped = Shipped(folder=folder, **values | {"retrieval": Retrieval(**values["retrieval"])})
-    except (ValueError, KeyError, TypeError, InputError) as error:
+        values |= {"retrieval": Retrieval(**values["retrieval"]), "scoring": _scoring(values.get("scoring", {}))}
+        shipped = Shipped(folder=folder, **values)
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
     own = shipped.base if shipped.base_files is None else None
     for name in (own, shipped.adapter, shipped.fused, shipped.chat_template, EXAMPLES):
         if name is not None and not (folder / name).is_file():
             raise RunError(folder / name, "the file is gone", fix="`pilocal export` makes it again")
     return shipped if shipped.base_files is None else _with_base(shipped, shipped.base_files)
+
+
+def _scoring(values: Mapping[str, Any]) -> Scoring:
+    return Scoring(**{**values, "command": tuple(values.get("command", ()))})
 
 
 def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.llamacpp.confidence import Confidence
 from pilocal.llamacpp.engine import log_softmax
 from pilocal.llamacpp.sampler import Sampler
 from pilocal.llamacpp.sequences import Weights
@@ -80,6 +81,8 @@ class Answer:
     """Control tokens that the text has to show."""
     likelihoods: int | None = None
     """How many likely tokens are told beside each; None tells nothing of how likely tokens were."""
+    confidence: Confidence | None = None
+    """Adds up how sure the model is of the answer, where somebody asks for it."""
     cancelled: threading.Event
     on_text: Callable[[], object] | None = None
     """Called when there is more text."""
@@ -109,6 +112,7 @@ class Answer:
         """Choose the next token; None where the answer ends with it."""
         token = self.sampler.choose(logits_V)
         self.first_token_time = self.first_token_time or time.perf_counter()
+        self._measure(token, logits_V)
         if token is None or self.tokenizer.is_end(token):
             self.finish = STOP
             return None
@@ -125,6 +129,11 @@ class Answer:
         elif len(self.tokens) >= self.max_tokens:
             self.finish = LENGTH
         return token if self.finish is None else None
+
+    def _measure(self, token: int | None, logits_V: NDArray[np.float32]) -> None:
+        """Note how sure the model is of a token; the end of the answer counts, too."""
+        if self.confidence is not None and token is not None:
+            self.confidence.add(token, logits_V)
 
     def end(self, error: Exception | None) -> None:
         """Be told that nothing more comes."""

@@ -10,25 +10,32 @@ from pilocal.llamacpp.chat import check_probes
 from pilocal.run_folder.shared_base import choose_base
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.access import Access
+from pilocal.server.agreement import serving_metrics
 from pilocal.server.chat import PromptTokens
+from pilocal.server.confidence import read_thresholds
 from pilocal.server.engines import Engines
-from pilocal.server.gateway import Gateway
+from pilocal.server.gateway import Gateway, Watch
 from pilocal.server.metrics import Metrics
 from pilocal.server.options import ServeOptions
 from pilocal.server.page import read_page
-from pilocal.server.queue import Queue
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import Router
 
 
 def make_app(
-    tasks: Sequence[Shipped], options: ServeOptions, access: Access, log: Callable[[RequestLogEntry], object]
+    tasks: Sequence[Shipped],
+    options: ServeOptions,
+    access: Access,
+    log: Callable[[RequestLogEntry], object],
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Gateway:
     """Check and load the tasks' files and return the ASGI app; `log` is called with every finished request.
 
-    The weights are freed when the app is left, as a context manager. Raises InputError, ModelError, RunError, or
-    Faults, for files that are damaged, foreign or of different bases.
+    `warn` is told what the options cannot do for a task. The weights are freed when the app is left, as a context
+    manager. Raises InputError, ModelError, RunError, or Faults, for files that are damaged, foreign or of different
+    bases, and for runs that lack what the options need.
     """
+    watch = make_watch(tasks, options, warn)
     path, template = choose_base(tasks)
     probes: dict[tuple[Path, str | None], list[Mapping[str, Any]]] = {}  # one vocabulary for tasks that share a base
     for task in tasks:
@@ -39,19 +46,25 @@ def make_app(
     metrics = Metrics(engines)
     tokens = PromptTokens(engines.tokenizer, path, template)
     return Gateway(
-        make_pages(engines, metrics),
+        make_pages(engines, metrics, shadow_share=options.shadow_share),
         engines=engines,
         router=Router(tasks, tokens, context=options.context, fallback_share=options.fallback_share),
-        queue=Queue(1 if options.exact else options.parallel, options.queue, metrics.set_waiting),
         metrics=metrics,
+        watch=watch,
         access=access,
         options=options,
         log=log,
     )
 
 
-def make_pages(engines: Engines, metrics: Metrics) -> Any:
-    """Return the app that answers what is fetched: health, metrics, the models' names and the page."""
+def make_watch(tasks: Sequence[Shipped], options: ServeOptions, warn: Callable[[str], object]) -> Watch:
+    """Return how answers are watched; `warn` is told for which tasks not. Raises RunError, or Faults, as `make_app`."""
+    thresholds = read_thresholds(tasks, warn) if options.fallback_on else {}
+    return Watch(thresholds, serving_metrics(tasks, warn) if options.shadow_share else {})
+
+
+def make_pages(engines: Engines, metrics: Metrics, *, shadow_share: float) -> Any:
+    """Return the app that answers what is fetched: health, metrics, the models' names, agreement and the page."""
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
@@ -70,9 +83,12 @@ def make_pages(engines: Engines, metrics: Metrics) -> Any:
         text, media_type = metrics.exposition()
         return Response(text, media_type=media_type)
 
+    async def shadow(request: Request) -> Response:
+        return JSONResponse({"share": shadow_share, "tasks": metrics.tallies()})
+
     async def home(request: Request) -> Response:
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    pages = {"/health": health, "/metrics": prometheus, "/v1/models": models, "/": home}
+    pages = {"/health": health, "/metrics": prometheus, "/v1/models": models, "/shadow": shadow, "/": home}
     return Starlette(routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()])

@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from pilocal.llamacpp.confidence import Confidence
 from pilocal.llamacpp.sampler import Choice, Sampler
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.server.answer import Answer
@@ -35,13 +36,18 @@ CHOICE = (
 class Asking:
     """The answers to one request: made by the engine's thread, taken by the event loop."""
 
-    def __init__(self, route: Route, client: ClientRequest, cancelled: threading.Event) -> None:
-        """Take a request; `cancelled` is set once its client has hung up. Call it in the event loop."""
+    def __init__(
+        self, route: Route, client: ClientRequest, cancelled: threading.Event, *, watched: bool = False
+    ) -> None:
+        """Take a request; `cancelled` is set once its client has hung up. Call it in the event loop.
+
+        With `watched`, its answers tell how sure the model was of them.
+        """
         self.route = route
         self.client = client
         self.answers: list[Answer] = []
         self._readers: list[Reader] = []
-        self._cancelled = cancelled
+        self._cancelled, self._watched = cancelled, watched
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
@@ -64,6 +70,7 @@ class Asking:
                 stops=_listed(body.get("stop", [])),
                 shown=shown,
                 likelihoods=_likelihoods(body),
+                confidence=Confidence() if self._watched else None,
                 cancelled=self._cancelled,
                 on_text=self._tell if body.get("stream") else None,
                 on_end=self._tell,
@@ -76,6 +83,15 @@ class Asking:
     def text(self, number: int, tokenizer: Tokenizer) -> str:
         """Return all that an answer has said."""
         return tokenizer.text(self.answers[number].tokens).decode(errors="replace")
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answers any more."""
+        return self._cancelled.is_set()
+
+    def again(self, route: Route) -> Asking:
+        """Return the same client's request by another route; it ends with the client, too."""
+        return Asking(route, self.client, self._cancelled)
 
     def _tell(self) -> None:
         self._loop.call_soon_threadsafe(self._news.set)
@@ -90,6 +106,7 @@ class Asking:
         while not all(answer.ended for answer in self.answers):
             await self._news.wait()
             self._news.clear()
+        self._news.set()  # for `parts`, which may tell of them from now on
         self._check()
 
     def whole(self, wire: Teller) -> dict[str, Any]:

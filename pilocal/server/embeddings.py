@@ -14,9 +14,9 @@ from typing import Any, Self
 from pilocal.llamacpp.embedder import Embedder
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
+from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.server.refusal import Refusal
 from pilocal.server.request import NOT_DONE, parse_body
-from pilocal.run_folder.shipped import BARE_BASE as BASE
 
 EMBEDDING = "embedding"
 """The arm of a request for embeddings."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +14,11 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from pilocal.errors import RunError
+from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.server.access import PATHS_WITHOUT_KEY, Access
 from pilocal.server.asking import Asking
+from pilocal.server.confidence import ConfidenceFallback, confidence
 from pilocal.server.embeddings import EMBEDDING, EmbeddingRequest, read_embedding_request
 from pilocal.server.engines import Engines
 from pilocal.server.metrics import Metrics
@@ -29,7 +32,6 @@ from pilocal.server.responses_request import reworded
 from pilocal.server.responses_wire import ResponsesWire
 from pilocal.server.routing import FULL_PROMPT, STRENGTH_HEADER, Route, Router, read_strength
 from pilocal.server.shadow import Shadow
-from pilocal.run_folder.shipped import BARE_BASE as BASE
 from pilocal.server.wire import Teller, Wire
 
 Message = MutableMapping[str, Any]
@@ -50,8 +52,18 @@ LONG_BODY = 16 * 2**10
 """Bytes from which a request is read beside the event loop, which goes on meanwhile."""
 FORMS = (b'"grammar"', b'"json_schema"', b'"tools"')
 """Of a request with such a field the form of its answer is read beside the event loop, too: it may take a second."""
-GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models")
+GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models", "/shadow")
 """The paths that are fetched with GET; the others take POST."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How the answers of adapters are watched."""
+
+    thresholds: Mapping[str, float]
+    """By task: how sure an adapter must be of an answer, else the base gives it with the full prompt."""
+    metrics: Mapping[str, Metric]
+    """By task: what compares shadow requests' answers, beside whether they are the same text."""
 
 
 class Gateway:
@@ -66,8 +78,8 @@ class Gateway:
         *,
         engines: Engines,
         router: Router,
-        queue: Queue,
         metrics: Metrics,
+        watch: Watch,
         access: Access,
         options: ServeOptions,
         log: Callable[[RequestLogEntry], object],
@@ -75,8 +87,11 @@ class Gateway:
         self._pages = pages
         self._engines = engines
         self._router = router
-        self._queue = queue
-        self._shadow = Shadow(options.shadow_share, router, engines, queue, metrics.count_shadow)
+        self._queue = queue = Queue(1 if options.exact else options.parallel, options.queue, metrics.set_waiting)
+        shared: dict[str, Any] = {"router": router, "engines": engines}
+        self._fallback = ConfidenceFallback(watch.thresholds, count=metrics.count_unsure, **shared)
+        count = metrics.count_shadow
+        self._shadow = Shadow(options.shadow_share, watch.metrics, queue=queue, count=count, **shared)
         self._metrics = metrics
         self._access = access
         self._log = log
@@ -139,7 +154,7 @@ class Gateway:
                     await self._embed(state, body, cancelled, reply)
                 else:
                     state.asking = await self._routed(state, body, full_prompt, strength, cancelled)
-                    await self._run(state.asking, state.path, cancelled, reply)
+                    await self._run(state, state.asking, cancelled, reply)
             state.ended = time.perf_counter()
             await reply.end()
             if state.asking is not None:
@@ -159,9 +174,10 @@ class Gateway:
         state.stream = bool(client.body.get("stream"))
         route = partial(self._router.route, state.path, client.body, full_prompt=full_prompt, strength=strength)
         try:
-            return Asking(await _worked(route, aside=aside), client, cancelled)
+            found = await _worked(route, aside=aside)
         except Refusal as refusal:
             raise (reworded(refusal) if state.path == RESPONSES else refusal) from None
+        return Asking(found, client, cancelled, watched=self._fallback.watches(found))
 
     async def _embed(self, state: _RequestState, body: bytes, cancelled: threading.Event, reply: Reply) -> None:
         """Have texts embedded."""
@@ -179,8 +195,12 @@ class Gateway:
             )
             await reply.text(found)
 
-    async def _run(self, asking: Asking, path: str, cancelled: threading.Event, reply: Reply) -> None:
-        """Have a routed request answered."""
+    async def _run(self, state: _RequestState, asking: Asking, cancelled: threading.Event, reply: Reply) -> None:
+        """Have a routed request answered; one that may fall back is whole before anything of it is told."""
+        await asking.begin(self._engines, self._router.context, self._router.family)
+        if self._fallback.watches(asking.route):
+            settled = await self._fallback.settle(asking)
+            state.confidence, state.asking, asking = confidence(asking), settled, settled
         route = asking.route
         reply.add(
             {
@@ -192,8 +212,7 @@ class Gateway:
         )
         if route.strength is not None:
             reply.add({STRENGTH_HEADER: str(route.strength)})
-        teller = self._teller(path, route, asking.client)
-        await asking.begin(self._engines, self._router.context, self._router.family)
+        teller = self._teller(state.path, route, asking.client)
         if route.body.get("stream"):
             await asking.first_news()
             if not cancelled.is_set():
@@ -244,6 +263,7 @@ class _RequestState:
     stream: bool = False
     asking: Asking | None = None
     embedding: EmbeddingRequest | None = None
+    confidence: float | None = None
 
     def refuse(self, refusal: Refusal) -> None:
         """Record a refusal."""
@@ -276,6 +296,7 @@ class _RequestState:
             saved_tokens=route.saved_tokens,
             adapter_scale=route.strength,
             near_miss=route.near_miss,
+            confidence=self.confidence,
             first_token_seconds=min(firsts) - self.began if firsts else None,
         )
 

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pilocal.llamacpp.scheduler import Scheduler
+from pilocal.server.agreement import Agreement
 from pilocal.server.engines import Engines
 from pilocal.server.request_log import RequestLogEntry
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper bounds of the histograms."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How a task's answers compare with those of the base under the full prompt."""
+
+    task: str
+    compared: int = 0
+    same: int = 0
+    """How many of them are the same text."""
+    agree: int | None = None
+    """How many of them say the same by the task's metric; None where it cannot compare answers here."""
+
+    def add(self, found: Agreement) -> None:
+        """Count an answer."""
+        self.compared += 1
+        self.same += found.same
+        if found.agrees is not None:
+            self.agree = (self.agree or 0) + found.agrees
 
 
 class Metrics:
@@ -53,6 +74,19 @@ class Metrics:
             ("task", "same"),
             **common,
         )
+        self._agreements = Counter(
+            "pilocal_shadow_metric_requests",
+            "Answers compared with the base's under the full prompt, by whether the task's metric finds them alike",
+            ("task", "agrees"),
+            **common,
+        )
+        self._unsure = Counter(
+            "pilocal_low_confidence_requests",
+            "Requests that the adapter was not sure of, by who answered them then",
+            labels,
+            **common,
+        )
+        self._tallies: dict[str, Tally] = {}
         self._waiting = Gauge("pilocal_waiting_requests", "Requests in line", **common)
         memory = Gauge("pilocal_embedding_bytes", "Keys, values and outputs that embeddings have room for", **common)
         memory.set_function(lambda: engines.embeddings.memory)
@@ -79,9 +113,20 @@ class Metrics:
         """Set how many requests wait in the queue."""
         self._waiting.set(count)
 
-    def count_shadow(self, task: str, same: bool) -> None:
+    def count_shadow(self, found: Agreement) -> None:
         """Count an answer that was compared with the base's."""
-        self._shadows.labels(task, str(same).lower()).inc()
+        self._shadows.labels(found.task, str(found.same).lower()).inc()
+        if found.agrees is not None:
+            self._agreements.labels(found.task, str(found.agrees).lower()).inc()
+        self._tallies.setdefault(found.task, Tally(found.task)).add(found)
+
+    def tallies(self) -> list[dict[str, Any]]:
+        """Return what the page shows of answers that were compared: per task, as JSON."""
+        return [asdict(tally) for tally in self._tallies.values()]
+
+    def count_unsure(self, task: str, arm: str) -> None:
+        """Count a request that the adapter was not sure of; `arm` is who answered it then."""
+        self._unsure.labels(task, arm).inc()
 
     def count(self, entry: RequestLogEntry) -> None:
         """Count a finished request."""

@@ -8,6 +8,9 @@ from pathlib import Path
 from pilocal.errors import InputError, raise_all
 from pilocal.server.access import read_origin
 
+LOW_CONFIDENCE = "low-confidence"
+"""What `fallback_on` may be."""
+
 MOST_PARALLEL = 128
 """llama.cpp takes 256 sequences in all, those that are kept included."""
 
@@ -36,6 +39,9 @@ class ServeOptions:
     """Seconds that a server which is stopped gives the answers that go on."""
     fallback_share: float = 0.0
     """Share of a task's requests that the base answers with the full prompt."""
+    fallback_on: str | None = None
+    """"low-confidence" leaves answers that an adapter is not sure of to the base with the full prompt; None leaves
+    none. The threshold is the one that `pilocal evaluate` has chosen."""
     shadow_share: float = 0.0
     """Share of an adapter's answers that are compared with the base's under the full prompt, for /metrics."""
     api_key_file: Path | None = None
@@ -56,6 +62,7 @@ class ServeOptions:
             "queue": self.queue >= 0,
             "grace": self.grace >= 1,
             "fallback_share": 0 <= self.fallback_share <= 1,
+            "fallback_on": self.fallback_on in (None, LOW_CONFIDENCE),
             "shadow_share": 0 <= self.shadow_share <= 1,
         }
         faults = [

@@ -28,6 +28,8 @@ class RequestLogEntry:
     """The adapter's strength, where the request gave one."""
     near_miss: bool = False
     """Whether the template was there, but changed or out of place: the base then answered the prompt as it stood."""
+    confidence: float | None = None
+    """How sure the adapter was, where `--fallback-on` watches: nats per token, at most 0. The arm says who answered."""
     first_token_seconds: float | None = None
     seconds: float = 0.0
     """From the request to the end of its answer, the time in the queue included."""

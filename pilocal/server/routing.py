@@ -193,9 +193,13 @@ class Router:
             ]
             return texts[0] - texts[1]
 
-    def with_full_prompt(self, route: Route) -> Route | None:
-        """Return the same request, once and whole, for the base with the full prompt; None where that does not fit."""
-        body = {name: value for name, value in route.body.items() if name not in ("n", "stream", "stream_options")}
+    def with_full_prompt(self, route: Route, *, whole: bool = True) -> Route | None:
+        """Return the same request for the base with the full prompt; None where that does not fit.
+
+        With `whole` it wants one answer, and no stream.
+        """
+        left_out = ("n", "stream", "stream_options") if whole else ()
+        body = {name: value for name, value in route.body.items() if name not in left_out}
         found = self._full_prompt_route(route.task, route.bare, body, asked=False) if route.bare else None
         return found and replace(found, form=route.form)
 

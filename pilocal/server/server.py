@@ -27,11 +27,13 @@ def serve(
     *,
     log: Callable[[RequestLogEntry], object] = lambda entry: None,
     ready: Callable[[Sequence[str], int], object] = lambda names, port: None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> None:
     """Answer OpenAI-compatible requests to finished runs, under http://HOST:PORT/v1, until the process is interrupted.
 
     The port is taken before anything is loaded; requests that arrive meanwhile wait. `ready` is called once all is
-    loaded, with the names of the tasks and the port. `log` is called with every finished request.
+    loaded, with the names of the tasks and the port. `log` is called with every finished request, and `warn`, before
+    anything is loaded, with what the options cannot do for a task.
 
     Raises RunError when a run has exported nothing; InputError when the port cannot be taken, the key file holds no
     key, or others could reach the server without a key; what `make_app` raises; and KeyboardInterrupt once an
@@ -46,7 +48,7 @@ def serve(
     with listen(options.host, options.port, loopback_only=key is None) as listener:
         hosts = hosts_at(listener.getsockname()[0], options.host)
         access = Access(key, origins=options.allow_origins, hosts=hosts)
-        with make_app(tasks, options, access, log) as app:
+        with make_app(tasks, options, access, log, warn) as app:
             ready([task.name for task in tasks], listener.getsockname()[1])
             # uvicorn would log the whole URL of a WebSocket, query and all.
             config = uvicorn.Config(

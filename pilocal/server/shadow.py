@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.server.agreement import Agreement, compare
 from pilocal.server.asking import Asking
 from pilocal.server.engines import Engines
 from pilocal.server.full_prompt import ShareSampler
@@ -19,11 +21,18 @@ class Shadow:
     """Asks the base the same with the full prompt, for a share of the chats that an adapter has answered."""
 
     def __init__(
-        self, share: float, router: Router, engines: Engines, queue: Queue, count: Callable[[str, bool], object]
+        self,
+        share: float,
+        metrics: Mapping[str, Metric],
+        *,
+        router: Router,
+        engines: Engines,
+        queue: Queue,
+        count: Callable[[Agreement], object],
     ) -> None:
-        """Take the share; `count` is told each task and whether both gave the same answer."""
+        """Take the share, and the metrics that can compare answers, by task; `count` is told what was found."""
         self._takes = ShareSampler(share)
-        self._share = share
+        self._share, self._metrics = share, metrics
         self._router, self._engines, self._queue = router, engines, queue
         self._count = count
         self._running: set[asyncio.Task[None]] = set()
@@ -48,6 +57,8 @@ class Shadow:
             asking = Asking(full, answered.client, threading.Event())
             await asking.begin(self._engines, self._router.context, self._router.family)
             await asking.all()
-            self._count(route.task, asking.text(0, self._engines.tokenizer).strip() == said.strip())
+            told, query = asking.text(0, self._engines.tokenizer), str(full.body["messages"][-1]["content"])
+            metric = self._metrics.get(route.task)
+            self._count(await asyncio.to_thread(compare, route.task, said, told, query, metric))
         except Exception:  # nobody waits for it; the log says what it was
             logging.getLogger(__name__).exception("a shadow request failed")

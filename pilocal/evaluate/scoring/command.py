@@ -38,6 +38,8 @@ class Command(Metric):
     It prints one number from 0 to 1 per line, in the same order.
     """
 
+    needs = "a program of your own"
+
     def __init__(self, scoring: Scoring, folder: Path) -> None:
         """Find the program; raises InputError if it is not there."""
         self._where = f"{folder / 'task.toml'} [scoring] command"

@@ -39,6 +39,9 @@ class Metric(Protocol):
     from this class is the mean of its marks unless it says otherwise.
     """
 
+    needs: str = ""
+    """What it needs beside two answers to compare them, and a server has not; empty where that is nothing."""
+
     def check(self, examples: Sequence[Example]) -> None:
         """Raise InputError if the examples cannot be scored, before any answer is made."""
         return

@@ -50,6 +50,8 @@ class PythonTests(Metric):
     a Markdown fence, what stands in the fence is run.
     """
 
+    needs = "the tests of a record"
+
     def __init__(self, scoring: Scoring, folder: Path) -> None:
         self._where = f"the test set of {folder}"
         self._limits = Limits(seconds=scoring.timeout or TIMEOUT, memory_mb=scoring.memory_mb)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilocal.errors import PilocalError
 from pilocal.flow.artefacts import Artefacts
+from pilocal.flow.confidence import RULE, calibrate_confidence
 from pilocal.flow.context import Context
 from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.flow.step import Step
@@ -47,6 +48,7 @@ def _facts(context: Context) -> list[Any]:
         RETENTION.key(context),
         metric_facts(context.task, context.metric),
         asdict(context.task.generation),
+        RULE,
     ]
 
 
@@ -58,7 +60,10 @@ def _make(context: Context, key: str) -> list[Path]:
     marks = mark(answered, task.test, context.metric, context.progress)
     metrics = {"metric": task.metric} | score(answered, marks, context.metric) | _stays(context)
     metrics |= {"gate": Artefacts(run.export).gated, "retention": read_retention(context)}
-    files = [run.metrics, run.answers, *_score_entries(context, marks, metrics)]
+    calibration, calibrated = calibrate_confidence(context, EXPORT.key(context))
+    if calibration:
+        metrics["confidence"] = asdict(calibration)
+    files = [run.metrics, run.answers, *calibrated, *_score_entries(context, marks, metrics)]
     if task.training.objective == GENPI:
         metrics["prompt_generation"] = written_template(context, TRAIN.key(context))
         files.append(run.written)

@@ -14,6 +14,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
 from pilocal.flow.steps.retention import RETENTION, refuse_forgetting
 from pilocal.flow.steps.train import TRAIN
+from pilocal.run_folder.calibration import forget_calibration
 
 
 def _facts(context: Context) -> list[Any]:
@@ -27,6 +28,7 @@ def _facts(context: Context) -> list[Any]:
 def _make(context: Context, key: str) -> list[Path]:
     export = context.task.export
     Artefacts(context.run.export).clear()
+    forget_calibration(context.run.export)
     refuse_forgetting(context, accept_loss=export.accept_loss)
     with open_gate(context) as gate:
         files, _ = ship(context, gate, export.quant, accept_loss=export.accept_loss)

@@ -50,9 +50,10 @@ class Request:
 
 
 def submit(engine: Scheduler, *requests: Request) -> None:
+    """Have requests answered that arrive together."""
     for request in requests:
         request.engine = engine
-        engine.submit(request)
+    engine.submit(*requests)
 
 
 def wait(*requests: Request) -> list[list[int]]:
@@ -191,6 +192,22 @@ def test_a_long_prompt_makes_no_answer_miss_a_batch_and_others_wait_their_turn(
         wait(*asked)
         gaps = {later - earlier for request in asked for earlier, later in pairwise(request.at)}
         assert max(gaps) <= TURN + 1
+
+
+def test_requests_of_one_adapter_are_computed_together(model: Model, files: tuple[Path, Path]) -> None:
+    asked = [Request([number], weights, 6) for number in range(5, 13) for weights in (BASE, TASK)]
+    with opened(model, files, clients=4) as engine:
+        submit(engine, *asked)
+        wait(*asked)
+        assert engine.counts.batches <= 16 * 6 / 4 + TURN
+
+
+def test_nobody_waits_for_more_than_a_roomful_of_another_adapter(model: Model, files: tuple[Path, Path]) -> None:
+    many, one = [Request([number], tokens=6) for number in range(5, 45)], Request([5], TASK, 6)
+    with opened(model, files, clients=4) as engine:
+        submit(engine, *many, one)
+        wait(*many, one)
+    assert sum(request.at[0] < one.at[0] for request in many) <= 2 * 4
 
 
 def test_nobody_waits_behind_a_request_whose_beginning_is_being_read(model: Model, files: tuple[Path, Path]) -> None:

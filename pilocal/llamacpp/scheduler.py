@@ -156,6 +156,8 @@ class Scheduler:
         self._turns: deque[Weights] = deque()
         """The weights of the requests that are being answered; it is the first one's turn."""
         self._left_of_turn = TURN
+        self._begun: Counter[Weights] = Counter()
+        """How many requests of each adapter have begun, see `_note`."""
         self._applied: Weights | None = None
         self._pace = _Pace() if paced else None
         self._closing = False
@@ -217,7 +219,7 @@ class Scheduler:
             each[0].end(None)
 
     def _admit(self) -> None:
-        """Begin with requests that wait, those first whose adapter has the fewest, while there is room."""
+        """Begin with requests that wait, while there is room."""
         while len(self._slots) < self._clients and (chosen := self._next()) is not None:
             asked, tokens = self._waiting[chosen]
             shared = self.sequences.common(asked.weights, tokens)
@@ -229,15 +231,29 @@ class Scheduler:
             del self._waiting[chosen]
             asked.reused = min(len(held.tokens), len(asked.prompt))  # one that starts again has more than its prompt
             self.counts.reused += len(held.tokens)
+            self._note(asked.weights)
             self._slots.append(_Slot(asked, tokens, held))
             if asked.weights not in self._turns:
                 self._turns.append(asked.weights)
 
+    def _note(self, weights: Weights) -> None:
+        """Count a request that begins; those of an adapter that has none any more count until another's begin."""
+        if not self._begun[weights]:
+            active = {slot.weights for slot in self._slots}
+            self._begun = Counter({each: count for each, count in self._begun.items() if each in active})
+        self._begun[weights] += 1
+
     def _next(self) -> int | None:
-        """Return which of those that wait is next; nobody waits behind one whose beginning is being read by another."""
-        active = Counter(slot.weights for slot in self._slots)
+        """Return which of those that wait is next; nobody waits behind one whose beginning is being read by another.
+
+        What one adapter's requests need is computed together. So an adapter begins with a roomful of them before those
+        of an adapter that has not begun, and then these.
+        """
         ready = [i for i, (asked, tokens) in enumerate(self._waiting) if not self._is_being_read(asked.weights, tokens)]
-        return min(ready, key=lambda i: active[self._waiting[i][0].weights], default=None)
+        begun = {i: self._begun[self._waiting[i][0].weights] for i in ready}
+        joining = [i for i in ready if 0 < begun[i] < self._clients]
+        new = [i for i in ready if not begun[i]]
+        return next(iter(joining or new or ready), None)
 
     def _is_being_read(self, weights: Weights, tokens: list[int]) -> bool:
         """Tell whether much of these tokens is being read for another request, to be used again."""

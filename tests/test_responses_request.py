@@ -82,7 +82,6 @@ def refused(**body: Any) -> dict[str, Any]:
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools.1.name", "another tool is called dim"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "shut"}}, "tool_choice", "no tool 'shut'"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "must be none"),
-        ({"tools": [{**TOOLS[0], "strict": True}]}, "tools", "strict arguments need a tool_choice"),
         ({"tool_choice": "required"}, "tool_choice", "only where there are tools"),
         ({"tools": [], "parallel_tool_calls": 1}, "parallel_tool_calls", "only where there are tools"),
         ({"model": 5}, "model", "must be text"),

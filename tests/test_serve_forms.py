@@ -124,8 +124,9 @@ def test_tools_may_be_left_alone_and_results_come_back(server: Server) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "done"},
     ]
-    for more in ({}, {"tool_choice": "none"}, {"tool_choice": "auto"}):
-        reply = post(server, {"model": "house", "messages": turns, "tools": TOOLS, "max_tokens": 8, **more})
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    for more in ({}, {"tool_choice": "none"}, {"tool_choice": "auto"}, {"tools": strict}):
+        reply = post(server, {"model": "house", "messages": turns, "max_tokens": 8, "tools": TOOLS, **more})
         assert reply.status_code == 200, reply.text
     asked = {"model": "house", "messages": CHATS[0], "tools": TOOLS, "max_tokens": 1}
     shown, hidden = (post(server, {**asked, "tool_choice": choice}).json()["usage"] for choice in ("auto", "none"))

@@ -380,7 +380,7 @@ def test_llama_cpp_takes_a_forced_answer_and_no_other(layout: ToolLayout, model:
     family = layout.family
     added, now = ("add", '{"a": 12}'), ("now", "{}")
     for parallel in (False, True):
-        root = forced(family, functions, parallel=parallel).root(["add", "now"])
+        root = "root ::= " + forced(family, functions, parallel=parallel).rule(["add", "now"])
         passes = grammar(model, root + rules)
         assert passes(family.write([added]))
         assert passes(family.write([now]))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.llamacpp.grammar import GrammarError, check_grammar
 from pilocal.llamacpp.json_schema import JSON_OBJECT, UnsupportedSchema, schema_grammar
 from pilocal.server.refusal import Refusal
-from pilocal.server.tool_family import Family, Forced
+from pilocal.server.tool_family import Family, Forced, free_rules
 from pilocal.server.tool_request import ToolRequest
 
 FORMATS = ("text", "json_object", "json_schema")
@@ -72,26 +72,23 @@ def _of_schema(schema: Mapping[str, Any], param: str) -> str:
 
 
 def _called(tools: ToolRequest, family: Family) -> str | None:
-    """Return the grammar of an answer that must be calls; None where it may be text."""
-    forced = tools.forced(family)
-    if forced is None:
-        if tools.strict:
-            problem = "strict arguments need a tool_choice that makes the answer a call."
-            raise _refused("tools", problem, "unsupported_value")
-        return None
-    return join_calls(forced)
+    """Return the grammar of an answer that must be calls, or whose calls must fit; None where it may be any text."""
+    must = tools.forced(family)
+    if must is not None:
+        return join_calls(must, ["root ::= calls"])
+    return join_calls(tools.possible(family), free_rules(family)) if tools.strict else None
 
 
-def join_calls(forced: Forced) -> str:
-    """Return the grammar of calls, with a grammar for the arguments of each function.
+def join_calls(forced: Forced, rules: Sequence[str]) -> str:
+    """Return the grammar of calls, after the rules that use them, with a grammar for the arguments of each function.
 
     Raises Refusal for a schema that this server does not do.
     """
-    rules, names = [], []
+    arguments, names = [], []
     for number, call in enumerate(forced.calls):
         names.append(f"call{number}-root")
-        rules.append(_renamed(_of_schema(call.arguments, "tools"), f"call{number}-"))
-    return "\n".join([forced.root(names), *rules])
+        arguments.append(_renamed(_of_schema(call.arguments, "tools"), f"call{number}-"))
+    return "\n".join([*rules, f"calls ::= {forced.rule(names)}", *arguments])
 
 
 def _renamed(grammar: str, prefix: str) -> str:

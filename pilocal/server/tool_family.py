@@ -170,11 +170,11 @@ class Forced:
         )
         return self.opening + first[:same]
 
-    def root(self, arguments: Sequence[str]) -> str:
-        r"""Return the rule `root` of a grammar in GBNF; `arguments` are the names of each call's rule, in order.
+    def rule(self, arguments: Sequence[str]) -> str:
+        r"""Return the calls in GBNF; `arguments` are the names of each call's rule, in order.
 
-        >>> forced(LLAMA, {"now": {"type": "object"}}, parallel=False).root(["now-arguments"])
-        'root ::= (("{\\"name\\": \\"now\\", \\"parameters\\": " now-arguments "}"))'
+        >>> forced(LLAMA, {"now": {"type": "object"}}, parallel=False).rule(["now-arguments"])
+        '(("{\\"name\\": \\"now\\", \\"parameters\\": " now-arguments "}"))'
         """
         calls = [
             " ".join([*_literal(call.before), rule, *_literal(call.after)])
@@ -182,7 +182,7 @@ class Forced:
         ]
         call = " | ".join(f"({one})" for one in calls)
         more = [] if self.between is None else [f"({' '.join([*_literal(self.between), f'({call})'])})*"]
-        return "root ::= " + " ".join([*_literal(self.opening), f"({call})", *more, *_literal(self.closing)])
+        return " ".join([*_literal(self.opening), f"({call})", *more, *_literal(self.closing)])
 
 
 def forced(family: Family, functions: Mapping[str, Mapping[str, Any]], *, parallel: bool) -> Forced:
@@ -207,3 +207,47 @@ def _literal(text: str) -> list[str]:
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return [f'"{escaped}"'] if text else []
+
+
+def free_rules(family: Family) -> list[str]:
+    """Return rules of GBNF for `root`: any text that has no call, and behind it `calls` or nothing.
+
+    A mark can begin at any place, so the rule `text-3` stands behind the first three characters of one. Calls that have
+    no mark stand at the head of an answer; there a text without calls begins with no brace.
+    """
+    (mark,) = family.marks
+    rules = [_text_rule(mark, state, f"text-{state}") for state in range(len(mark))]
+    if family.before.startswith("{") and not family.opening:
+        return ["root ::= head | calls", _text_rule(mark, 0, "head", first=True), *rules]
+    return ["root ::= text-0 calls?", *rules]
+
+
+def _text_rule(mark: str, state: int, name: str, *, first: bool = False) -> str:
+    """Return the rule of what may follow `state` characters of a mark; white space is skipped before the `first`."""
+    ways = {char: _matched(mark, mark[:state] + char) for char in dict.fromkeys(mark)}
+    ways = {char: reached for char, reached in ways.items() if reached}
+    parts = [f"{_class(char)} text-{reached}" for char, reached in ways.items() if reached < len(mark)]
+    blanks = " \t\r\n" if first else ""
+    if first:
+        parts.append(f"{_class(blanks)} {name}")
+    parts.append(f"{_class(''.join(ways) + blanks + '{' * first, none=True)} text-0")
+    return f"{name} ::= ({' | '.join(parts)})?"
+
+
+def _matched(mark: str, text: str) -> int:
+    """Return how many characters at the end of a text are the beginning of a mark.
+
+    >>> _matched("<|x<|y", "<|x<|"), _matched("<|x<|y", "<|x<|x")
+    (5, 3)
+    """
+    return next(size for size in range(min(len(mark), len(text)), -1, -1) if text.endswith(mark[:size]))
+
+
+def _class(characters: str, *, none: bool = False) -> str:
+    r"""Return a class of characters in GBNF: one of them, or any but those.
+
+    >>> _class("<"), _class("[{", none=True)
+    ('[\\x3C]', '[^\\x5B\\x7B]')
+    """
+    escaped = "".join(rf"\x{ord(char):02X}" for char in characters)
+    return f"[{'^' * none}{escaped}]"

@@ -36,7 +36,7 @@ class ToolRequest:
     must_call: tuple[str, ...] = ()
     """The functions of which the answer must call one; none where it may be text."""
     strict: frozenset[str] = frozenset()
-    """The functions whose arguments must fit their schema, which `forced` sees to."""
+    """The functions whose arguments must fit their schema; where there are any, those of all functions do."""
     parallel: bool = True
     """Whether the answer may have several calls."""
 
@@ -55,6 +55,10 @@ class ToolRequest:
         functions = self.functions
         allowed = {name: functions[name] for name in self.must_call}
         return forced(family, allowed, parallel=self.parallel) if allowed else None
+
+    def possible(self, family: Family) -> Forced:
+        """Return the form of the calls that the answer may have."""
+        return forced(family, self.functions, parallel=self.parallel)
 
 
 def read_tools(request: Mapping[str, Any], family: Family) -> ToolRequest:

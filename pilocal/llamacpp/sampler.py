@@ -52,8 +52,7 @@ class Sampler:
         """Take what a request says; `number` tells its answers apart, `vocabulary` is needed for a grammar."""
         self._choice = choice
         self._vocabulary = vocabulary
-        seed = None if choice.seed is None else (choice.seed % 2**64, number)
-        self._draw = np.random.default_rng(seed)
+        self._number = number
         self._said: Counter[int] = Counter()
 
     def choose(self, logits_V: NDArray[np.float32]) -> int | None:
@@ -72,6 +71,12 @@ class Sampler:
         if choice.changes_logits:
             self._said[token] += 1
         return token
+
+    @cached_property
+    def _draw(self) -> np.random.Generator:
+        """What tokens are drawn by; greedy answers need none."""
+        seed = self._choice.seed
+        return np.random.default_rng(None if seed is None else (seed % 2**64, self._number))
 
     @cached_property
     def _grammar(self) -> Grammar | None:

@@ -246,7 +246,7 @@ def test_a_body_of_ten_megabytes_is_a_413_and_the_server_goes_on(server: Server,
     [
         ("GET", "/v1/chat/completions", 405),
         ("POST", "/health", 405),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/audio/speech", 404),
         ("GET", "/x", 404),
     ],
 )

@@ -8,23 +8,20 @@ there is no threshold.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.evaluate.scoring.metrics import Metric
+from pilocal.llamacpp.batch_engine import BatchEngine
 from pilocal.llamacpp.confidence import Confidence
 from pilocal.llamacpp.grammar import Vocabulary
-from pilocal.llamacpp.model import Model, load_adapter
+from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.sampler import Choice, Sampler
-from pilocal.llamacpp.scheduler import BASE, Scheduler
-from pilocal.llamacpp.sequences import Weights
-from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import common_prefix
 from pilocal.run_folder.calibration import Calibration
@@ -60,41 +57,18 @@ class Spoken:
     """Mean log-probability of its tokens, in nats; None where the model said nothing at all."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Asked:
-    """A request to the engine."""
+class _Measured:
+    """Chooses the tokens of an answer, and adds up how sure the model is of them."""
 
-    prompt: list[int]
-    weights: Weights
-    sampler: Sampler
-    tokenizer: Tokenizer
-    max_tokens: int
-    ended: SimpleQueue[_Asked]
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    reused: int = 0
-    confidence: Confidence = field(default_factory=Confidence)
-    tokens: list[int] = field(default_factory=list)
-    error: Exception | None = None
+    def __init__(self, sampler: Sampler) -> None:
+        self._choose = sampler.choose
+        self.confidence = Confidence()
 
-    def take(self, logits_V: NDArray[np.float32]) -> int | None:
-        """Choose the next token; None where the answer ends with it."""
-        token = self.sampler.choose(logits_V)
-        if token is None:
-            return None
-        self.confidence.add(token, logits_V)
-        if self.tokenizer.is_end(token):
-            return None
-        self.tokens.append(token)
-        return token if len(self.tokens) < self.max_tokens else None
-
-    def end(self, error: Exception | None) -> None:
-        """Be told that nothing more comes."""
-        self.error = error
-        self.ended.put(self)
-
-    def spoken(self) -> Spoken:
-        """Return the answer."""
-        return Spoken(self.tokenizer.text(self.tokens).decode(errors="replace"), self.confidence.mean)
+    def __call__(self, logits_V: NDArray[np.float32]) -> int | None:
+        token = self._choose(logits_V)
+        if token is not None:
+            self.confidence.add(token, logits_V)
+        return token
 
 
 def speak(source: Source, prompts: Sequence[Sequence[int]], progress: Progress, title: str) -> list[Spoken]:
@@ -104,33 +78,17 @@ def speak(source: Source, prompts: Sequence[Sequence[int]], progress: Progress, 
     """
     if not prompts:
         return []
-    longest, prefix = max(map(len, prompts)) + source.max_tokens + 1, common_prefix(prompts)
-    clients = min(AT_ONCE, len(prompts))
-    room = prefix + (clients + 1) * (longest - prefix)
-    with Model(source.gguf) as model:
-        adapters = {"served": load_adapter(model.handle, source.adapter)} if source.adapter else {}
+    longest, most = max(map(len, prompts)) + source.max_tokens + 1, source.max_tokens
+    clients, prefix = min(AT_ONCE, len(prompts)), common_prefix(prompts)
+    choice = Choice(temperature=0, grammar=source.grammar)
+    with Model(source.gguf, source.adapter) as model:
         vocabulary = Vocabulary.of(model.tokenizer) if source.grammar else None
-        choice = Choice(temperature=0, grammar=source.grammar)
-        ended: SimpleQueue[_Asked] = SimpleQueue()
-        asked = [
-            _Asked(
-                prompt=list(prompt),
-                weights=("served", 1.0) if adapters else BASE,
-                sampler=Sampler(choice, vocabulary=vocabulary),
-                tokenizer=model.tokenizer,
-                max_tokens=source.max_tokens,
-                ended=ended,
-            )
-            for prompt in prompts
-        ]
-        with Scheduler(model, adapters, tokens=room, clients=clients, kept=clients) as scheduler:
-            for each in asked:
-                scheduler.submit(each)
-            for done in range(1, len(asked) + 1):
-                if (error := ended.get().error) is not None:
-                    raise error
-                progress(title, done, len(asked))
-        return [each.spoken() for each in asked]
+        measured = [_Measured(Sampler(choice, vocabulary=vocabulary)) for _ in prompts]
+        with BatchEngine(model, clients=clients, longest=longest, prefix=prefix) as engine:
+            done = partial(progress, title, total=len(prompts))
+            answered, _ = engine.answer(prompts, max_tokens=most, choosers=measured, done=done)
+        texts = [model.tokenizer.text(each.tokens).decode(errors="replace") for each in answered]
+    return [Spoken(text, each.confidence.mean) for text, each in zip(texts, measured, strict=True)]
 
 
 def order_of(spoken: Sequence[Spoken]) -> list[int]:

@@ -1,4 +1,4 @@
-"""A list of prompts answered greedily, several at once, by the engine of the server, with a clock on every request."""
+"""A list of prompts answered, several at once, by the engine of the server, with a clock on every request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.scheduler import BASE, Counts, Scheduler
 from pilocal.llamacpp.sequences import Weights
+from pilocal.prompt.sampling import likeliest
 
 STEP = 256
 """llama.cpp's buffers of keys and values are multiples of so many tokens."""
+
+Choose = Callable[[NDArray[np.float32]], int | None]
+"""Chooses a token by its logits (vocabulary,)."""
 
 OWN = "own"
 """The adapter that a model was loaded with, to the engine."""
@@ -45,6 +49,7 @@ class _Request:
     number: int
     prompt: list[int]
     weights: Weights
+    choose: Choose
     is_end: Callable[[int], bool]
     max_tokens: int
     on_end: Callable[[_Request], None]
@@ -57,11 +62,11 @@ class _Request:
     last: float = 0.0
 
     def take(self, logits_V: NDArray[np.float32]) -> int | None:
-        """Take the likeliest token; None where the answer is whole."""
-        token = int(logits_V.argmax())
+        """Choose the next token; None where the answer is whole."""
+        token = self.choose(logits_V)
         self.last = time.perf_counter()
         self.first = self.first or self.last
-        if self.is_end(token):
+        if token is None or self.is_end(token):
             return None
         self.tokens.append(token)
         return token if len(self.tokens) < self.max_tokens else None
@@ -130,12 +135,14 @@ class BatchEngine:
         *,
         max_tokens: int,
         ends: frozenset[int] = frozenset(),
+        choosers: Sequence[Choose] | None = None,
         done: Callable[[int], object] = lambda count: None,
     ) -> tuple[list[Answered], float]:
-        """Answer the prompts greedily; return what each got, in order, and the seconds that all of them took.
+        """Answer the prompts; return what each got, in order, and the seconds that all of them took.
 
-        An answer ends with what the file calls an end, or with one of `ends`. `done` is told how many have their
-        answer. Raises RunError when llama.cpp fails.
+        `choosers` choose the tokens of each answer, by default the likeliest; None ends it. An answer ends with what
+        the file calls an end, too, or with one of `ends`. `done` is told how many have their answer. Raises RunError
+        when llama.cpp fails.
         """
         ended, waiting = SimpleQueue[_Request](), deque[_Request]()
 
@@ -159,6 +166,7 @@ class BatchEngine:
                     number=number,
                     prompt=list(prompt),
                     weights=self._weights,
+                    choose=choosers[number] if choosers else likeliest,
                     is_end=is_end,
                     max_tokens=max_tokens,
                     on_end=go_on,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import Example, Scoring
 from tests.test_flow import flow, make_task
 from tests.test_shipping import export
+from tests.tiny import put_back
 
 QUERIES = ("tell me red", "hello", "what is 2 and 3?", "turn on the light")
 
@@ -205,10 +205,8 @@ def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def task(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """The finished task, put back afterwards."""
-    aside = shutil.copytree(finished, tmp_path / "aside")
-    yield finished
-    shutil.rmtree(finished)
-    shutil.copytree(aside, finished)
+    with put_back(finished, tmp_path / "aside") as folder:
+        yield folder
 
 
 def kept(folder: Path) -> dict[str, Any]:

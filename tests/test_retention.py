@@ -30,6 +30,7 @@ from pilocal.training.backend import Backend
 from tests.test_flow import flow, make_task
 from tests.test_shipping import export
 from tests.test_tables import whole
+from tests.tiny import put_back
 
 PROMPTS = tuple(Example(id=str(i), query=query, answer="") for i, query in enumerate(("hello", "what is 2?", "a b c")))
 
@@ -132,10 +133,8 @@ def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def task(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """The finished task, put back afterwards."""
-    aside = shutil.copytree(finished, tmp_path / "aside")
-    yield finished
-    shutil.rmtree(finished)
-    shutil.copytree(aside, finished)
+    with put_back(finished, tmp_path / "aside") as folder:
+        yield folder
 
 
 def summary(folder: Path) -> dict[str, Any]:

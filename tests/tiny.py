@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -104,3 +105,12 @@ def make_adapter(
     settings = {"fine_tune_type": kind, "num_layers": config["num_hidden_layers"], "lora_parameters": parameters}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@contextmanager
+def put_back(folder: Path, aside: Path) -> Iterator[Path]:
+    """Give a folder to one test, and put it back as it was, where it was, from a copy in `aside`."""
+    shutil.copytree(folder, aside)
+    yield folder
+    shutil.rmtree(folder)
+    shutil.copytree(aside, folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.base.blas import FASTER, OLD_CORES, OPENBLAS, newer_core
+from pilocal.base.blas import FASTER, OLD_CORES, OPENBLAS, newer_core, processor_flags
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a BLAS of its own")
 
@@ -146,6 +146,8 @@ def test_only_old_kernels_are_replaced_and_only_by_what_runs(
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    assert processor_flags(cpuinfo) >= set(flags.split())
+    assert processor_flags(tmp_path / "none") == frozenset()
     library = fake_openblas(tmp_path, core)
     assert newer_core(library, cpuinfo) == chosen
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")

@@ -177,3 +177,22 @@ def test_check_names_the_faster_backend_for_a_cpu(base: Path, tmp_path: Path, mo
         assert any(advice in hint for hint in check(task, schedule=task / "schedule.toml", probe=False).hints)
     chosen = check(task, schedule=task / "schedule.toml", probe=False, backend=Backend(name="torch", device="cpu"))
     assert not any("--backend" in hint for hint in chosen.hints)
+
+
+def test_check_names_the_faster_precision_where_the_processor_has_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_with(base, tmp_path / "task")
+
+    def hints() -> str:
+        backend = Backend(name="torch", device="cpu")
+        return " ".join(check(task, schedule=task / "schedule.toml", probe=False, backend=backend).hints)
+
+    monkeypatch.setattr("pilocal.flow.plan.processor_flags", lambda: frozenset({"amx_bf16"}))
+    assert 'precision = "bfloat16" is faster' in hints()
+    text = (task / "task.toml").read_text()
+    (task / "task.toml").write_text(text.replace("[training]", '[training]\nprecision = "float32"'))
+    assert "bfloat16" not in hints()
+    (task / "task.toml").write_text(text)
+    monkeypatch.setattr("pilocal.flow.plan.processor_flags", frozenset)
+    assert "bfloat16" not in hints()

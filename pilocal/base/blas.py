@@ -96,17 +96,25 @@ def newer_core(library: str, flags: Path = Path("/proc/cpuinfo")) -> str | None:
     """
     if CORE in os.environ:
         return None
+    has = processor_flags(flags)
     try:
-        line = next(line for line in flags.read_text(encoding="utf-8").splitlines() if line.startswith("flags"))
-        has = set(line.split())
         fit = next((core for core, needed in NEWER_CORES if has.issuperset(needed.split())), None)
         if fit is None:
             return None
         asked = [sys.executable, "-I", "-S", "-c", ASK_CORE, library]
         core = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-    except (OSError, StopIteration, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return fit if core in OLD_CORES else None
+
+
+def processor_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return what Linux says an x86 processor can do, such as "avx2"; nothing elsewhere."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def training_facts(context: Context) -> list[Any]:
 
 def _unread(read: Training) -> list[str]:
     """Return the settings that do not count for a training with these objectives, or that other steps' facts have."""
-    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries"]
+    unread = ["direct_drop", "direct_drop_steps", "on_policy", "on_policy_steps", "mix_queries", "mix_prompt"]
     unread += [name for name in ("mix", "restate") if not getattr(read, name)]
     if read.objective == ANSWERS:
         unread.append("objective")

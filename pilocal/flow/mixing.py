@@ -1,13 +1,16 @@
-"""The unrelated requests of `[training] mix`: the user's own, or the general ones that come with pilocal."""
+"""The requests of `[training] mix`: unrelated ones, and the task's own behind the whole prompt."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.flow.context import Context
 from pilocal.prompt.preamble import Request, bare
+from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, prompt_tokens
 from pilocal.task import Example, Task
 from pilocal.task.examples import load_queries
@@ -47,20 +50,37 @@ def mix_queries(task: Task) -> list[str]:
     return found
 
 
+def mix_records(task: Task, request: Request = bare) -> list[Record]:
+    """Return the records that ask, each with an empty answer; raises as `mix_queries`.
+
+    With mix_prompt, the unrelated requests are followed by at most as many of the training queries, evenly chosen, each
+    behind the whole template.
+    """
+    records = [request(Example(id="", query=query, answer="")) for query in mix_queries(task)]
+    if task.training.mix_prompt:
+        chosen = task.train[:: math.ceil(len(task.train) / len(records))]
+        records += [
+            render(task.template, (), replace(example, answer="", unlearned=example.spoken)) for example in chosen
+        ]
+    return records
+
+
 def mix_prompts(task: Task, base: Base, request: Request = bare) -> list[list[int]]:
-    """Return the tokens of every unrelated request; raises InputError where one and its answer exceed the context."""
-    prompts = [prompt_tokens(request(_example(query))["messages"][:-1], base.tokenizer) for query in mix_queries(task)]
-    longest, room = max(map(len, prompts)), base.context - mix_limit(task)
-    if longest > room:
+    """Return the tokens of every request; raises InputError where one and its answer exceed the context."""
+    prompts = [prompt_tokens(record["messages"][:-1], base.tokenizer) for record in mix_records(task, request)]
+    room = base.context - mix_limit(task)
+    longest = max(prompts, key=len)
+    if len(longest) > room:
+        path = task.files["template" if prompts.index(longest) >= len(mix_queries(task)) else "mix_queries"]
         what, fix = f"a request has more than {room} tokens, which leaves no room for an answer", "shorten it"
-        raise InputError(task.files.get("mix_queries", GENERAL), what, got=f"{longest} tokens", fix=fix)
+        raise InputError(path, what, got=f"{len(longest)} tokens", fix=fix)
     return prompts
 
 
 def unanswered(context: Context) -> tuple[Stream, ...]:
-    """Return what every step has of unrelated requests, before they are answered: rows as long as they may get.
+    """Return what every step has of the requests, before they are answered: rows as long as they may get.
 
-    There are none if the task wants none. Raises as `mix_queries` and `mix_prompts`.
+    There are none if the task wants none. Raises as `mix_prompts`.
     """
     task = context.task
     if not task.training.mix:
@@ -79,7 +99,3 @@ def check_requests(context: Context) -> None:
     if context.task.training.mix:
         mix_prompts(context.task, context.base, context.request)
     check_unrelated(context.task, context.base, context.request)
-
-
-def _example(query: str) -> Example:
-    return Example(id="", query=query, answer="")

@@ -186,6 +186,9 @@ class Training:
     the bare base answers them, by the distance that the distill_* keys describe, so that the rest is not forgotten."""
     mix_queries: str | None = None
     """For `mix`: file of the unrelated requests, one {"query": "..."} per line; by default general ones of pilocal."""
+    mix_prompt: bool = False
+    """For `mix`: half of its requests are training queries behind the whole template. They are learned as the prompted
+    base answers them, so that callers who still send the prompt are answered as before."""
     on_policy: bool = False
     """For "distill": after the last stage the student answers the training queries, and the training goes on with what
     the base says with the whole prompt about these answers, beside the answers of the task."""
@@ -279,6 +282,7 @@ class Training:
                 "mix",
                 f"needs a batch_size of {self.kinds + 1} or more: a row of each kind",
             ),
+            (not self.mix_prompt or self.mix > 0, "mix_prompt", "needs mix above 0"),
             (self.mix_queries is None or bool(self.mix_queries.strip()), "mix_queries", "must not be empty"),
             (not self.on_policy or self.objective == DISTILL, "on_policy", f'needs objective = "{DISTILL}"'),
             (steps is None or (self.on_policy and steps >= 1), "on_policy_steps", "must be at least 1, with on_policy"),

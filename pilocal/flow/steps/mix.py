@@ -1,6 +1,7 @@
-"""mix: the bare base's answers to unrelated requests, and what it says about each of their tokens, into RUN/mix.
+"""mix: the base's answers to the requests of `[training] mix`, and what it says about each token, into RUN/mix.
 
-They are asked as every request is: alone, or after what stays of the prompt.
+Unrelated ones are asked as every request is: alone, or after what stays of the prompt. With mix_prompt, the task's own
+are asked after the whole prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from pilocal.flow.answering import Answering
 from pilocal.flow.context import Context
-from pilocal.flow.mixing import mix_limit, mix_prompts, mix_queries
+from pilocal.flow.mixing import mix_limit, mix_prompts, mix_queries, mix_records
 from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
 from pilocal.flow.steps.compress import COMPRESS
@@ -21,15 +22,14 @@ from pilocal.flow.steps.stages import residue_facts
 from pilocal.flow.steps.teacher import teacher_loader
 from pilocal.prompt.tokens import Row
 from pilocal.run_folder.rows import read_rows, write_records
-from pilocal.task import Example
 from pilocal.training.row_order import StagePlan, Stream
 
 SPLIT = "train"
-"""The unrelated requests are trained on, and nothing else."""
+"""The requests are trained on, and nothing else."""
 
 
 def mixed(context: Context, plan: StagePlan) -> StagePlan:
-    """Return a stage's work with the unrelated requests in every step, if the task wants any.
+    """Return a stage's work with some of these requests in every step, if the task wants any.
 
     Raises RunError when what the base says about them is missing.
     """
@@ -48,20 +48,21 @@ def _wanted(context: Context) -> bool:
 def _facts(context: Context) -> list[Any]:
     training, precision = context.task.training, context.task.training.precision or "float32"
     settings = [training.distill_top_k, training.distill_temperature, precision, context.backend.name]
-    asked = [mix_queries(context.task), mix_limit(context.task)]
-    return [context.base.sha256, *asked, settings, *residue_facts(context)]
+    queries = mix_queries(context.task)
+    own = [mix_records(context.task)[len(queries) :]] if training.mix_prompt else []
+    return [context.base.sha256, queries, mix_limit(context.task), settings, *own, *residue_facts(context)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
     task, folder = context.task, context.run.mix
-    queries = mix_queries(task)
+    records = mix_records(task, context.request)
     answering = Answering(context=context, folder=folder, key=key, title="mix: answers", max_tokens=mix_limit(task))
     answers = answering.answers(mix_prompts(task, context.base, context.request))
-    pairs = zip(queries, answers, strict=True)
-    records = [context.request(Example(id="", query=query, answer=answer)) for query, answer in pairs]
-    made = [*answering.files(len(queries)), write_records(folder, SPLIT, records)]
+    for record, answer in zip(records, answers, strict=True):
+        record["messages"][-1]["content"] = answer
+    made = [*answering.files(len(records)), write_records(folder, SPLIT, records)]
     show = partial(context.progress, "mix: teacher")
-    return made + _files(context, key, len(queries)).make(_rows(context), teacher_loader(context), show)
+    return made + _files(context, key, len(records)).make(_rows(context), teacher_loader(context), show)
 
 
 def _rows(context: Context) -> list[Row]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pilocal.comparison.arms import parse_arms
     from pilocal.comparison.design import Design
     from pilocal.comparison.files import compare
-    from pilocal.comparison.table import Prices
     from pilocal.errors import (
         ExportError,
         Faults,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pilocal.flow.listeners import Listeners
     from pilocal.flow.plan import Plan, check
     from pilocal.flow.run import Run, load, run
+    from pilocal.flow.saving import Prices
     from pilocal.flow.start import Start
     from pilocal.server.options import ServeOptions
     from pilocal.server.server import serve
@@ -86,7 +86,7 @@ HOMES = {
     "Design": "comparison.design",
     "Listeners": "flow.listeners",
     "Plan": "flow.plan",
-    "Prices": "comparison.table",
+    "Prices": "flow.saving",
     "Run": "flow.run",
     "Schedule": "task.schedule",
     "ServeOptions": "server.options",

@@ -15,7 +15,7 @@ import pytest
 
 from pilocal.base.base import Base
 from pilocal.base.reference import MlxReference
-from pilocal.comparison import compare
+from pilocal.comparison import Prices, compare
 from pilocal.comparison.arms import DEFAULT_ARMS, parse_arm, parse_arms
 from pilocal.comparison.changed import changed, shuffle
 from pilocal.comparison.columns import cells, curve_cells, narrow_cells
@@ -24,7 +24,7 @@ from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import slices
-from pilocal.comparison.table import Prices, make_table
+from pilocal.comparison.table import make_table
 from pilocal.errors import InputError, RunError
 from pilocal.prompt.tokens import tokenize
 from pilocal.run_folder.adapter import read_adapter

@@ -48,7 +48,6 @@ COMPLEX: dict[str, int] = {
     "tests/test_stages_format.py:faults": 17,
 }
 MANY_PARAMETERS: dict[str, int] = {
-    "pilocal/cli/compare.py:compare": 9,
     "pilocal/training/torch_backend/trainer.py:TorchTrainer.__init__": 9,
 }
 

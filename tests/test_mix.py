@@ -20,7 +20,7 @@ import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.listeners import Listeners
-from pilocal.flow.mixing import GENERAL, mix_prompts, mix_queries
+from pilocal.flow.mixing import GENERAL, mix_queries
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps.mix import mixed
@@ -228,10 +228,6 @@ def finished(objective: str, tiny_base: Base, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def adapter_of(folder: Path) -> bytes:
-    return (folder / "run" / "adapter" / "adapters.safetensors").read_bytes()
-
-
 def adapters(folder: Path, run: str = "run") -> list[bytes]:
     return [(folder / run / name / "adapters.safetensors").read_bytes() for name in ("adapter", "direct_drop")]
 
@@ -358,35 +354,6 @@ def test_the_plan_counts_them(tiny_base: Base, tmp_path: Path) -> None:
     few = peaks()
     (folder / "others.jsonl").write_text(json.dumps({"query": "what is red? " * 40}) + "\n")
     assert all(more > 1.1 * less for more, less in zip(peaks(), few, strict=True))
-
-
-def test_half_of_them_may_be_the_task_s_own_behind_the_whole_prompt(tiny_base: Base, tmp_path: Path) -> None:
-    folder = mixing(tmp_path / "task", tiny_base, "mix_prompt = true")
-    assert flow(folder, "train")["mix"]
-    task = load_task(folder)
-    records = [json.loads(line)["messages"] for line in (folder / "run/mix/train.jsonl").read_text().splitlines()]
-    alone, prompted = records[:69], records[69:]
-    assert [[turn["role"] for turn in turns] for turns in alone] == [["user", "assistant"]] * 69
-    assert 1 <= len(prompted) <= 69
-    assert {turns[0]["content"] for turns in prompted} == {task.template}
-    asked = [turns[1]["content"] for turns in prompted]
-    assert asked == [example.query for example in task.train if example.query in asked]
-    assert all(turns[2]["role"] == "assistant" and turns[2]["content"] for turns in prompted)
-    before = adapter_of(folder)
-    assert not any(flow(folder, "train").values())
-    (folder / "template.md").write_text(task.template.replace(task.template[:20], "Other words than before", 1))
-    assert flow(folder, "train")["mix"]
-    assert adapter_of(folder) != before
-
-
-def test_a_prompt_that_leaves_no_room_is_told_by_its_file(tiny_base: Base, tmp_path: Path) -> None:
-    folder = mixing(tmp_path / "task", tiny_base, "mix_prompt = true")
-    task = load_task(folder)
-    with pytest.raises(InputError, match=r"template\.md: a request has more than \d+ tokens"):
-        mix_prompts(replace(task, template=task.template * 200), tiny_base)
-    with pytest.raises(InputError, match=r"others\.jsonl: a request has more than \d+ tokens"):
-        (folder / "others.jsonl").write_text(json.dumps({"query": "what is red? " * 4000}) + "\n")
-        mix_prompts(load_task(folder), tiny_base)
 
 
 def test_fewer_requests_than_a_step_takes_are_one_line(tiny_base: Base, tmp_path: Path) -> None:

@@ -23,8 +23,11 @@ from pilocal.evaluate.arms import ARMS, BY_BENCH, BY_COMPARE
 from pilocal.flow.formats import Order
 from pilocal.flow.plan import Plan
 from pilocal.flow.rendering import StageBudget
+from pilocal.flow.saving import Saving
 from pilocal.task.schedule import DECAYS
 from pilocal.training.memory import Need
+
+SAVING = Saving(1000.0, 10.0, 10**6, None)
 
 
 def printed(table: object) -> str:
@@ -123,7 +126,10 @@ def test_a_comparison_stands_in_tables_below_one_another(prices: object, slices:
 def test_a_plan_shows_long_rows_and_long_times() -> None:
     budget = StageBudget(1.0, 5, 100_000, 123_456, 0.99, 123_456.7, 123_456)
     needs = [None, Need(peak=123 * 2**30, seconds=93_784.2)]
-    lines = whole(plan_table(Plan(131_072, [budget, budget], needs, 2**30, None)), "131,072 tokens")
+    lines = whole(
+        plan_table(Plan(131_072, [budget, budget], needs, 2**30, None, SAVING)),
+        "131,072 tokens",
+    )
     assert row_of(lines, "1 ") == [
         "1", "1.00", "5", "100000", "123,456", "0.99", "123,457", "123,456", "123.00", "26:03:04",
     ]  # fmt: skip

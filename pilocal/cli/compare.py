@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pilocal.cli.lists import FOLDER, NAMES, NUMBERS, RATES
+from pilocal.cli.prices import price_options, take_prices
 from pilocal.evaluate.arms import BY_COMPARE
 from pilocal.task.schedule import DECAYS
 
@@ -37,10 +38,7 @@ HELP = f"""Run every arm with every seed and write one table; run it again to re
     default="",
     help="Adds the score of one adapter over the share of the template it is asked with, such as 0,0.05,0.1,0.2.",
 )
-@click.option("--price", type=click.FloatRange(min=0), help="Money per million prompt tokens, for the break-even.")
-@click.option(
-    "--training-price", type=click.FloatRange(min=0), help="Money per million trained tokens; --price by default."
-)
+@price_options
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def compare(
     task: Path,
@@ -49,27 +47,20 @@ def compare(
     arms: tuple[str, ...],
     seeds: tuple[int, ...],
     curve: tuple[int, ...],
-    price: float | None,
-    training_price: float | None,
     as_json: bool,
     **more: Any,
 ) -> None:
     """Run every arm with every seed and write one table."""
     from pilocal.cli.display import progress_bars, warning_on
     from pilocal.cli.tables import comparison_tables, show
-    from pilocal.comparison import Design, Prices, parse_arms
+    from pilocal.comparison import Design, parse_arms
     from pilocal.comparison import compare as run_comparison
     from pilocal.comparison.design import LINEAR
     from pilocal.comparison.files import default_folder
-    from pilocal.errors import InputError
     from pilocal.flow.listeners import Listeners
     from pilocal.task.schedule import load_decay
 
-    if training_price is not None and price is None:
-        raise InputError("--training-price", "needs --price", fix="give both")
-    prices = None
-    if price is not None:
-        prices = Prices(prompt=price, training=price if training_price is None else training_price)
+    prices = take_prices(more)
     decay = load_decay(schedule) if schedule else LINEAR
     design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve, **more)
     folder = folder or default_folder(task)

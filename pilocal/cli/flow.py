@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pilocal.cli.lists import FOLDER
+from pilocal.cli.prices import price_options, saving_table, take_prices
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 if TYPE_CHECKING:
     from pilocal.flow.listeners import StepResult
+    from pilocal.flow.plan import Plan
+    from pilocal.flow.saving import Prices
     from pilocal.flow.start import Start
 
 TaskCommand = Callable[..., None]
@@ -218,6 +221,7 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
 @backend_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time.")
 @click.option("--gap/--no-gap", default=None, help=GAP_HELP)
+@price_options
 def check(
     task: Path,
     schedule: Path | None,
@@ -232,9 +236,9 @@ def check(
     Nothing is kept, except with --run: the compressed templates and the chosen shots, for a later run.
     """
     from pilocal.cli.display import listening
-    from pilocal.cli.tables import gap_table, plan_table, show
     from pilocal.flow import plan
 
+    prices = take_prices(options)
     with listening() as listeners:
         found = plan.check(
             task,
@@ -246,20 +250,32 @@ def check(
             listeners=listeners,
         )
     if as_json:
-        stages = [
-            asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
-            for stage, need in zip(found.stages, found.needs, strict=True)
-        ]
-        known = ("context", "memory", "advice", "hints", "weights")
-        result = {"stages": stages} | {name: getattr(found, name) for name in known}
-        result["gap"] = asdict(found.gap) if found.gap else None
-        result["picture"] = str(found.picture) if found.picture else None
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(_plan(found), indent=2))
     else:
-        show(plan_table(found), *([gap_table(found.gap, found.picture)] if found.gap else []))
-        if found.weights:
-            click.echo(found.weights)
-        if found.advice:
-            click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")
-        for hint in found.hints:
-            click.echo(f"hint: {hint}")
+        _show_plan(found, prices)
+
+
+def _plan(found: Plan) -> dict[str, Any]:
+    stages = [
+        asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
+        for stage, need in zip(found.stages, found.needs, strict=True)
+    ]
+    known = ("context", "memory", "advice", "hints", "weights")
+    result = {"stages": stages} | {name: getattr(found, name) for name in known}
+    result["saving"] = asdict(found.saving)
+    result["gap"] = asdict(found.gap) if found.gap else None
+    result["picture"] = str(found.picture) if found.picture else None
+    return result
+
+
+def _show_plan(found: Plan, prices: Prices | None) -> None:
+    from pilocal.cli.tables import gap_table, plan_table, show
+
+    census = [gap_table(found.gap, found.picture)] if found.gap else []
+    show(plan_table(found), *census, saving_table(found.saving, prices))
+    if found.weights:
+        click.echo(found.weights)
+    if found.advice:
+        click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")
+    for hint in found.hints:
+        click.echo(f"hint: {hint}")

@@ -67,7 +67,7 @@ def plan_table(plan: Plan) -> RenderableType:
         ]
         for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True))
     ]
-    return _table("Plan", head, rows, notes, left=0)
+    return text_table("Plan", head, rows, notes, left=0)
 
 
 def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
@@ -88,7 +88,7 @@ def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
         notes.append(f"{len(order) - len(rows)} more entries")
     if picture:
         notes.append(f"picture of all entries: {Path(*picture.parts[-2:])}")
-    return _table("Census of the template", ("entry", "queries", "nats"), rows, notes)
+    return text_table("Census of the template", ("entry", "queries", "nats"), rows, notes)
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
@@ -118,7 +118,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
         least = min(written["entries"], key=lambda line: float(line["f1"]))
         notes.append(f"the template as the adapter writes it: token F1 {written['f1']:.3f} by entry")
         notes.append(f"(the base: {written['base_f1']:.3f}); least, {least['f1']:.3f}: {least['entry'][:40]!r}")
-    return _table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
+    return text_table(title, ("arm", "score", "95%", "prompt", "first", "answer"), rows, notes)
 
 
 def proof_lines(metrics: Mapping[str, Any]) -> list[RenderableType]:
@@ -176,7 +176,7 @@ def order_table(order: Order) -> RenderableType:
         ]
         for line in order.stages
     ]
-    return _table("Order of training", head, rows)
+    return text_table("Order of training", head, rows)
 
 
 def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
@@ -197,12 +197,12 @@ def comparison_tables(table: Mapping[str, Any]) -> list[RenderableType]:
         SLICES: ["template-only: the answer needs what no training answer shows"],
     }
     titles = {SCORES: f"{table['task']}: {table['metric']}", TRAINING: "Training", SLICES: "Slices of the test set"}
-    shown = [_table(titles[part], *grid, notes[part]) for part, grid in parts.items()]
+    shown = [text_table(titles[part], *grid, notes[part]) for part, grid in parts.items()]
     if table["curve"]:
-        shown.append(_table("Score over the number of training examples", *curve_cells(table)))
+        shown.append(text_table("Score over the number of training examples", *curve_cells(table)))
     if table["residue"]:
         title = f"Score of {table['residue'][0]['arm']} over what is left of the template"
-        shown.append(_table(title, *residue_cells(table)))
+        shown.append(text_table(title, *residue_cells(table)))
     return [*shown, Text(design_line(table))]
 
 
@@ -225,7 +225,7 @@ def synth_table(report: Mapping[str, Any]) -> RenderableType:
     notes += [f"reasons: {count}, {why}" for why, count in report.get("reasons", {}).items()]
     if report["unnamed"]:
         notes.append(f"{len(report['unnamed'])} entries no query names, such as {report['unnamed'][0][:40]!r}")
-    return _table("Entries that had too few queries", ("entry", "before", "now"), rows, notes)
+    return text_table("Entries that had too few queries", ("entry", "before", "now"), rows, notes)
 
 
 def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> RenderableType:
@@ -240,7 +240,7 @@ def artefacts_table(artefacts: Mapping[str, Mapping[str, Any]]) -> RenderableTyp
             line[4] = f"{entry['score']:.3f}" if "score" in entry else ""
         rows.append(line)
     head = ("form", "MB", "KL, nats per token", "of no adapter's", "score")
-    return _table("Exported", head, rows, float_notes(artefacts))
+    return text_table("Exported", head, rows, float_notes(artefacts))
 
 
 def bench_table(result: Mapping[str, Any]) -> RenderableType:
@@ -269,7 +269,7 @@ def bench_table(result: Mapping[str, Any]) -> RenderableType:
         "x: the first token's time over the bare query's.",
         f"{result['requests']} requests, {result['threads']} threads. Prompt tokens: {tokens}.",
     ]
-    return _table("Latency in llama.cpp", head, rows, notes, gap=0)
+    return text_table("Latency in llama.cpp", head, rows, notes, gap=0)
 
 
 def parity_table(result: Mapping[str, Any]) -> RenderableType:
@@ -298,7 +298,7 @@ def parity_table(result: Mapping[str, Any]) -> RenderableType:
         f"end: {result['adapter_distance']:.1e} apart; losses: {result['loss_curve']['mean_relative']:.1e} in the mean",
     ]
     head = ("stage", "tau", "shots", "steps", first, second, "loss", "norm", "gradient")
-    return _table(f"{first} and {second}", head, rows, notes, left=0)
+    return text_table(f"{first} and {second}", head, rows, notes, left=0)
 
 
 def parity_lines(result: Mapping[str, Any]) -> list[str]:
@@ -324,7 +324,7 @@ def parity_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _table(
+def text_table(
     title: str,
     head: Sequence[str],
     rows: Sequence[Sequence[str]],

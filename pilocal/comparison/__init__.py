@@ -11,6 +11,6 @@
 from pilocal.comparison.arms import parse_arms
 from pilocal.comparison.design import Design
 from pilocal.comparison.files import compare
-from pilocal.comparison.table import Prices
+from pilocal.flow.saving import Prices
 
 __all__ = ["Design", "Prices", "compare", "parse_arms"]

@@ -10,8 +10,9 @@ from pilocal.comparison.comparison import open_comparison
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
 from pilocal.comparison.picture import CURVE, RESIDUE, STRENGTHS, write_curve, write_residue, write_strengths
-from pilocal.comparison.table import Prices, make_table
+from pilocal.comparison.table import make_table
 from pilocal.flow.listeners import QUIET, Listeners
+from pilocal.flow.saving import Prices
 from pilocal.packages import require_packages
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.task.text import path_of

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
@@ -18,18 +17,9 @@ from pilocal.comparison.slices import TEMPLATE_ONLY, slices
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.flow.residues import Template
+from pilocal.flow.saving import Prices, break_even
 
 Total = Callable[[NDArray[np.float64]], float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
-    """Money per million tokens, in any currency."""
-
-    prompt: float
-    """For a request's prompt."""
-    training: float
-    """For the rows that are trained on."""
 
 
 def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices | None) -> dict[str, Any]:
@@ -132,21 +122,12 @@ def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
             continue
         seconds = row["training"]["seconds"]
         row["break_even"] = {
-            "requests": _break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
-            "requests_cached": _break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
+            "requests": break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
+            "requests_cached": break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
             if cached
             else None,
         }
         if prices:
             cost = row["training"]["tokens"] * prices.training
             saved = (full["prompt_tokens"] - row["prompt_tokens"]) * prices.prompt
-            row["break_even"]["requests_money"] = _break_even(cost, saved)
-
-
-def _break_even(cost: float, saved: float) -> int | None:
-    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
-
-    >>> _break_even(10, 3), _break_even(10, -1)
-    (4, None)
-    """
-    return math.ceil(cost / saved) if saved > 0 else None
+            row["break_even"]["requests_money"] = break_even(cost, saved)

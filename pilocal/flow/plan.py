@@ -15,6 +15,7 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
 from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.runner import describe
+from pilocal.flow.saving import Saving, saving
 from pilocal.flow.setups import training_setup
 from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
@@ -44,6 +45,8 @@ class Plan:
     """Bytes that the training may use here."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
+    saving: Saving
+    """What every request will save."""
     hints: tuple[str, ...] = ()
     """What could be had for less, one line each."""
     weights: str | None = None
@@ -112,15 +115,17 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
     setup = training_setup(context.task, context.base, context.backend)
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))
-    wanted = probe and not takes_long(context) if gap is None else gap
-    over = longest_prompt(context) - context.base.context if wanted else 0
-    found = measure_gap(context, stages) if wanted and over <= 0 else None
+    own = [needs.get(number) for number in range(len(stages))]
+    answers = probe and not takes_long(context) if gap is None else bool(gap)
+    over = longest_prompt(context) - context.base.context if answers else 0
+    found = measure_gap(context, stages) if answers and over <= 0 else None
     return Plan(
         context.base.context,
         [stage.budget for stage in stages],
-        [needs.get(number) for number in range(len(stages))],
+        own,
         forecast.memory,
         forecast.advice,
+        saving(context, stages, own, timed=found is not None),
         (*_hints(context), *_said_of_length(over), *(found.hints if found else ())),
         forecast.weights,
         found,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -16,6 +15,7 @@ from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
+from pilocal.evaluate.score import break_even
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.flow.residues import Template
 
@@ -132,21 +132,12 @@ def _add_ratios(rows: Sequence[dict[str, Any]], prices: Prices | None) -> None:
             continue
         seconds = row["training"]["seconds"]
         row["break_even"] = {
-            "requests": _break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
-            "requests_cached": _break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
+            "requests": break_even(seconds, (full["latency_ms"] - row["latency_ms"]) / 1000),
+            "requests_cached": break_even(seconds, (cached["latency_ms"] - row["latency_ms"]) / 1000)
             if cached
             else None,
         }
         if prices:
             cost = row["training"]["tokens"] * prices.training
             saved = (full["prompt_tokens"] - row["prompt_tokens"]) * prices.prompt
-            row["break_even"]["requests_money"] = _break_even(cost, saved)
-
-
-def _break_even(cost: float, saved: float) -> int | None:
-    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
-
-    >>> _break_even(10, 3), _break_even(10, -1)
-    (4, None)
-    """
-    return math.ceil(cost / saved) if saved > 0 else None
+            row["break_even"]["requests_money"] = break_even(cost, saved)

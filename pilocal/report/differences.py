@@ -1,0 +1,59 @@
+"""Twenty answers where the arms differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pilocal.evaluate.arms import ARMS, BASE_FULL_PROMPT, BY_NAME, INTERNALIZED, SHIPPED
+from pilocal.report.figures import counted
+from pilocal.report.markup import Html, join, missing, section, tag, text
+from pilocal.report.record import Record
+
+SHOWN = 20
+
+LONGEST = 800
+"""Characters of a text."""
+
+
+def differences(record: Record) -> Html:
+    """Return the answers to queries on which the arms differ; first those where what is served leaves the prompt's."""
+    title, answers = "Where the arms differ", record.answers
+    if not answers:
+        return section(title, missing("No arm has answered yet.", record.command("run")))
+    names = [arm.name for arm in ARMS if arm.name in answers[0]]
+    parted = [line for line in answers if len({line[name] for name in names}) > 1]
+    if not parted:
+        return section(title, tag("p", f"All arms agree on all {len(answers):,} test queries."))
+    served = [line for line in parted if len({line[arm.name] for arm in (BASE_FULL_PROMPT, INTERNALIZED, SHIPPED)}) > 1]
+    rest = [line for line in parted if not any(line is one for one in served)]
+    shown = [*_spread(served, SHOWN), *_spread(rest, max(0, SHOWN - len(served)))]
+    said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}"
+    said += f". On {len(served):,} of them the adapter parts from what the base says with the full prompt"
+    said += f". {counted(len(shown), 'query is', 'queries are')} shown, those first."
+    return section(title, tag("p", said), tag("ol", join(*(_item(line, names) for line in shown)), kind="answers"))
+
+
+def _spread(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Return so many lines from all over, or all of them."""
+    count = min(count, len(lines))
+    return [lines[number * len(lines) // count] for number in range(count)]
+
+
+def _item(line: Mapping[str, Any], names: Sequence[str]) -> Html:
+    """Return a query with its reference, and each answer once, with the arms that gave it."""
+    by_answer: dict[str, list[str]] = {}
+    for name in names:
+        by_answer.setdefault(line[name], []).append(BY_NAME[name].title)
+    pairs = [tag("dt", "reference"), tag("dd", _said(line["answer"]), dir="auto")]
+    for answer, arms in by_answer.items():
+        right = answer.strip() == line["answer"].strip()
+        marks = [tag("span", "equals the reference", kind="good")] if right else []
+        said = [each for arm in arms for each in (arm, tag("br"))][:-1]
+        pairs += [tag("dt", *said, *((tag("br"), *marks) if marks else ())), tag("dd", _said(answer), dir="auto")]
+    query = tag("p", text(line["query"], LONGEST), kind="query", dir="auto")
+    return tag("li", query, tag("dl", join(*pairs), kind="said"))
+
+
+def _said(answer: str) -> Html:
+    return text(answer, LONGEST) if answer else tag("span", "(nothing)", kind="soft")

@@ -97,8 +97,7 @@ def points_chart(
     `arrow` leads from one point to another, by their numbers. Raises InputError where matplotlib is missing, RunError
     when the file cannot be written.
     """
-    lines = (len(points) + 1) // 2
-    with _figure(path, 3.4 + 0.2 * lines) as figure:
+    with _figure(path, 3 + 0.2 * len(points), width=4.6) as figure:
         axes = figure.subplots()
         if arrow:
             start, end = (points[number] for number in arrow)
@@ -125,7 +124,7 @@ def points_chart(
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
         figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
 
 

@@ -28,9 +28,13 @@ def differences(record: Record) -> Html:
     served = [line for line in parted if len({line[arm.name] for arm in (BASE_FULL_PROMPT, INTERNALIZED, SHIPPED)}) > 1]
     rest = [line for line in parted if not any(line is one for one in served)]
     shown = [*_spread(served, SHOWN), *_spread(rest, max(0, SHOWN - len(served)))]
-    said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}"
-    said += f". On {len(served):,} of them the adapter parts from what the base says with the full prompt"
-    said += f". {counted(len(shown), 'query is', 'queries are')} shown, those first."
+    said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}. "
+    if served:
+        said += f"On {len(served):,} of them the adapter says something else than the base with the full prompt: "
+        said += "these come first. "
+    else:
+        said += "The adapter says on all of them what the base says with the full prompt. "
+    said += f"{counted(len(shown), 'query is', 'queries are')} shown."
     return section(title, tag("p", said), tag("ol", join(*(_item(line, names) for line in shown)), kind="answers"))
 
 
@@ -47,10 +51,9 @@ def _item(line: Mapping[str, Any], names: Sequence[str]) -> Html:
         by_answer.setdefault(line[name], []).append(BY_NAME[name].title)
     pairs = [tag("dt", "reference"), tag("dd", _said(line["answer"]), dir="auto")]
     for answer, arms in by_answer.items():
-        right = answer.strip() == line["answer"].strip()
-        marks = [tag("span", "equals the reference", kind="good")] if right else []
-        said = [each for arm in arms for each in (arm, tag("br"))][:-1]
-        pairs += [tag("dt", *said, *((tag("br"), *marks) if marks else ())), tag("dd", _said(answer), dir="auto")]
+        same = answer.strip() == line["answer"].strip()
+        marks = [tag("span", "equals the reference", kind="good")] if same else []
+        pairs += [tag("dt", *(tag("span", arm) for arm in arms), *marks), tag("dd", _said(answer), dir="auto")]
     query = tag("p", text(line["query"], LONGEST), kind="query", dir="auto")
     return tag("li", query, tag("dl", join(*pairs), kind="said"))
 

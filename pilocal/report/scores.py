@@ -32,21 +32,20 @@ def scores(record: Record) -> Html:
     ends = (BASE_FULL_PROMPT.title, SHIPPED.title)
     arrow = (names.index(ends[0]), names.index(ends[1])) if set(ends) <= set(names) else None
     points = [
-        Point(
-            name=arm["title"], x=arm["prompt_tokens"], y=arm["score"], low=arm["interval"][0], high=arm["interval"][1]
-        )
+        Point(name=arm["title"], x=arm["prompt_tokens"], y=arm["score"], low=low, high=high)
         for arm in arms
+        for low, high in (arm["interval"],)
     ]
     found = record.metrics or record.comparison
 
     def draw(path: Path) -> None:
-        heading = f"{record.name}: {found['metric']} on {found['n']:,} test queries, with 95% intervals"
+        heading = f"{found['metric']} on {found['n']:,} test queries, with 95% intervals"
         points_chart(path, points, title=heading, x="prompt tokens per request", y=found["metric"], arrow=arrow)
 
     said = "; ".join(f"{one.name}: {figure(one.x)} tokens, {score(one.y)}" for one in points)
     caption = "Further left is cheaper, further up is better. "
     caption += "The arrow leads from what you have today to what is served." if arrow else "Each point is one arm."
-    return section(title, picture(caption, draw, name="scores", says=f"Scores over prompt tokens. {said}."))
+    return section(title, picture(caption, draw, name="scores", says=f"Scores over prompt tokens. {said}.", fits=True))
 
 
 def _arms(record: Record) -> list[Mapping[str, Any]]:

@@ -72,9 +72,8 @@ def clients(record: Record) -> Html:
     if not found:
         return section(title, missing("Nobody has timed it with several clients yet.", record.command_on_run("bench")))
     caption = f"Milliseconds in llama.cpp, of {counted(found['requests'], 'request')}, {found['threads']} threads"
-    drawn = picture_of(
-        record.run.path / "bench.svg", "Time to the first token over the number of clients.", name="bench"
-    )
+    over = "Time to the first token over the number of clients."
+    drawn = picture_of(record.run.path / "bench.svg", over, name="bench")
     rows = [
         (
             BY_BENCH[name].title,

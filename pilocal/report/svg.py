@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
 
 from pilocal.report.markup import Html, box, tag, text
 from pilocal.report.theme import OF_CHARTS
@@ -24,18 +24,18 @@ COLOUR = re.compile(r"#[0-9a-f]{6}\b", re.IGNORECASE)
 INSIDE = re.compile(r"url\(#([\w-]+)\)")
 
 
-def figure(caption: str, draw: Callable[[Path], None], *, name: str, says: str) -> Html:
+def figure(caption: str, draw: Callable[[Path], None], *, name: str, says: str, fits: bool = False) -> Html:
     """Return a picture that `draw` writes, below it a caption; `says` is its text for those who do not see it.
 
-    `name` is a word of its own for each picture of a page.
+    `name` is a word of its own for each picture of a page. One that `fits` is as narrow as the screen, others scroll.
     """
     with TemporaryDirectory(prefix="pilocal-report-") as folder:
         path = Path(folder) / "chart.svg"
         draw(path)
-        return figure_of(path, caption, name=name, says=says)
+        return figure_of(path, caption, name=name, says=says, fits=fits)
 
 
-def figure_of(path: Path, caption: str, *, name: str, says: str) -> Html:
+def figure_of(path: Path, caption: str, *, name: str, says: str, fits: bool = False) -> Html:
     """Return a picture that lies on disk as `figure` does; nothing where there is none, or not one of pilocal's."""
     try:
         drawn = path.read_bytes()
@@ -44,8 +44,9 @@ def figure_of(path: Path, caption: str, *, name: str, says: str) -> Html:
         return Html()
     if root is None or _local(root.tag) != "svg":
         return Html()
-    shown = _Picture(name).markup(root, f' class="chart" role="img" aria-label="{text(says)}"')
-    return tag("figure", box(shown, f"Picture: {caption}"), tag("figcaption", caption))
+    kind = "chart fits" if fits else "chart"
+    shown = _Picture(name).markup(root, f' class="{kind}" role="img" aria-label="{text(says)}"')
+    return tag("figure", shown if fits else box(shown, f"Picture: {caption}"), tag("figcaption", caption))
 
 
 class _Picture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, INTERNALIZED
@@ -34,7 +34,8 @@ def entries(record: Record) -> Html:
     rows = _rows(scored, census)
     if rows:
         shown = [_row(*each) for each in rows[:ROWS]]
-        parts.append(table("Entries of the template; an empty cell was not measured", HEAD, shown, tall=True))
+        head, shown = _filled(HEAD, shown)
+        parts.append(table("Entries of the template; an empty cell was not measured", head, shown, tall=True))
         if len(rows) > ROWS:
             parts.append(tag("p", f"{len(rows) - ROWS:,} more are in metrics.json and census.json.", kind="note"))
     if not record.metrics:
@@ -60,6 +61,12 @@ def _worth(census: Mapping[str, Any]) -> Html:
         names = f"{counted(len(untouched), 'entry is', 'entries are')} in no training query"
         said += f" {names}, such as \u201c{untouched[0]['entry'][:LONGEST]}\u201d; `pilocal synth` makes some."
     return tag("p", said)
+
+
+def _filled(head: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Return a table without the columns that are empty."""
+    kept = [number for number in range(len(head)) if any(row[number] for row in rows)]
+    return [head[number] for number in kept], [[row[number] for number in kept] for row in rows]
 
 
 Row = tuple[str | None, Mapping[str, Any], Mapping[str, Any]]

@@ -74,6 +74,7 @@ figure { margin: 0 0 1rem; }
 .tall { max-height: 26rem; overflow-y: auto; border: 1px solid var(--line); border-radius: .5rem; padding: 0 .5rem; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 svg.chart { display: block; width: 100%; min-width: 36rem; max-width: 50rem; height: auto; }
+svg.fits { min-width: 0; max-width: 36rem; }
 svg.chart * { stroke-linejoin: round; stroke-linecap: butt; }
 svg.chart text { fill: var(--ink); }
 dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin: 0; }
@@ -103,11 +104,13 @@ ol.answers li { padding: .9rem 0; border-top: 1px solid var(--line); }
 .query { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .35rem; }
 dl.said { display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr; gap: .25rem 1rem; margin: 0; }
 dl.said dt { color: var(--soft); font-size: .9rem; }
+dl.said dt span { display: block; }
 dl.said dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .88rem/1.6 ui-monospace, monospace; }
 footer { margin-top: 1.5rem; color: var(--soft); font-size: .9rem; }
 @media (max-width: 40rem) {
   body { padding: 1rem .6rem 2rem; }
   section { padding: .9rem; }
+  tbody th { white-space: normal; min-width: 7rem; }
   dl.said { grid-template-columns: 1fr; gap: 0; }
   dl.said dd { margin-bottom: .5rem; }
 }

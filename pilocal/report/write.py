@@ -69,10 +69,9 @@ def make_page(record: Record, price: float | None = None) -> str:
             made.append(part(record))
     with trusting(record.run.metrics):
         said = summary(record)
-    model = (
-        tag("p", f"{record.state['model']}, internalized by pilocal", kind="soft") if "model" in record.state else ""
-    )
-    header = tag("header", tag("h1", record.name), model, tag("p", said))
+    model = record.state.get("model", record.comparison.get("model"))
+    about = f"{model}, internalized by pilocal" if model else "A report by pilocal"
+    header = tag("header", tag("h1", record.name), tag("p", about, kind="soft"), tag("p", said))
     return _whole(record.name, join(header, tag("main", join(*made)), _footer()))
 
 
@@ -89,5 +88,5 @@ def _whole(title: str, body: Html) -> str:
 
 
 def _footer() -> Html:
-    said = "Greedy decoding throughout; an interval holds 95% of the scores that other test queries of this kind would give."
+    said = "Greedy decoding throughout. An interval holds 95% of the scores of test sets drawn again from this one."
     return tag("footer", tag("p", said))

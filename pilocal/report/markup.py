@@ -85,6 +85,12 @@ def _cell(name: str, cell: object, **attributes: str) -> Html:
     return tag(name, "" if cell is None else cell, **attributes)
 
 
-def missing(what: str, command: str) -> Html:
+def command(line: str) -> Html:
+    """Return a command line, whose options are not broken at their hyphens."""
+    words = [tag("span", word, kind="flag") if word.startswith("-") else text(word) for word in line.split(" ")]
+    return tag("code", Html(" ".join(words)))
+
+
+def missing(what: str, line: str) -> Html:
     """Return what is not there yet, and the command that makes it."""
-    return tag("p", f"{what} ", tag("code", command), " makes it.", kind="missing")
+    return tag("p", f"{what} ", command(line), " makes it.", kind="missing")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pilocal.report.figures import clock, size
-from pilocal.report.markup import Html, Long, join, section, table, tag
+from pilocal.report.markup import Html, Long, command, join, section, table, tag
 from pilocal.report.record import Record
 from pilocal.run_folder.hashes import sha256_file
 
@@ -23,7 +23,7 @@ def data(record: Record) -> Html:
     sizes = table("Records as they were rendered", ("split", "records"), rows) if rows else Html()
     faults = record.state.get("warnings")
     if faults is None:
-        said = tag("p", "This run does not say what was odd about its data; ", tag("code", record.command("check")),
+        said = tag("p", "This run does not say what was odd about its data; ", command(record.command("check")),
                    " does.", kind="missing")  # fmt: skip
     elif not faults:
         said = tag("p", "The checks found nothing odd about the task's files.")
@@ -76,12 +76,12 @@ def _hashes(record: Record) -> dict[str, str]:
 
 def again(record: Record) -> Html:
     """Return the commands that make the run and this page again."""
-    if "schedule" not in record.state:
+    if record.is_comparison:
         made = [("The comparison", record.compare_command)]
     else:
         made = [("The run, or what is left of it", record.command("run", *_options(record.state)))]
     made.append(("This page", record.command_on_run("report")))
-    parts = [join(tag("h3", name), tag("pre", tag("code", command))) for name, command in made]
+    parts = [join(tag("h3", name), tag("pre", command(line))) for name, line in made]
     if record.schedule:
         how = "Save this as schedule.toml for the commands above, or name the file that the run was made with:"
         parts.append(join(tag("h3", "Its schedule"), tag("p", how), tag("pre", tag("code", record.schedule))))

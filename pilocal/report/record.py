@@ -18,7 +18,7 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.log import FILE as LOG
 from pilocal.run_folder.log import StepLine, read_log
 
-COMPARISON = "compare.json"
+COMPARISON, BENCH, ARTEFACTS = "compare.json", "bench.json", "artefacts.json"
 
 SCHEDULE = "schedule.toml"
 """The file that the page's commands name where the run's schedule is not the default."""
@@ -54,6 +54,11 @@ class Record:
         """The task's."""
         return str(self.state["task"]["name"])
 
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the folder is that of a comparison, which has runs of its own."""
+        return "schedule" not in self.state
+
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
         """metrics.json; empty before the evaluation."""
@@ -62,7 +67,7 @@ class Record:
     @cached_property
     def forms(self) -> Mapping[str, Mapping[str, Any]]:
         """artefacts.json: what was exported; empty before the export."""
-        return _read(self.run.export / "artefacts.json")
+        return _read(self.run.export / ARTEFACTS)
 
     @cached_property
     def retention(self) -> Mapping[str, Any]:
@@ -78,12 +83,12 @@ class Record:
     @cached_property
     def bench(self) -> Mapping[str, Any]:
         """bench.json; empty where nothing was timed."""
-        return _read(self.run.path / "bench.json")
+        return _read(self.run.path / BENCH)
 
     @cached_property
     def comparison_folder(self) -> Path:
         """Where the comparison is, or would be."""
-        if self._comparison or (self.run.path / COMPARISON).is_file():
+        if self._comparison or self.is_comparison:
             return self._comparison or self.run.path
         return self.task_file.parent / "compare"
 
@@ -91,9 +96,18 @@ class Record:
     def comparison(self) -> Mapping[str, Any]:
         """compare.json; empty where there is none, or one of another test set, metric or base."""
         found = _read(self.comparison_folder / COMPARISON)
-        pairs = ((found.get(key), self.metrics.get(key)) for key in ("metric", "n"))
-        same = (found.get("task"), found.get("model")) == (self.name, self.state.get("model", found.get("model")))
-        return found if same and not any(theirs != own for theirs, own in pairs if own is not None) else {}
+        if self.is_comparison or not found:
+            return found
+        own = {
+            "task": self.name,
+            "model": self.state.get("model"),
+            **{key: self.metrics.get(key) for key in ("metric", "n")},
+        }
+        other = [f"{key} {found.get(key)!r}" for key, value in own.items() if value not in (None, found.get(key))]
+        if other and self._comparison:
+            fix = f"the run has {', '.join(f'{key} {value!r}' for key, value in own.items())}"
+            raise InputError(self._comparison, "a comparison of something else", got=", ".join(other), fix=fix)
+        return {} if other else found
 
     @cached_property
     def parts(self) -> list[Part]:

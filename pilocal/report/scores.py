@@ -10,7 +10,7 @@ from pilocal.chart import Point, points_chart
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_COMPARE, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.evaluate.score import break_even
 from pilocal.report.figures import between, counted, figure, percent, score, times
-from pilocal.report.markup import Html, Long, join, missing, section, table, tag
+from pilocal.report.markup import Html, Long, command, join, missing, section, table, tag
 from pilocal.report.pictures import picture, picture_of
 from pilocal.report.record import Record
 
@@ -27,7 +27,8 @@ def scores(record: Record) -> Html:
     title = "Score over prompt tokens"
     arms = _arms(record)
     if not arms:
-        return section(title, missing("Nothing has been evaluated here yet.", record.command("run")))
+        line = record.compare_command if record.is_comparison else record.command("run")
+        return section(title, missing("Nothing has been evaluated here yet.", line))
     names = [arm["title"] for arm in arms]
     ends = (BASE_FULL_PROMPT.title, SHIPPED.title)
     arrow = (names.index(ends[0]), names.index(ends[1])) if set(ends) <= set(names) else None
@@ -92,7 +93,7 @@ def savings(record: Record, price: float | None) -> Html:
     ]
     notes = [tag("p", _pays(record, saved, full, shipped), kind="note")]
     if price is None:
-        how = tag("code", record.command_on_run("report", "--price", "0.15"))
+        how = command(record.command_on_run("report", "--price", "0.15"))
         notes.append(tag("p", "In money, by the price of a million prompt tokens: ", how, kind="note"))
     return section("What it saves", tag("dl", join(*made), kind="figures"), *notes)
 
@@ -165,7 +166,7 @@ def comparison(record: Record) -> Html:
         )
         for arm in table_of["arms"]
     ]
-    head = (*HEAD, "PI score", "training tokens", "pays after, requests", "against a warm cache")
+    head = (*HEAD, "PI score", "training tokens", "pays after, requests", "the same, warm cache")
     queries, seeds = counted(table_of["n"], "test query", "test queries"), ", ".join(map(str, table_of["seeds"]))
     caption = f"{table_of['metric']} on {queries}, seeds {seeds}, {counted(table_of['steps'], 'optimizer step')}"
     curves = [
@@ -192,6 +193,8 @@ def _points(points: Rows, x: str) -> Html:
 def summary(record: Record) -> str:
     """Return the run in a sentence."""
     metrics = record.metrics
+    if record.is_comparison:
+        return "A comparison of every way to answer the task's test queries."
     if not metrics:
         return "This run has not been evaluated yet; below is what it has so far."
     arms = metrics["arms"]

@@ -87,13 +87,15 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 caption { text-align: left; color: var(--soft); font-size: .9rem; padding-bottom: .35rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; vertical-align: top; white-space: nowrap;
   border-top: 1px solid var(--line); }
-thead th { border: 0; color: var(--soft); font-weight: 600; font-size: .85rem; vertical-align: bottom; }
+thead th { border: 0; white-space: normal;
+  color: var(--soft); font-weight: 600; font-size: .85rem; vertical-align: bottom; }
 th:first-child, td.text { text-align: left; }
 tbody th { font-weight: 500; }
 th.long, td.long { white-space: normal; min-width: 14rem; max-width: 28rem; overflow-wrap: anywhere; }
 .hash { font: .85rem/1.5 ui-monospace, monospace; }
 code, pre { font: .88rem/1.5 ui-monospace, monospace; }
 code { overflow-wrap: anywhere; }
+.flag { white-space: nowrap; }
 pre { margin: .5rem 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .missing { border-left: 3px solid var(--accent); padding-left: .75rem; }
@@ -116,13 +118,17 @@ footer { margin-top: 1.5rem; color: var(--soft); font-size: .9rem; }
 }
 @media print {
   @page { margin: 1.5cm; }
-  body { padding: 0; max-width: none; font-size: 10pt; }
+  html { font-size: 10pt; }
+  body { padding: 0; max-width: none; background: none; }
+  table, thead th { font-size: .85rem; }
   section { border: 0; padding: 0; margin-top: 1rem; }
   figure, tr, li, dl.figures div { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   .box { overflow: visible; max-height: none; border: 0; padding: 0; }
-  svg.chart { min-width: 0; max-width: 17cm; }
-  th, td { white-space: normal; overflow-wrap: anywhere; }
+  svg.chart { min-width: 0; max-width: 16cm; }
+  svg.fits { max-width: 11cm; }
+  th, td { white-space: normal; padding-right: .6rem; }
+  .hash { overflow-wrap: anywhere; }
 }
 """
 

@@ -11,7 +11,7 @@ from pilocal.errors import InputError, RunError
 from pilocal.report.differences import differences
 from pilocal.report.markup import Html, join, tag
 from pilocal.report.origin import again, data, origin
-from pilocal.report.record import Record, trusting
+from pilocal.report.record import ARTEFACTS, BENCH, COMPARISON, Record, trusting
 from pilocal.report.scores import arms, comparison, savings, scores, summary
 from pilocal.report.shipping import clients, gate, retention, strength
 from pilocal.report.template import entries
@@ -47,24 +47,8 @@ def write_report(folder: Path, *, price: float | None = None, comparison: Path |
 
 def make_page(record: Record, price: float | None = None) -> str:
     """Return the page; the same files make the same page. Raises RunError for a damaged file."""
-    parts: list[tuple[Path, Callable[[Record], Html]]] = [
-        (record.run.metrics, scores),
-        (record.run.metrics, partial(savings, price=price)),
-        (record.run.metrics, arms),
-        (record.comparison_folder, comparison),
-        (record.run.file, training),
-        (record.run.metrics, entries),
-        (record.run.export / "artefacts.json", gate),
-        (record.run.metrics, retention),
-        (record.comparison_folder, strength),
-        (record.run.path / "bench.json", clients),
-        (record.run.answers, differences),
-        (record.run.file, data),
-        (record.run.file, origin),
-        (record.run.file, again),
-    ]
     made = []
-    for path, part in parts:
+    for path, part in _parts(record, price):
         with trusting(path):
             made.append(part(record))
     with trusting(record.run.metrics):
@@ -73,6 +57,29 @@ def make_page(record: Record, price: float | None = None) -> str:
     about = f"{model}, internalized by pilocal" if model else "A report by pilocal"
     header = tag("header", tag("h1", record.name), tag("p", about, kind="soft"), tag("p", said))
     return _whole(record.name, join(header, tag("main", join(*made)), _footer()))
+
+
+def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Record], Html]]]:
+    """Return what makes the sections of the page, each with the file that it reads most of."""
+    run, compared = record.run, record.comparison_folder / COMPARISON
+    if record.is_comparison:
+        return [(compared, scores), (compared, comparison), (compared, strength), (run.file, origin), (run.file, again)]
+    return [
+        (run.metrics, scores),
+        (run.metrics, partial(savings, price=price)),
+        (run.metrics, arms),
+        (compared, comparison),
+        (run.file, training),
+        (run.metrics, entries),
+        (run.export / ARTEFACTS, gate),
+        (run.metrics, retention),
+        (compared, strength),
+        (run.path / BENCH, clients),
+        (run.answers, differences),
+        (run.file, data),
+        (run.file, origin),
+        (run.file, again),
+    ]
 
 
 def _whole(title: str, body: Html) -> str:

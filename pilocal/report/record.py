@@ -72,8 +72,8 @@ class Record:
     @cached_property
     def retention(self) -> Mapping[str, Any]:
         """What the adapter changes on unrelated prompts; empty where nobody looked."""
-        found: Mapping[str, Any] = self.metrics.get("retention") or _read(self.run.retention / "adapter.json")
-        return found.get("summary", found)
+        known: Mapping[str, Any] = self.metrics.get("retention", {})
+        return known or _read(self.run.retention / "adapter.json").get("summary", {})
 
     @cached_property
     def census(self) -> Mapping[str, Any]:
@@ -98,11 +98,8 @@ class Record:
         found = _read(self.comparison_folder / COMPARISON)
         if self.is_comparison or not found:
             return found
-        own = {
-            "task": self.name,
-            "model": self.state.get("model"),
-            **{key: self.metrics.get(key) for key in ("metric", "n")},
-        }
+        tested = {key: self.metrics.get(key) for key in ("metric", "n")}
+        own = {"task": self.name, "model": self.state.get("model"), **tested}
         other = [f"{key} {found.get(key)!r}" for key, value in own.items() if value not in (None, found.get(key))]
         if other and self._comparison:
             fix = f"the run has {', '.join(f'{key} {value!r}' for key, value in own.items())}"

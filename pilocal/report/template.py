@@ -33,8 +33,7 @@ def entries(record: Record) -> Html:
     parts.append(picture_of(record.run.entries_picture, caption, name="entries", rows=scored))
     rows = _rows(scored, census)
     if rows:
-        shown = [_row(*each) for each in rows[:ROWS]]
-        head, shown = _filled(HEAD, shown)
+        head, shown = _filled(HEAD, [_row(*each) for each in rows[:ROWS]])
         parts.append(table("Entries of the template; an empty cell was not measured", head, shown, tall=True))
         if len(rows) > ROWS:
             parts.append(tag("p", f"{len(rows) - ROWS:,} more are in metrics.json and census.json.", kind="note"))

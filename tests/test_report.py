@@ -48,7 +48,9 @@ def test_the_page_has_the_scores_the_training_the_gate_and_where_it_comes_from(r
     run = reported / "run"
     page = page_of(run)
     metrics, state = (json.loads((run / name).read_text()) for name in ("metrics.json", "run.json"))
-    (scores,) = [picture["aria-label"] for picture in page.all("svg") if picture["aria-label"].startswith("Scores")]
+    (scores,) = [
+        picture["aria-label"] for picture in page.all("svg") if picture["aria-label"].startswith("Scores over")
+    ]
     for arm in ARMS:
         assert page.text.count(arm.title) >= 2
         assert arm.title in scores

@@ -55,7 +55,7 @@ def test_the_commands_on_a_page_are_commands(run: Path) -> None:
     page = page_of(moved)
     lines = commands_of(page)
     assert {line[1] for line in lines} >= {"run", "report", "check", "compare", "bench"}
-    context = click.Context(cli, info_name="pilocal")
+    context = click.Context(cli, info_name="pilocal", **cli.context_settings)
     for line in lines:
         made = cli.get_command(context, line[1])
         assert made is not None

@@ -16,17 +16,21 @@ LONGEST = 800
 """Characters of a text."""
 
 
+LEARNED = (BASE_FULL_PROMPT.name, INTERNALIZED.name, SHIPPED.name)
+"""Of these the last two are to say what the first says."""
+
+
 def differences(record: Record) -> Html:
     """Return the answers to queries on which the arms differ; first those where what is served leaves the prompt's."""
     title, answers = "Where the arms differ", record.answers
     if not answers:
         return section(title, missing("No arm has answered yet.", record.command("run")))
     names = [arm.name for arm in ARMS if arm.name in answers[0]]
-    parted = [line for line in answers if len({line[name] for name in names}) > 1]
+    parted = [line for line in answers if _differ(line, names)]
     if not parted:
         return section(title, tag("p", f"All arms agree on all {len(answers):,} test queries."))
-    served = [line for line in parted if len({line[arm.name] for arm in (BASE_FULL_PROMPT, INTERNALIZED, SHIPPED)}) > 1]
-    rest = [line for line in parted if not any(line is one for one in served)]
+    served = [line for line in parted if _differ(line, LEARNED)]
+    rest = [line for line in parted if not _differ(line, LEARNED)]
     shown = [*_spread(served, SHOWN), *_spread(rest, max(0, SHOWN - len(served)))]
     said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}. "
     if served:
@@ -36,6 +40,10 @@ def differences(record: Record) -> Html:
         said += "The adapter says on all of them what the base says with the full prompt. "
     said += f"{counted(len(shown), 'query is', 'queries are')} shown."
     return section(title, tag("p", said), tag("ol", join(*(_item(line, names) for line in shown)), kind="answers"))
+
+
+def _differ(line: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return len({line[name] for name in names}) > 1
 
 
 def _spread(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:

@@ -27,6 +27,15 @@ class Long:
     text: str | Html
 
 
+def plain(value: object) -> str:
+    """Return a value as a text without what a page cannot hold.
+
+    >>> plain("a" + chr(0))
+    'a\ufffd'
+    """
+    return UNSEEN.sub("\ufffd", str(value))
+
+
 def text(value: object, longest: int = LONGEST) -> Html:
     """Return a value as text of the page, cut where it is long.
 
@@ -35,9 +44,9 @@ def text(value: object, longest: int = LONGEST) -> Html:
     """
     if isinstance(value, Html):
         return value
-    plain = UNSEEN.sub("\ufffd", str(value))
-    more = len(plain) - longest
-    shown = plain if more <= 0 else f"{plain[:longest]}\u2026 ({more:,} more characters)"
+    whole = plain(value)
+    more = len(whole) - longest
+    shown = whole if more <= 0 else f"{whole[:longest]}\u2026 ({more:,} more characters)"
     return Html(html.escape(shown))
 
 

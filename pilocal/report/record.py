@@ -78,7 +78,11 @@ class Record:
     @cached_property
     def census(self) -> Mapping[str, Any]:
         """census.json; empty where nobody looked."""
-        return _read(self.run.census)
+        found = _read(self.run.census)
+        with trusting(self.run.census):
+            _ = [(one["entry"], one["nats"], one["queries"]) for one in found["entries"]] if found else []
+            _ = found["full"] - found["bare"] if found else 0
+        return found
 
     @cached_property
     def bench(self) -> Mapping[str, Any]:
@@ -123,7 +127,10 @@ class Record:
         path = self.run.answers
         if not path.is_file():
             return []
-        return [_object(line, f"{path}:{number}") for number, line in enumerate(_lines(path), 1)]
+        found = [_object(line, f"{path}:{number}") for number, line in enumerate(_lines(path), 1)]
+        with trusting(path):
+            _ = [(line["query"], line["answer"]) for line in found]
+        return found
 
     @property
     def adapter_weights(self) -> Path | None:

@@ -10,7 +10,7 @@ from pilocal.chart import Point, points_chart
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_COMPARE, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.evaluate.score import break_even
 from pilocal.report.figures import between, counted, figure, percent, score, times
-from pilocal.report.markup import Html, Long, command, join, missing, section, table, tag
+from pilocal.report.markup import Html, Long, command, join, missing, plain, section, table, tag
 from pilocal.report.pictures import picture, picture_of
 from pilocal.report.record import Record
 
@@ -33,7 +33,7 @@ def scores(record: Record) -> Html:
     ends = (BASE_FULL_PROMPT.title, SHIPPED.title)
     arrow = (names.index(ends[0]), names.index(ends[1])) if set(ends) <= set(names) else None
     points = [
-        Point(name=arm["title"], x=arm["prompt_tokens"], y=arm["score"], low=low, high=high)
+        Point(name=plain(arm["title"]), x=arm["prompt_tokens"], y=arm["score"], low=low, high=high)
         for arm in arms
         for low, high in (arm["interval"],)
     ]

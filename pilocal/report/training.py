@@ -29,7 +29,7 @@ def training(record: Record) -> Html:
 
     def draw(path: Path) -> None:
         panel = Panel(lines=[*_losses(lines), *_valid_losses(lines)], y="loss, nats per token", log_y=True)
-        heading = f"{record.name}: loss per token of the answers; thin lines part the stages"
+        heading = "Loss per token of the answers; thin lines part the stages"
         panels_chart(path, [panel], title=heading, x="optimizer step", marks=borders)
 
     said = "; ".join(f"{part.name} ends at {small(part.lines[-1].loss)}" for part in parts)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -20,7 +21,7 @@ from pilocal.report.record import Record
 from pilocal.report.schedule import schedule_text
 from pilocal.report.write import make_page
 from pilocal.task.schedule import DECAYS, FADES, DecaySchedule, Schedule, load_schedule
-from tests.reports import commands_of, compare_json, copy_of, missing_of, page_of
+from tests.reports import change, commands_of, compare_json, copy_of, missing_of, page_of
 from tests.test_cli import pilocal as command
 from tests.test_old_runs import RUNS
 
@@ -124,6 +125,15 @@ def test_a_damaged_file_is_one_line_and_the_old_page_stays(run: Path, name: str,
     assert len(str(raised.value).splitlines()) == 1
     assert name in str(raised.value)
     assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("state", [{"task": 3}, {"task": {}}, {"task": None, "schedule": 1}, {"schedule": [3]}])
+def test_a_damaged_run_json_is_one_line(run: Path, state: dict[str, Any]) -> None:
+    change(run / "run.json", lambda values: values.update(state))
+    done = command("report", run)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{run / 'run.json'}: damaged")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_comparison_beside_the_task_is_on_the_page(run: Path) -> None:

@@ -32,14 +32,18 @@ def differences(record: Record) -> Html:
     served = [line for line in parted if _differ(line, LEARNED)]
     rest = [line for line in parted if not _differ(line, LEARNED)]
     shown = [*_spread(served, SHOWN), *_spread(rest, max(0, SHOWN - len(served)))]
-    said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}. "
-    if served:
-        said += f"On {len(served):,} of them the adapter says something else than the base with the full prompt: "
-        said += "these come first. "
-    else:
-        said += "The adapter says on all of them what the base says with the full prompt. "
-    said += f"{counted(len(shown), 'query is', 'queries are')} shown."
-    return section(title, tag("p", said), tag("ol", join(*(_item(line, names) for line in shown)), kind="answers"))
+    said = f"The arms differ on {len(parted):,} of {counted(len(answers), 'test query', 'test queries')}."
+    shows = f"{counted(len(shown), 'query is', 'queries are')} shown."
+    items = tag("ol", join(*(_item(line, names) for line in shown)), kind="answers")
+    return section(title, tag("p", f"{said} {_kept(len(served))} {shows}"), items)
+
+
+def _kept(served: int) -> str:
+    """Return on how many queries the adapter leaves what the base says with the full prompt."""
+    if not served:
+        return "The adapter says on all of them what the base says with the full prompt."
+    said = f"On {served:,} of them the adapter says something else than the base with the full prompt"
+    return f"{said}: these come first."
 
 
 def _differ(line: Mapping[str, Any], names: Sequence[str]) -> bool:

@@ -113,11 +113,12 @@ class Record:
     @cached_property
     def parts(self) -> list[Part]:
         """What has been trained so far, in its order, each with its log."""
-        stages: Sequence[Mapping[str, Any]] = self.state.get("schedule", ())
         found = []
-        for number, stage in enumerate(stages):
-            lines = read_log(self.run.stage(number) / LOG)
-            found.append(Part(f"stage {number}", stage["tau"], stage["shots"], lines))
+        with trusting(self.run.file):
+            stages: Sequence[Mapping[str, Any]] = self.state.get("schedule", ())
+            for number, stage in enumerate(stages):
+                lines = read_log(self.run.stage(number) / LOG)
+                found.append(Part(f"stage {number}", stage["tau"], stage["shots"], lines))
         found.append(Part("on its own answers", None, None, read_log(self.run.on_policy / LOG)))
         return [part for part in found if part.lines]
 
@@ -154,7 +155,8 @@ class Record:
     @cached_property
     def schedule(self) -> str:
         """The run's schedule as a file; empty where it is the default, or not known."""
-        return schedule_text(self.state)
+        with trusting(self.run.file):
+            return schedule_text(self.state)
 
     def command(self, verb: str, *more: str) -> str:
         """Return a command on the task of this run, with its schedule and its folder."""

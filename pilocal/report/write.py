@@ -48,15 +48,16 @@ def write_report(folder: Path, *, price: float | None = None, comparison: Path |
 def make_page(record: Record, price: float | None = None) -> str:
     """Return the page; the same files make the same page. Raises RunError for a damaged file."""
     made = []
-    for path, part in _parts(record, price):
-        with trusting(path):
-            made.append(part(record))
-    with trusting(record.run.metrics):
-        said = summary(record)
-    model = record.state.get("model", record.comparison.get("model"))
-    about = f"{model}, internalized by pilocal" if model else "A report by pilocal"
-    header = tag("header", tag("h1", record.name), tag("p", about, kind="soft"), tag("p", said))
-    return _whole(record.name, join(header, tag("main", join(*made)), _footer()))
+    with trusting(record.run.file):
+        for path, part in _parts(record, price):
+            with trusting(path):
+                made.append(part(record))
+        with trusting(record.run.metrics):
+            said = summary(record)
+        model = record.state.get("model", record.comparison.get("model"))
+        about = f"{model}, internalized by pilocal" if model else "A report by pilocal"
+        header = tag("header", tag("h1", record.name), tag("p", about, kind="soft"), tag("p", said))
+        return _whole(record.name, join(header, tag("main", join(*made)), _footer()))
 
 
 def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Record], Html]]]:

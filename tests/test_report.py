@@ -227,6 +227,7 @@ def test_money_is_the_price_of_the_tokens_that_are_saved(run: Path) -> None:
     assert "Money saved" not in page_of(run).text
     page = page_of(run, price=2.5)
     assert f"{saved * 2.5:,.2f}" in page.texts["dd"]
+    assert f"pilocal report {run} --price 2.5" in page.texts["code"]
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="a price is a number from 0"):
             pilocal.Run(run).report(price=wrong)

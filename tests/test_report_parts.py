@@ -150,7 +150,9 @@ def test_a_comparison_beside_the_task_is_on_the_page(run: Path) -> None:
     assert {"12", "never", "0.250 to 0.750"} <= set(page.texts["td"])
     other = folder.rename(run.parent / "other")
     assert "Strength" not in page_of(run).texts["h2"]
-    assert "Strength" in page_of(run, comparison=other).texts["h2"]
+    page = page_of(run, comparison=other)
+    assert "Strength" in page.texts["h2"]
+    assert f"pilocal report {run} --compare {other}" in page.texts["code"]
     (other / "compare.json").write_text(json.dumps(compare_json(run, n=999, metric="bleu")))
     with pytest.raises(InputError, match=r"a comparison of something else; got .*bleu.*999"):
         pilocal.Run(run).report(comparison=other)

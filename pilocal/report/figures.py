@@ -64,10 +64,11 @@ def percent(share: float) -> str:
 def size(count: float) -> str:
     """Return bytes.
 
-    >>> size(1383552), size(21.4 * 2**30)
-    ('1.3 MiB', '21.4 GiB')
+    >>> size(2048), size(1383552), size(21.4 * 2**30)
+    ('2.0 KiB', '1.3 MiB', '21.4 GiB')
     """
-    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+    unit, name = (2**10, "KiB") if count < 2**20 else (2**20, "MiB") if count < 2**30 else (2**30, "GiB")
+    return f"{count / unit:,.1f} {name}"
 
 
 def clock(seconds: float) -> str:

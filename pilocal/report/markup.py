@@ -77,7 +77,9 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], *
 
     A `tall` one has a height on the screen, and all its rows in print.
     """
-    top = tag("tr", *(tag("th", name, scope="col") for name in head))
+    left = [bool(rows) and all(isinstance(row[number], Long) for row in rows) for number in range(len(head))]
+    kinds = [{"kind": "text"} if each else {} for each in left]
+    top = tag("tr", *(tag("th", name, scope="col", **kind) for name, kind in zip(head, kinds, strict=True)))
     lines = [tag("tr", _cell("th", row[0], scope="row"), *(_cell("td", cell) for cell in row[1:])) for row in rows]
     made = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", join(*lines)))
     return box(made, caption, "box tall" if tall else "box")

@@ -42,7 +42,7 @@ def origin(record: Record) -> Html:
     facts = [
         ("task", record.name),
         ("base", state.get("model")),
-        ("backend", ", ".join(f"{key} {value}" for key, value in backend.items() if value is not None)),
+        ("backend", ", ".join(_said(key, value) for key, value in backend.items() if value is not None)),
         ("seed", state.get("seed")),
         *((name, version) for name, version in state.get("versions", {}).items()),
     ]
@@ -62,6 +62,10 @@ def origin(record: Record) -> Html:
     return section("Versions and hashes", *parts)
 
 
+def _said(key: str, value: object) -> str:
+    return str(value) if key == "name" else f"{key.replace('_', ' ')} {value}"
+
+
 def _hash(text: str) -> Long:
     return Long(tag("span", text, kind="hash"))
 
@@ -74,13 +78,13 @@ def _hashes(record: Record) -> dict[str, str]:
     return found | ({"trained adapter": sha256_file(weights)} if weights else {})
 
 
-def again(record: Record) -> Html:
-    """Return the commands that make the run and this page again."""
+def again(record: Record, price: float | None) -> Html:
+    """Return the commands that make the run and this page again, with its price."""
     if record.is_comparison:
         made = [("The comparison", record.compare_command)]
     else:
         made = [("The run, or what is left of it", record.command("run", *_options(record.state)))]
-    made.append(("This page", record.command_on_run("report")))
+    made.append(("This page", record.report_command(price)))
     parts = [join(tag("h3", name), tag("pre", command(line))) for name, line in made]
     if record.schedule:
         how = "Save this as schedule.toml for the commands above, or name the file that the run was made with:"

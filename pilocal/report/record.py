@@ -171,6 +171,12 @@ class Record:
         """Return a command on the run itself."""
         return shlex.join(["pilocal", verb, str(self.run.path.resolve()), *more])
 
+    def report_command(self, price: float | None) -> str:
+        """Return the command that makes this page again."""
+        priced = [] if price is None else ["--price", f"{price:g}"]
+        compared = ["--compare", str(self._comparison.resolve())] if self._comparison else []
+        return self.command_on_run("report", *priced, *compared)
+
     @property
     def compare_command(self) -> str:
         """The command that makes a comparison where this report looks for it."""

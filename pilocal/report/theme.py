@@ -89,7 +89,7 @@ th, td { padding: .3rem .9rem .3rem 0; text-align: right; vertical-align: top; w
   border-top: 1px solid var(--line); }
 thead th { border: 0; white-space: normal;
   color: var(--soft); font-weight: 600; font-size: .85rem; vertical-align: bottom; }
-th:first-child, td.text { text-align: left; }
+th:first-child, th.text, td.text { text-align: left; }
 tbody th { font-weight: 500; }
 th.long, td.long { white-space: normal; min-width: 14rem; max-width: 28rem; overflow-wrap: anywhere; }
 .hash { font: .85rem/1.5 ui-monospace, monospace; }

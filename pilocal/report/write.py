@@ -64,7 +64,8 @@ def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Re
     """Return what makes the sections of the page, each with the file that it reads most of."""
     run, compared = record.run, record.comparison_folder / COMPARISON
     if record.is_comparison:
-        return [(compared, scores), (compared, comparison), (compared, strength), (run.file, origin), (run.file, again)]
+        ways = ((compared, scores), (compared, comparison), (compared, strength))
+        return [*ways, (run.file, origin), (run.file, partial(again, price=price))]
     return [
         (run.metrics, scores),
         (run.metrics, partial(savings, price=price)),
@@ -79,7 +80,7 @@ def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Re
         (run.answers, differences),
         (run.file, data),
         (run.file, origin),
-        (run.file, again),
+        (run.file, partial(again, price=price)),
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
-from pilocal.packages import require_packages
+from pilocal.packages import is_installed, require_packages
 from pilocal.run_folder.files import replacing
 
 COLOURS = ("#0a6ebd", "#d9480f", "#2b8a3e", "#888888", "#862e9c")
@@ -17,7 +17,8 @@ STYLES = ("-", "--", ":", "-.")
 """Lines that lie on one another stay visible."""
 DOTS = 20
 """A line of more points has no dots."""
-
+SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+"""Of points, one after the other; those that lie on one another stay visible, as the later ones are smaller."""
 
 LONGEST_NAME = 64
 """Characters of a bar's name; longer ones are cut."""
@@ -55,6 +56,17 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One value with its interval."""
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dots:
     """One value for each of some named things."""
 
@@ -70,6 +82,50 @@ def line_chart(
     `x` and `y` name the axes. Raises RunError when the file cannot be written.
     """
     panels_chart(path, [Panel(lines=lines, y=y, log_y=log_y)], title=title, x=x, log_x=log_x)
+
+
+def can_draw() -> bool:
+    """Tell whether matplotlib is installed, without importing it."""
+    return is_installed("matplotlib")
+
+
+def points_chart(
+    path: Path, points: Sequence[Point], *, title: str, x: str, y: str, arrow: tuple[int, int] | None = None
+) -> None:
+    """Draw named points with their intervals over an axis from 0; `y` goes from 0 to 1.
+
+    `arrow` leads from one point to another, by their numbers. Raises InputError where matplotlib is missing, RunError
+    when the file cannot be written.
+    """
+    with _figure(path, 3 + 0.2 * len(points), width=4.6) as figure:
+        axes = figure.subplots()
+        if arrow:
+            start, end = (points[number] for number in arrow)
+            style = {"arrowstyle": "->", "color": "#bbbbbb", "linewidth": 1.5, "shrinkA": 8, "shrinkB": 10}
+            axes.annotate("", xy=(end.x, end.y), xytext=(start.x, start.y), arrowprops=style)
+        for number, point in enumerate(points):
+            errors = [[max(point.y - point.low, 0)], [max(point.high - point.y, 0)]]
+            axes.errorbar(
+                [point.x],
+                [point.y],
+                yerr=errors,
+                fmt=SHAPES[number % len(SHAPES)],
+                color=COLOURS[number % len(COLOURS)],
+                markerfacecolor="none",
+                markersize=max(12 - 1.5 * number, 5),
+                markeredgewidth=1.8,
+                capsize=3,
+                label=point.name,
+            )
+        axes.set_xlim(0, 1.06 * max(point.x for point in points) or 1)
+        axes.set_ylim(-0.05, 1.08)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+        figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
 
 
 def bars_chart(path: Path, groups: Sequence[Bars], *, title: str, x: str) -> None:

@@ -18,6 +18,7 @@ from pilocal.packages import is_installed
 from pilocal.run_folder.shipped import Shipped
 from tests import vocabularies
 from tests.durations import Durations, name_of, slow_tests
+from tests.reports import make_reported
 from tests.served import make_run
 from tests.tiny import make_adapter, make_base
 
@@ -146,3 +147,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> list[Path]:
         gguf = made[0].folder / made[0].base if made else None
         made.append(make_run(root / name, starter, adapter, gguf=gguf, fused=name == "melted"))
     return [shipped.folder.parent for shipped in made]
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Path:
+    """A task with a finished run and its report."""
+    return make_reported(tmp_path_factory.mktemp("reported") / "task", tiny_base.folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.chart import LONGEST_NAME, Bars, Line, bars_chart, line_chart
+from pilocal.chart import LONGEST_NAME, Bars, Line, Point, bars_chart, line_chart, points_chart
 from pilocal.comparison.picture import write_curve
 from pilocal.errors import RunError
 
@@ -44,6 +44,19 @@ def test_bars_stand_apart_by_group_and_stay_readable_when_they_are_many(tmp_path
     root = ElementTree.parse(tmp_path / "a.svg").getroot()
     height = float(root.attrib["height"].removesuffix("pt"))
     assert height / len(names) > 12  # points, for letters of 8
+
+
+def test_points_are_named_and_those_that_lie_on_one_another_differ(tmp_path: Path) -> None:
+    points = [Point(name=f"arm {i}", x=20.0 if i else 400.0, y=1.0, low=0.9, high=1.0) for i in range(12)]
+    for name in ("a.svg", "b.svg"):
+        points_chart(tmp_path / name, points, title="Scores", x="tokens", y="score", arrow=(0, 1))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert {"Scores", "tokens", "score", *(point.name for point in points)} <= set(texts(tmp_path / "a.svg"))
+    points_chart(tmp_path / "c.svg", points, title="Scores", x="tokens", y="score")
+    assert (tmp_path / "c.svg").read_text().count("<path") < (tmp_path / "a.svg").read_text().count("<path")
+    nowhere = [Point(name="nothing is sent", x=0.0, y=0.5, low=0.5, high=0.5)]
+    points_chart(tmp_path / "d.svg", nowhere, title="Scores", x="tokens", y="score")
+    assert "nothing is sent" in texts(tmp_path / "d.svg")
 
 
 def test_a_chart_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

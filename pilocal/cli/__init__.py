@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "pilocal.cli.flow",
     "evaluate": "pilocal.cli.flow",
     "export": "pilocal.cli.export",
+    "report": "pilocal.cli.report",
     "compare": "pilocal.cli.compare",
     "serve": "pilocal.cli.serve",
     "bench": "pilocal.cli.bench",

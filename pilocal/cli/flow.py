@@ -154,6 +154,8 @@ def run_until(
     elif metrics is not None:
         show(*proof_lines(metrics), metrics_table(metrics))
         click.echo(f"serve it with: pilocal serve {folder}")
+        if (page := folder / "report.html").is_file():
+            click.echo(f"all of it on one page: {page}", err=True)
 
 
 def _steps(results: Sequence[StepResult]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from pilocal.comparison.comparison import Comparison
 from pilocal.comparison.results import Result
 from pilocal.comparison.slices import TEMPLATE_ONLY, slices
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BASE_QUERY_ONLY
+from pilocal.evaluate.score import break_even
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.flow.residues import Template
 from pilocal.flow.saving import Prices, break_even

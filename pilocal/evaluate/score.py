@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -54,3 +55,12 @@ def summary(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         "speedup": full["latency_ms"] / shipped["latency_ms"],
         "speedup_cached": cached["latency_ms"] / shipped["latency_ms"],
     }
+
+
+def break_even(cost: float, saved: float) -> int | None:
+    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
+
+    >>> break_even(10, 3), break_even(10, -1)
+    (4, None)
+    """
+    return math.ceil(cost / saved) if saved > 0 else None

@@ -82,11 +82,13 @@ def checked_context(
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
     raise_all(faults)
     assert base is not None
-    for warning in task.warnings:
+    said = list(task.warnings)
+    _warn_of_examples(task, schedule, said.append)
+    for warning in said:
         listeners.warn(warning)
-    _warn_of_examples(task, schedule, listeners.warn)
+    begun = start or start_of(run.state, run.file)
     known: dict[str, Any] = {"task": task, "schedule": schedule, "run": run, "base": base, "backend": chosen}
-    return Context(**known, metric=metric, listeners=listeners, start=start or start_of(run.state, run.file))
+    return Context(**known, metric=metric, listeners=listeners, start=begun, warnings=said)
 
 
 def _base_faults(task: Task, base: Base, *, to_export: bool) -> list[PilocalError]:

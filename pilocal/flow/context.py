@@ -43,6 +43,8 @@ class Context:
     listeners: Listeners = QUIET
     start: Start | None = None
     """The run whose adapter this one goes on from, after the template was edited."""
+    warnings: Sequence[str] = ()
+    """What the checks found odd about the task's files."""
     team: Any = None
     """The processes that train together, while `followers.leading` lasts."""
 

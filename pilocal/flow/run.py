@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilocal.base.load import load_base
-from pilocal.errors import InputError, RunError
+from pilocal.errors import InputError, PilocalError, RunError
 from pilocal.flow.exporting import export_forms
 from pilocal.flow.followers import follow_leader
 from pilocal.flow.listeners import QUIET, Listeners, StepResult
 from pilocal.flow.opening import base_of, default_run, open_run, open_task, task_file_of
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.start import Start, begin
-from pilocal.flow.steps import TRAIN
+from pilocal.flow.steps import EVALUATE, TRAIN
 from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
@@ -61,6 +61,17 @@ class Run:
         except ValueError as error:
             raise RunError(path, f"damaged: {error}", fix="delete this file and run again") from None
         return found
+
+    def report(self, *, price: float | None = None, comparison: str | Path | None = None) -> Path:
+        """Write RUN/report.html from what the run has left so far, and return it; the page needs no other file.
+
+        `price` is money per million prompt tokens, for what is saved. `comparison` is the folder of a comparison, by
+        default TASK/compare, if there is one. What is missing is named there with the command that makes it. Raises
+        InputError for a price that is none or a comparison that is not there, RunError for a damaged file.
+        """
+        from pilocal.report import write_report
+
+        return write_report(self.folder, price=price, comparison=path_of(comparison) if comparison else None)
 
     @property
     def adapter(self) -> Path:
@@ -205,7 +216,20 @@ def run_task(
     path, trains = path_of(schedule) if schedule else None, step.uses(TRAIN)
     with open_task(Path(task), path, run, listeners, backend, to_export=trains, start=start) as context:
         run_steps(context, step)
+        if step is EVALUATE:
+            _keep_report(Run(run), listeners)
     return run
+
+
+def _keep_report(run: Run, listeners: Listeners) -> None:
+    """Write report.html where the scores are newer; what hinders that is a warning, since the run itself is done."""
+    folder = RunDir(run.folder)
+    if folder.report.is_file() and folder.report.stat().st_mtime >= folder.metrics.stat().st_mtime:
+        return
+    try:
+        run.report()
+    except PilocalError as error:
+        listeners.warn(f"no report: {error}")
 
 
 def _check_place(start: Start, run: Path, backend: Backend | None) -> None:

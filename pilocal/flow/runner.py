@@ -74,6 +74,7 @@ def describe(context: Context) -> None:
         base_sha256=context.base.sha256,
         chat=context.base.chat.facts,
         inputs=hashes(task.files),
+        warnings=list(context.warnings),
         schedule=[stage.facts() for stage in schedule.stages],
         adaptive=asdict(schedule.adaptive) if schedule.adaptive else None,
         task_file=task.files["task"].name,

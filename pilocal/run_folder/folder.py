@@ -188,6 +188,11 @@ class RunDir:
         """The template as the adapter writes it, and the base."""
         return self.path / "written.json"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / "report.html"
+
     def stage(self, number: int) -> Path:
         """The folder of a stage's rows and weights."""
         return self.path / "stages" / str(number)

@@ -65,13 +65,13 @@ class Preamble:
         template, left = fill(self.template, values or {})
         text = "\n\n".join(part for part in (template, *systems) if part.strip())
         system = [dict(Message(role="system", content=text))] if text else []
+        return [*system, *self._solved(turns, choose), *with_values(turns, left)]
+
+    def _solved(self, turns: Sequence[Mapping[str, Any]], choose: Choose) -> list[dict[str, Any]]:
+        """Return the turns of the shots for a chat without system messages."""
         asked = query_of(turns) if self.shots else None
         shots = choose(asked, self.shots) if asked else ()
-        return [
-            *system,
-            *(dict(turn) for shot in shots for turn in render("", (), shot)["messages"]),
-            *with_values(turns, left),
-        ]
+        return [dict(turn) for shot in shots for turn in render("", (), shot)["messages"]]
 
     def of(self, chat: Sequence[Message], choose: Choose, values: Mapping[str, str] | None = None) -> list[Message]:
         """Return a chat of plain turns with this before it, as `before`."""

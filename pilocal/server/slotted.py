@@ -33,6 +33,7 @@ MOST_READINGS = 64
 """Ways of reading a text that are looked at; where there are more, it is not clear which is meant."""
 
 LINE_END = re.compile(rf"(?>\r\n|[{BREAKS}])")
+SPACE = re.compile(r"\s+")
 BLANK_LINE = re.compile(rf"(?>\r\n|[{BREAKS}])[^\S{BREAKS}]*+(?>\r\n|[{BREAKS}])[\s\0]*+")
 
 Place = tuple[int, int]
@@ -101,15 +102,10 @@ class SlottedWording:
         if whole and (covering := [one for one in readings if _covers(text, one.place)]):
             readings = covering
         places = sorted(one.place for one in readings)
-        apart = all(before[1] <= after[0] for before, after in pairwise(places))
-        if not readings or not apart or any(one.values != readings[0].values for one in readings):
+        if not places or any(before[1] > after[0] for before, after in pairwise(places)):
             return None
-        pieces, done = [], 0
-        for start, end in places:
-            pieces.append(text[done:start].rstrip(BLANK))
-            done = end
-        pieces.append(text[done:])
-        return Found([pieces[0], *(piece[blank_length(piece) :] for piece in pieces[1:])], readings[0].values)
+        values = readings[0].values
+        return Found(_around(text, places), values) if all(one.values == values for one in readings) else None
 
     def _readings(self, text: str, *, whole: bool) -> list[_Reading]:
         """Return the ways of reading a text; none where there are more than MOST_READINGS."""
@@ -147,17 +143,20 @@ class SlottedWording:
             return source.places(literal)
         if literal.first:
             return [(0, 0)]
-        size = len(source.text)
         if literal.last:
-            if whole and self._shapes[i - 1].lines:
-                return [(size, size)]
-            ends = BLANK_LINE if self._shapes[i - 1].lines else LINE_END
-            found = [(match.start(), match.start()) for match in ends.finditer(source.text)]
-            return [*found, (size, size)] if whole else found
-        pattern = LINE_END if LINE_END.search(literal.text) else re.compile(r"\s+") if literal.text else None
-        if pattern is None:
+            return self._ends(source.text, self._shapes[i - 1], whole=whole)
+        if not literal.text:
             return [(end, end) for _, end in source.spans]
+        pattern = LINE_END if LINE_END.search(literal.text) else SPACE
         return [match.span() for match in pattern.finditer(source.text)]
+
+    def _ends(self, text: str, shape: Shape, *, whole: bool) -> list[Place]:
+        """Return where a value may end that nothing of the template follows."""
+        end = [(len(text), len(text))] if whole else []
+        if whole and shape.lines:
+            return end
+        pattern = BLANK_LINE if shape.lines else LINE_END
+        return [*((match.start(), match.start()) for match in pattern.finditer(text)), *end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +265,16 @@ class _Source:
             return True
         begin = self.spans[number][0]
         return parted(self.text[stop:begin], self.text[:stop].rstrip(INVISIBLE)[-1], self.text[begin], TEXT_ENDS)
+
+
+def _around(text: str, places: Sequence[Place]) -> list[str]:
+    """Return what stands before, between and behind some places of a text, as `Wording.around` does."""
+    pieces, done = [], 0
+    for start, end in places:
+        pieces.append(text[done:start].rstrip(BLANK))
+        done = end
+    pieces.append(text[done:])
+    return [pieces[0], *(piece[blank_length(piece) :] for piece in pieces[1:])]
 
 
 def _covers(text: str, place: Place) -> bool:

@@ -31,14 +31,16 @@ class StatedValues:
         first = next((number for number, message in enumerate(chat) if message["role"] == "user"), None)
         if first is None or not names:
             return chat, {}
-        text = chat[first]["content"].replace("\r\n", "\n").lstrip("\ufeff\n")
-        head, parted, query = text.partition("\n\n")
-        values = self._read(head.split("\n"), names)
-        unclear = "\n\n" in query and any(self._shapes[name].paragraphs for name in names)
-        if not parted or values is None or unclear or not query.strip():
-            return chat, {}
-        told = {**chat[first], "content": query}
-        return [*chat[:first], told, *chat[first + 1 :]], values
+        query, values = self._parted(chat[first]["content"], names)
+        return [*chat[:first], {**chat[first], "content": query}, *chat[first + 1 :]] if values else chat, values
+
+    def _parted(self, text: str, names: list[str]) -> tuple[str, dict[str, str]]:
+        """Return what follows the values in a text, and these; none where it is not clear what they are."""
+        head, _, query = text.replace("\r\n", "\n").lstrip("\ufeff\n").partition("\n\n")
+        if "\n\n" in query and any(self._shapes[name].paragraphs for name in names):
+            return text, {}
+        values = self._read(head.split("\n"), names) if query.strip() else None
+        return (query, values) if values else (text, {})
 
     def _read(self, lines: list[str], names: list[str]) -> dict[str, str] | None:
         """Return what some lines state of all these slots, and nothing else; None where they do not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from pilocal.flow.context import Context
 from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
@@ -18,6 +19,7 @@ from pilocal.flow.setups import training_setup
 from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
 from pilocal.run_folder.files import write_json
+from pilocal.task.slots import stated
 from pilocal.task.text import path_of
 from pilocal.training.backend import MLX, Backend
 from pilocal.training.memory import Need
@@ -132,6 +134,10 @@ def _hints(context: Context) -> Iterator[str]:
     if residue := context.residue:
         tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
         yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
+    if names := context.task.slots:
+        count, examples = context.compression_tools.count_tokens, context.task.train
+        tokens = mean(count(stated(example.slots)) for example in examples)
+        yield f"{tokens:.1f} tokens of every bare query, on average, are the values of its slots: {', '.join(names)}"
     if tokens := context.base.default_system_tokens:
         if context.base.chat.default_system:
             what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"

@@ -135,7 +135,7 @@ def test_braces_can_be_written_that_are_no_slot(template: str, tmp_path: Path) -
     task = load_task(folder)
     assert task.slots == () and task.template == template.replace("\\", "")
     folder = dated(tmp_path / "dated", "starter", f"{template} {TEMPLATE}", name="x")
-    with pytest.raises(PilocalError, match="no slot of this name.*got 'name'"):
+    with pytest.raises(PilocalError, match=r"no slot of this name.*got 'name'"):
         load_task(folder)
     dated(tmp_path / "again", "starter", f"{template} {TEMPLATE}")
     task = load_task(tmp_path / "again")
@@ -270,7 +270,9 @@ def test_no_row_of_any_stage_lacks_a_value(finished: Path) -> None:
                     assert system[0].endswith(f"Today is {example.slots['today']}; {example.slots['user']} asks.")
                     assert query == example.query
                 elif stage == 1:
-                    assert system == [f"Answer with the code.\n{example.slots['user']} asks."]
+                    assert [text.strip() for text in system] == [
+                        f"Answer with the code.\n{example.slots['user']} asks."
+                    ]
                     assert query == f"{lines[0]}\n\n{example.query}"
                 else:
                     assert not system and query == "\n".join(lines) + f"\n\n{example.query}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pilocal.prompt.render import render
 from pilocal.server.slotted import Shape, SlottedWording
 from pilocal.server.wording import Wording, squeeze
 from pilocal.task import Example
@@ -125,7 +127,8 @@ def _shot_turns(examples: Iterable[Example]) -> Mapping[Turn, Sequence[tuple[Tur
     """
     by_first_turn: defaultdict[Turn, set[tuple[Turn, ...]]] = defaultdict(set)
     for example in examples:
-        turns = (*example.history, ("user", example.query), ("assistant", example.answer))
-        solved = tuple((role, squeeze(content)) for role, content in turns)
-        by_first_turn[solved[0]].add(solved)
+        for one in (replace(example, slots={}), example):  # an old caller's own shots may state no values
+            turns = render("", (), one)["messages"]
+            solved = tuple((turn["role"], squeeze(turn["content"])) for turn in turns)
+            by_first_turn[solved[0]].add(solved)
     return {first: sorted(solved, key=len, reverse=True) for first, solved in by_first_turn.items()}

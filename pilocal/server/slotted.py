@@ -98,9 +98,7 @@ class SlottedWording:
         With `whole` the text may be the template and nothing else, as a system message is, and is then read so. Else
         a query follows.
         """
-        readings = self._readings(text, whole=whole)
-        if whole and (covering := [one for one in readings if _covers(text, one.place)]):
-            readings = covering
+        readings = _meant(text, self._readings(text, whole=whole), whole=whole)
         places = sorted(one.place for one in readings)
         if not places or any(before[1] > after[0] for before, after in pairwise(places)):
             return None
@@ -265,6 +263,19 @@ class _Source:
             return True
         begin = self.spans[number][0]
         return parted(self.text[stop:begin], self.text[:stop].rstrip(INVISIBLE)[-1], self.text[begin], TEXT_ENDS)
+
+
+def _meant(text: str, readings: list[_Reading], *, whole: bool) -> list[_Reading]:
+    """Return the readings of a text that may be meant: of several copies each, or else what is all of the text."""
+    places = sorted(one.place for one in readings)
+    if places and min(end for _, end in places) <= places[-1][0]:  # two copies: no value holds a whole one
+        return [one for one in readings if not any(_holds(one.place, other) for other in places)]
+    covering = [one for one in readings if _covers(text, one.place)] if whole else []
+    return covering or readings
+
+
+def _holds(place: Place, other: Place) -> bool:
+    return place != other and place[0] <= other[0] and other[1] <= place[1]
 
 
 def _around(text: str, places: Sequence[Place]) -> list[str]:

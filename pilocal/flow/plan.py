@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from pilocal.flow.context import Context
-from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
+from pilocal.flow.gap import SYNTH, Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.mixing import check_requests, unanswered
 from pilocal.flow.opening import open_task
@@ -119,10 +119,16 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
         [needs.get(number) for number in range(len(stages))],
         forecast.memory,
         forecast.advice,
-        (*_hints(context), *_said_of_length(over), *(found.hints if found else ())),
+        (*_hints(context), *_said_of_length(over), *(_advised(context, found) if found else ())),
         forecast.weights,
         found,
     )
+
+
+def _advised(context: Context, gap: Gap) -> list[str]:
+    """Return what follows from the gap; no synthesis makes up values for slots."""
+    own = "write some, with values for the slots" if context.task.slots else SYNTH
+    return [hint.replace(SYNTH, own) for hint in gap.hints]
 
 
 def _said_of_length(over: int) -> Iterator[str]:

@@ -218,7 +218,7 @@ class Comparison:
         return result
 
     def _key(self, *parts: Any) -> str:
-        examples = [(example.query, example.answer, dict(example.extra)) for example in self.task.test]
+        examples = [(example.asked, example.answer, dict(example.extra)) for example in self.task.test]
         return fingerprint(pilocal.__version__, parts, asdict(self.task.generation), self._quant, examples)
 
     @contextmanager

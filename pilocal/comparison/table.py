@@ -18,7 +18,7 @@ from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_FULL_PROMPT_CACHED, BAS
 from pilocal.evaluate.score import break_even
 from pilocal.evaluate.scoring.bootstrap import interval
 from pilocal.flow.residues import Template
-from pilocal.flow.saving import Prices, break_even
+from pilocal.flow.saving import Prices
 
 Total = Callable[[NDArray[np.float64]], float]
 

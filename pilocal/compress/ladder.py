@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.protect import protected_texts
-from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
 from pilocal.task import Compression
+from pilocal.task.slots import line_of_slot, slot_names
 from pilocal.task.toml import read_text
 
 NAME = re.compile(r"0\.(?P<digits>\d+)")
@@ -103,7 +104,23 @@ class Ladder(Compressor):
             else:
                 largest, name = tokens, rung.path.name
             faults += self._missing(template, rung)
+        faults += self._unknown_slots(template)
         raise_all(faults)
+
+    def _unknown_slots(self, template: str) -> list[InputError]:
+        """Return a fault for each slot of a file that a template with slots has not."""
+        known = slot_names(template)
+        return [
+            InputError(
+                f"{rung.path}:{line_of_slot(rung.text, name)}",
+                "the template has no slot of this name",
+                got=name,
+                fix=did_you_mean(name, known),
+            )
+            for rung in (self.rungs if known else ())
+            for name in slot_names(rung.text)
+            if name not in known
+        ]
 
     def _missing(self, template: str, rung: Rung) -> list[InputError]:
         """Return a fault for each protected text that a file lacks."""

@@ -3,17 +3,20 @@
 Every compressor protects the same texts. Code fences, `inline code` and {placeholders} are single words for all of
 them, kept or removed as a whole. One that contains a text of `keep` is protected as a whole, so `keep = ["{"]` protects
 every placeholder, and a text of three backticks every fence. Texts of `stay` are protected in the same way; they are
-what is left of the template where nothing else is.
+what is left of the template where nothing else is. A slot is protected as a text of `keep` is, so that it goes only
+with the last words around it; a ladder's own texts may leave it out, and its value is stated before the query then.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pilocal.compress.outline import FENCE, Outline
 from pilocal.errors import InputError, raise_all
 from pilocal.task import Compression
+from pilocal.task.slots import slot_marks
 
 Place = tuple[int, int]
 """Where a part of a template begins and ends."""
@@ -32,6 +35,16 @@ def check_texts(template: str, config: Compression) -> None:
             if text not in template
         ]
     )
+
+
+def with_slots_kept(template: str, config: Compression) -> Compression:
+    """Return the settings with the slots of a template among the texts to keep, but for those to drop first.
+
+    >>> with_slots_kept("Today is {{today}}.", Compression(keep=("is",))).keep
+    ('is', '{{today}}')
+    """
+    marks = [mark for mark in slot_marks(template) if not any(mark in text for text in config.drop_first)]
+    return replace(config, keep=(*config.keep, *marks)) if marks and config.method != "ladder" else config
 
 
 def staying(outline: Outline, config: Compression) -> set[int]:

@@ -16,6 +16,7 @@ from pilocal.compress.outline import Outline
 from pilocal.compress.protect import protected_texts
 from pilocal.errors import InputError, ModelError
 from pilocal.task import Compression
+from pilocal.task.slots import slot_marks
 
 TRIES = 3
 """How often the base is asked per tau."""
@@ -68,7 +69,8 @@ class Summary(Compressor):
         kept = "\n".join(protected_texts(template, self.config.protected))
         budget = int(self._taus[0] * self.tools.count_tokens(template))
         if self.tools.count_tokens(kept) > budget:
-            what = f"the texts to keep do not fit tau {self._taus[0]:.4g}, which allows {budget} tokens"
+            texts = "the texts to keep, slots among them," if slot_marks(template) else "the texts to keep"
+            what = f"{texts} do not fit tau {self._taus[0]:.4g}, which allows {budget} tokens"
             got = f"{self.tools.count_tokens(kept)} tokens"
             raise InputError("[compression] keep", what, got=got, fix="keep less, or raise the smallest tau")
 

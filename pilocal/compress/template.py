@@ -13,7 +13,7 @@ from typing import Any
 from pilocal.compress.compressor import Compressor, Tools
 from pilocal.compress.ladder import Ladder
 from pilocal.compress.llmlingua2 import LLMLingua2
-from pilocal.compress.protect import check_texts, stay_text
+from pilocal.compress.protect import check_texts, stay_text, with_slots_kept
 from pilocal.compress.removal import TOLERANCE
 from pilocal.compress.rules import Rules
 from pilocal.compress.summary import Summary
@@ -21,6 +21,7 @@ from pilocal.compress.surprisal import Surprisal
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Compression
+from pilocal.task.slots import slot_marks
 
 COMPRESSORS: Mapping[str, Callable[[Compression, Tools], Compressor]] = {
     Rules.name: Rules,
@@ -83,7 +84,8 @@ def compress_template(
     the template or the taus, ModelError when a model cannot be used, and RunError when the folder cannot be written.
     """
     check_texts(template, config)
-    compressor = COMPRESSORS[config.method](config, tools)
+    marks = slot_marks(template)
+    compressor = COMPRESSORS[config.method](with_slots_kept(template, config), tools)
     whole, stay = tools.count_tokens(template), stay_text(template, config)
     stays = tools.count_tokens(stay) / max(whole, 1)
     compressor.check(template, [tau for tau in taus if tau > stays])
@@ -93,7 +95,7 @@ def compress_template(
     try:
         for tau in taus:
             path = folder / f"tau-{tau:.{digits}f}.md"
-            key = fingerprint(template, facts, tau)
+            key = fingerprint(template, facts, tau, *([marks] if marks else []))
             result = _read(path, key)
             if result is None:
                 text = template if tau >= 1 else compressor.compress(template, tau) if tau > stays else stay

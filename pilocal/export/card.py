@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pilocal.prompt.preamble import NOTHING, Preamble
+from pilocal.task.slots import slot_names
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -39,7 +40,7 @@ class Facts:
         """The messages of a call, in Python."""
         system = {"role": "system", "content": self.residue.template}
         before = f"{system!r}, " if self.residue.template else ""
-        return f'[{before}{{"role": "user", "content": "the query"}}]'
+        return f'[{before}{{"role": "user", "content": {json.dumps(self.residue.user_turn, ensure_ascii=False)}}}]'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,19 +102,32 @@ def card(facts: Facts, kind: Kind) -> str:
 def _asked(residue: Preamble) -> list[str]:
     """Return the paragraphs on what a request holds."""
     greedy = "Greedy decoding\n(temperature 0) is what the scores were measured with."
-    if not residue:
+    if not residue and not residue.slots:
         alone = "Send the query alone, as one user message: no system message, no instructions, no examples."
         return [f"{alone} {greedy}"]
-    said = ["A short prompt stays in every request; `pilocal serve` adds it to a bare query by itself."]
+    said = (
+        ["A short prompt stays in every request; `pilocal serve` adds it to a bare query by itself."] if residue else []
+    )
     shown = []
     if residue.template:
-        said.append("Other programs send this system message:")
-        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", residue.template) or [""]))
-        shown.append(f"{fence}text\n{residue.template}\n{fence}")
+        filled = ", with a value for each slot" if slot_names(residue.template) else ""
+        said.append(f"Other programs send this system message{filled}:")
+        shown.append(_fenced(residue.template))
     if residue.shots:
         many = f"{residue.shots} training examples" if residue.shots > 1 else "1 training example"
         shown.append(f"Before the query: {many} with the queries most like it, as solved turns, the most similar last.")
+    if residue.user_turn != Preamble().user_turn:
+        what = "Send" if not residue else "Then comes"
+        shown.append(f"{what} this as one user message, with a value in the place of each `...`. {greedy}")
+        shown.append(_fenced(residue.user_turn))
+        shown.append("`pilocal serve` takes the values as `pilocal_slots`, too, or out of the old prompt.")
+        return ["\n".join(said), *shown] if said else shown
     return ["\n".join(said), *shown, f"Then comes the query, as one user message. {greedy}"]
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _hashed(facts: Facts) -> str:

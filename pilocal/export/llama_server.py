@@ -16,6 +16,7 @@ from typing import Any
 
 from pilocal.errors import ExportError
 from pilocal.prompt.control import NFC_KEY
+from pilocal.prompt.preamble import NOTHING, Preamble
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.gguf_header import read_header
 from pilocal.run_folder.shared_base import choose_base
@@ -62,7 +63,7 @@ def write_llama_server(tasks: Sequence[Shipped], max_tokens: Sequence[int]) -> l
         for number, (task, limit) in enumerate(zip(tasks, max_tokens, strict=True))
     }
     if tasks[0].adapter:
-        requests[BARE_BASE] = {"messages": _messages(""), "lora": [{"id": 0, "scale": 0.0}], "temperature": 0}
+        requests[BARE_BASE] = {"messages": _messages(NOTHING), "lora": [{"id": 0, "scale": 0.0}], "temperature": 0}
     script, listed = folder / SCRIPT, folder / REQUESTS
     with replacing(script) as file:
         file.write(_script(tasks, requests))
@@ -80,14 +81,14 @@ def _check(task: Shipped, *, alone: bool) -> None:
         raise ExportError(task.folder, what, got=task.fused, fix=fix)
 
 
-def _messages(system: str) -> list[dict[str, str]]:
-    before = [{"role": "system", "content": system}] if system.strip() else []
-    return [*before, {"role": "user", "content": QUERY}]
+def _messages(residue: Preamble) -> list[dict[str, str]]:
+    before = [{"role": "system", "content": residue.template}] if residue.template.strip() else []
+    return [*before, {"role": "user", "content": residue.user_turn}]
 
 
 def _request(task: Shipped, number: int, max_tokens: int) -> dict[str, Any]:
     """Return what a client sends; `number` is the adapter's. It does not name the others, so they are off."""
-    request: dict[str, Any] = {"messages": _messages(task.residue.template)}
+    request: dict[str, Any] = {"messages": _messages(task.residue)}
     request |= {"lora": [{"id": number, "scale": 1.0}]} if task.adapter else {}
     request |= {"temperature": 0, "max_tokens": max_tokens}
     return request | ({"grammar": task.grammar} if task.grammar else {})
@@ -107,9 +108,16 @@ def _script(tasks: Sequence[Shipped], requests: Mapping[str, Any]) -> str:
         query=QUERY,
         name=first.name,
         request=shlex.quote(json.dumps(requests[first.name], ensure_ascii=False)),
-        notes=NFC if read_header(first.folder / model).get(NFC_KEY) else "",
+        notes=_notes(tasks) + (NFC if read_header(first.folder / model).get(NFC_KEY) else ""),
     )
     return head + " \\\n".join(f"  {line}" for line in options) + "\n"
+
+
+def _notes(tasks: Sequence[Shipped]) -> str:
+    """Return what is said of slots, where a task has some."""
+    names = ", ".join(dict.fromkeys(name for task in tasks for name in task.slots))
+    what = 'Their values stand in the place of each "..." and of each {{name}}, as in the file.'
+    return f"# Slots that every request fills: {names}.\n# {what}\n" if names else ""
 
 
 def _adapter_options(tasks: Sequence[Shipped]) -> list[str]:

@@ -185,8 +185,9 @@ def _config(base: Base, form: Form) -> dict[str, Any]:
 def _kind(name: str, facts: Facts) -> Kind:
     residue = facts.residue.template
     system = f" --system-prompt {shlex.quote(residue)}" if residue else ""
+    prompt = shlex.quote(facts.residue.user_turn) if facts.residue.slots else '"the query"'
     how = f"""```sh
-mlx_lm.generate --model this/folder{system} --prompt "the query" --temp 0
+mlx_lm.generate --model this/folder{system} --prompt {prompt} --temp 0
 ```
 
 ```python

@@ -6,6 +6,7 @@ Source: Ollama's description of the format (https://github.com/ollama/ollama/blo
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from pilocal.errors import ExportError
 from pilocal.export.card import Facts, Kind, card
 from pilocal.export.chat_layout import read_layout
 from pilocal.llamacpp.model import Model
+from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.shipped import Shipped
+from pilocal.task.slots import slot_names
 
 QUOTES = '"""'
 
@@ -33,6 +36,9 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
             "serve it with `pilocal serve`, or end at no shots",
         )
         raise ExportError("until_shots", what, got=residue.shots, fix=fix)
+    if stays := slot_names(residue.template):
+        what, fix = "a Modelfile cannot fill in slots", "serve it with `pilocal serve`, or take them out of what stays"
+        raise ExportError("template", what, got=", ".join(stays), fix=fix)
     with Model(served, vocabulary_only=True) as model:
         template = read_layout(tokenizer, adds_bos=model.tokenizer.adds_bos).go()
     ends = tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer)))
@@ -42,6 +48,7 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     name = ollama_name(shipped.name)
     lines = [
         f"# ollama create {name} -f Modelfile",
+        *(f"# {line}".rstrip() for line in _form(residue)),
         f"FROM {f'./{served.name}' if served.parent == shipped.folder else served}",
         *([f"ADAPTER ./{shipped.adapter}"] if shipped.adapter else []),
         f"TEMPLATE {QUOTES}{template}{QUOTES}",
@@ -56,6 +63,11 @@ def write_ollama(shipped: Shipped, tokenizer: Any, facts: Facts) -> list[Path]:
     return paths
 
 
+def _form(residue: Preamble) -> list[str]:
+    """Return lines that show what a request says, where that is more than the query."""
+    return ["A request says:", *residue.user_turn.split("\n")] if residue.slots else []
+
+
 def ollama_name(task: str) -> str:
     """Return a task's name in the letters that Ollama takes.
 
@@ -68,9 +80,10 @@ def ollama_name(task: str) -> str:
 def _kind(shipped: Shipped, name: str) -> Kind:
     files = f"-m {shipped.fused or shipped.base}" + (f" --lora {shipped.adapter}" if shipped.adapter else "")
     files += f" --jinja --chat-template-file {shipped.chat_template}" if shipped.served_template else ""
+    turn = shlex.quote(shipped.residue.user_turn) if shipped.slots else '"the query"'
     how = f"""```sh
 ollama create {name} -f Modelfile
-ollama run {name} "the query"
+ollama run {name} {turn}
 ```
 
 ```sh

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from pilocal.base.base import Base, download
 from pilocal.base.language_model import BaseModel
@@ -89,7 +90,7 @@ class Context:
     def residue(self) -> Preamble:
         """What stands before a query once the run is over; false where that is nothing, and requests are bare."""
         text = self.compress(self.taus, self.task.compression)[-1].text if self._template_stays else ""
-        return Preamble(text, self.schedule.stages[-1].shots)
+        return Preamble(text, self.schedule.stages[-1].shots, self.task.slots)
 
     @property
     def may_stay(self) -> bool:
@@ -174,10 +175,19 @@ class Context:
         return [row for split in splits for row in self.rows(stage, split)]
 
     def request(self, example: Example) -> Record:
-        """Return a record that asks a query as every request does, after what stays of the prompt, with its answer."""
-        residue = self.residue
+        """Return a record that asks a query as every request does, after what stays of the prompt, with its answer.
+
+        Where the template has slots and the query brings no values, it gets those of some training example.
+        """
+        residue, example = self.residue, self._with_slots(example)
         shots = self.picker.for_query(example.query, residue.shots, example.history) if residue.shots else ()
         return render(residue.template, [self.task.train[i] for i in shots], example)
+
+    def _with_slots(self, example: Example) -> Example:
+        train = self.task.train
+        if example.slots or not self.task.slots:
+            return example
+        return replace(example, slots=train[crc32(example.query.encode()) % len(train)].slots)
 
     def prompts_after(self, preamble: Preamble) -> list[list[int]]:
         """Return the tokens of the test set's queries after a template and shots; at most `max_shots` of these."""

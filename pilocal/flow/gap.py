@@ -37,6 +37,9 @@ UNLIKELY = 2.0
 SECONDS = 120
 """A census that would take a CPU longer is left out, unless it is asked for."""
 
+SYNTH = "`pilocal synth` makes some"
+"""What to do about entries that no query asks for."""
+
 CPU_SPEED = 2e10
 """Floating-point operations a second that a CPU does at least."""
 
@@ -80,7 +83,7 @@ class Gap:
         if count := len(self.untouched):
             some = f"{count} entries of the template are" if count > 1 else "1 entry of the template is"
             such = f", such as {self.untouched[0]!r}" if count > 1 else f", {self.untouched[0]!r}"
-            found.append(f"{some} in no training query{such}; `pilocal synth` makes some")
+            found.append(f"{some} in no training query{such}; {SYNTH}")
         return found
 
 

@@ -91,8 +91,8 @@ def unanswered(context: Context) -> tuple[Stream, ...]:
 
 
 def check_requests(context: Context) -> None:
-    """Raise InputError for an unrelated request that exceeds the context after what stays of the prompt."""
-    if not context.residue:
+    """Raise InputError for an unrelated request that exceeds the context after what stays, or with slots."""
+    if not context.residue and not context.task.slots:
         return
     from pilocal.evaluate.retention import check_unrelated
 

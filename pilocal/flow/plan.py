@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from pilocal.base.blas import processor_flags
 from pilocal.flow.context import Context
-from pilocal.flow.gap import Gap, draw_census, longest_prompt, measure_gap, takes_long
+from pilocal.flow.gap import SYNTH, Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.mixing import check_requests, unanswered
 from pilocal.flow.opening import open_task
@@ -20,6 +21,7 @@ from pilocal.flow.setups import training_setup
 from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
 from pilocal.run_folder.files import write_json
+from pilocal.task.slots import stated
 from pilocal.task.text import path_of
 from pilocal.training.backend import MLX, Backend
 from pilocal.training.memory import Need
@@ -126,10 +128,16 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
         forecast.memory,
         forecast.advice,
         saving(context, stages, own, timed=found is not None),
-        (*_hints(context), *_said_of_length(over), *(found.hints if found else ())),
+        (*_hints(context), *_said_of_length(over), *(_advised(context, found) if found else ())),
         forecast.weights,
         found,
     )
+
+
+def _advised(context: Context, gap: Gap) -> list[str]:
+    """Return what follows from the gap; no synthesis makes up values for slots."""
+    own = "write some, with values for the slots" if context.task.slots else SYNTH
+    return [hint.replace(SYNTH, own) for hint in gap.hints]
 
 
 def _said_of_length(over: int) -> Iterator[str]:
@@ -141,6 +149,10 @@ def _hints(context: Context) -> Iterator[str]:
     if residue := context.residue:
         tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
         yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
+    if names := context.task.slots:
+        count, examples = context.compression_tools.count_tokens, context.task.train
+        tokens = mean(count(stated(example.slots)) for example in examples)
+        yield f"{tokens:.1f} tokens of every bare query, on average, are the values of its slots: {', '.join(names)}"
     if tokens := context.base.default_system_tokens:
         if context.base.chat.default_system:
             what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from pilocal.retrieve.shipped import ShippedShots
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import LOSSLESS, load_task
+from pilocal.task.slots import slot_values
 from pilocal.task.text import path_of
 from pilocal.training.backend import Backend, backend_named
 
@@ -81,16 +82,20 @@ class Run:
             raise RunError(self.folder, "nothing was trained here yet", fix="run it until train")
         return folder
 
-    def answer(self, query: str | Sequence[Message], *, max_tokens: int | None = None) -> str:
+    def answer(
+        self, query: str | Sequence[Message], *, max_tokens: int | None = None, slots: Mapping[str, str] | None = None
+    ) -> str:
         """Return what the served file answers in llama.cpp, greedily; the file stays loaded until `close`.
 
         `query` is the bare query, or a chat that ends with it, each message a dict with `role` and `content`; what
-        stays of the prompt is put before it. `max_tokens` is the task's by default. Raises RunError when nothing is
-        served yet, InputError when the query and its answer do not fit CONTEXT tokens.
+        stays of the prompt is put before it, and so are the values of the template's `slots`. `max_tokens` is the
+        task's by default. Raises RunError when nothing is served yet, InputError when the query and its answer do not
+        fit CONTEXT tokens, or a slot has no value.
         """
         messages = [Message(role="user", content=query)] if isinstance(query, str) else list(query)
-        if residue := self._served.residue:
-            messages = residue.of(messages, self._shots)
+        residue, values = self._served.residue, slot_values(slots or {}, self._served.slots, "slots")
+        if residue or values:
+            messages = residue.of(messages, self._shots, values)
         prompt, limit = prompt_tokens(messages, self._tokenizer), max_tokens or self._max_tokens
         if len(prompt) + limit >= CONTEXT:
             what, fix = f"the query and its answer do not fit {CONTEXT} tokens", "shorten it, or lower max_tokens"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pilocal.evaluate.score import break_even
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RenderedStage
 from pilocal.training.memory import Need
@@ -55,15 +56,6 @@ class Saving:
     def requests_in_money(self, prices: Prices) -> int | None:
         """After how many requests as much money was saved as the training costs; None for never."""
         return break_even(self.trained * prices.training, (self.before - self.after) * prices.prompt)
-
-
-def break_even(cost: float, saved: float) -> int | None:
-    """Return how many requests, each of which saves something, pay for a cost; None if they never do.
-
-    >>> break_even(10, 3), break_even(10, -1)
-    (4, None)
-    """
-    return math.ceil(cost / saved) if saved > 0 else None
 
 
 def saving(context: Context, stages: Sequence[RenderedStage], needs: Sequence[Need | None], *, timed: bool) -> Saving:

@@ -20,7 +20,7 @@ from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.calibration import forget_calibration
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.folder import RunDir
-from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped
+from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped, template_sha256
 from pilocal.task import AUTO, Retrieval, load_task
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def serve(context: Context, files: Files) -> list[Path]:
         base_files=base.file_hashes if files.base_is_users else None,
         chat_template=CHAT_TEMPLATE if template else None,
         template=task.template,
+        slots=task.slots,
+        template_sha256=template_sha256(task.template) if task.slots else None,
         shots=context.max_shots,
         residue_template=context.residue.template,
         residue_shots=context.residue.shots,

@@ -122,7 +122,7 @@ def read_former(run: Path) -> Former:
     if not weights.is_file():
         raise RunError(run, "its adapter is gone", got=str(weights), fix="run it again, or go on from another run")
     examples = shipped.examples()
-    pairs = [[example.history, example.query, example.answer] for example in examples]
+    pairs = [[example.history, example.asked, example.answer] for example in examples]
     return Former(shipped.template, examples, fingerprint(sha256_file(weights), shipped.template, pairs))
 
 
@@ -202,7 +202,7 @@ def find_edit(task: Task, former: Former) -> Edit:
 
 def _asked(example: Example) -> tuple[str, ...]:
     """Return what is said to the assistant in a conversation."""
-    return (*(text for role, text in example.history if role != ASSISTANT), example.query)
+    return (*(text for role, text in example.history if role != ASSISTANT), example.asked)
 
 
 def _said(example: Example) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pilocal.compress.entries import read_entries
@@ -98,9 +98,15 @@ def generation_parts(task: Task, count: Count) -> list[Window]:
 
 
 def restated_examples(task: Task, count: Count) -> list[Example]:
-    """Return the examples that restate the entries of a task's template, as often as the task says."""
+    """Return the examples that restate the entries of a task's template, as often as the task says.
+
+    A slot is restated as the template has it; the values before these requests are those of training examples.
+    """
     training = task.training
-    return list(restated(task.template, training.restate, count, training.genpi_window, training.seed))
+    found = list(restated(task.template, training.restate, count, training.genpi_window, training.seed))
+    if not task.slots:
+        return found
+    return [replace(each, slots=task.train[number % len(task.train)].slots) for number, each in enumerate(found)]
 
 
 def template_facts(task: Task) -> list[Any]:
@@ -131,7 +137,7 @@ def generation_examples(example: Example, parts: Sequence[Window], where: object
         reason = (example.extra.get(REASON) or "").strip() if number == len(parts) - 1 else ""
         target = f"{part.text}\n\n{reason}" if reason else part.text
         query = request(example, part, reasoned=bool(reason))
-        found.append(Example(id=f"{example.id}-template-{number}", query=query, answer=target))
+        found.append(Example(id=f"{example.id}-template-{number}", query=query, answer=target, slots=example.slots))
     return found
 
 

@@ -17,6 +17,7 @@ from pilocal.flow.template_rows import Window, generation_parts, request
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens, token_counter
 from pilocal.run_folder.files import write_json
 from pilocal.task import Example
+from pilocal.task.slots import stated
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 """What is compared: words and signs, without capitals."""
@@ -79,7 +80,8 @@ def _write(context: Context, adapter: Path | None) -> str:
 
 def _prompt(context: Context, part: Window) -> list[int]:
     example: Example = context.task.valid[0]
-    return prompt_tokens([{"role": "user", "content": request(example, part)}], context.base.tokenizer)
+    asked = stated(example.slots) + request(example, part)
+    return prompt_tokens([{"role": "user", "content": asked}], context.base.tokenizer)
 
 
 def _answers(

@@ -56,7 +56,7 @@ def contradictions(examples: Sequence[Example]) -> dict[Question, str]:
     answers: defaultdict[Question, set[str]] = defaultdict(set)
     first: dict[Question, str] = {}
     for example in examples:
-        asked = question(example.query, example.history)
+        asked = question(example.asked, example.history)
         answers[asked].add(example.answer.strip())
         first.setdefault(asked, example.query)
     return {asked: first[asked] for asked, said in answers.items() if len(said) > 1}

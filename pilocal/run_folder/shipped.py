@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from pilocal.prompt.preamble import Preamble
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.run_folder.hashes import remembered_sha256
 from pilocal.task import Example, Retrieval, Scoring, load_examples
+from pilocal.task.slots import KEY as SLOTS
 
 BARE_BASE = "base"
 """The name under which the server's bare base answers."""
@@ -48,6 +50,10 @@ class Shipped:
     """The file of the chat template that `base` is asked with; None for its own."""
     template: str
     """The template, whole."""
+    slots: Sequence[str] = ()
+    """The names of its slots, in its order."""
+    template_sha256: str | None = None
+    """Its SHA-256, by which other programs know whether they fill in the same; None where it has no slots."""
     shots: int
     """How many shots the full prompt has."""
     residue_template: str = ""
@@ -85,12 +91,12 @@ class Shipped:
     @property
     def full(self) -> Preamble:
         """What stands before a query in the full prompt."""
-        return Preamble(self.template, self.shots)
+        return Preamble(self.template, self.shots, self.slots)
 
     @property
     def residue(self) -> Preamble:
         """What stands before every query for good; false where that is nothing."""
-        return Preamble(self.residue_template, self.residue_shots)
+        return Preamble(self.residue_template, self.residue_shots, self.slots)
 
     @property
     def served_template(self) -> str | None:
@@ -110,7 +116,8 @@ class Shipped:
             for each in examples:
                 turns = [*each.history, ("user", each.query), ("assistant", each.answer)]
                 messages = [{"role": role, "content": content} for role, content in turns]
-                file.write(json.dumps({"id": each.id, "messages": messages}, ensure_ascii=False) + "\n")
+                slots = {SLOTS: dict(each.slots)} if each.slots else {}
+                file.write(json.dumps({"id": each.id, "messages": messages, **slots}, ensure_ascii=False) + "\n")
         return [self.save_alone(), path]
 
     def save_alone(self) -> Path:
@@ -119,6 +126,8 @@ class Shipped:
         del values["folder"]
         if not self.residue:
             del values["residue_template"], values["residue_shots"]
+        if not self.slots:
+            del values["slots"], values["template_sha256"]
         if self.grammar is None:
             del values["grammar"]
         if self.metric is None:
@@ -147,8 +156,11 @@ def read_shipped(run: Path) -> Shipped:
         raise RunError(run, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["slots"] = tuple(values.get("slots", ()))
         values |= {"retrieval": Retrieval(**values["retrieval"]), "scoring": _scoring(values.get("scoring", {}))}
         shipped = Shipped(folder=folder, **values)
+        if shipped.template_sha256 not in (None, template_sha256(shipped.template)):
+            raise ValueError("template and template_sha256 do not fit")
     except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
     own = shipped.base if shipped.base_files is None else None
@@ -156,6 +168,11 @@ def read_shipped(run: Path) -> Shipped:
         if name is not None and not (folder / name).is_file():
             raise RunError(folder / name, "the file is gone", fix="`pilocal export` makes it again")
     return shipped if shipped.base_files is None else _with_base(shipped, shipped.base_files)
+
+
+def template_sha256(template: str) -> str:
+    """Return the SHA-256 of a template's text in UTF-8."""
+    return hashlib.sha256(template.encode()).hexdigest()
 
 
 def _scoring(values: Mapping[str, Any]) -> Scoring:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from pilocal.prompt.preamble import query_of
+from pilocal.prompt.render import with_values
 from pilocal.retrieve.shipped import ShippedShots
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.prompt_stripping import Chat
@@ -21,19 +23,22 @@ class PromptWriter:
         self._task = task
         self._shots = ShippedShots(task, examples)
 
-    def full(self, bare: Chat) -> Chat | None:
+    def full(self, bare: Chat, values: Mapping[str, str]) -> Chat | None:
         """Return a chat that starts with template and shots; None when the last turn is not a query.
 
-        The caller's own system messages follow the template.
+        The caller's own system messages follow the template, in whose slots the values stand.
         """
         if query_of([message for message in bare if message["role"] != "system"]) is None:
             return None
-        return self._task.full.before(bare, self._shots)
+        return self._task.full.before(bare, self._shots, values)
 
-    def with_residue(self, bare: Chat) -> Chat:
-        """Return a chat as the adapter was taught it: as it is, unless something of the prompt stays for good."""
+    def with_residue(self, bare: Chat, values: Mapping[str, str]) -> Chat:
+        """Return a chat as the adapter was taught it: as it is, unless something of the prompt stays for good.
+
+        The values of slots that have no place there are stated before what the user says first.
+        """
         residue = self._task.residue
-        return residue.before(bare, self._shots) if residue else bare
+        return residue.before(bare, self._shots, values) if residue else with_values(bare, values)
 
 
 class ShareSampler:

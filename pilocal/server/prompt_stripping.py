@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pilocal.prompt.render import render
+from pilocal.server.slotted import Shape, SlottedWording
 from pilocal.server.wording import Wording, squeeze
 from pilocal.task import Example
 
@@ -30,14 +33,24 @@ class KnownPrompt:
     [{'role': 'user', 'content': ' 3+3\n'}]
     >>> KnownPrompt("Subtract.", []).strip(full) == full
     True
+    >>> dated = KnownPrompt("Add.\nToday is {{today}}.", [], shapes={"today": Shape()})
+    >>> dated.find([{"role": "user", "content": "Add. Today is Monday.\n\n3+3"}])
+    ([{'role': 'user', 'content': '3+3'}], {'today': 'Monday'})
     """
 
-    def __init__(self, template: str, examples: Iterable[Example], *, shots_alone: bool = False) -> None:
-        """Take the template and the examples that may be shots.
+    def __init__(
+        self,
+        template: str,
+        examples: Iterable[Example],
+        *,
+        shots_alone: bool = False,
+        shapes: Mapping[str, Shape] | None = None,
+    ) -> None:
+        """Take the template and the examples that may be shots; `shapes` are those of the values of its slots.
 
         With `shots_alone`, a template without a word does not keep shots from being found.
         """
-        self._template = Wording(template)
+        self._template = SlottedWording(template, shapes) if shapes else Wording(template)
         self._shots = _shot_turns(examples)
         self._shots_alone = shots_alone and not squeeze(template)
 
@@ -47,20 +60,39 @@ class KnownPrompt:
         What stood around a copy stays: in the system message, or in front of the query. A chat without the template is
         returned as it is, and so is one of which nothing would be left to answer.
         """
-        stripped = [self._without_template(message) for message in chat]
+        return self.find(chat)[0]
+
+    def find(self, chat: Chat) -> tuple[Chat, Mapping[str, str]]:
+        """Return the chat as `strip` does, and what stood in the slots of the template; nothing where copies differ."""
+        values: dict[str, str] = {}
+        stripped = [self._without_template(message, values) for message in chat]
         as_sent = all(new is old for new, old in zip(stripped, chat, strict=True))
         if as_sent and not self._shots_alone:
-            return chat
+            return chat, {}
         left = [message for message in stripped if message is not None]
         start = next((i for i, message in enumerate(left) if message["role"] != "system"), len(left))
         if not left[start:]:
-            return chat
+            return chat, {}
         bare = left[:start] + self._without_shots(left[start:])
-        return chat if as_sent and len(bare) == len(chat) else bare
+        return (chat, {}) if as_sent and len(bare) == len(chat) else (bare, values)
 
-    def _without_template(self, message: dict[str, Any]) -> dict[str, Any] | None:
+    def _around(self, message: Mapping[str, Any], values: dict[str, str]) -> list[str] | None:
+        """Return what stands around the template in a message, and add what is in its slots; None where it is not."""
+        role, content = message["role"], message["content"]
+        if role not in ("system", "user"):
+            return None
+        if isinstance(self._template, Wording):
+            return self._template.around(content)
+        found = self._template.find(content, whole=role == "system")
+        if found is None or any(values.get(name, value) != value for name, value in found.values.items()):
+            return None
+        if role == "system" or squeeze(found.pieces[-1]):
+            values.update(found.values)
+        return found.pieces
+
+    def _without_template(self, message: dict[str, Any], values: dict[str, str]) -> dict[str, Any] | None:
         """Return a message without the template, or as it is; None when it was the template and nothing else."""
-        around = self._template.around(message["content"]) if message["role"] in ("system", "user") else None
+        around = self._around(message, values)
         if around is None:
             return message
         *context, last = [piece for piece in around if squeeze(piece)] or [""]
@@ -95,7 +127,8 @@ def _shot_turns(examples: Iterable[Example]) -> Mapping[Turn, Sequence[tuple[Tur
     """
     by_first_turn: defaultdict[Turn, set[tuple[Turn, ...]]] = defaultdict(set)
     for example in examples:
-        turns = (*example.history, ("user", example.query), ("assistant", example.answer))
-        solved = tuple((role, squeeze(content)) for role, content in turns)
-        by_first_turn[solved[0]].add(solved)
+        for one in (replace(example, slots={}), example):  # an old caller's own shots may state no values
+            turns = render("", (), one)["messages"]
+            solved = tuple((turn["role"], squeeze(turn["content"])) for turn in turns)
+            by_first_turn[solved[0]].add(solved)
     return {first: sorted(solved, key=len, reverse=True) for first, solved in by_first_turn.items()}

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.near_miss import NearMisses
 from pilocal.server.prompt_stripping import Chat, KnownPrompt
+from pilocal.server.slotted import Shape, shapes_of
+from pilocal.server.stated_values import StatedValues
 from pilocal.server.wording import words
 from pilocal.task import Example
+from pilocal.task.slots import literals, slot_names
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A chat, as a task's prompt was looked for in it."""
+
+    bare: Chat
+    """Without the known prompt."""
+    near_miss: bool
+    """Whether what is left has a changed one in it."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What the chat has for the slots of the template."""
 
 
 class Recognition:
@@ -22,22 +38,44 @@ class Recognition:
 
     def __init__(self, task: Shipped, examples: Iterable[Example]) -> None:
         examples, residue = tuple(examples), task.residue
-        self._known = KnownPrompt(task.template, examples)
-        self._like = NearMisses(task.template)
-        self._residue = KnownPrompt(residue.template, examples, shots_alone=True) if residue else None
-        self._like_rest = NearMisses(beyond(task.template, residue.template)) if residue else self._like
+        shapes = shapes_of(task.slots, examples)
+        self._stated = StatedValues(shapes)
+        self._known = KnownPrompt(task.template, examples, shapes=shapes)
+        self._like = _near_misses(task.template, task.slots)
+        stays = {name: shapes[name] for name in slot_names(residue.template) if name in shapes}
+        self._residue = _known_residue(residue.template, examples, stays) if residue else None
+        rest = beyond(_words_of(task.template, task.slots), _words_of(residue.template, task.slots))
+        self._like_rest = NearMisses(rest) if residue else self._like
 
-    def strip(self, chat: Chat) -> tuple[Chat, bool]:
-        """Return the chat without the known prompt, and whether what is left has a changed one in it."""
-        bare = self._known.strip(chat)
-        rest = bare if self._residue is None else self._residue.strip(bare)
+    def strip(self, chat: Chat) -> Seen:
+        """Return what a chat is without the known prompt, and what it says of the slots."""
+        bare, values = self._known.find(chat)
+        rest, stays = (bare, {}) if self._residue is None else self._residue.find(bare)
         like = self._like if rest is bare else self._like_rest
-        return rest, like.found_in(rest)
+        if like.found_in(rest):
+            return Seen(rest, True)
+        if any(values.get(name, value) != value for name, value in stays.items()):
+            return Seen(chat, True)
+        rest, said = self._stated.find(rest, [*values, *stays])
+        return Seen(rest, False, {**values, **stays, **said})
 
     def is_near_miss(self, prompt: str) -> bool:
         """Tell whether a raw prompt holds the template, changed or not; what stays of it may stand there."""
         chat = [{"role": "user", "content": prompt}]
         return self._like.found_in(chat) and self._like_rest.found_in(chat)
+
+
+def _known_residue(template: str, examples: Sequence[Example], shapes: Mapping[str, Shape]) -> KnownPrompt:
+    return KnownPrompt(template, examples, shots_alone=True, shapes=shapes)
+
+
+def _words_of(template: str, slots: Sequence[str]) -> str:
+    """Return a template without its slots."""
+    return " ".join(literals(template, slots)[0])
+
+
+def _near_misses(template: str, slots: Sequence[str]) -> NearMisses:
+    return NearMisses(_words_of(template, slots), literals(template, slots)[0] if slots else ())
 
 
 def beyond(template: str, residue: str) -> str:

@@ -51,11 +51,13 @@ MOST_STOPS = 4
 MOST_LOGPROBS = 5
 """Tokens that are told beside each of a raw prompt's answer."""
 
+SLOTS = "pilocal_slots"
+"""The values of the template's slots, beside a bare query."""
 COMMON = {*NUMBERS, *FLAGS, *TEXTS, "stop", "stream_options", "logit_bias", "logprobs", "metadata"}
 COMMON -= {"best_of", "echo", "max_output_tokens"}
 FIELDS: Mapping[str, set[str]] = {
-    CHAT: COMMON | {"messages", "response_format", "tools", "tool_choice", "parallel_tool_calls", *OLD},
-    RESPONSES: (COMMON | OWN | SHARED) - {"max_tokens", "max_completion_tokens", "n", "logprobs"},
+    CHAT: COMMON | {SLOTS, "messages", "response_format", "tools", "tool_choice", "parallel_tool_calls", *OLD},
+    RESPONSES: (COMMON | OWN | SHARED | {SLOTS}) - {"max_tokens", "max_completion_tokens", "n", "logprobs"},
     COMPLETION: (COMMON | {"prompt", "best_of", "echo"}) - {"top_logprobs", "max_completion_tokens"},
 }
 """What each endpoint knows; all else is refused."""
@@ -162,12 +164,15 @@ def _check_kinds(request: Mapping[str, Any]) -> None:
     kinds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         (FLAGS, lambda value: isinstance(value, bool), "true or false"),
         (TEXTS, lambda value: isinstance(value, str), "text"),
-        (("metadata", "logit_bias"), lambda value: isinstance(value, dict), "an object"),
+        (("metadata", "logit_bias", SLOTS), lambda value: isinstance(value, dict), "an object"),
     )
     for names, fits, kind in kinds:
         for name in names:
             if name in request and not fits(request[name]):
                 raise _refused(name, f"must be {kind}.", "invalid_type")
+    for name, value in request.get(SLOTS, {}).items():
+        if not isinstance(value, str):
+            raise Refusal(400, f"{SLOTS}: the value of {name} must be text.", param=SLOTS, code="invalid_type")
     if request.get("store"):
         raise _refused("store", "this server stores nothing.", "unsupported_value")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pilocal.errors import PilocalError
@@ -16,7 +16,8 @@ from pilocal.server.full_prompt import PromptWriter, ShareSampler
 from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
-from pilocal.server.request import CHATS
+from pilocal.server.request import CHATS, SLOTS
+from pilocal.server.slot_values import all_slots, check_slots
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""
@@ -50,6 +51,8 @@ class Route:
     """The chat without anything of the prompt, where an adapter answers one."""
     strength: float | None = None
     """The factor on what the adapter adds, where the request gave one and the adapter answers."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """What fills the slots of the template, where an adapter answers a chat."""
     near_miss: bool = False
     """Whether the template is there, but changed or out of place: the base then answers the prompt as it stands."""
 
@@ -84,6 +87,7 @@ class Router:
         self._prompts = {task.name: PromptWriter(task, examples[task.name]) for task in tasks}
         self._fused = {task.name for task in tasks if task.fused}
         self._forms = {task.name: task.grammar for task in tasks}
+        self._slots = {task.name: tuple(task.slots) for task in tasks}
         self._takes_full_prompt = ShareSampler(fallback_share)
         self._tokens = tokens
         self.family = tokens.family
@@ -138,7 +142,9 @@ class Router:
             raise Refusal(400, f"{STRENGTH_HEADER}: {why}.", code="no_adapter_scale")
 
     def _route(self, path: str, body: Mapping[str, Any], *, full_prompt: bool, sampled: bool) -> Route:
-        name = body["model"]
+        name, given = body["model"], body.get(SLOTS, {})
+        body = {key: value for key, value in body.items() if key != SLOTS}
+        check_slots(name, given, self._slots.get(name, ()))
         if path not in CHATS:
             self._refuse_if(full_prompt, "only a chat has a full prompt")
             return self._raw_route(body)
@@ -147,14 +153,15 @@ class Router:
             return self._as_sent(body, BASE)
         if sum(len(message["content"]) for message in body["messages"]) > self._searched:
             self._check_fit(self._tokens.chat(body), body, "messages")  # much faster than to search it
-        bare, near_miss = self._known[name].strip(body["messages"])
-        if near_miss:
+        seen = self._known[name].strip(body["messages"])
+        if seen.near_miss:
             return self._as_sent(body, FULL_PROMPT, near_miss=True)
+        values = all_slots(given, seen.values, self._slots[name])
         if full_prompt or (sampled and self._takes_full_prompt()):
-            full = self._full_prompt_route(name, bare, body, asked=full_prompt)
+            full = self._full_prompt_route(name, seen.bare, values, body, asked=full_prompt)
             if full is not None:
                 return full
-        return self._bare_route(body, bare)
+        return self._bare_route(body, seen.bare, values)
 
     def _raw_route(self, body: Mapping[str, Any]) -> Route:
         """Return the route of a raw prompt; it stays as it is, so the base answers one with the template in it."""
@@ -174,15 +181,16 @@ class Router:
         tokens = self._check_fit(self._tokens.chat(body), body, "messages")
         return Route(task=body["model"], arm=arm, model=BASE, body=body, prompt=tokens, near_miss=near_miss)
 
-    def _bare_route(self, body: Mapping[str, Any], bare: Chat) -> Route:
+    def _bare_route(self, body: Mapping[str, Any], bare: Chat, values: Mapping[str, str]) -> Route:
         name, sent = body["model"], body["messages"]
         try:
-            body = {**body, "messages": self._prompts[name].with_residue(bare)}
+            body = {**body, "messages": self._prompts[name].with_residue(bare, values)}
         except PilocalError as error:
             raise server_error(str(error)) from None
         tokens = self._check_fit(self._tokens.chat(body), body, "messages")
         saved = self._count_saved(body, sent, len(tokens)) if bare is not sent else 0
-        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens, saved_tokens=saved, bare=bare)
+        known: dict[str, Any] = {"saved_tokens": saved, "bare": bare, "values": values}
+        return Route(task=name, arm=INTERNALIZED, model=name, body=body, prompt=tokens, **known)
 
     def _count_saved(self, body: Mapping[str, Any], sent: Chat, count: int) -> int:
         try:
@@ -200,12 +208,16 @@ class Router:
         """
         left_out = ("n", "stream", "stream_options") if whole else ()
         body = {name: value for name, value in route.body.items() if name not in left_out}
-        found = self._full_prompt_route(route.task, route.bare, body, asked=False) if route.bare else None
+        if not route.bare:
+            return None
+        found = self._full_prompt_route(route.task, route.bare, route.values, body, asked=False)
         return found and replace(found, form=route.form)
 
-    def _full_prompt_route(self, name: str, bare: Chat, body: Mapping[str, Any], *, asked: bool) -> Route | None:
+    def _full_prompt_route(
+        self, name: str, bare: Chat, values: Mapping[str, str], body: Mapping[str, Any], *, asked: bool
+    ) -> Route | None:
         try:
-            chat = self._prompts[name].full(bare)
+            chat = self._prompts[name].full(bare, values)
         except PilocalError as error:
             raise server_error(str(error)) from None
         if chat is None:

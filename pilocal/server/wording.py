@@ -7,28 +7,29 @@ import unicodedata
 
 _MARKS = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code))[0] == "M")
 """Accents and the like; those of rare scripts beyond 0xFFFF would make the patterns slow."""
-_INVISIBLE = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+INVISIBLE = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Soft hyphen, zero-width characters, direction marks and the byte order mark: they neither are words nor part them."""
 _NO_SPACES = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f"
     "\U00020000-\U0003ffff"
 )
 """Scripts that put no spaces between words, such as Chinese, Japanese, Thai and Khmer."""
-_BLANK = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\0" + _INVISIBLE
-_BREAKS = "\n\r\x0b\x0c\x85\u2028\u2029"
+BLANK = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\0" + INVISIBLE
+BREAKS = "\n\r\x0b\x0c\x85\u2028\u2029"
 
 # A character of a script without spaces, a word, or any other character; each with the marks that follow.
-_TOKEN = re.compile(
-    rf"(?=\w)[{_NO_SPACES}][{_MARKS}{_INVISIBLE}]*+"
-    rf"|[^\W{_NO_SPACES}]++(?:[{_MARKS}{_INVISIBLE}]++[^\W{_NO_SPACES}]*+)*+"
-    rf"|[^\s\0{_INVISIBLE}][{_MARKS}{_INVISIBLE}]*+"
+TOKEN = re.compile(
+    rf"(?=\w)[{_NO_SPACES}][{_MARKS}{INVISIBLE}]*+"
+    rf"|[^\W{_NO_SPACES}]++(?:[{_MARKS}{INVISIBLE}]++[^\W{_NO_SPACES}]*+)*+"
+    rf"|[^\s\0{INVISIBLE}][{_MARKS}{INVISIBLE}]*+"
 )
-_IGNORED = re.compile(f"[{_INVISIBLE}]+")
-_SEPARATOR = re.compile(rf"[\s\0{_INVISIBLE}]*[{_BREAKS}]|[^\S{_BREAKS}]+")
+_JOINED = re.compile(rf"[^\W{_NO_SPACES}]")
+_IGNORED = re.compile(f"[{INVISIBLE}]+")
+_SEPARATOR = re.compile(rf"[\s\0{INVISIBLE}]*[{BREAKS}]|[^\S{BREAKS}]+")
 
 _SENTENCE_ENDS = ".!?…。！？"  # noqa: RUF001
-_PREFIX_ENDS = f"{_SENTENCE_ENDS}>"
-_TEXT_ENDS = f"{_SENTENCE_ENDS}:：;；`\"'”’」』）】》}}])>*"  # noqa: RUF001
+PREFIX_ENDS = f"{_SENTENCE_ENDS}>"
+TEXT_ENDS = f"{_SENTENCE_ENDS}:：;；`\"'”’」』）】》}}])>*"  # noqa: RUF001
 _GLUED_ENDS = "。！？：；」』）】》}])>"  # noqa: RUF001
 """What may end a text that another follows without white space."""
 _OPENERS = "{[(<\"'“‘「『（【《#"  # noqa: RUF001
@@ -44,8 +45,17 @@ def squeeze(text: str) -> str:
     >>> squeeze("caf\u00e9") == squeeze("cafe\u0301"), squeeze("no where") == squeeze("nowhere")
     (True, False)
     """
-    tokens = _TOKEN.findall(text)
+    tokens = TOKEN.findall(text)
     return unicodedata.normalize("NFC", _IGNORED.sub("", "\0".join(["", *tokens, ""]))) if tokens else ""
+
+
+def is_word(char: str) -> bool:
+    """Tell whether a character is part of a word that others may be joined to, as no character of Chinese is.
+
+    >>> is_word("a"), is_word("-"), is_word("\u65e5")
+    (True, False, False)
+    """
+    return _JOINED.fullmatch(char) is not None
 
 
 def words(text: str) -> list[str]:
@@ -82,10 +92,10 @@ class Wording:
         """
         pieces, done = [], 0
         for start, end in self._copies(text):
-            pieces.append(text[done:start].rstrip(_BLANK))
+            pieces.append(text[done:start].rstrip(BLANK))
             done = end
         pieces.append(text[done:])
-        rest = [piece[_blank_length(piece) :] for piece in pieces[1:]]
+        rest = [piece[blank_length(piece) :] for piece in pieces[1:]]
         return [pieces[0], *rest] if rest else None
 
     def _copies(self, text: str) -> list[tuple[int, int]]:
@@ -94,7 +104,7 @@ class Wording:
             return []
         wanted = {number + offset for number in numbers for offset in (-1, 0, self._length - 1, self._length)}
         spans: dict[int, tuple[int, int]] = {}
-        for number, token in enumerate(_TOKEN.finditer(text)):
+        for number, token in enumerate(TOKEN.finditer(text)):
             if number in wanted:
                 spans[number] = token.span()
             if number > numbers[-1] + self._length:
@@ -104,11 +114,11 @@ class Wording:
             start, end = spans[number][0], spans[number + self._length - 1][1]
             before, after = spans.get(number - 1), spans.get(number + self._length)
             if before is not None:
-                gap = text[before[1] : start].rstrip(_INVISIBLE)
+                gap = text[before[1] : start].rstrip(INVISIBLE)
                 start = before[1] + len(gap)
-                if not _parted(gap, text[slice(*before)].rstrip(_INVISIBLE)[-1], self._first, _PREFIX_ENDS):
+                if not parted(gap, text[slice(*before)].rstrip(INVISIBLE)[-1], self._first, PREFIX_ENDS):
                     continue
-            if after is None or _parted(text[end : after[0]], self._last, text[after[0]], _TEXT_ENDS):
+            if after is None or parted(text[end : after[0]], self._last, text[after[0]], TEXT_ENDS):
                 found.append((start, end))
         return found
 
@@ -125,16 +135,16 @@ class Wording:
         return numbers
 
 
-def _blank_length(text: str) -> int:
+def blank_length(text: str) -> int:
     """Return the length of the blank lines that a text begins with, or else of the spaces."""
     found = _SEPARATOR.match(text)
     return found.end() if found else 0
 
 
-def _parted(gap: str, last: str, first: str, ends: str) -> bool:
+def parted(gap: str, last: str, first: str, ends: str) -> bool:
     """Tell whether one text ends with the character `last`, and another begins with `first`, after the gap."""
-    if any(char in gap for char in _BREAKS):
+    if any(char in gap for char in BREAKS):
         return True
-    if gap.strip(_INVISIBLE):
+    if gap.strip(INVISIBLE):
         return last in ends
     return last in _GLUED_ENDS and last in ends and (first.isalnum() or first in _OPENERS)

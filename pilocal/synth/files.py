@@ -37,8 +37,10 @@ from pilocal.synth.written import new_records, records_of, write_records
 from pilocal.task import Example, Generation, Task, load_task
 from pilocal.task.examples import OwnQuery, load_examples, load_own_queries
 from pilocal.task.faults import merged
+from pilocal.task.slots import line_of_slot
 from pilocal.task.synth_table import WHOLE
 from pilocal.task.text import key_of, path_of
+from pilocal.task.toml import read_text
 
 FOLDER = "synth"
 """Below the task folder."""
@@ -78,6 +80,10 @@ def synthesize(task: str | Path, *, listeners: Listeners = QUIET) -> dict[str, A
     Raises InputError or Faults for the task, ModelError for the base, RunError if the disk is full.
     """
     read = load_task(path_of(task), data=False)
+    if read.slots:
+        what = f"no values are made up for its slots ({', '.join(read.slots)})"
+        where = f"{read.files['template']}:{line_of_slot(read_text(read.files['template']), read.slots[0])}"
+        raise InputError(where, what, fix="write the rows with their values yourself")
     folder = read.folder / FOLDER
     given, base = _without_stale(read, _read_given(read, folder), folder, listeners), base_for(read)
     metric = make_metric(read.metric, read.scoring, read.folder)

@@ -13,6 +13,8 @@ from pilocal.task.chat import Turn, read_messages, read_text_of, refuse_tools
 from pilocal.task.faults import merged
 from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
+from pilocal.task.slots import KEY as SLOTS
+from pilocal.task.slots import read_slots, stated
 from pilocal.task.toml import read_text
 
 T = TypeVar("T")
@@ -39,6 +41,13 @@ class Example:
     """All other fields of the record, for the metric."""
     unlearned: tuple[int, ...] = ()
     """The numbers of the assistant's turns in the history that are not learned."""
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """The values of the template's slots, by name, in its order."""
+
+    @property
+    def asked(self) -> str:
+        """The query with the values of the slots before it, which together decide the answer."""
+        return stated(self.slots) + self.query
 
     @property
     def learned(self) -> tuple[int, ...]:
@@ -60,6 +69,8 @@ class Example:
         """Everything, as JSON."""
         known = asdict(self)
         del known["unlearned"]  # an example of one turn is told as ever, so that old runs go on
+        if not self.slots:
+            del known["slots"]
         return known | ({"learned": self.learned} if self.history else {})
 
 
@@ -68,6 +79,8 @@ class Split:
     """What is read of a file of records."""
 
     path: Path
+    slots: Sequence[str] | None = None
+    """The names of the template's slots, all of which a record needs; None where the template is not known."""
     examples: list[Example] = field(default_factory=list)
     faults: list[PilocalError] = field(default_factory=list)
     left_out: list[Line] = field(default_factory=list)
@@ -168,9 +181,12 @@ def _unrelated(record: Any, where: Line) -> Example:
     return Example(id=f"unrelated-{where.number}", query=query, answer=answer, extra={"accepts": forms})
 
 
-def read_split(path: Path, split: str) -> Split:
-    """Read a JSONL file of records with all its faults, each with its line number, those of one kind together."""
-    read = Split(path)
+def read_split(path: Path, split: str, slots: Sequence[str] | None = None) -> Split:
+    """Read a JSONL file of records with all its faults, each with its line number, those of one kind together.
+
+    `slots` are the names of the template's; None takes any.
+    """
+    read = Split(path, slots)
     try:
         text = read_text(path)
     except PilocalError as fault:
@@ -196,7 +212,7 @@ def read_split(path: Path, split: str) -> Split:
 
 def _take(line: str, where: Line, default_id: str, seen: dict[str, int], read: Split) -> None:
     """Add the example on a line, or that it is left out; raises InputError."""
-    example = _example(read_json(line, where), default_id, where)
+    example = _example(read_json(line, where), default_id, where, read.slots)
     if example is None:
         read.left_out.append(where)
         return
@@ -207,7 +223,7 @@ def _take(line: str, where: Line, default_id: str, seen: dict[str, int], read: S
     read.examples.append(example)
 
 
-def _example(record: Any, default_id: str, where: Line) -> Example | None:
+def _example(record: Any, default_id: str, where: Line, names: Sequence[str] | None) -> Example | None:
     """Return the example, or None where no answer of it is to be learned."""
     if not isinstance(record, dict):
         raise InputError(where, "not a JSON object", got=record, fix=FORM)
@@ -218,14 +234,14 @@ def _example(record: Any, default_id: str, where: Line) -> Example | None:
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise InputError(where, "the id must be text or a number", got=identity, fix="correct it or leave it out")
     turns, unlearned = _turns(record, where)
+    slots = read_slots(record.pop(SLOTS, None), names, where)
     if not turns:
         return None
     for key in ("messages", "query", "answer"):
         record.pop(key, None)
     *earlier, (_, query), (_, answer) = turns
-    return Example(
-        id=str(identity), query=query, answer=answer, history=tuple(earlier), extra=record, unlearned=unlearned
-    )
+    known: dict[str, Any] = {"history": tuple(earlier), "extra": record, "unlearned": unlearned, "slots": slots}
+    return Example(id=str(identity), query=query, answer=answer, **known)
 
 
 def _turns(record: Mapping[str, Any], where: Line) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
@@ -249,7 +265,7 @@ def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path
     for split in ("train", "valid", "test"):
         leaked = unlike = 0
         for example in splits[split]:
-            key = (example.history, example.query.strip())
+            key = (example.history, example.query.strip(), *example.slots.items())
             first, answers = owner.setdefault(key, (split, set()))
             if first == split:
                 answers.add(example.answer.strip())

@@ -11,6 +11,7 @@ from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
 from pilocal.task.examples import Example, Split, find_leaks, load_unrelated, read_split
 from pilocal.task.placeholders import placeholder_warning
 from pilocal.task.serving_table import Serving
+from pilocal.task.slots import read_template
 from pilocal.task.synth_table import Synth
 from pilocal.task.tables import (
     METRICS,
@@ -105,6 +106,8 @@ class Task:
     files: Mapping[str, Path]
     """Every file that was read: task, template, train, valid, test, and if it has them database, chat_template,
     unrelated, json_schema and grammar."""
+    slots: tuple[str, ...] = ()
+    """The names of the template's slots, in its order."""
     unrelated: tuple[Example, ...] = ()
     """The user's own unrelated prompts, the answer empty where there is none."""
     warnings: tuple[str, ...] = ()
@@ -208,10 +211,12 @@ def _read_contents(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return both templates and the examples of every split, and what is odd about them."""
     contents: dict[str, Any] = {"template": "", "chat_template": None, "answer_form": None}
+    slots: tuple[str, ...] | None = None
     warnings: list[str | None] = []
     try:
         template = read_text(files["template"])
-        contents["template"] = template.strip("\n")
+        template, slots = read_template(template, files["template"])
+        contents |= {"template": template.strip("\n"), "slots": slots}
         warnings.append(placeholder_warning(template, files["template"]))
     except PilocalError as fault:
         faults.append(fault)
@@ -227,7 +232,7 @@ def _read_contents(
         except PilocalError as fault:
             faults += getattr(fault, "faults", [fault])
     for split in ("train", "valid", "test"):
-        read = read_split(files[split], split) if data else Split(files[split])
+        read = read_split(files[split], split, slots) if data else Split(files[split])
         contents[split] = tuple(read.examples)
         faults += read.faults
         warnings.append(read.warning)

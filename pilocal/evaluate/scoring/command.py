@@ -17,6 +17,7 @@ from pilocal.errors import InputError
 from pilocal.evaluate.scoring.metrics import Metric, same_texts
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
+from pilocal.task.slots import KEY as SLOTS
 
 TIMEOUT = 600.0
 """Seconds for all answers of one arm, unless `[scoring] timeout` says otherwise."""
@@ -63,6 +64,7 @@ class Command(Metric):
             json.dumps(
                 {
                     **example.extra,
+                    **({SLOTS: dict(example.slots)} if example.slots else {}),
                     "id": example.id,
                     "query": example.query,
                     "answer": example.answer,

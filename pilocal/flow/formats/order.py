@@ -71,6 +71,8 @@ def asked_with(residue: Preamble) -> str:
     >>> asked_with(Preamble()), asked_with(Preamble("Be brief.", 1))
     ('the bare query', "the query after what stays of the prompt, as in the last stage's test.jsonl of the run")
     """
+    if residue.slots:
+        return f"the query with the values of the slots ({', '.join(residue.slots)}), as in {LAST}"
     return f"the query after what stays of the prompt, as in {LAST}" if residue else "the bare query"
 
 

@@ -60,7 +60,7 @@ def _wanted(context: Context) -> bool:
 
 def _facts(context: Context) -> list[Any]:
     start, task = _start(context), context.task
-    examples = [[example.id, example.history, example.query, example.answer] for example in task.train]
+    examples = [[example.id, example.history, example.asked, example.answer] for example in task.train]
     return [start.sha256, start.steps_of(task), start.replayed(task), task.template, examples]
 
 

@@ -22,9 +22,10 @@ def _facts(context: Context) -> list[Any]:
 
 def residue_facts(context: Context) -> list[Any]:
     """Return what decides what stands before the query of every request; nothing where the query is alone."""
+    slots = [[dict(example.slots) for example in context.task.train]] if context.task.slots else []
     if not context.may_stay:
-        return []
-    return [COMPRESS.key(context), INDEX.key(context), context.schedule.stages[-1].shots]
+        return slots
+    return [*slots, COMPRESS.key(context), INDEX.key(context), context.schedule.stages[-1].shots]
 
 
 def _shape(stage: Stage) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pilocal.errors import nearest
 from pilocal.task.text import from_home
 
 
@@ -34,6 +35,15 @@ class UserFile(click.File):
 
 
 FOLDER = UserPath()
+
+
+class Word(click.Choice[str]):
+    """One of some words; a word that is nearly one of them is answered with that one."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is wrong with a word."""
+        near = nearest(str(value), self.choices)
+        return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near}?" if near else "")
 
 
 def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:

@@ -26,6 +26,9 @@ COMMANDS = {
     "serve": "pilocal.cli.serve",
     "bench": "pilocal.cli.bench",
     "parity": "pilocal.cli.parity",
+    "ls": "pilocal.cli.runs",
+    "clean": "pilocal.cli.runs",
+    "doctor": "pilocal.cli.doctor",
 }
 """Every command and the module that defines it, in the order of the help page."""
 

@@ -187,8 +187,9 @@ evaluate = _step("evaluate", "Score and time every arm on the test set.")
 @click.option(
     "--format",
     "form",
-    type=Word(["openai", "mlx"]),
-    help="Also write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, with the order of training.",
+    type=Word(["openai", "bedrock", "together", "fireworks", "mlx"]),
+    help="Also write them for the hosted fine-tuning of OpenAI, Amazon Bedrock (Nova), Together or Fireworks, or for "
+    "stock mlx_lm.lora, with the order of training.",
 )
 def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, form: str | None) -> None:
     """Render one data set per stage."""

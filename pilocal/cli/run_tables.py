@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from pilocal.cli.lists import size
 from pilocal.cli.tables import _table as table
 from pilocal.flow.cleaning import Waste
 from pilocal.flow.listing import RunLine
@@ -40,20 +41,6 @@ def waste_table(found: Sequence[Waste], below: Path) -> RenderableType:
     rows = [[_name(each.folder, below), each.kind, f"{len(each.files):,}", size(each.bytes)] for each in found]
     notes = [f"together {size(sum(each.bytes for each in found))}"]
     return table("What can go", ("run", "what", "files", "frees"), rows, notes, left=2)
-
-
-def size(number: int) -> str:
-    """Return a number of bytes as people read it.
-
-    >>> size(0), size(2048), size(5 * 2**20), size(3 * 2**30)
-    ('0 B', '2.0 KiB', '5.0 MiB', '3.0 GiB')
-    """
-    left = float(number)
-    for unit in ("B", "KiB", "MiB"):
-        if left < 1024:
-            return f"{left:.0f} {unit}" if unit == "B" else f"{left:.1f} {unit}"
-        left /= 1024
-    return f"{left:,.1f} GiB"
 
 
 def _score(score: float | None) -> str:

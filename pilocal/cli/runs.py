@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pilocal.cli.lists import FOLDER
+from pilocal.cli.lists import FOLDER, size
 
 if TYPE_CHECKING:
     from pilocal.flow.cleaning import Waste
@@ -45,7 +45,7 @@ def clean(folder: Path, cache: bool, yes: bool, as_json: bool) -> None:
     Checkpoints of finished trainings, what the teacher said to them, and what an interrupted write left behind. A
     training that has to be done again asks the teacher again.
     """
-    from pilocal.cli.run_tables import size, waste_table
+    from pilocal.cli.run_tables import waste_table
     from pilocal.cli.tables import show
     from pilocal.flow.cleaning import clean as delete
     from pilocal.flow.cleaning import find_waste
@@ -69,8 +69,6 @@ def clean(folder: Path, cache: bool, yes: bool, as_json: bool) -> None:
 
 def _agreed(bytes_: int) -> bool:
     """Ask whether to delete so much; False where nobody answers."""
-    from pilocal.cli.run_tables import size
-
     try:
         return click.confirm(f"delete {size(bytes_)}?", err=True)
     except click.Abort:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ class Waste:
     """The run, or the cache."""
     kind: str
     files: tuple[Path, ...]
+    bytes: int
+    """What deleting them frees; a file that has another name elsewhere frees nothing."""
 
-    @property
-    def bytes(self) -> int:
-        """What deleting them frees; a file that has another name elsewhere frees nothing."""
-        states = [file.lstat() for file in self.files]
-        return sum(state.st_size for state in states if state.st_nlink == 1)
+    @classmethod
+    def of(cls, folder: Path, kind: str, files: Iterable[Path]) -> Waste:
+        """Return the files of a kind that are there; links are left out."""
+        there = tuple(sorted(file for file in files if file.is_file() and not file.is_symlink()))
+        states = [file.lstat() for file in there]
+        return cls(folder, kind, there, sum(state.st_size for state in states if state.st_nlink == 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,8 @@ def find_waste(runs: Sequence[Path], *, cache: bool = False) -> list[Waste]:
     links to it has to be exported again.
     """
     found = [waste for run in runs for waste in _waste(run)]
-    folder = cache_folder()
-    files = tuple(sorted(path for path in folder.rglob("*") if path.is_file())) if cache and folder.is_dir() else ()
-    return found + ([Waste(folder, CACHE, files)] if files else [])
+    kept = [Waste.of(cache_folder(), CACHE, cache_folder().rglob("*"))] if cache and cache_folder().is_dir() else []
+    return [waste for waste in (*found, *kept) if waste.files]
 
 
 def clean(found: Sequence[Waste]) -> Cleaned:
@@ -88,8 +90,7 @@ def _waste(folder: Path) -> Iterator[Waste]:
         run = RunDir(folder)
         kinds = {CHECKPOINTS: _checkpoints(run), TEACHERS: _teachers(run), LEFT_OVER: folder.rglob(".*.tmp")}
         for kind, files in kinds.items():
-            if there := tuple(sorted(file for file in files if file.is_file() and not file.is_symlink())):
-                yield Waste(folder, kind, there)
+            yield Waste.of(folder, kind, files)
     except (PilocalError, KeyError, TypeError, AttributeError):
         return
 
@@ -151,7 +152,6 @@ def _note(run: RunDir, waste: Waste) -> None:
 
 def _delete(waste: Waste) -> int:
     """Delete the files and the folders that are empty then; return the bytes that this frees."""
-    freed = waste.bytes
     try:
         for file in waste.files:
             file.unlink(missing_ok=True)
@@ -160,4 +160,4 @@ def _delete(waste: Waste) -> int:
                 folder.rmdir()
     except OSError as error:
         raise disk_error(error.filename or waste.folder, error) from error
-    return freed
+    return waste.bytes

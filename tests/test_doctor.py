@@ -134,12 +134,34 @@ def test_a_base_that_is_not_there_fails_in_a_line(model: str, fault: str) -> Non
     assert not found.here
 
 
-def test_a_base_of_the_hub_is_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    code = "from pilocal.doctor.base_size import base_size\nprint(base_size('nobody/no-such-model').fault)"
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+def in_hub(home: Path, code: str) -> str:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "OLLAMA_MODELS": str(home / "ollama")}
+    env.pop("HF_HUB_CACHE", None)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=env)
-    assert done.stdout.startswith("nobody/no-such-model is not downloaded")
-    assert len(done.stdout.splitlines()) == 1
+    return done.stdout.strip()
+
+
+def test_a_base_of_the_hub_is_never_downloaded(tmp_path: Path) -> None:
+    code = "from pilocal.doctor.base_size import base_size\nprint(base_size('nobody/no-such-model').fault)"
+    said = in_hub(tmp_path, code)
+    assert said.startswith("nobody/no-such-model is not downloaded")
+    assert len(said.splitlines()) == 1
+
+
+def test_what_lies_in_the_caches_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--own--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "model.safetensors").write_bytes(b"x" * 77)
+    manifest = tmp_path / "ollama" / "manifests" / "registry.ollama.ai" / "library" / "llama3.2" / "1b"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    code = (
+        "from pilocal.doctor.base_size import base_size\nfrom pilocal.doctor.machine import model_facts\n"
+        "found = base_size('own/model')\nprint(found.bytes, found.here, model_facts())"
+    )
+    assert in_hub(tmp_path, code) == "77 True {'hub': ['own/model'], 'ollama': ['llama3.2:1b']}"
 
 
 FAST: dict[str, Any] = {
@@ -198,9 +220,8 @@ def test_the_version_names_what_a_report_needs() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands_options_and_words(shell: str) -> None:
     def completed(words: str, count: int) -> list[str]:
-        typed = words if shell != "fish" else words
         incomplete = words.rsplit(" ", maxsplit=1)[-1]
-        env = {**os.environ, "_PILOCAL_COMPLETE": f"{shell}_complete", "COMP_WORDS": typed,
+        env = {**os.environ, "_PILOCAL_COMPLETE": f"{shell}_complete", "COMP_WORDS": words,
                "COMP_CWORD": incomplete if shell == "fish" else str(count)}  # fmt: skip
         said = pilocal(env=env).stdout
         return [line.replace("plain,", "").split("\t")[0] for line in said.splitlines()]

@@ -57,7 +57,5 @@ def _on_the_hub(model: str) -> BaseSize:
         sizes = [file.size or 0 for file in found.siblings if file.rfilename.endswith(WEIGHTS[0])]
         return BaseSize(model=model, bytes=sum(sizes) or None)
     except Exception as error:
-        said = str(error).splitlines()
-        return BaseSize(
-            model=model, fault=f"not downloaded, and the Hub does not tell its size: {said[0] if said else error!r}"
-        )
+        said = (str(error).splitlines() or [repr(error)])[0]
+        return BaseSize(model=model, fault=f"{model} is not downloaded, and cannot be: {said}")

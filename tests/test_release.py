@@ -18,7 +18,9 @@ from tests.release import DATA, ROOT, faults, smoke, version
 BUILD = """
 import sys
 from setuptools import build_meta
-print(build_meta.build_wheel(sys.argv[1]), build_meta.build_sdist(sys.argv[1]))
+made = sys.argv[1]  # setuptools writes its own into it
+build_meta.build_wheel(made)
+build_meta.build_sdist(made)
 """
 
 

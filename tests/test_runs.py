@@ -117,6 +117,21 @@ def test_nothing_goes_from_a_run_that_is_not_finished(tiny_base: Base, tmp_path:
     assert kinds(folder / "run") == {}
 
 
+def test_nothing_outside_of_a_run_goes(task: Path) -> None:
+    run, outside = task / "run", task / "precious.npz"
+    outside.write_text("x")
+    state = json.loads((run / "run.json").read_text())
+    state["steps"]["teacher"]["files"] |= {"../precious.npz": 1, str(outside): 1}
+    (run / "run.json").write_text(json.dumps(state))
+    moved = task / "elsewhere"
+    (run / "stages" / "0" / "checkpoint").rename(moved)
+    (run / "stages" / "0" / "checkpoint").symlink_to(moved)
+    kept = list(moved.iterdir())
+    assert kept
+    clean(find_waste([run]))
+    assert outside.is_file() and all(file.is_file() for file in kept)
+
+
 @pytest.mark.parametrize("answer", ["n\n", "", "y\n"])
 def test_clean_asks_first_and_deletes_only_after_a_yes(task: Path, answer: str) -> None:
     files = [file for waste in find_waste([task / "run"]) for file in waste.files]

@@ -38,8 +38,10 @@ class Waste:
 
     @classmethod
     def of(cls, folder: Path, kind: str, files: Iterable[Path]) -> Waste:
-        """Return the files of a kind that are there; links are left out."""
-        there = tuple(sorted(file for file in files if file.is_file() and not file.is_symlink()))
+        """Return the files of a kind that are there; links are left out, and what lies outside of the folder."""
+        own = folder.resolve()
+        inside = [file for file in files if file.parent.resolve().is_relative_to(own)]
+        there = tuple(sorted(file for file in inside if file.is_file() and not file.is_symlink()))
         states = [file.lstat() for file in there]
         return cls(folder, kind, there, sum(state.st_size for state in states if state.st_nlink == 1))
 

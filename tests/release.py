@@ -40,24 +40,28 @@ def faults(dist: Path, *, tag: str = "") -> list[str]:
 
     A tagged version needs a heading in CHANGELOG.md with its date.
     """
-    own, found = version(), list[str]()
+    own = version()
     names = sorted(path.name for path in dist.iterdir())
     wanted = [f"pilocal-{own}-py3-none-any.whl", f"pilocal-{own}.tar.gz"]
     if names != wanted:
         return [f"{dist} should hold {' and '.join(wanted)}; got {names}"]
+    with zipfile.ZipFile(dist / wanted[0]) as wheel, tarfile.open(dist / wanted[1]) as sdist:
+        there = {wanted[0]: set(wheel.namelist()), wanted[1]: {name.partition("/")[2] for name in sdist.getnames()}}
+    found = _changes(own, tag)
+    files = [f"pilocal/{each}" for each in DATA] + [str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")]
+    for name, inside in there.items():
+        found += [f"{name} lacks {file}" for file in files if file not in inside]
+    return found
+
+
+def _changes(own: str, tag: str) -> list[str]:
+    """Return what is wrong with the tag, and with what CHANGELOG.md says of this version."""
     heading = re.search(rf"^## {re.escape(own)} \((.+)\)$", CHANGES.read_text(), flags=re.MULTILINE)
-    if not heading:
-        found.append(f"{CHANGES}: no heading `## {own} (DATE)`")
+    found = [] if heading else [f"{CHANGES}: no heading `## {own} (DATE)`"]
     if tag and tag != f"v{own}":
         found.append(f"the tag {tag} is not v{own}, as pilocal/__init__.py has it")
     if tag and heading and not re.fullmatch(r"\d{4}-\d\d-\d\d", heading[1]):
         found.append(f"{CHANGES}: version {own} has no date; got {heading[1]}")
-    with zipfile.ZipFile(dist / wanted[0]) as wheel, tarfile.open(dist / wanted[1]) as sdist:
-        there = {wanted[0]: set(wheel.namelist()), wanted[1]: {name.partition("/")[2] for name in sdist.getnames()}}
-    code = [str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")]
-    for name, files in there.items():
-        missing = [file for file in (*code, *(f"pilocal/{each}" for each in DATA)) if file not in files]
-        found += [f"{name} lacks {file}" for file in missing]
     return found
 
 

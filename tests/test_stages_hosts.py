@@ -38,14 +38,15 @@ def bedrock_faults(line: str) -> list[str]:
     if "system" in record and [list(part) for part in record["system"]] != [["text"]]:
         found.append("the system message is not one text")
     roles = [message["role"] for message in record["messages"]]
-    if len(roles) < 2 or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+    if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         found.append("roles do not alternate")
-    for message in record["messages"]:
-        if message.keys() != {"role", "content"} or [list(part) for part in message["content"]] != [["text"]]:
-            found.append("content is not one text")
-        elif not message["content"][0]["text"]:
-            found.append("empty text")
-    return found
+    return found + [fault for message in record["messages"] for fault in content_faults(message)]
+
+
+def content_faults(message: dict[str, Any]) -> list[str]:
+    if message.keys() != {"role", "content"} or [list(part) for part in message["content"]] != [["text"]]:
+        return ["content is not one text"]
+    return [] if message["content"][0]["text"] else ["empty text"]
 
 
 def alternating_faults(line: str) -> list[str]:

@@ -52,18 +52,21 @@ def clean(folder: Path, cache: bool, yes: bool, as_json: bool) -> None:
     from pilocal.flow.listing import find_runs
 
     found = find_waste(find_runs(folder), cache=cache)
-    if found and not as_json:
-        show(waste_table(found, folder))
-    agreed = yes or (bool(found) and not as_json and _agreed(sum(waste.bytes for waste in found)))
-    done = delete(found) if agreed else None
     if as_json:
-        said = {"found": [_said(waste) for waste in found], "deleted": agreed, "freed": done.bytes if done else 0}
+        done = delete(found if yes else ())
+        said = {"found": [_said(waste) for waste in found], "deleted": yes, "freed": done.bytes}
         click.echo(json.dumps(said, indent=2, ensure_ascii=False))
     elif not found:
         click.echo(f"{folder}: nothing to delete", err=True)
+        return
     else:
-        click.echo(f"{size(done.bytes)} freed" if done else "nothing was deleted", err=True)
-    for fault in done.faults if done else ():
+        show(waste_table(found, folder))
+        if not (yes or _agreed(sum(waste.bytes for waste in found))):
+            click.echo("nothing was deleted", err=True)
+            return
+        done = delete(found)
+        click.echo(f"{size(done.bytes)} freed", err=True)
+    for fault in done.faults:
         click.echo(f"left alone: {fault}", err=True)
 
 

@@ -40,22 +40,34 @@ def base_size(model: str) -> BaseSize:
 
 
 def _on_the_hub(model: str) -> BaseSize:
-    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        folder = Path(snapshot_download(model, local_files_only=True))
-        files = [file for file in folder.rglob("*") if file.suffix == WEIGHTS[0]]
-        if files:
-            return BaseSize(model=model, bytes=sum(file.stat().st_size for file in files), here=True)
+        if size := _downloaded(model):
+            return BaseSize(model=model, bytes=size, here=True)
+        return BaseSize(model=model, bytes=_offered(model))
     except HFValidationError as error:
-        return BaseSize(model=model, fault=f"not a Hub id: {error}")
-    except Exception:  # not downloaded
-        pass
-    try:
-        found: Any = HfApi().model_info(model, files_metadata=True, timeout=20)
-        sizes = [file.size or 0 for file in found.siblings if file.rfilename.endswith(WEIGHTS[0])]
-        return BaseSize(model=model, bytes=sum(sizes) or None)
+        return BaseSize(model=model, fault=f"{model}: not a Hub id: {' '.join(str(error).split())}")
     except Exception as error:
         said = (str(error).splitlines() or [repr(error)])[0]
         return BaseSize(model=model, fault=f"{model} is not downloaded, and cannot be: {said}")
+
+
+def _downloaded(model: str) -> int:
+    """Return the bytes of a model's weights in the Hub's cache; 0 where it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob(f"*{WEIGHTS[0]}"))
+
+
+def _offered(model: str) -> int | None:
+    """Return the bytes of a model's weights on the Hub; None where it does not tell."""
+    from huggingface_hub import HfApi
+
+    found: Any = HfApi().model_info(model, files_metadata=True, timeout=20)
+    return sum(file.size or 0 for file in found.siblings if file.rfilename.endswith(WEIGHTS[0])) or None

@@ -33,6 +33,9 @@ OPTIONAL = {"matplotlib": "pictures of scores and curves", "torch": "--backend t
 AGAIN = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 """Compiles llama.cpp for this machine."""
 
+KERNELS = {"avx2": "AVX2", "fma": "FMA", "avx512f": "AVX512"}
+"""What makes llama.cpp fast on x86-64, as Linux names it and as llama.cpp does."""
+
 LEAST_MEMORY = 1 << 30
 """Bytes without which not even the bundled model is trained."""
 
@@ -129,13 +132,10 @@ def _slow(facts: dict[str, Any]) -> Iterator[Finding]:
         if value.isdecimal() and int(value) < system["cores"]:
             what = f"{name}={value} keeps products to {value} of {system['cores']} cores"
             yield Finding(SLOW, "threads", what, f"unset {name}")
-    if system["nvidia"] and torch and torch["device"] != "cuda":
-        fix = "pip install uv && uv pip install --torch-backend=auto --reinstall torch"
-        yield Finding(SLOW, "torch", f"PyTorch does not see the GPU ({system['nvidia']})", fix)
-    if system["nvidia"] and mlx and not mlx["cuda"]:
-        fix = "pip install 'mlx[cuda13]', or --backend torch"
-        yield Finding(SLOW, "mlx", f"MLX is not built for the GPU ({system['nvidia']})", fix)
-    yield from _slow_llama_cpp(system, llama)
+    if system["nvidia"]:
+        yield from _beside_the_gpu(system["nvidia"], mlx, torch, llama)
+    if llama:
+        yield from _built_for_less(system["machine"], llama)
 
 
 def _found(tried: dict[str, Any] | None) -> dict[str, Any]:
@@ -143,21 +143,31 @@ def _found(tried: dict[str, Any] | None) -> dict[str, Any]:
     return {} if tried is None or "error" in tried else tried
 
 
-def _slow_llama_cpp(system: dict[str, Any], llama: dict[str, Any]) -> Iterator[Finding]:
-    if not llama:
-        return
-    if system["nvidia"] and not llama["gpu"]:
-        what = f"llama.cpp is not built for the GPU ({system['nvidia']})"
-        yield Finding(SLOW, "llama.cpp", what, f'CMAKE_ARGS="-DGGML_CUDA=on" {AGAIN}')
-    if sys.platform == "darwin" and system["machine"] == "arm64" and not llama["gpu"]:
-        what = "llama.cpp is not built for Metal"
-        yield Finding(SLOW, "llama.cpp", what, f'CMAKE_ARGS="-DGGML_METAL=on" {AGAIN}')
+def _beside_the_gpu(gpu: str, mlx: dict[str, Any], torch: dict[str, Any], llama: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the libraries that compute on the CPU though there is an NVIDIA GPU."""
+    if torch and torch["device"] != "cuda":
+        fix = "pip install uv && uv pip install --torch-backend=auto --reinstall torch"
+        yield Finding(SLOW, "torch", f"PyTorch does not see the GPU ({gpu})", fix)
+    if mlx and not mlx["cuda"]:
+        yield Finding(
+            SLOW, "mlx", f"MLX is not built for the GPU ({gpu})", "pip install 'mlx[cuda13]', or --backend torch"
+        )
+    if llama and not llama["gpu"]:
+        fix = f'CMAKE_ARGS="-DGGML_CUDA=on" {AGAIN}'
+        yield Finding(SLOW, "llama.cpp", f"llama.cpp is not built for the GPU ({gpu})", fix)
+
+
+def _built_for_less(machine: str, llama: dict[str, Any]) -> Iterator[Finding]:
+    """Yield what this machine can do and llama.cpp was not built for."""
+    if sys.platform == "darwin" and machine == "arm64" and not llama["gpu"]:
+        fix = f'CMAKE_ARGS="-DGGML_METAL=on" {AGAIN}'
+        yield Finding(SLOW, "llama.cpp", "llama.cpp is not built for Metal", fix)
     built = {flag for flags in llama["flags"].values() for flag, value in flags.items() if value not in ("0", "")}
-    has = processor_flags()
-    for flag, name in (("avx2", "AVX2"), ("fma", "FMA"), ("avx512f", "AVX512")):
-        if flag in has and built and name not in built:
-            what = f"llama.cpp is built without {name}, which this processor has"
-            yield Finding(SLOW, "llama.cpp", what, AGAIN)
+    has = processor_flags() if built else frozenset[str]()
+    lacking = [name for flag, name in KERNELS.items() if flag in has and name not in built]
+    if lacking:
+        what = f"llama.cpp is built without {' and '.join(lacking)}, which this processor has"
+        yield Finding(SLOW, "llama.cpp", what, AGAIN)
 
 
 def _room(facts: dict[str, Any], base: BaseSize) -> Iterator[Finding]:

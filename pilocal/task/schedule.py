@@ -260,9 +260,7 @@ def load_schedule(path: str | Path) -> Schedule:
     with lines, when it is malformed, when a prompt or a working grows back, or when the last stage has more than stays.
     """
     path = path_of(path)
-    if not path.exists() and not meant(path) and (near := nearest(path.stem, DECAYS)):
-        fix = f'write a file with decay = "{near}"'
-        raise InputError(path, absent(path, "no such schedule file"), fix=fix)
+    _check_file(path)
     values, text = read_toml(path)
     if "stage" not in values:
         return _decay(values, text, path).schedule()
@@ -270,10 +268,7 @@ def load_schedule(path: str | Path) -> Schedule:
     tables: Any = values.pop("stage")
     until = {key: values.pop(key) for key in sorted(UNTIL & values.keys())}
     if values:
-        key = next(iter(values))
-        where, near = f"{path}:{line_of(text, key)}", nearest(key, UNTIL)
-        fix = f"did you mean {near}?" if near else "write either a decay or the stages"
-        raise InputError(where, f"{key} beside [[stage]] tables", fix=fix)
+        raise _beside_stages(path, text, next(iter(values)))
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise InputError(
             f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
@@ -287,6 +282,21 @@ def load_schedule(path: str | Path) -> Schedule:
     assert stays is not None
     _check_laws(schedule, stays, path, text)
     return schedule
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError for the name of a decay in the place of a file."""
+    near = None if path.exists() or meant(path) else nearest(path.stem, DECAYS)
+    if near:
+        fix = f'write a file with decay = "{near}"'
+        raise InputError(path, absent(path, "no such schedule file"), fix=fix)
+
+
+def _beside_stages(path: Path, text: str, key: str) -> InputError:
+    """Return what is wrong with a key beside [[stage]] tables."""
+    near = nearest(key, UNTIL)
+    fix = f"did you mean {near}?" if near else "write either a decay or the stages"
+    return InputError(f"{path}:{line_of(text, key)}", f"{key} beside [[stage]] tables", fix=fix)
 
 
 def _check_laws(schedule: Schedule, stays: DecaySchedule, path: Path, text: str) -> None:

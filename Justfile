@@ -73,6 +73,12 @@ gpu environment device="cuda":
     {{ environment }}/python -m pilocal parity --reference tests/parity/starter --device {{ device }}
     {{ environment }}/python -m tests.bench backends
 
+# Build wheel and sdist into dist/ and try each in an empty environment
+release: setup
+    rm -rf dist
+    {{ bin }}/uv build --python {{ bin }}/python --out-dir dist
+    {{ bin }}/python -m tests.release dist
+
 # Create the environment and install everything into it
 setup: (install ".[dev]")
 

@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+LEAST_BEGINNING = 3
+"""Letters of a beginning that is taken for a word."""
+
 
 class PilocalError(Exception):
     """Something that the user can fix; `str()` is one line for stderr."""
@@ -87,8 +90,27 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     'known: name, template'
     """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like a word, or that alone begins with it; None where there is none.
+
+    Capitals do not count, nor which of space, hyphen and underscore stands between words.
+
+    >>> nearest("Exact Match", ["bleu", "exact_match"]), nearest("exp", ["linear", "exponential"]), nearest("x", ["y"])
+    ('exact_match', 'exponential', None)
+    """
+    plain = {_plain(each): each for each in sorted(known, reverse=True)}
+    if near := difflib.get_close_matches(_plain(word), plain, n=1):
+        return plain[near[0]]
+    begun = [each for key, each in plain.items() if len(word) >= LEAST_BEGINNING and key.startswith(_plain(word))]
+    return begun[0] if len(begun) == 1 else None
+
+
+def _plain(word: str) -> str:
+    return word.casefold().replace("-", "_").replace(" ", "_")
 
 
 def _shorten(text: str, limit: int = 120) -> str:

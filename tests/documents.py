@@ -31,6 +31,10 @@ COMMANDS = """\
 
 Exit status: 0 done; 1 a fault of the input or the machine; 2 misuse; 130 interrupted. A fault is one line on stderr:
 where, what is wrong, what was got, what to do. With `--json` the result is JSON on stdout; progress goes to stderr.
+
+Shells complete commands, options and their words: `eval "$(_PILOCAL_COMPLETE=bash_source pilocal)"` in `~/.bashrc`,
+`eval "$(_PILOCAL_COMPLETE=zsh_source pilocal)"` in `~/.zshrc`, and for fish
+`_PILOCAL_COMPLETE=fish_source pilocal > ~/.config/fish/completions/pilocal.fish`.
 """
 
 SETTINGS = """\

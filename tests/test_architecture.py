@@ -32,6 +32,7 @@ FLOORS = {
     "server": 7,
     "bench": 7,
     "report": 7,
+    "doctor": 8,
     "flow": 8,
     "comparison": 9,
     "synth": 9,

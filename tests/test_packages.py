@@ -165,7 +165,7 @@ def test_a_checkout_that_is_not_installed_works(without_metadata: Path, tmp_path
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
     done = started("--version")
-    assert done.stdout == f"pilocal, version {pilocal.__version__}\n", done.stderr
+    assert done.stdout.splitlines()[0] == f"pilocal, version {pilocal.__version__}", done.stderr
     assert started("init", tmp_path / "task").returncode == 0
     done = started("stages", tmp_path / "task", "--json")
     assert done.returncode == 0, done.stderr

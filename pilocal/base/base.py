@@ -14,12 +14,12 @@ from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
 from pilocal.base.tokenizer import load_tokenizer
-from pilocal.errors import InputError, ModelError
+from pilocal.errors import InputError, ModelError, nearest
 from pilocal.prompt.default_system import QUERY
 from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
-from pilocal.task.text import absent, from_home
+from pilocal.task.text import absent, from_home, meant
 
 if TYPE_CHECKING:
     from pilocal.base.gguf_weights import GgufWeights
@@ -283,7 +283,8 @@ def _at(model: str, path: Path) -> Base:
     missing = absent(path, "no such model")
     if model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model" or _is_gguf(model):
         fix = f'give a directory, a GGUF file, "{OLLAMA}NAME", a Hub id such as owner/name, or "{STARTER}"'
-        raise ModelError(model, missing, fix=fix)
+        near = meant(path) or nearest(model, (STARTER, SMOLLM2))
+        raise ModelError(model, missing, fix=f"did you mean {near}?" if near else fix)
     return Base(download(model), model, local=False)
 
 

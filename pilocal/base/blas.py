@@ -80,6 +80,18 @@ def load_fast_blas() -> str | None:
     return None
 
 
+def named_blas() -> str:
+    """Return the name of the BLAS that MLX computes with on this CPU, and its version where it tells one."""
+    if sys.platform == "darwin":
+        return "Accelerate"
+    try:
+        library = ctypes.CDLL(OPENBLAS)
+        library.openblas_get_config.restype = ctypes.c_char_p
+        return " ".join(library.openblas_get_config().decode().split()[:2])
+    except (OSError, AttributeError):
+        return "PyTorch's" if torch_library() else "reference"
+
+
 def _is_loaded(library: str) -> bool:
     """Tell whether this process has loaded a library."""
     try:

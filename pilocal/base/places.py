@@ -62,6 +62,11 @@ def ollama_blob(model: str) -> Path:
     return blob
 
 
+def ollama_models() -> list[str]:
+    """Return the names of all models that Ollama has."""
+    return _names(_ollama_folder())
+
+
 def _again(name: str) -> str:
     return f"pull it again: `ollama pull {name}`"
 

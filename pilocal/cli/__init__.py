@@ -7,7 +7,6 @@ from importlib import import_module
 
 import click
 
-import pilocal
 from pilocal.errors import PilocalError, did_you_mean
 from pilocal.packages import missing_package
 
@@ -27,6 +26,9 @@ COMMANDS = {
     "serve": "pilocal.cli.serve",
     "bench": "pilocal.cli.bench",
     "parity": "pilocal.cli.parity",
+    "ls": "pilocal.cli.runs",
+    "clean": "pilocal.cli.runs",
+    "doctor": "pilocal.cli.doctor",
 }
 """Every command and the module that defines it, in the order of the help page."""
 
@@ -54,8 +56,25 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print what a report of a fault needs, and exit."""
+    if not value or ctx.resilient_parsing:
+        return
+    from pilocal.doctor.about import version_lines
+
+    click.echo("\n".join(version_lines()))
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(pilocal.__version__)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version, those of mlx, llama.cpp and PyTorch, and the BLAS; then exit.",
+)
 def cli() -> None:
     """Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""
 

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from pilocal.cli.flow import run_until, task_options
+from pilocal.cli.lists import Word
 from pilocal.task import METHODS
 
 
 @click.command()
 @task_options
-@click.option("--compressor", type=click.Choice(METHODS), help="Preview this compressor instead of the task's.")
+@click.option("--compressor", type=Word(METHODS), help="Preview this compressor instead of the task's.")
 @click.option(
     "--tau",
     "taus",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pilocal.cli.lists import FOLDER
+from pilocal.cli.lists import FOLDER, Word
 
 
 @click.command()
@@ -18,7 +18,7 @@ from pilocal.cli.lists import FOLDER
     "--format",
     "forms",
     multiple=True,
-    type=click.Choice(["lossless", "fused", "mlx", "peft", "ollama", "llama-server"]),
+    type=Word(["lossless", "fused", "mlx", "peft", "ollama", "llama-server"]),
     help="What to make. May be repeated. By default lossless, or fused with --quant.",
 )
 @click.option("--quant", "quants", multiple=True, help="Type of a fused file: q8_0, q4_k_m, f16, ..., or auto.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pilocal.cli.lists import FOLDER
+from pilocal.cli.lists import FOLDER, Word
 from pilocal.cli.prices import price_options, saving_table, take_prices
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
@@ -58,17 +58,16 @@ WEIGHTS_HELP = (
 
 def backend_options(command: TaskCommand) -> TaskCommand:
     """Add the options that choose the backend of a training."""
-    choice = click.Choice
     decorators = (
         click.option(
             "--backend",
-            type=choice(["mlx", "torch"]),
+            type=Word(["mlx", "torch"]),
             help="What trains. By default mlx, or what trained this run before.",
         ),
         click.option(
-            "--device", type=choice(["cpu", "cuda", "mps"]), help="For torch. By default the fastest available."
+            "--device", type=Word(["cpu", "cuda", "mps"]), help="For torch. By default the fastest available."
         ),
-        click.option("--weights", type=choice(WEIGHTS), help=WEIGHTS_HELP),
+        click.option("--weights", type=Word(WEIGHTS), help=WEIGHTS_HELP),
         click.option("--initial-adapter", type=FOLDER, help="For torch: start from this adapter, in mlx-lm's format."),
     )
     for decorator in reversed(decorators):
@@ -174,7 +173,7 @@ def _step(name: str, text: str, *, trains: bool = False) -> click.Command:
     if name == "run":
         command = start_options(command)
     if trains:
-        trackers = click.Choice(["tensorboard", "wandb"])
+        trackers = Word(["tensorboard", "wandb"])
         command = click.option("--report-to", type=trackers, help="Also send the training curves there.")(command)
         command = backend_options(command)
     return click.command(name, help=text)(command)
@@ -193,8 +192,9 @@ evaluate = _step("evaluate", "Score and time every arm on the test set.")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["openai", "mlx"]),
-    help="Also write them for OpenAI's hosted fine-tuning or for stock mlx_lm.lora, with the order of training.",
+    type=Word(["openai", "bedrock", "together", "fireworks", "mlx"]),
+    help="Also write them for the hosted fine-tuning of OpenAI, Amazon Bedrock (Nova), Together or Fireworks, or for "
+    "stock mlx_lm.lora, with the order of training.",
 )
 def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: bool, form: str | None) -> None:
     """Render one data set per stage."""

@@ -1,4 +1,4 @@
-"""Options whose values stand between commas, and those that are paths."""
+"""Options whose values stand between commas, paths, one of some words; and bytes as people read them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pilocal.errors import nearest
 from pilocal.task.text import from_home
 
 
@@ -36,6 +37,15 @@ class UserFile(click.File):
 FOLDER = UserPath()
 
 
+class Word(click.Choice[str]):
+    """One of some words; a word that is nearly one of them is answered with that one."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is wrong with a word."""
+        near = nearest(str(value), self.choices)
+        return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near}?" if near else "")
+
+
 def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
     """Return the callback of such an option: it turns the text into a tuple, or raises click.BadParameter."""
 
@@ -49,3 +59,17 @@ def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, cl
 
 
 NAMES, NUMBERS, RATES = listed("names", str), listed("numbers", int), listed("numbers", float)
+
+
+def size(number: int) -> str:
+    """Return a number of bytes as people read it.
+
+    >>> size(0), size(2048), size(5 * 2**20), size(3 * 2**30)
+    ('0 B', '2.0 KiB', '5.0 MiB', '3.0 GiB')
+    """
+    left = float(number)
+    for unit in ("B", "KiB", "MiB"):
+        if left < 1024:
+            return f"{left:.0f} {unit}" if unit == "B" else f"{left:.1f} {unit}"
+        left /= 1024
+    return f"{left:,.1f} GiB"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pilocal.cli.lists import FOLDER
+from pilocal.cli.lists import FOLDER, Word
 from pilocal.task import PRECISIONS
 
 
@@ -30,14 +30,14 @@ from pilocal.task import PRECISIONS
     "--device",
     default="cpu",
     show_default=True,
-    type=click.Choice(["cpu", "cuda", "mps"]),
+    type=Word(["cpu", "cuda", "mps"]),
     help="What PyTorch computes on.",
 )
 @click.option(
     "--precision",
     default="float32",
     show_default=True,
-    type=click.Choice(PRECISIONS),
+    type=Word(PRECISIONS),
     help="What PyTorch's base computes in; MLX's is float32.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import click
 
-from pilocal.cli.lists import FOLDER, UserFile
+from pilocal.cli.lists import FOLDER, UserFile, Word
 
 
 @click.command()
@@ -49,7 +49,7 @@ from pilocal.cli.lists import FOLDER, UserFile
 )
 @click.option(
     "--fallback-on",
-    type=click.Choice(["low-confidence"]),
+    type=Word(["low-confidence"]),
     help="Let the base answer, with the full prompt, where the adapter is not sure of its answer.",
 )
 @click.option(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pilocal.errors import InputError, did_you_mean
+from pilocal.errors import InputError, did_you_mean, nearest
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_QUERY_ONLY, BY_COMPARE, Program, Prompt
 from pilocal.task import METHODS as COMPRESSORS
 from pilocal.task.schedule import DECAYS
@@ -96,8 +96,7 @@ def parse_arm(name: str) -> ComparedArm:
     if compressor in DECAYS:
         return _of_schedule(name, compressor, rate)
     if compressor not in COMPRESSORS or not rate:
-        known = [*BY_COMPARE, NEAREST, *DECAYS, *(f"{each}@{TAUS[0]}" for each in COMPRESSORS)]
-        raise InputError("--arms", "no such arm", got=name, fix=did_you_mean(name, known))
+        raise InputError("--arms", "no such arm", got=name, fix=_meant(name, compressor, rate))
     try:
         tau = float(rate)
     except ValueError:
@@ -107,6 +106,13 @@ def parse_arm(name: str) -> ComparedArm:
         raise InputError("--arms", f"what {compressor} keeps must lie between 0 and 1", got=rate, fix=fix)
     title = f"base, template by {compressor} at {rate}, all shots"
     return ComparedArm(name=name, title=title, prompt=Prompt.FULL, compressor=compressor, tau=tau)
+
+
+def _meant(name: str, head: str, rest: str) -> str:
+    """Return which arm a name that is none may mean; `rest` is what follows the @ in it."""
+    if rest and (near := nearest(head, (BASE_FULL_PROMPT.compare, *DECAYS, *COMPRESSORS))):
+        return f"did you mean {near}@{rest}?"
+    return did_you_mean(name, [*BY_COMPARE, NEAREST, *DECAYS, *(f"{each}@{TAUS[0]}" for each in COMPRESSORS)])
 
 
 def _with_shots(name: str, count: str) -> ComparedArm:

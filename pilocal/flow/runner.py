@@ -55,13 +55,22 @@ def run_steps(context: Context, last: Step) -> None:
 def run_step(context: Context, step: Step) -> StepResult:
     """Run one step unless it is done; the steps that it needs must be done."""
     key = step.key(context)
-    if context.run.is_done(step.name, key):
+    if context.run.is_done(step.name, key) or _spared(context, step, key):
         return StepResult(step.name, True, 0.0)
     began = time.monotonic()
     files = step.make(context, key)
     seconds = time.monotonic() - began
     context.run.finish(step.name, key, files, seconds)
     return StepResult(step.name, False, seconds, step.note(context))
+
+
+def _spared(context: Context, step: Step, key: str) -> bool:
+    """Tell whether what a step wrote was cleaned away, and no training is left that would read it."""
+    done = context.run.state["steps"].get(step.name, {})
+    if not done.get("cleaned") or done["key"] != key:
+        return False
+    trainings = [other for other in STEPS if other.trains and other.uses(step) and other.wanted(context)]
+    return all(training.is_done(context) for training in trainings)
 
 
 def describe(context: Context) -> None:

@@ -63,6 +63,28 @@ def refusal(path: Path, reasons: Sequence[str], *, fix: str = "`pilocal export` 
     return ModelError(path, f"llama.cpp refuses the file{reason}", fix=fix)
 
 
+def build_flags() -> dict[str, dict[str, str]]:
+    """Return what llama.cpp was built with, by device: {"CPU": {"AVX2": "1", ...}}."""
+    return read_flags(load_llama_cpp().llama_print_system_info().decode(errors="replace"))
+
+
+def read_flags(said: str) -> dict[str, dict[str, str]]:
+    """Return what llama.cpp's line on its build says.
+
+    >>> read_flags("Metal : EMBED_LIBRARY = 1 | CPU : NEON = 1 | FMA = 1 | ")
+    {'Metal': {'EMBED_LIBRARY': '1'}, 'CPU': {'NEON': '1', 'FMA': '1'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    device = ""
+    for part in said.split("|"):
+        head, _, rest = part.rpartition(" : ")
+        device = head.strip() or device
+        name, _, value = rest.partition("=")
+        if name.strip():
+            found.setdefault(device, {})[name.strip()] = value.strip()
+    return found
+
+
 def metadata(model: Any, key: str) -> str:
     """Return what a loaded model's file says under a key, as text; empty where it says nothing."""
     value = ctypes.create_string_buffer(256)

@@ -49,6 +49,20 @@ class RunDir:
                     fix = "choose a new folder with --run"
                     raise RunError(path, "not a run folder, and not empty", got=others[0].name, fix=fix)
             path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
+        with cls.held(path) as run:
+            run._take(task, files)
+            yield run
+
+    @classmethod
+    @contextmanager
+    def held(cls, path: Path) -> Iterator[RunDir]:
+        """Open a run folder that is there, and keep every other process out until the block ends.
+
+        Raises RunError when another process holds it.
+        """
+        try:
             lock = (path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise disk_error(path, error) from error
@@ -63,9 +77,7 @@ class RunDir:
             lock.truncate(0)
             lock.write(f"process {os.getpid()}")
             lock.flush()
-            run = cls(path)
-            run._take(task, files)
-            yield run
+            yield cls(path)
 
     def _take(self, task: str, files: Mapping[str, Path]) -> None:
         """Make this the run of a task; raises RunError when it is another's."""

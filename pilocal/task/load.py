@@ -26,8 +26,8 @@ from pilocal.task.tables import (
     Scoring,
     Training,
 )
-from pilocal.task.text import absent, from_home, path_of
-from pilocal.task.toml import build, line_of, read_text, read_toml, require
+from pilocal.task.text import absent, from_home, meant, path_of
+from pilocal.task.toml import build, line_of, one_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
     "": ("model", "chat_template", "template", "train", "valid", "test"),
@@ -68,7 +68,7 @@ class _Top:
             (bool(self.name.strip()), "name", "must not be empty"),
             (bool(self.model.strip()), "model", "must not be empty"),
             (self.chat_template is None or bool(self.chat_template.strip()), "chat_template", "must not be empty"),
-            (self.metric in METRICS, "metric", f"must be one of {', '.join(METRICS)}"),
+            one_of(self.metric, "metric", METRICS),
         )
 
 
@@ -128,7 +128,9 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
     folder = task_folder(task)
     path = task if task.is_file() else folder / "task.toml"
     if not path.is_file():
-        raise InputError(path, absent(path, "no such task"), fix="`pilocal init DIR` makes one")
+        near = meant(task)
+        fix = f"did you mean {near}?" if near else "`pilocal init DIR` makes one"
+        raise InputError(path, absent(path, "no such task"), fix=fix)
     values, text = read_toml(path)
     faults: list[PilocalError] = []
     _from_home(values)

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import InputError, PilocalError, raise_all
+from pilocal.errors import InputError, PilocalError, nearest, raise_all
 from pilocal.task.faults import merged
-from pilocal.task.text import path_of
-from pilocal.task.toml import build, line_of, read_toml, require
+from pilocal.task.text import absent, meant, path_of
+from pilocal.task.toml import build, line_of, one_of, read_toml, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class DecaySchedule:
 
     def __post_init__(self) -> None:
         require(
-            (self.decay in DECAYS, "decay", f"must be one of {', '.join(DECAYS)}, or [[stage]] tables instead"),
+            one_of(self.decay, "decay", DECAYS, ", or [[stage]] tables instead"),
             (self.stages >= 2, "stages", "must be at least 2: the whole prompt and the bare query"),
             (self.shots >= 0, "shots", "must not be negative"),
             (self.decay != "shots-only" or self.shots > 0, "shots", "must be at least 1 for shots-only"),
@@ -177,7 +177,7 @@ class DecaySchedule:
             (0 <= self.until_tau < 1, "until_tau", "must be at least 0 and below 1"),
             (self.until_shots >= 0, "until_shots", "must not be negative"),
             (self.until_shots <= max(self.shots, 0), "until_shots", f"must not be above shots, which is {self.shots}"),
-            (self.fade in FADES, "fade", f"must be one of {', '.join(FADES)}"),
+            one_of(self.fade, "fade", FADES),
         )
 
     def schedule(self) -> Schedule:
@@ -260,6 +260,7 @@ def load_schedule(path: str | Path) -> Schedule:
     with lines, when it is malformed, when a prompt or a working grows back, or when the last stage has more than stays.
     """
     path = path_of(path)
+    _check_file(path)
     values, text = read_toml(path)
     if "stage" not in values:
         return _decay(values, text, path).schedule()
@@ -267,9 +268,7 @@ def load_schedule(path: str | Path) -> Schedule:
     tables: Any = values.pop("stage")
     until = {key: values.pop(key) for key in sorted(UNTIL & values.keys())}
     if values:
-        key = next(iter(values))
-        where = f"{path}:{line_of(text, key)}"
-        raise InputError(where, f"{key} beside [[stage]] tables", fix="write either a decay or the stages")
+        raise _beside_stages(path, text, next(iter(values)))
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise InputError(
             f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
@@ -283,6 +282,21 @@ def load_schedule(path: str | Path) -> Schedule:
     assert stays is not None
     _check_laws(schedule, stays, path, text)
     return schedule
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError for the name of a decay in the place of a file."""
+    near = None if path.exists() or meant(path) else nearest(path.stem, DECAYS)
+    if near:
+        fix = f'write a file with decay = "{near}"'
+        raise InputError(path, absent(path, "no such schedule file"), fix=fix)
+
+
+def _beside_stages(path: Path, text: str, key: str) -> InputError:
+    """Return what is wrong with a key beside [[stage]] tables."""
+    near = nearest(key, UNTIL)
+    fix = f"did you mean {near}?" if near else "write either a decay or the stages"
+    return InputError(f"{path}:{line_of(text, key)}", f"{key} beside [[stage]] tables", fix=fix)
 
 
 def _check_laws(schedule: Schedule, stays: DecaySchedule, path: Path, text: str) -> None:

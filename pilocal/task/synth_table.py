@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pilocal.task.toml import require
+from pilocal.task.toml import one_of, require
 
 SIMILARITIES = ("ngrams", "embedding")
 
@@ -64,8 +64,8 @@ class Synth:
             (not self.is_endpoint or bool(self.generator_model), "generator_model", "must name the endpoint's model"),
             (self.budget >= 1, "budget", "must be at least 1"),
             (self.budget_tokens is None or self.budget_tokens >= 1, "budget_tokens", "must be at least 1"),
-            (self.similarity in SIMILARITIES, "similarity", f"must be one of {', '.join(SIMILARITIES)}"),
-            (self.prompt in PROMPTS, "prompt", f"must be one of {', '.join(PROMPTS)}"),
+            one_of(self.similarity, "similarity", SIMILARITIES),
+            one_of(self.prompt, "prompt", PROMPTS),
             (0 <= self.temperature <= 5, "temperature", "must be from 0 to 5"),
             (self.seed >= 0, "seed", "must not be negative"),
             (self.turns >= 1, "turns", "must be at least 1"),

@@ -9,7 +9,7 @@ from typing import Any
 from pilocal.task.optimizers import OPTIMIZERS
 from pilocal.task.serving_table import Serving
 from pilocal.task.synth_table import Synth
-from pilocal.task.toml import require
+from pilocal.task.toml import one_of, require
 
 STARTER = "starter"
 """The name of the bundled base model."""
@@ -70,8 +70,8 @@ class Retrieval:
     def __post_init__(self) -> None:
         answers = self.similarity != "bleu" or self.over == "answer"
         require(
-            (self.similarity in ("bleu", "embedding"), "similarity", 'must be "bleu" or "embedding"'),
-            (self.over in ("answer", "query"), "over", 'must be "answer" or "query"'),
+            one_of(self.similarity, "similarity", ("bleu", "embedding")),
+            one_of(self.over, "over", ("answer", "query")),
             (answers, "over", 'must be "answer" with similarity = "bleu"'),
             (bool(self.embedding_model.strip()), "embedding_model", "must not be empty"),
             (0 < self.pool <= 1, "pool", "must be above 0 and at most 1"),
@@ -102,13 +102,13 @@ class Compression:
 
     def __post_init__(self) -> None:
         require(
-            (self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}"),
+            one_of(self.method, "method", METHODS),
             (all(self.keep), "keep", "must not hold an empty text"),
             (all(text.strip() for text in self.stay), "stay", "must not hold an empty text"),
             (all(self.drop_first), "drop_first", "must not hold an empty text"),
             (self.ladder != "", "ladder", "must not be empty"),
             (bool(self.checkpoint.strip()), "checkpoint", "must not be empty"),
-            (self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}"),
+            one_of(self.device, "device", DEVICES),
         )
 
     @property
@@ -136,7 +136,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         require(
-            (self.kind in ("lora", "dora"), "kind", 'must be "lora" or "dora"'),
+            one_of(self.kind, "kind", ("lora", "dora")),
             (self.rank >= 1, "rank", "must be at least 1"),
             (self.scale > 0, "scale", "must be above 0"),
             (0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1"),
@@ -224,16 +224,16 @@ class Training:
             (self.steps >= 1, "steps", "must be at least 1"),
             (self.batch_size >= 1, "batch_size", "must be at least 1"),
             (self.learning_rate > 0, "learning_rate", "must be above 0"),
-            (self.objective in OBJECTIVES, "objective", f"must be one of {', '.join(OBJECTIVES)}"),
+            one_of(self.objective, "objective", OBJECTIVES),
             (self.distill_top_k >= 1, "distill_top_k", "must be at least 1"),
             (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
-            (self.distill_divergence in DIVERGENCES, "distill_divergence", f"must be one of {', '.join(DIVERGENCES)}"),
+            one_of(self.distill_divergence, "distill_divergence", DIVERGENCES),
             (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
             *self._template_rows(),
             *self._rows_beside(),
-            (self.lr_schedule in LR_SCHEDULES, "lr_schedule", f"must be one of {', '.join(LR_SCHEDULES)}"),
-            (self.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"),
-            (self.precision in (None, *PRECISIONS), "precision", f"must be one of {', '.join(PRECISIONS)}"),
+            one_of(self.lr_schedule, "lr_schedule", LR_SCHEDULES),
+            one_of(self.optimizer, "optimizer", OPTIMIZERS),
+            one_of(self.precision or PRECISIONS[0], "precision", PRECISIONS),
             (self.accumulate >= 1, "accumulate", "must be at least 1"),
             (self.accumulate <= self.batch_size, "accumulate", "must not be above batch_size"),
             (self._may_decay, "weight_decay", f'must be 0 for "{self.optimizer}"; take "adamw"'),

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pilocal.errors import InputError
+from pilocal.errors import InputError, nearest
 
 MARK = "\ufeff"
 """The byte order mark (BOM) that Excel and Notepad put first in what they call UTF-8; it is no part of the text."""
@@ -78,6 +78,20 @@ def absent(path: Path, what: str) -> str:
             link = f"a link to {each.readlink()}, which is not there"
             return link if each == path else f"it lies behind {each}, {link}"
     return what
+
+
+def meant(path: Path) -> Path | None:
+    """Return the path that one where nothing is may mean: a part of its name is another there; None for none."""
+    for part in (*reversed(path.parents), path):
+        if part.exists():
+            continue
+        try:
+            near = nearest(part.name, [each.name for each in part.parent.iterdir() if not each.name.startswith(".")])
+        except OSError:
+            return None
+        found = part.with_name(near) / path.relative_to(part) if near else None
+        return found if found and found.exists() else None
+    return None
 
 
 def from_home(name: str) -> str:

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pilocal.errors import InputError, PilocalError, did_you_mean
-from pilocal.task.text import absent, decoded, is_deep
+from pilocal.errors import InputError, PilocalError, did_you_mean, nearest
+from pilocal.task.text import absent, decoded, is_deep, meant
 
 T = TypeVar("T")
 
@@ -24,19 +25,41 @@ LARGE = re.compile(r"[=\[,]\s*[+-]?(\d[\d_]{18,}|0[xob][\da-fA-F_]{16,}|inf|nan|
 """How a number that may be too large is written."""
 
 
+Check = tuple[bool, str, str] | tuple[bool, str, str, str]
+"""Whether a setting holds, its key, what it must be, and what to do where that is not "correct it"."""
+
+CORRECT = "correct it"
+
+
 class InvalidSettings(ValueError):
-    """Raised by a dataclass's `__post_init__`: (key, what is wrong and what to do) for each bad value."""
+    """Raised by a dataclass's `__post_init__`: (key, what it must be, what to do) for each bad value."""
 
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
+    def __init__(self, problems: list[tuple[str, str, str]]) -> None:
         self.problems = problems
-        super().__init__("; ".join(f"{key}: {problem}" for key, problem in problems))
+        said = [f"{key}: {problem}" + (f"; {fix}" if fix != CORRECT else "") for key, problem, fix in problems]
+        super().__init__("; ".join(said))
 
 
-def require(*checks: tuple[bool, str, str]) -> None:
-    """Raise `InvalidSettings` for every (holds, key, what it must be) that does not hold."""
-    problems = [(key, problem) for holds, key, problem in checks if not holds]
+def require(*checks: Check) -> None:
+    """Raise `InvalidSettings` for every check that does not hold."""
+    problems = [(key, problem, fix[0] if fix else CORRECT) for holds, key, problem, *fix in checks if not holds]
     if problems:
         raise InvalidSettings(problems)
+
+
+def one_of(value: str | None, key: str, known: Iterable[str], otherwise: str = "") -> Check:
+    """Return the check that a setting is one of some words; where it is nearly one of them, that one is named.
+
+    `otherwise` follows the words where something else would do as well.
+
+    >>> one_of("Linaer", "decay", ["linear", "drop"])
+    (False, 'decay', 'must be "linear" or "drop"', 'did you mean linear?')
+    """
+    known = list(known)
+    near = nearest(value or "", known)
+    words = '"{}" or "{}"'.format(*known) if len(known) == 2 else f"one of {', '.join(known)}"
+    must = f"must be {words}{otherwise}"
+    return value in known, key, must, f"did you mean {near}?" if near else CORRECT
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], str]:
@@ -85,7 +108,9 @@ def read_text(path: Path) -> str:
     try:
         text = decoded(path.read_bytes(), path)
     except FileNotFoundError:
-        raise InputError(path, absent(path, "no such file"), fix="create it or correct the path") from None
+        near = meant(path)
+        fix = f"did you mean {near}?" if near else "create it or correct the path"
+        raise InputError(path, absent(path, "no such file"), fix=fix) from None
     except (IsADirectoryError, NotADirectoryError):
         raise InputError(path, "this must be a file, not a directory", fix="correct the path") from None
     except OSError as error:
@@ -159,8 +184,8 @@ def build(
         return cls(**ready)
     except InvalidSettings as error:
         faults += [
-            InputError(where(key), f"{key} {problem}", got=ready.get(key), fix="correct it")
-            for key, problem in error.problems
+            InputError(where(key), f"{key} {problem}", got=ready.get(key), fix=fix)
+            for key, problem, fix in error.problems
         ]
         return None
 

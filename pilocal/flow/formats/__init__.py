@@ -1,7 +1,15 @@
-"""The stages' data sets for other trainers: OpenAI's hosted fine-tuning and stock mlx_lm.lora."""
+"""The stages' data sets for other trainers: hosts that fine-tune, and stock mlx_lm.lora."""
 
+from collections.abc import Mapping
+
+from pilocal.flow.formats.bedrock import BEDROCK
+from pilocal.flow.formats.hosted import Host, write_hosted
 from pilocal.flow.formats.mlx import write_mlx
-from pilocal.flow.formats.openai import write_openai
+from pilocal.flow.formats.open_models import FIREWORKS, TOGETHER
+from pilocal.flow.formats.openai import OPENAI
 from pilocal.flow.formats.order import Order, StageSet
 
-__all__ = ["Order", "StageSet", "write_mlx", "write_openai"]
+HOSTS: Mapping[str, Host] = {"openai": OPENAI, "bedrock": BEDROCK, "together": TOGETHER, "fireworks": FIREWORKS}
+"""Every host by its name in `pilocal stages --format`."""
+
+__all__ = ["HOSTS", "Host", "Order", "StageSet", "write_hosted", "write_mlx"]

@@ -6,42 +6,12 @@ A line is {"messages": [...]}; a message holds role and content, and an assistan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from pilocal.flow.formats.order import Order, StageSet, asked_with, stage_line, write_order
-from pilocal.prompt.preamble import Preamble
+from pilocal.flow.formats.hosted import Host
+from pilocal.flow.formats.order import StageSet
 from pilocal.prompt.render import Record
-from pilocal.run_folder.rows import write_records
 from pilocal.task import Training
-
-LEAST_ROWS = 10
-"""OpenAI refuses a training file with fewer lines."""
-
-
-def write_openai(
-    stages: Sequence[StageSet], folder: Path, training: Training, warn: Callable[[str], None], residue: Preamble
-) -> Order:
-    """Write train.jsonl and valid.jsonl of every stage into `folder`, and the order in which to train them.
-
-    `warn` is called for files that OpenAI would refuse. Raises RunError on a full disk.
-    """
-    lines = []
-    for stage in stages:
-        for split, records in (("train", stage.train), ("valid", stage.valid)):
-            write_records(folder / str(stage.number), split, map(openai_record, records))
-        # The host counts in whole epochs.
-        epochs = max(1, round(stage.epochs(training.batch_size)))
-        settings = {"n_epochs": epochs, "batch_size": training.batch_size}
-        method = {"type": "supervised", "supervised": {"hyperparameters": settings}}
-        exact = round(stage.epochs(training.batch_size), 2)
-        lines.append(stage_line(stage, epochs, schedule_epochs=exact, method=method))
-    if len(stages[0].train) < LEAST_ROWS:
-        warn(f"{folder}: OpenAI wants at least {LEAST_ROWS} training examples; these are {len(stages[0].train)}")
-    order = Order(folder, lines, _how(folder, residue))
-    write_order(order)
-    return order
 
 
 def openai_record(record: Record) -> dict[str, Any]:
@@ -60,11 +30,20 @@ def openai_record(record: Record) -> dict[str, Any]:
     return {"messages": shown}
 
 
-def _how(folder: Path, residue: Preamble) -> list[str]:
-    return [
-        f"train them in this order; the files are in {folder}; order.json names them with each job's `method`",
+def _settings(stage: StageSet, epochs: int, training: Training) -> dict[str, Any]:
+    settings = {"n_epochs": epochs, "batch_size": training.batch_size}
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": settings}}}
+
+
+OPENAI = Host(
+    title="OpenAI",
+    line=openai_record,
+    settings=_settings,
+    least_rows=10,
+    how=(
+        "each job takes `method` from order.json",
         "the first job starts from a base that can be fine-tuned, every other from the model of the job before:",
         "model = client.fine_tuning.jobs.retrieve(job).fine_tuned_model",
-        "tokens are counted with this task's base; the host's own count differs",
-        f"after the last job, send {asked_with(residue)}" + ("" if residue else ": no template, no shots"),
-    ]
+    ),
+)
+"""As its guide has it (https://platform.openai.com/docs/guides/supervised-fine-tuning)."""

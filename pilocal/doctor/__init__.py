@@ -1,0 +1,1 @@
+"""What this machine has, what is slow or missing, and the command that mends it."""

@@ -31,6 +31,7 @@ FLOORS = {
     "export": 7,
     "server": 7,
     "bench": 7,
+    "watch": 8,
     "flow": 8,
     "comparison": 9,
     "synth": 9,

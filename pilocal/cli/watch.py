@@ -13,7 +13,9 @@ from pilocal.cli.lists import FOLDER
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option(
+    "--port", default=8090, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print how the run is now as JSON on stdout, and end.")
 def watch(run: Path, port: int, as_json: bool) -> None:
     """Show a run as it goes on, on a page that only this machine can open.

@@ -55,7 +55,7 @@ class Viewer:
                 return None
             version = (state.training, [len(lines) for lines in stages])
             if self._drawn is None or self._drawn[0] != version:
-                self._drawn = version, loss_picture(stages, f"{state.task}: {state.training}, the loss by stage")
+                self._drawn = version, loss_picture(stages, f"{state.task}: {state.training}")
             return self._drawn[1]
 
     def _look(self) -> State:
@@ -88,7 +88,9 @@ def make_app(viewer: Viewer, access: Access) -> Any:
             return PlainTextResponse(f"{error.problem}; {error.fix}\n", 501, headers=HEADERS)
         if drawn is None:
             return PlainTextResponse("no step was taken yet\n", 404, headers=HEADERS)
-        return Response(drawn, media_type="image/svg+xml", headers={"Content-Security-Policy": PICTURE_POLICY} | HEADERS)
+        return Response(
+            drawn, media_type="image/svg+xml", headers={"Content-Security-Policy": PICTURE_POLICY} | HEADERS
+        )
 
     pages = {"/": home, "/state": state, "/loss.svg": picture}
     routes = [Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()]
@@ -125,7 +127,11 @@ def watch(run: Path, *, port: int, ready: Callable[[str], object]) -> None:
     import uvicorn
 
     viewer = Viewer(Watcher(run))
-    with listen(HOST, port, loopback_only=True) as listener:
+    try:
+        taken = listen(HOST, port, loopback_only=True)
+    except InputError as error:
+        raise InputError(error.where, error.problem, fix="choose another with --port; 0 takes a free one") from None
+    with taken as listener:
         app = make_app(viewer, Access(hosts=hosts_at(HOST, HOST)))
         ready(f"http://{HOST}:{listener.getsockname()[1]}/")
         config = uvicorn.Config(

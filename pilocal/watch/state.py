@@ -18,7 +18,7 @@ from pilocal.watch.time_left import UNKNOWN, PlannedStage, TimeLeft, steps_left,
 from pilocal.watch.words import duration, sparkline
 
 QUIET = 120.0
-"""Seconds without a sign after which a run may be gone: it gives one every ten, which a mounted folder may show late."""
+"""Seconds without a sign after which a run may be gone: it gives one every ten; a mounted folder may show it late."""
 
 SHOWN_LINES = 8
 WIDTH = 60
@@ -76,6 +76,7 @@ class Step:
 
     step: int
     stage: int
+    """The place among the stages of the training, from 0."""
     loss: float
     valid_loss: float | None
     tokens_per_second: float
@@ -111,6 +112,7 @@ class State:
     loss: float | None
     valid_loss: float | None
     lowest_valid_loss: float | None
+    """Under the prompt of the same stage."""
     tokens_per_second: float | None
     """Tokens of the rows, each counted whole, over the recent steps."""
     peak_memory: int | None
@@ -220,13 +222,13 @@ class Watcher:
 
     def _state(self, training: str, facts: Sequence[StageFacts], gone: bool, faults: list[str]) -> State:
         known, live = self._facts, self._live
-        planned = [PlannedStage(each.number, each.steps, each.tokens, self._tail(each).lines) for each in facts]
+        planned = [PlannedStage(each.steps, each.tokens, self._tail(each).lines) for each in facts]
         trains = bool(facts) and (live.step == training if live else training not in known.done)
         (status, said), since = self._status(gone), time.monotonic() - self._seen
         left = time_left(planned) if trains else UNKNOWN
         lines = [line for stage in planned for line in stage.lines]
         recent = lines[-RECENT:]
-        valid = [line.valid_loss for line in lines if line.valid_loss is not None]
+        valid = next(filter(None, map(_validated, reversed(planned))), [])
         steps = _steps(known, live, since)
         names = [step.name for step in steps]
         return State(
@@ -309,18 +311,23 @@ def _stage(facts: StageFacts, stage: PlannedStage) -> StageState:
         taken=len(lines),
         planned=facts.steps,
         loss=lines[-1].loss if lines else None,
-        valid_loss=next((line.valid_loss for line in reversed(lines) if line.valid_loss is not None), None),
+        valid_loss=next(reversed(_validated(stage)), None),
         seconds=sum(line.seconds + (line.valid_seconds or 0.0) for line in lines),
     )
 
 
 def _place(stages: Sequence[PlannedStage]) -> int | None:
-    """Return the place of the first stage that has steps left, from the one that began last; of that one if none has."""
+    """Return the place of the stage that goes on, or was the last."""
     if not stages:
         return None
     begun = max((place for place, stage in enumerate(stages) if stage.lines), default=0)
     left = steps_left(stages) or []
     return next((place for place, steps in enumerate(left) if steps), begun)
+
+
+def _validated(stage: PlannedStage) -> list[float]:
+    """Return a stage's validation losses."""
+    return [line.valid_loss for line in stage.lines if line.valid_loss is not None]
 
 
 def _speed(lines: Sequence[StepLine]) -> float | None:
@@ -336,16 +343,16 @@ def _guess(left: TimeLeft, may_end_early: bool) -> str:
 
 
 def _shown(stages: Sequence[PlannedStage]) -> tuple[Step, ...]:
-    numbered = [(stage.number, line) for stage in stages for line in stage.lines[-SHOWN_LINES:]]
+    numbered = [(place, line) for place, stage in enumerate(stages) for line in stage.lines[-SHOWN_LINES:]]
     return tuple(
         Step(
             step=line.step,
-            stage=number,
+            stage=place,
             loss=line.loss,
             valid_loss=line.valid_loss,
             tokens_per_second=line.tokens / max(line.seconds, 1e-4),
             peak_memory=line.peak_memory,
             seconds=line.seconds,
         )
-        for number, line in numbered[-SHOWN_LINES:]
+        for place, line in numbered[-SHOWN_LINES:]
     )

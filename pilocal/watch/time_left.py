@@ -16,7 +16,6 @@ from pilocal.run_folder.log import RECENT, StepLine
 class PlannedStage:
     """What a stage is to do, and what it did so far."""
 
-    number: int
     steps: int | None
     """None where that is not known."""
     tokens: float | None

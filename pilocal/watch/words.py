@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-~=+*#"
@@ -52,4 +53,4 @@ def sparkline(pieces: Sequence[Sequence[float]], width: int, levels: str = LEVEL
 def _means(values: Sequence[float], parts: int) -> list[float]:
     """Return the means of `parts` pieces of about one length."""
     ends = [part * len(values) // parts for part in range(parts + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False)]
+    return [sum(values[begin:end]) / (end - begin) for begin, end in pairwise(ends)]

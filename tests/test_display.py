@@ -85,8 +85,9 @@ def test_a_training_is_told_in_plain_lines_with_what_is_left(
     )
 
 
-@pytest.mark.parametrize("width", [20, 40, 100, 200])
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("width", "encoding"), [(20, "utf-8"), (40, "utf-8"), (100, "utf-8"), (200, "utf-8"), (40, "ascii"), (100, "ascii")]
+)
 def test_a_terminal_shows_the_training_and_the_work_whatever_its_width(
     width: int, encoding: str, tmp_path: Path
 ) -> None:

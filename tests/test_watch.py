@@ -20,9 +20,10 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.run_folder.live import INTERRUPTED, Live, LiveFile, read_live
 from pilocal.run_folder.log import Decision, StepLine
-from pilocal.watch.state import State, Watcher
+from pilocal.watch.state import State
 from pilocal.watch.tail import Tail
 from pilocal.watch.time_left import SAME_COST, PlannedStage, steps_left, time_left
+from pilocal.watch.watcher import Watcher
 from pilocal.watch.words import ASCII_LEVELS, duration, sparkline
 from tests.test_flow import make_task
 from tests.watched import ALL, STEPS, make_watched, step_line, write_lines, write_live
@@ -211,7 +212,7 @@ def test_a_run_json_of_another_shape_is_one_line(spoil: Callable[[dict[str, Any]
     state = json.loads((run / "run.json").read_text())
     spoil(state)
     (run / "run.json").write_text(json.dumps(state))
-    with pytest.raises(RunError, match="damaged run.json") as caught:
+    with pytest.raises(RunError, match=r"damaged run\.json") as caught:
         Watcher(run)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -351,10 +352,9 @@ def test_a_training_that_begins_anew_drops_the_lines_of_the_one_before(tiny_base
         if what == "train" and done == 1:
             left.append({path.parent.name for path in (folder / "run").rglob("metrics.jsonl")})
 
+    file = folder / "task.toml"
     for rate in ("1e-3", "2e-3"):
-        (folder / "task.toml").write_text(
-            (folder / "task.toml").read_text().replace("learning_rate = 1e-3", f"learning_rate = {rate}")
-        )
+        file.write_text(file.read_text().replace("learning_rate = 1e-3", f"learning_rate = {rate}"))
         with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(progress=progress)) as context:
             run_steps(context, step_named("train"))
     assert left == [{"0"}, {"0"}]

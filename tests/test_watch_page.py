@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -19,8 +18,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from pilocal.watch.app import Viewer, make_app
-from pilocal.watch.picture import POINTS, loss_picture
-from pilocal.watch.state import Watcher
+from pilocal.watch.picture import POINTS, loss_picture, means
+from pilocal.watch.watcher import Watcher
 from tests.watched import make_watched, step_line, write_lines, write_live
 
 ROOT = Path(__file__).parent.parent
@@ -85,9 +84,8 @@ def test_what_cannot_be_watched_is_one_line(run: Path, tmp_path: Path) -> None:
     assert refused(tmp_path / "none") == f"{tmp_path / 'none'}: no run has begun here; point at the folder of --run"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert refused(run, "--port", port) == (
-            f"127.0.0.1:{port}: cannot listen there: Address already in use; choose another with --port; 0 takes a free one"
-        )
+        line, fix = refused(run, "--port", port), "choose another with --port; 0 takes a free one"
+        assert line == f"127.0.0.1:{port}: cannot listen there: Address already in use; {fix}"
     (run / "run.json").write_text("{")
     assert "damaged run.json" in refused(run, "--json")
 
@@ -114,9 +112,7 @@ def test_the_picture_has_the_borders_and_few_points(run: Path) -> None:
     short = loss_picture([part[:3] for part in lines], "")
     assert len(drawn) > 0
     assert len(loss_picture([[step_line(1)]], "")) < len(short) < 100_000
-    from pilocal.watch.picture import _points
-
-    assert len(list(_points(lines[0], 10_000 // POINTS))) == POINTS // 2
+    assert len(list(means(lines[0], 10_000 // POINTS))) == POINTS // 2
 
 
 def test_a_run_that_has_taken_no_step_has_no_picture(tmp_path: Path) -> None:
@@ -174,10 +170,10 @@ def test_the_page_follows_a_run_through_whatever_happens(tmp_path: Path, page: A
         write_lines(run, 1, [step_line(step) for step in range(11, 16)], '{"half')
         expect(page.locator("#figures")).to_contain_text("15 of 30")
         expect(page.locator("#faults")).to_be_hidden()
-        os.rename(run, tmp_path / "away")
+        run.rename(tmp_path / "away")
         expect(page.locator("#said.gone")).to_contain_text("is not there any more")
         expect(page.locator("#figures")).to_contain_text("15 of 30")
-        os.rename(tmp_path / "away", run)
+        (tmp_path / "away").rename(run)
         write_live(run, ended="interrupted")
         expect(page.locator("#said.stopped")).to_contain_text("stopped: interrupted")
         write_live(run, step="evaluate", what="base: bare query", done=3, total=12)

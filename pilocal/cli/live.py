@@ -10,7 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from pilocal.errors import PilocalError
-from pilocal.watch.state import State, Watcher
+from pilocal.watch.state import State
+from pilocal.watch.watcher import Watcher
 from pilocal.watch.words import ASCII_LEVELS, LEVELS, duration, sparkline
 
 EVERY = 1.0

@@ -24,7 +24,7 @@ def watch(run: Path, port: int, as_json: bool) -> None:
     mounted here. The page asks for what is new by itself and needs no network; /state has the same as JSON.
     """
     if as_json:
-        from pilocal.watch.state import Watcher
+        from pilocal.watch.watcher import Watcher
 
         click.echo(json.dumps(asdict(Watcher(run).look()), indent=2, ensure_ascii=False))
         return

@@ -72,16 +72,19 @@ class LiveFile:
         self._live = Live(steps=tuple(steps))
         self._begun = self._what_begun = time.monotonic()
         self._over = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="live.json", daemon=True)
 
     def begin(self, step: str) -> None:
         """Say that a step is made from now on."""
         self._begun = time.monotonic()
         self._live = Live(steps=self._live.steps, step=step)
+        self._write()
 
     def finish(self) -> None:
         """Say that no step is made any more."""
         self._live = Live(steps=self._live.steps)
+        self._write()
 
     def report(self, what: str, done: int, total: int, note: str = "") -> None:
         """Take a report of progress; work that is over is forgotten."""
@@ -119,14 +122,16 @@ class LiveFile:
                 self._write()
 
     def _write(self) -> None:
-        now = time.monotonic()
-        live = self._live
-        seconds = round(now - self._begun, 1) if live.step else 0.0
-        timed = replace(live, seconds=seconds, what_seconds=round(now - self._what_begun, 1) if live.what else 0.0)
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(timed), ensure_ascii=False), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with self._writing:
+            try:
+                temporary.write_text(json.dumps(asdict(self._timed())), encoding="utf-8")
+                temporary.replace(self._path)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+
+    def _timed(self) -> Live:
+        now, live = time.monotonic(), self._live
+        seconds = round(now - self._begun, 1) if live.step else 0.0
+        return replace(live, seconds=seconds, what_seconds=round(now - self._what_begun, 1) if live.what else 0.0)

@@ -15,7 +15,8 @@ from pilocal.server.page import read_page
 from pilocal.server.refusal import Refusal
 from pilocal.server.server import listen
 from pilocal.watch.picture import loss_picture
-from pilocal.watch.state import State, Watcher
+from pilocal.watch.state import State
+from pilocal.watch.watcher import Watcher
 
 HOST = "127.0.0.1"
 

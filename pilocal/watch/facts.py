@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,24 +61,29 @@ def read_facts(folder: Path) -> Facts:
 
 def _facts(run: RunDir) -> Facts:
     state = run.state
-    schedule = [(float(stage["tau"]), int(stage["shots"])) for stage in state.get("schedule") or ()]
-    plan = state.get("plan") or {}
-    trainings = {name: tuple(_stage(run, stage, schedule) for stage in one["stages"]) for name, one in plan.items()}
-    if TRAIN not in trainings and schedule:
-        shares = [float(stage["share"]) for stage in state["schedule"]]
-        trainings[TRAIN] = tuple(
-            StageFacts(number=number, folder=run.stage(number), steps=None, tokens=None, tau=tau, shots=shots)
-            for number, (tau, shots) in enumerate(schedule)
-            if shares[number]
-        )
+    plan = state.get("plan", {})
     return Facts(
         task=str(state["task"]["name"]),
         model=str(state.get("model", "")),
-        backend=str((state.get("backend") or {}).get("name", "")),
+        backend=str(state.get("backend", {}).get("name", "")),
         done={str(name): float(step["seconds"]) for name, step in state["steps"].items()},
-        trainings=trainings,
+        trainings=_trainings(run, plan, state.get("schedule", ())),
         ending_early=frozenset(name for name, one in plan.items() if one["may_end_early"]),
     )
+
+
+def _trainings(
+    run: RunDir, plan: Mapping[str, Any], schedule: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[StageFacts, ...]]:
+    """Return the stages of each training of the plan; in a run that has none, those of the schedule."""
+    known = [(float(stage["tau"]), int(stage["shots"])) for stage in schedule]
+    found = {name: tuple(_stage(run, stage, known) for stage in one["stages"]) for name, one in plan.items()}
+    scheduled = tuple(
+        StageFacts(number=number, folder=run.stage(number), steps=None, tokens=None, tau=tau, shots=shots)
+        for number, (tau, shots) in enumerate(known)
+        if schedule[number]["share"]
+    )
+    return {TRAIN: scheduled, **found} if scheduled else found
 
 
 def _stage(run: RunDir, stage: Mapping[str, Any], schedule: list[tuple[float, int]]) -> StageFacts:

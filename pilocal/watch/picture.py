@@ -18,12 +18,11 @@ def loss_picture(stages: Sequence[Sequence[StepLine]], title: str) -> bytes:
 
     Raises InputError where matplotlib is missing.
     """
-    count = sum(map(len, stages))
-    points = [point for lines in stages for point in _points(lines, -(-count // POINTS) or 1)]
+    size = max(1, -(-sum(map(len, stages)) // POINTS))
+    drawn = [_line("loss", [point for lines in stages for point in means(lines, size)])]
     valid = [(line.step, line.valid_loss) for lines in stages for line in lines if line.valid_loss is not None]
-    drawn = [Line(name="loss", x=[step for step, _ in points], y=[loss for _, loss in points])]
     if valid:
-        drawn.append(Line(name="validation loss", x=[step for step, _ in valid], y=[loss for _, loss in valid]))
+        drawn.append(_line("validation loss", valid))
     marks = [lines[0].step - 0.5 for lines in stages[1:] if lines]
     with tempfile.TemporaryDirectory(prefix="pilocal-") as folder:
         path = Path(folder, "loss.svg")
@@ -32,7 +31,11 @@ def loss_picture(stages: Sequence[Sequence[StepLine]], title: str) -> bytes:
         return path.read_bytes()
 
 
-def _points(lines: Sequence[StepLine], size: int) -> Iterator[tuple[float, float]]:
+def _line(name: str, points: Sequence[tuple[float, float]]) -> Line:
+    return Line(name=name, x=[x for x, _ in points], y=[y for _, y in points])
+
+
+def means(lines: Sequence[StepLine], size: int) -> Iterator[tuple[float, float]]:
     """Yield the means of `size` steps each: (step, loss)."""
     for begin in range(0, len(lines), size):
         part = lines[begin : begin + size]

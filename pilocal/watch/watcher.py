@@ -28,9 +28,12 @@ class Watcher:
     """Looks at a run folder again and again; writes nothing there."""
 
     def __init__(self, folder: Path) -> None:
-        """Take a run folder; raises RunError when no run has begun there."""
+        """Take a run folder; raises RunError when no run has begun there, or it cannot be read."""
         self.folder = folder
-        self._facts = read_facts(folder)
+        try:
+            self._facts = read_facts(folder)
+        except OSError as error:
+            raise unreadable(folder, error) from error
         self._tails: dict[Path, Tail] = {}
         self._live: Live | None = None
         self._signs: tuple[object, int] | None = None

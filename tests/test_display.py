@@ -100,7 +100,7 @@ def test_a_terminal_shows_the_training_and_the_work_whatever_its_width(
     screen.report("train", 12, 30, "not shown twice")
     console.print(screen.render())
     stream.flush()
-    shown = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    shown = stream.buffer.getvalue().decode(encoding)
     assert max(map(len, shown.splitlines())) <= width
     words = " ".join(shown.split())
     for said in ("stage 2 of 3", "12 of 30", "tokens/s", "3.00 GiB", "16 s", "evaluate"):

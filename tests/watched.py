@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,8 @@ def write_lines(run: Path, stage: int, lines: list[StepLine], rest: str = "") ->
 
 
 def write_live(run: Path, **values: Any) -> None:
-    live = {"steps": ALL, "step": "train", "seconds": 40.0, "what": "train", "done": 12, "total": 30}
-    fields = {name: getattr(Live(**live | values), name) for name in Live.__slots__}  # type: ignore[attr-defined]
-    (run / "live.json").write_text(json.dumps(fields))
+    live = Live(steps=ALL, step="train", seconds=40.0, what="train", done=12, total=30)
+    (run / "live.json").write_text(json.dumps(asdict(replace(live, **values))))
 
 
 def make_watched(run: Path, *, plan: bool = True, early: bool = False, steps: int = 12, **more: Any) -> Path:

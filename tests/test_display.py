@@ -117,3 +117,15 @@ def test_a_training_is_not_shown_before_there_is_a_run(tmp_path: Path) -> None:
     assert view.state("train") is None
     assert TrainingView(None).state("train") is None
     assert TrainingView(make_watched(tmp_path / "run")).state("export") is None
+
+
+def test_a_process_that_only_helps_another_says_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    lines = display._Lines(Console(stderr=True), TrainingView(tmp_path), waits=True)
+    lines.look()
+    assert capsys.readouterr().err == ""
+    lines.begin("compress")
+    lines.look()
+    assert capsys.readouterr().err == "compress: at work for 1 s\n"

@@ -45,7 +45,8 @@ class Display(Protocol):
 def displaying(run: Path | None = None) -> Iterator[tuple[Display, Console]]:
     """Show a live view on stderr, with the training in the folder `run`; the console prints lines above it.
 
-    Where stderr is no terminal, long work gets a line every EVERY seconds, also work that reports nothing.
+    Where stderr is no terminal, long work gets a line every EVERY seconds, also work that reports nothing. With a `run`
+    these lines wait for the first that is heard: a process that only helps another one to train says nothing.
     """
     console, view = Console(stderr=True), TrainingView(run)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -53,7 +54,7 @@ def displaying(run: Path | None = None) -> Iterator[tuple[Display, Console]]:
         with Live(console=console, get_renderable=screen.render, transient=True):
             yield screen, console
     else:
-        with _Lines(console, view) as lines:
+        with _Lines(console, view, waits=run is not None) as lines:
             yield lines, console
 
 
@@ -133,9 +134,10 @@ class _Reported:
 class _Lines:
     """A line from time to time, by a thread of its own: a step that compiles or downloads reports nothing."""
 
-    def __init__(self, console: Console, view: TrainingView) -> None:
+    def __init__(self, console: Console, view: TrainingView, *, waits: bool = False) -> None:
         self._console = console
         self._view = view
+        self._heard = not waits
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lines", daemon=True)
@@ -153,6 +155,7 @@ class _Lines:
 
     def begin(self, name: str) -> None:
         with self._lock:
+            self._heard = True
             self._step, self._since = name, time.monotonic()
 
     def finish(self) -> None:
@@ -162,6 +165,7 @@ class _Lines:
 
     def report(self, what: str, done: int, total: int, note: str = "") -> None:
         with self._lock:
+            self._heard = True
             known = self._open.pop(what, None)
             if done < total:
                 self._open[what] = _Reported(what, done, total, note)  # the last of them is shown
@@ -173,7 +177,7 @@ class _Lines:
         """Print a line if one is due."""
         with self._lock:
             now = time.monotonic()
-            if now - self._last < EVERY:
+            if not self._heard or now - self._last < EVERY:
                 return
             self._last = now
             text, known = self._text(), self._said

@@ -33,6 +33,7 @@ FLOORS = {
     "bench": 7,
     "report": 7,
     "doctor": 8,
+    "watch": 8,
     "flow": 8,
     "comparison": 9,
     "synth": 9,

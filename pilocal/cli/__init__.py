@@ -15,6 +15,7 @@ COMMANDS = {
     "synth": "pilocal.cli.synth",
     "check": "pilocal.cli.flow",
     "run": "pilocal.cli.flow",
+    "watch": "pilocal.cli.watch",
     "compress": "pilocal.cli.compress",
     "index": "pilocal.cli.flow",
     "stages": "pilocal.cli.flow",

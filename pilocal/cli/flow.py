@@ -136,8 +136,8 @@ def run_until(
     from pilocal.flow.run import Run, run_task
 
     results: list[StepResult] = []
-    with listening(results.append, report_to) as listeners:
-        asked = run_folder or default_run(task, start)
+    asked = run_folder or default_run(task, start)
+    with listening(results.append, report_to, asked) as listeners:
         folder = run_task(task, schedule, asked, until=last, backend=backend, start=start, listeners=listeners)
         if folder is None:
             return

@@ -69,9 +69,11 @@ def checked_context(
     with _collecting(faults):
         check_name(task.name, f"{task.files['task']} name")
     base: Base | None = None
+    listeners.progress(f"base {task.model}", 0, 1)  # it may be downloaded
     with _collecting(faults):
         base = base_for(task)
         read_sizes(base.config, task.lora)
+    listeners.progress(f"base {task.model}", 1, 1)
     if base is not None:
         found = _base_faults(task, base, to_export=to_export and not _was_trained(run, base))
         faults += found or _rows_faults(task, base, start)

@@ -64,6 +64,7 @@ def fit(
 
     Raises TrainingError when the training cannot continue.
     """
+    _describe(context, plans, name, may_end_early=adaptive is not None or context.task.training.patience is not None)
     options: dict[str, Any] = {"team": context.team}
     if context.backend.name == MLX and (context.team is None or context.team.size == 1):
         options["settle"] = Threads(context, name).settle
@@ -85,6 +86,22 @@ def fit(
         adaptive=adaptive,
         track=partial(_open_tracker, context, name, key) if context.listeners.report_to else None,
     )
+
+
+def _describe(context: Context, plans: Sequence[StagePlan], name: str, *, may_end_early: bool) -> None:
+    """Record in run.json what a training is to do, from which those who watch it tell how long it will take."""
+    training, share, path = context.task.training, context.base.shares_prefix, context.run.path
+    stages = [
+        {
+            "number": plan.number,
+            "folder": plan.folder.relative_to(path).as_posix(),
+            "steps": plan.steps,
+            "tokens": round(plan.step_tokens(training, share=share)),
+        }
+        for plan in plans
+    ]
+    known = context.run.state.get("plan", {})
+    context.run.describe(plan=known | {name: {"stages": stages, "may_end_early": may_end_early}})
 
 
 def initial_adapter(context: Context) -> dict[str, Any] | None:

@@ -25,6 +25,10 @@ def unheard(result: StepResult) -> None:
     """Ignore a step."""
 
 
+def unseen(name: str) -> None:
+    """Ignore that a step begins."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listeners:
     """The functions that a run calls while it works."""
@@ -33,6 +37,8 @@ class Listeners:
     """Called while long work goes on."""
     warn: Callable[[str], None] = warnings.warn
     """Called with every warning, one line."""
+    begin: Callable[[str], None] = unseen
+    """Called with the name of every step that is not skipped, before it is made."""
     step: Callable[[StepResult], None] = unheard
     """Called with every step that is done or skipped."""
     report_to: str | None = None

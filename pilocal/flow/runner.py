@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 
 from pilocal.errors import InputError, did_you_mean
 from pilocal.flow.context import Context
@@ -17,6 +18,7 @@ from pilocal.flow.steps import EVALUATE, STEPS
 from pilocal.flow.steps.export import EXPORT
 from pilocal.packages import require_packages, versions
 from pilocal.run_folder.hashes import hashes
+from pilocal.run_folder.live import LiveFile
 from pilocal.training.backend import MLX
 
 PACKAGES = ("mlx", "mlx-lm", "llama-cpp-python", "numpy")
@@ -46,10 +48,35 @@ def run_steps(context: Context, last: Step) -> None:
     if EXPORT in steps:
         require_packages("export", "llama_cpp")
     describe(context)
-    with leading(context) if any(step.trains for step in steps) else nullcontext():
+    with shown(context, steps), leading(context) if any(step.trains for step in steps) else nullcontext():
         for step in steps:
             context.listeners.step(run_step(context, step))
     follow_task(context)
+
+
+@contextmanager
+def shown(context: Context, steps: Sequence[Step]) -> Iterator[None]:
+    """While the block lasts, keep what the run does in live.json, for those who watch its folder."""
+    heard = context.listeners
+    with LiveFile(context.run.live, [step.name for step in steps]) as live:
+
+        def begin(name: str) -> None:
+            live.begin(name)
+            heard.begin(name)
+
+        def step(result: StepResult) -> None:
+            live.finish()
+            heard.step(result)
+
+        def progress(what: str, done: int, total: int, note: str = "") -> None:
+            live.report(what, done, total, note)
+            heard.progress(what, done, total, note)
+
+        context.listeners = replace(heard, begin=begin, step=step, progress=progress)
+        try:
+            yield
+        finally:
+            context.listeners = heard
 
 
 def run_step(context: Context, step: Step) -> StepResult:
@@ -57,6 +84,7 @@ def run_step(context: Context, step: Step) -> StepResult:
     key = step.key(context)
     if context.run.is_done(step.name, key) or _spared(context, step, key):
         return StepResult(step.name, True, 0.0)
+    context.listeners.begin(step.name)
     began = time.monotonic()
     files = step.make(context, key)
     seconds = time.monotonic() - began

@@ -42,6 +42,11 @@ def disk_error(path: Path | str, error: OSError) -> RunError:
     return RunError(path, f"cannot write: {error.strerror or error}", fix="check the path and its permissions")
 
 
+def unreadable(path: Path | str, error: OSError) -> RunError:
+    """Turn an OSError of something that is read into a line that says what to do."""
+    return RunError(path, f"cannot be read: {error.strerror or error}", fix="check the path and its permissions")
+
+
 def cache_folder() -> Path:
     """Return where this system keeps what pilocal can make again: below XDG_CACHE_HOME where that is set."""
     home = Path.home()

@@ -116,6 +116,11 @@ class RunDir:
         return self.path / "run.json"
 
     @property
+    def live(self) -> Path:
+        """What the run does now, while it works."""
+        return self.path / "live.json"
+
+    @property
     def templates(self) -> Path:
         """The compressed templates."""
         return self.path / "templates"

@@ -54,6 +54,8 @@ class StepLine:
     """Bytes."""
     valid_loss: float | None = None
     """Mean per completion token of the validation rows, in nats, after the step; None when it was not computed."""
+    valid_seconds: float | None = None
+    """What that took, the decision included; None also in lines of former versions."""
     decision: Decision | None = None
     """None where nothing was decided."""
 
@@ -65,7 +67,7 @@ class StepLine:
     def as_json(self) -> str:
         """Return the line, without its end."""
         values = asdict(self)
-        for name in ("valid_loss", "decision"):
+        for name in ("valid_loss", "valid_seconds", "decision"):
             if values[name] is None:
                 del values[name]
         return json.dumps(values)

@@ -8,11 +8,14 @@ import re
 from importlib.resources import files
 
 
-def read_page() -> tuple[str, str]:
-    """Return the page and its Content-Security-Policy: its own script and style, and requests to this server."""
-    page = files("pilocal.server").joinpath("page.html").read_text(encoding="utf-8")
+def read_page(room: str = "pilocal.server", images: str = "data:") -> tuple[str, str]:
+    """Return a room's page and its Content-Security-Policy: its own script and style, and requests to its server.
+
+    `images` are the sources that the page may show.
+    """
+    page = files(room).joinpath("page.html").read_text(encoding="utf-8")
     script, style = (_hash(page, tag) for tag in ("script", "style"))
-    policy = f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:"
+    policy = f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src {images}"
     return page, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 

@@ -54,6 +54,8 @@ def train(
     checkpoint = checkpoints.newest([plan.folder / "checkpoint" for plan in plans])
     trainer = setup.lead(checkpoint, plans, warn)
     start, ends = (checkpoint.step, list(checkpoint.ends)) if checkpoint else (0, [])
+    for plan in plans[len(ends) + 1 :]:
+        (plan.folder / FILE).unlink(missing_ok=True)  # a former training's lines would be taken for this one's
     with Interrupt() as interrupt, tracking(track, start) as show:
         said = partial(progress, name)
         resumed = start if checkpoint else None
@@ -169,9 +171,11 @@ class _Checks:
         decides = self.pace is not None and (self.pace.is_due(step - self.first) or step == self.last)
         if not decides and step != self.last and step % self.every:
             return line
+        began = time.perf_counter()
         valid_loss = self.look()
         decision = self.pace.decide(valid_loss, self.last - step) if self.pace and decides else None
-        return replace(line, valid_loss=valid_loss, decision=decision)
+        seconds = round(time.perf_counter() - began, 4)
+        return replace(line, valid_loss=valid_loss, valid_seconds=seconds, decision=decision)
 
 
 class Pace:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +60,18 @@ class StagePlan:
         if self.generation:
             return PairedOrder(self, training, share=share)
         return RowOrder(self.train, training.batch_size, (training.seed, self.number), share=share, beside=self.beside)
+
+    def step_tokens(self, training: Training, *, share: bool = True) -> float:
+        """Return about how many tokens a step computes: what all rows share once, and the rest of its rows.
+
+        Shots that only some rows share are counted in every row.
+        """
+        own = [*self.train, *self.generation]
+        alike = [row for stream in self.beside for row in stream.rows if not row.is_said]
+        prefix = shared_prefix([*own, *alike]) if share else 0
+        counts = [(stream.rows, stream.count) for stream in self.beside]
+        counts.append((own, training.batch_size - sum(stream.count for stream in self.beside)))
+        return prefix + sum(count * (fmean(len(row.tokens) for row in rows) - prefix) for rows, count in counts)
 
 
 class Ordering(Protocol):

@@ -1,0 +1,125 @@
+"""What texts have in common, unit by unit, and what stands between: linear in their length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pilocal.logs.units import Unit, numbered, size, units_of
+
+SHARE = 0.95
+"""The share of rows that have what is called recurring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """Fixed texts, and what each text has between them."""
+
+    fixed: tuple[str, ...]
+    joins: tuple[str, ...]
+    """The white space to put between two fixed texts once what is between them is taken out."""
+    open: tuple[bool, ...]
+    lines: tuple[int, ...]
+    """The line of the reference text on which each hole is."""
+    held: dict[int, tuple[str, ...]]
+    """What each text that has all of them in order holds in each hole, by its number."""
+
+
+def align(texts: Sequence[str]) -> Aligned:
+    """Return what at least SHARE of some texts have in common."""
+    cuts = {text: units_of(text) for text in set(texts)}
+    keys = {text: numbered(units) for text, units in cuts.items()}
+    counts = Counter[tuple[str, int]]()
+    for text, times in Counter(texts).items():
+        for key in keys[text]:
+            counts[key] += times
+    common = {key for key, count in counts.items() if count >= SHARE * len(texts)}
+    orders = {text: tuple(key for key in found if key in common) for text, found in keys.items()}
+    order = Counter(orders[text] for text in texts).most_common(1)[0][0]
+    places = {text: _places(units, keys[text], common) for text, units in cuts.items() if orders[text] == order}
+    gaps = {text: _gaps(text, found) for text, found in places.items()}
+    numbers = [number for number, text in enumerate(texts) if text in gaps]
+    filled = [sum(bool(gaps[texts[number]][hole].strip()) for number in numbers) for hole in range(len(order) + 1)]
+    is_open = [count > (1 - SHARE) * len(numbers) for count in filled]
+    fits = {
+        text: all(is_open[hole] or not gap.strip() for hole, gap in enumerate(found)) for text, found in gaps.items()
+    }
+    numbers = [number for number in numbers if fits[texts[number]]]
+    if not numbers:
+        return Aligned((), (), (True,), (1,), {number: (text.strip(),) for number, text in enumerate(texts)})
+    reference = texts[numbers[0]]
+    return _joined(reference, places[reference], is_open, {number: gaps[texts[number]] for number in numbers})
+
+
+def _places(units: Sequence[Unit], keys: Sequence[tuple[str, int]], common: set[tuple[str, int]]) -> list[Unit]:
+    return [unit for unit, key in zip(units, keys, strict=True) if key in common]
+
+
+def _gaps(text: str, places: Sequence[Unit]) -> tuple[str, ...]:
+    """Return what is before, between and after the places of a text."""
+    ends, starts = [0, *(unit.end for unit in places)], [*(unit.start for unit in places), len(text)]
+    return tuple(text[end:start] for end, start in zip(ends, starts, strict=True))
+
+
+def _joined(
+    reference: str, places: Sequence[Unit], is_open: Sequence[bool], gaps: dict[int, tuple[str, ...]]
+) -> Aligned:
+    """Return the alignment with the fixed units that follow each other as one text."""
+    fixed, joins, holes = list[str](), list[str](), [0]
+    start = 0
+    for number in range(1, len(places) + 1):
+        if number < len(places) and not is_open[number]:
+            continue
+        fixed.append(reference[places[start].start : places[number - 1].end])
+        holes.append(number)
+        if number < len(places):
+            joins.append(_join(reference[places[number - 1].end : places[number].start]))
+        start = number
+    return Aligned(
+        fixed=tuple(fixed),
+        joins=tuple(joins),
+        open=tuple(is_open[hole] for hole in holes),
+        lines=tuple(_line(reference, places, hole) for hole in holes),
+        held={number: tuple(found[hole].strip() for hole in holes) for number, found in gaps.items()},
+    )
+
+
+def _join(gap: str) -> str:
+    return "\n\n" if "\n\n" in gap else "\n" if "\n" in gap else " "
+
+
+def _line(reference: str, places: Sequence[Unit], hole: int) -> int:
+    """Return the line on which the text in a hole begins."""
+    start = places[hole - 1].end if hole else 0
+    gap = reference[start : places[hole].start if hole < len(places) else len(reference)]
+    start += len(gap) - len(gap.lstrip())
+    return reference.count("\n", 0, start) + 1
+
+
+def without_small(found: Aligned, smallest: int) -> Aligned:
+    """Return an alignment without the fixed texts of fewer words than that between two open holes.
+
+    They label what changes, so they go with it.
+    """
+    for number, text in enumerate(found.fixed):
+        if found.open[number] and found.open[number + 1] and size(text) < smallest:
+            return without_small(_without(found, number), smallest)
+    return found
+
+
+def _without(found: Aligned, number: int) -> Aligned:
+    def dropped(values: Sequence[str], place: int) -> tuple[str, ...]:
+        return (*values[:place], *values[place + 1 :])
+
+    def merge(held: tuple[str, ...]) -> tuple[str, ...]:
+        parts = (part for part in (held[number], found.fixed[number], held[number + 1]) if part)
+        return (*held[:number], "\n".join(parts), *held[number + 2 :])
+
+    return Aligned(
+        fixed=dropped(found.fixed, number),
+        joins=dropped(found.joins, min(number, len(found.joins) - 1)),
+        open=found.open[:number] + found.open[number + 1 :],
+        lines=found.lines[: number + 1] + found.lines[number + 2 :],
+        held={row: merge(held) for row, held in found.held.items()},
+    )

@@ -1,0 +1,274 @@
+"""Finds the prompts that the requests of a log repeat."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pilocal.logs.alignment import SHARE, Aligned, align, without_small
+from pilocal.logs.exchange import Exchange
+from pilocal.logs.families import families, fewest
+from pilocal.logs.frame import Frame
+from pilocal.logs.template import Pair, Place, Template, pairs_of
+from pilocal.logs.units import shared, size
+from pilocal.task.chat import Turn
+
+FEW = 10
+"""Values up to which what changes may be versions of a prompt; more are data."""
+
+SHORT = 6
+"""Words of the longest value that may be data where there are few values."""
+
+LABEL = 8
+"""Words of a fixed text between two changing places of a user's turn that is a label of what follows."""
+
+LEAST = 3
+"""Words of the shortest part of a user's turn that is taken for a prompt."""
+
+DEEPEST = 6
+"""How often a family is divided into versions."""
+
+EXAMPLES = 3
+
+BOUNDARY = re.compile(r"""[:.!?]\s+|\n|["'`<\[(>]+$""")
+"""Where a prompt may end inside a line."""
+
+BEGINNING = re.compile(r"""\n|(?<=[.!?])\s|(?<=\s)(?=[A-Z\[(<])|["'`\])>]""")
+"""Where it may begin inside a line."""
+
+
+def find_templates(rows: Sequence[Exchange]) -> list[Template]:
+    """Return the templates of some requests, those of the most rows first; none where no prompt recurs."""
+    found: list[Template] = []
+    for number, members in enumerate(families(rows)):
+        if len(members) >= fewest(len(rows)):
+            found += _versions([rows[member] for member in members], number, fewest(len(rows)), 0)
+    merged: dict[object, Template] = {}
+    for each in found:
+        key = (each.system.fixed, each.user.fixed, each.opening)
+        known = merged.get(key)
+        merged[key] = replace(known, rows=known.rows + each.rows) if known else each
+    return sorted((each for each in merged.values() if each.text), key=lambda each: -each.rows)
+
+
+def _versions(rows: Sequence[Exchange], family: int, least: int, depth: int) -> list[Template]:
+    """Return the templates of one family: one, or its versions."""
+    draft = _Draft.of(rows)
+    versions = draft.versions() if depth < DEEPEST else []
+    if not versions:
+        rest = [row for number, row in enumerate(rows) if number not in draft.members]
+        found = [draft.template(family)] if len(draft.members) >= least else []
+        more = _versions(rest, family, least, depth + 1) if len(rest) >= least and depth < DEEPEST and found else []
+        return found + more
+    found = []
+    for numbers in versions:
+        if len(numbers) >= least:
+            found += _versions([rows[number] for number in numbers], family, least, depth + 1)
+    return found
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the requests of a family have in common, as far as it is known."""
+
+    rows: Sequence[Exchange]
+    shots: tuple[Pair, ...]
+    opening: Pair | None
+    turns: list[tuple[Turn, ...]]
+    """Each row's turns after the opening and the shots."""
+    system: Aligned
+    user: Aligned
+    pivot: int
+    """The hole of the user's turn that is the query."""
+    members: list[int] = field(default_factory=list)
+    """The rows that have all of it."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Exchange]) -> _Draft:
+        """Return what some rows have in common."""
+        opening, shots = _recurring_turns(rows)
+        turns = [_after(row.turns, opening, frozenset(shots)) for row in rows]
+        system = align([row.system for row in rows])
+        user = without_small(align([each[0][1] if each else "" for each in turns]), LABEL)
+        if sum(map(size, user.fixed)) < LEAST or not any(user.open):
+            user = Aligned((), (), (True,), (1,), {n: (each[0][1],) for n, each in enumerate(turns) if each})
+        sizes = [sum(map(len, {held[hole] for held in user.held.values()})) for hole in range(len(user.open))]
+        pivot = max(range(len(sizes)), key=lambda hole: (user.open[hole], sizes[hole]))
+        members = [n for n in range(len(rows)) if n in system.held and n in user.held and turns[n]]
+        return cls(rows, shots, opening, turns, system, user, pivot, members)
+
+    def versions(self) -> list[list[int]]:
+        """Return the rows of each version; none where what changes is data."""
+        keys: dict[int, tuple[str, ...]] = dict.fromkeys(self.members, ())
+        for aligned, pivot in ((self.system, None), (self.user, self.pivot)):
+            for hole in _open_holes(aligned, pivot):
+                values = {number: " ".join(aligned.held[number][hole].split()) for number in self.members}
+                if _are_versions(Counter(values.values())):
+                    keys = {number: (*key, values[number]) for number, key in keys.items()}
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for number, key in keys.items():
+            groups.setdefault(key, []).append(number)
+        return list(groups.values()) if len(groups) > 1 else []
+
+    def template(self, family: int) -> Template:
+        """Return the template, its place for the query included."""
+        before, after = self._around_query()
+        user, pivot = self.user, self.pivot
+        fixed = [*user.fixed[:pivot], *([before] if before else []), *([after] if after else []), *user.fixed[pivot:]]
+        is_open = [*user.open[:pivot], *([False] if before and not pivot else [])]
+        is_open += [False] if before and pivot else []
+        is_open += [True, *([False] if after else []), *user.open[pivot + 1 :]]
+        text = _text(self.system)
+        head, tail = _part(user, 0, pivot), _part(user, pivot, len(user.fixed))
+        head, tail = _glued(head, before), _glued(after, tail)
+        opening = _opening_text(self.opening) if self.opening else ""
+        return Template(
+            text="\n\n".join(part for part in (opening, text, head, tail) if part),
+            system=Frame(self.system.fixed, self.system.open, len(self.system.fixed)),
+            user=Frame(tuple(fixed), tuple(is_open), pivot + bool(before)),
+            shots=self.shots,
+            opening=self.opening,
+            places=tuple(self._places()),
+            rows=len(self.members),
+            family=family,
+            split=bool(tail) and bool(head or text or opening),
+        )
+
+    def _around_query(self) -> tuple[str, str]:
+        """Return what the line of the query begins and ends with in nearly every row, if that is a prompt."""
+        values = [self.user.held[number][self.pivot] for number in self.members]
+        if len(set(values)) < 2:
+            return "", ""
+        before = shared(values, SHARE)
+        ends = [mark.end() for mark in BOUNDARY.finditer(before)]
+        before = before[: ends[-1]].strip() if ends else ""
+        if size(before) < LEAST:
+            before = ""
+        rest = [value.removeprefix(before) for value in values]
+        after = shared([value[::-1] for value in rest], SHARE)[::-1]
+        start = BEGINNING.search(after)
+        after = after[start.start() :].strip() if start else ""
+        quoted = before[-1:] in ("\"", "'", "`", "<", "[", "(") and not re.search(r"\w", after)
+        return before, after if size(after) >= LEAST or (after and quoted) else ""
+
+    def _places(self) -> list[Place]:
+        found = []
+        for role, aligned, pivot in (("system", self.system, None), ("user", self.user, self.pivot)):
+            for hole in _open_holes(aligned, pivot):
+                values = Counter(aligned.held[number][hole] for number in self.members)
+                known = [value for value, _ in values.most_common() if value]
+                begins, ends = _alike(known)
+                place = Place(
+                    role=role,
+                    line=aligned.lines[hole],
+                    around=(begins, ends),
+                    examples=tuple(known[:EXAMPLES]),
+                    distinct=len(values),
+                )
+                found.append(place)
+        return found
+
+
+def _open_holes(aligned: Aligned, pivot: int | None) -> list[int]:
+    return [hole for hole, is_open in enumerate(aligned.open) if is_open and hole != pivot]
+
+
+def _text(aligned: Aligned) -> str:
+    return _part(aligned, 0, len(aligned.fixed))
+
+
+def _part(aligned: Aligned, first: int, last: int) -> str:
+    """Return the fixed texts from one number to before another, with the spaces that stood between them."""
+    text = ""
+    for number in range(first, last):
+        text += (aligned.joins[number - 1] if number > first else "") + aligned.fixed[number]
+    return text
+
+
+def _glued(one: str, other: str) -> str:
+    return "\n".join(part for part in (one, other) if part)
+
+
+def _alike(values: Sequence[str]) -> tuple[str, str]:
+    """Return the whole words that all values begin and end with."""
+    begins = shared(values, 1.0)
+    begins = begins[: begins.rfind(" ") + 1]
+    ends = shared([value[len(begins) :][::-1] for value in values], 1.0)[::-1]
+    return begins, ends[ends.find(" ") :] if " " in ends else re.sub(r"\w", "", ends)
+
+
+def _are_versions(values: Counter[str]) -> bool:
+    """Tell whether what changes are versions of the prompt, and not data: a date, a name, a passage.
+
+    >>> _are_versions(Counter({"Answer with one word.": 40, "Answer in a single word, always.": 60}))
+    True
+    >>> _are_versions(Counter({"Today is 2026-05-01.": 40, "Today is 2026-05-02.": 60}))
+    False
+    """
+    if len(values) > FEW or 3 * len(values) > values.total():
+        return False
+    if "" in values:
+        return True
+    begins, ends = _alike(list(values))
+    return not all(_is_data(value[len(begins) : len(value) - len(ends)].split()) for value in values)
+
+
+def _is_data(words: Sequence[str]) -> bool:
+    """Tell whether a few words look like a date, a name, an address or a language."""
+    if not 0 < len(words) <= SHORT:
+        return False
+    text = " ".join(words)
+    named = all(word[:1].isupper() for word in words if word[:1].isalpha())
+    return named or any(map(str.isdigit, text)) or "@" in text or "://" in text
+
+
+def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair, ...]]:
+    """Return the opening and the shots that recur before the query, the most frequent first."""
+    counts = Counter(pair for row in rows for pair in set(pairs_of(row.turns)))
+    known = {pair for pair, count in counts.items() if _recurs(count, len(rows))}
+    leading: Counter[Pair] = Counter()
+    firsts: Counter[Pair] = Counter()
+    for row in rows:
+        for number, pair in enumerate(pairs_of(row.turns)):
+            if pair not in known:
+                break
+            leading[pair] += 1
+            firsts[pair] += number == 0
+    opening = None
+    if firsts and not any(row.system.strip() for row in rows):
+        first, count = firsts.most_common(1)[0]
+        opening = first if count >= SHARE * len(rows) else None
+    shots = tuple(pair for pair, _ in leading.most_common() if pair != opening)
+    return opening, shots
+
+
+def _recurs(count: int, rows: int) -> bool:
+    """Tell whether a turn with its answer recurs so often that it is a shot and not a conversation that goes on."""
+    return rows > 3 and (2 * count >= rows or (count >= 20 and count >= 0.05 * rows))
+
+
+def _after(turns: tuple[Turn, ...], opening: Pair | None, shots: frozenset[Pair]) -> tuple[Turn, ...]:
+    if opening:
+        if pairs_of(turns)[:1] != [opening]:
+            return ()
+        turns = turns[2:]
+    for pair in pairs_of(turns):
+        if pair not in shots:
+            break
+        turns = turns[2:]
+    return turns
+
+
+def _opening_text(opening: Pair) -> str:
+    """Return the prompt in an opening, with its answer unless that only says that it was understood."""
+    asked, answered = opening
+    return asked.strip() if size(answered) < LABEL else f"{asked.strip()}\n{answered.strip()}"
+
+
+def shared_by_all(rows: Sequence[Exchange]) -> str:
+    """Return the longest beginning that SHARE of the requests have, for a message that no prompt recurs."""
+    return shared([row.system or row.first for row in rows], SHARE)
+
+

@@ -32,7 +32,7 @@ DEEPEST = 6
 
 EXAMPLES = 3
 
-BOUNDARY = re.compile(r"""[:.!?]\s+|\n|["'`<\[(>]+$""")
+BOUNDARY = re.compile(r"""[:.!?]\s+["'`<\[(]*|\n["'`<\[(]*""")
 """Where a prompt may end inside a line."""
 
 BEGINNING = re.compile(r"""\n|(?<=[.!?])\s|(?<=\s)(?=[A-Z\[(<])|["'`\])>]""")
@@ -212,16 +212,24 @@ def _are_versions(values: Counter[str]) -> bool:
     if "" in values:
         return True
     begins, ends = _alike(list(values))
-    return not all(_is_data(value[len(begins) : len(value) - len(ends)].split()) for value in values)
+    parts = [value[len(begins) : len(value) - len(ends)] for value in values]
+    return not (all(map(_is_name, parts)) or (all(map(_is_number, parts)) and len(set(map(_shape, parts))) == 1))
 
 
-def _is_data(words: Sequence[str]) -> bool:
-    """Tell whether a few words look like a date, a name, an address or a language."""
-    if not 0 < len(words) <= SHORT:
-        return False
-    text = " ".join(words)
-    named = all(word[:1].isupper() for word in words if word[:1].isalpha())
-    return named or any(map(str.isdigit, text)) or "@" in text or "://" in text
+def _is_name(text: str) -> bool:
+    """Tell whether a few words look like a name, a language or a day."""
+    words = text.split()
+    named = [word[:1].isupper() for word in words if word[:1].isalpha()]
+    return 0 < len(words) <= SHORT and bool(named) and all(named)
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether a text looks like a date, a time, an identity or an address; a rule may have a number of its own."""
+    return text.count(" ") < SHORT and (len(re.findall(r"\d+", text)) > 1 or bool(re.search(r"\d{4}|@|://", text)))
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", text))
 
 
 def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair, ...]]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = (
-    "amber birch cedar delta ember fjord grove haven ivory jetty kelp linen maple noble ocean pearl quartz river "
-    "slate tulip umber velvet willow yarrow zephyr anchor bridge candle drift engine fabric garden harbor island"
-).split()
-NAMES = "Ann Bob Chloe Dmitri Elif Farid Grace Hiro Ines Jonas Kofi Lena Mateo Nadia Omar Priya Quinn Rosa".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+WORDS = [
+    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "ivory", "jetty", "kelp", "linen",
+    "maple", "noble", "ocean", "pearl", "quartz", "river", "slate", "tulip", "umber", "velvet", "willow", "yarrow",
+    "zephyr", "anchor", "bridge", "candle", "drift", "engine", "fabric", "garden", "harbor", "island",
+]  # fmt: skip
+NAMES = ["Ann", "Bob", "Chloe", "Dmitri", "Elif", "Farid", "Grace", "Hiro", "Ines", "Jonas", "Kofi", "Lena", "Mateo"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 Message = dict[str, Any]
 
@@ -60,7 +61,9 @@ def said(rng: random.Random) -> Message:
     return {"role": "assistant", "content": sentence(rng, 1, 4)}
 
 
-def log(kind: str, rng: random.Random, rows: Sequence[tuple[list[Message], str]], template: str, *, warned: bool) -> MadeLog:
+def log(
+    kind: str, rng: random.Random, rows: Sequence[tuple[list[Message], str]], template: str, *, warned: bool
+) -> MadeLog:
     return MadeLog(kind, [[*messages, said(rng)] for messages, _ in rows], template, [each for _, each in rows], warned)
 
 
@@ -84,7 +87,7 @@ def prefix(rng: random.Random, count: int) -> MadeLog:
 def suffix(rng: random.Random, count: int) -> MadeLog:
     text = rules(rng)
     rows = made(rng, count, lambda asked: [user(f"{asked}\n\n{text}")])
-    return log("suffix", rng, rows, text, warned=False)
+    return log("suffix", rng, rows, text, warned=True)
 
 
 def both_sides(rng: random.Random, count: int) -> MadeLog:
@@ -96,7 +99,7 @@ def both_sides(rng: random.Random, count: int) -> MadeLog:
 def one_line(rng: random.Random, count: int) -> MadeLog:
     text = f"Decide whether the {rng.choice(WORDS)} of the customer is {rng.choice(WORDS)} or {rng.choice(WORDS)}:"
     rows = made(rng, count, lambda asked: [user(f"{text} {asked}")])
-    return log("one line", rng, rows, text, warned=False)
+    return log("one line", rng, rows, text, warned=True)
 
 
 def few_shot(rng: random.Random, count: int) -> MadeLog:

@@ -54,7 +54,9 @@ def import_logs(folder: Path, paths: Sequence[Path], name: str, options: Mapping
 
 def _may_ask(options: Mapping[str, Any]) -> bool:
     """Tell whether somebody is there to ask, who has decided nothing with an option."""
-    given = any(options[name] not in (None, False, "") for name in ("template", "variants", "redact", "model", "metric"))
+    given = any(
+        options[name] not in (None, False, "") for name in ("template", "variants", "redact", "model", "metric")
+    )
     return not given and sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -124,5 +126,3 @@ def _report(folder: Path, found: Survey, number: int, made: Made) -> None:
         schedule = f" --schedule {folder / 'schedule.toml'}"
         click.echo(f"schedule: {made.shots} shots, so that the prompts fit the base's context")
     click.echo(f"next: `pilocal check {folder}{schedule}`, then `pilocal run {folder}{schedule}`")
-
-

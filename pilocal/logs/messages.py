@@ -1,4 +1,4 @@
-"""Messages and answers as the usual interfaces write them: OpenAI's two, Anthropic's, Ollama's, and streams of pieces."""
+"""Messages and answers as the usual interfaces write them: OpenAI's two, Anthropic's, Ollama's, and streams."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _chat_message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     if "from" in message and "value" in message:
-        return {"role": message["from"], "content": message["value"]}
+        return {"role": ROLES.get(str(message["from"]), message["from"]), "content": message["value"]}
     if "role" not in message and message.get("type") in CALLS:
         return {"role": "tool", "content": ""}
     return message

@@ -28,12 +28,8 @@ class AnswerStatistics:
 
     def metric(self) -> tuple[str, str]:
         """Return the metric, and why."""
-        total = self._words.total()
-        middle, seen = 0, 0
-        for middle, count in sorted(self._words.items()):
-            seen += count
-            if 2 * seen >= total:
-                break
+        lengths = sorted(self._words.elements())
+        total, middle = len(lengths), lengths[len(lengths) // 2] if lengths else 0
         different = len(self._different)
         if 2 * self._objects > total:
             return "exact_match", "most answers are JSON, in which every character counts"

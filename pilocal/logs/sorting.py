@@ -116,7 +116,9 @@ class Sorter:
             self.ledger.remark(row.where, kind, "taken out" if self.sieve.redact else "")
         if row.offered_tools:
             self.ledger.remark(row.where, OFFERED)
-        begun = tuple(_hash(_hash(*_texts(turns[:end])), _hash(turns[end][1].strip())) for end in range(1, len(turns), 2))
+        begun = tuple(
+            _hash(_hash(*_texts(turns[:end])), _hash(turns[end][1].strip())) for end in range(1, len(turns), 2)
+        )
         tokens = self.count_tokens("\n".join([answer, *(text for _, text in turns)]))
         self.rows.append(Kept(row.where, asked, _hash(answer.strip()), begun, tokens))
         self.near.add(cut.turns[0][1] if len(cut.turns) > 1 else cut.turns[-1][1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pilocal.errors import InputError
 from pilocal.logs.exchange import Exchange, LeftOut
+from pilocal.logs.families import FEWEST
 from pilocal.logs.finding import find_templates, shared_by_all
 from pilocal.logs.reading import read
 from pilocal.logs.sensitive import seen_in
@@ -55,9 +56,10 @@ class Survey:
         if template.places:
             what = "; ".join(place.said for place in template.places)
             yield f"the prompt is not the same in every request: {what}. What changes goes with the query, first"
-        if template.split:
+        if template.behind:
             yield (
-                "the template stands on both sides of the query; the server knows it as one text, so send the bare query"
+                "the template, or a part of it, stands behind the query; the server takes it out of old requests only "
+                "where it stands in front, so send the bare query"
             )
         if template.shots:
             yield f"{len(template.shots)} solved examples recur before the query; they go into train.jsonl"
@@ -116,9 +118,11 @@ def survey(paths: Sequence[Path], columns: Mapping[str, str], progress: Progress
         what = f"none of {reasons.total()} rows can be used; this one: {row.reason}{more}"
         raise InputError(where, what, fix="name the columns with --columns query=NAME,answer=NAME, or another file")
     rows = sample.rows
-    if count == 1:
+    if count < FEWEST:
         fix = "give a log of many requests, or the prompt alone with --from-prompt"
-        raise InputError(files[0], "one row: what recurs shows in several", fix=fix)
+        raise InputError(
+            files[0], f"{'one row' if count == 1 else f'{count} rows'}: what recurs shows in several", fix=fix
+        )
     templates = find_templates(rows)
     if not templates:
         raise _nothing_recurs(files, rows)

@@ -76,8 +76,8 @@ class Template:
     """How many of the rows that were looked at have it."""
     family: int
     """Templates of one number are variants of each other: they share half of their text or more."""
-    split: bool = False
-    """Whether it stands on both sides of the query."""
+    behind: bool = False
+    """Whether a part of it, or all, stands behind the query."""
 
     def cut(self, exchange: Exchange) -> Cut | None:
         """Return a request without this template and its shots; None where it does not have the template."""

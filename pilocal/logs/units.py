@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-ENDS = re.compile(r"\n+|(?<=[.!?])[ \t]+|(?<=[。！？])")
+ENDS = re.compile(r"\n+|(?<=[.!?])[ \t]+|(?<=[\u3002\uff01\uff1f])")
 """Where a unit ends: at the end of a line or of a sentence."""
 
 CLAUSES = re.compile(r"(?<=[,;:])\s+")
@@ -17,7 +17,7 @@ CLAUSES = re.compile(r"(?<=[,;:])\s+")
 LONG_SENTENCE = 40
 """Words of a sentence that is cut at its clauses, too."""
 
-WORD = re.compile(r"\w[\w'’-]*")
+WORD = re.compile(r"\w[\w'\u2019-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,12 @@ def units_of(text: str) -> tuple[Unit, ...]:
     return tuple(unit for unit in found if unit.key)
 
 
+@lru_cache(maxsize=4096)
+def words_of(text: str) -> tuple[Unit, ...]:
+    """Return the words of a text, for prompts of a single sentence."""
+    return tuple(Unit(word[0], word.start(), word.end()) for word in re.finditer(r"\S+", text))
+
+
 def _spans(marks: re.Pattern[str], text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
     for mark in marks.finditer(text, start, end):
         yield start, mark.start()
@@ -60,9 +66,9 @@ def _unit(text: str, start: int, end: int) -> Unit:
 
 
 def numbered(units: Sequence[Unit]) -> list[tuple[str, int]]:
-    """Return each unit's key and how often it stood before, so that every one is told from every other.
+    r"""Return each unit's key and how often it stood before, so that every one is told from every other.
 
-    >>> numbered(units_of("a\\nb\\na"))
+    >>> numbered(units_of("a\nb\na"))
     [('a', 0), ('b', 0), ('a', 1)]
     """
     seen = Counter[str]()
@@ -76,8 +82,8 @@ def numbered(units: Sequence[Unit]) -> list[tuple[str, int]]:
 def size(text: str) -> int:
     """Return how many words a text has, or would have if its script put spaces between them.
 
-    >>> size("You answer in one word."), size("请用一个词回答用户的问题，不要解释。")
-    (5, 8)
+    >>> size("You answer in one word."), size("请用一个词回答用户的问题。")
+    (5, 6)
     """
     words, letters = len(WORD.findall(text)), sum(map(str.isalnum, text))
     return letters // 2 if letters > 6 * words and not text.isascii() else words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pilocal.logs.units import Unit, numbered, size, units_of, words_of
@@ -45,31 +45,65 @@ def align_sentences(texts: Sequence[str]) -> Aligned:
 
 def align(texts: Sequence[str], cut: Callable[[str], tuple[Unit, ...]]) -> Aligned:
     """Return what at least SHARE of some texts have in common, of the units into which they are cut."""
-    cuts = {text: cut(text) for text in set(texts)}
+    times = Counter(texts)
+    cuts = {text: cut(text) for text in times}
     keys = {text: numbered(units) for text, units in cuts.items()}
-    counts = Counter[tuple[str, int]]()
-    for text, times in Counter(texts).items():
-        for key in keys[text]:
-            counts[key] += times
-    common = {key for key, count in counts.items() if count >= SHARE * len(texts)}
+    common = _common(keys, times)
     orders = {text: tuple(key for key in found if key in common) for text, found in keys.items()}
-    order = Counter(orders[text] for text in texts).most_common(1)[0][0]
+    (order, _), *_ = _weighed(orders, times).most_common(1)
     places = {text: _places(units, keys[text], common) for text, units in cuts.items() if orders[text] == order}
+    return _aligned(texts, places) or nothing_recurs(texts)
+
+
+def nothing_recurs(texts: Sequence[str]) -> Aligned:
+    """Return the alignment of texts that have nothing in common; empty ones are not in it."""
+    return Aligned((), (), (True,), (1,), {number: (text.strip(),) for number, text in enumerate(texts) if text})
+
+
+def _aligned(texts: Sequence[str], places: Mapping[str, list[Unit]]) -> Aligned | None:
+    """Return the alignment of the texts whose recurring units are known; None where none fits the others."""
     gaps = {text: _gaps(text, found) for text, found in places.items()}
-    numbers = [number for number, text in enumerate(texts) if text in gaps]
-    filled = [sum(bool(gaps[texts[number]][hole].strip()) for number in numbers) for hole in range(len(order) + 1)]
-    is_open = [count > (1 - SHARE) * len(numbers) for count in filled]
-    fits = {
-        text: all(is_open[hole] or not gap.strip() for hole, gap in enumerate(found)) for text, found in gaps.items()
-    }
-    numbers = [number for number in numbers if fits[texts[number]]]
+    is_open = _open(gaps, Counter(text for text in texts if text in gaps))
+    numbers = [number for number, text in enumerate(texts) if text in gaps and _fits(gaps[text], is_open)]
     if not numbers:
-        return Aligned((), (), (True,), (1,), {number: (text.strip(),) for number, text in enumerate(texts)})
+        return None
     reference = texts[numbers[0]]
     return _joined(reference, places[reference], is_open, {number: gaps[texts[number]] for number in numbers})
 
 
-def _places(units: Sequence[Unit], keys: Sequence[tuple[str, int]], common: set[tuple[str, int]]) -> list[Unit]:
+Key = tuple[str, int]
+
+
+def _weighed(found: Mapping[str, tuple[Key, ...]], times: Counter[str]) -> Counter[tuple[Key, ...]]:
+    counts = Counter[tuple[Key, ...]]()
+    for text, count in times.items():
+        counts[found[text]] += count
+    return counts
+
+
+def _common(keys: Mapping[str, Sequence[Key]], times: Counter[str]) -> set[Key]:
+    """Return the units that at least SHARE of the texts have."""
+    counts = Counter[Key]()
+    for text, count in times.items():
+        for key in keys[text]:
+            counts[key] += count
+    return {key for key, count in counts.items() if count >= SHARE * times.total()}
+
+
+def _open(gaps: Mapping[str, tuple[str, ...]], times: Counter[str]) -> list[bool]:
+    """Return for each gap whether more than a few of the texts have something in it."""
+    filled = Counter[int]()
+    for text, found in gaps.items():
+        filled.update({hole: times[text] for hole, gap in enumerate(found) if gap.strip()})
+    holes = len(next(iter(gaps.values())))
+    return [filled[hole] > (1 - SHARE) * times.total() for hole in range(holes)]
+
+
+def _fits(gaps: Sequence[str], is_open: Sequence[bool]) -> bool:
+    return all(allowed or not gap.strip() for gap, allowed in zip(gaps, is_open, strict=True))
+
+
+def _places(units: Sequence[Unit], keys: Sequence[Key], common: set[Key]) -> list[Unit]:
     return [unit for unit, key in zip(units, keys, strict=True) if key in common]
 
 

@@ -40,23 +40,32 @@ def families(rows: Sequence[Exchange]) -> list[list[int]]:
     weights = _recurring(rows)
     features = [frozenset(feature for feature in _features(row) if feature in weights) for row in rows]
     features = [_without_asking(found, weights) for found in features]
-    totals = {found: sum(weights[feature] for feature in found) for found in set(features)}
+    home = _homes(Counter(features), weights)
+    members: dict[int, list[int]] = {}
+    for number, found in enumerate(features):
+        members.setdefault(home[found], []).append(number)
+    return sorted(members.values(), key=lambda numbers: (-len(numbers), numbers[0]))
+
+
+def _homes(counts: Counter[frozenset[Feature]], weights: dict[Feature, int]) -> dict[frozenset[Feature], int]:
+    """Return the number of the family of each set of features."""
+    totals = {found: _weight(found, weights) for found in counts}
     leaders: list[frozenset[Feature]] = []
     home: dict[frozenset[Feature], int] = {}
-    counts = Counter(features)
     for found in sorted(totals, key=lambda found: (-counts[found], -totals[found], sorted(found))):
         for number, leader in enumerate(leaders):
             most = max(totals[found], totals[leader])
-            if most == 0 or sum(weights[feature] for feature in found & leader) >= ALIKE * most > 0:
+            if most == 0 or _weight(found & leader, weights) >= ALIKE * most > 0:
                 home[found] = number
                 break
         else:
             home[found] = len(leaders)
             leaders.append(found)
-    members: dict[int, list[int]] = {}
-    for number, found in enumerate(features):
-        members.setdefault(home[found], []).append(number)
-    return sorted(members.values(), key=lambda numbers: (-len(numbers), numbers[0]))
+    return home
+
+
+def _weight(found: frozenset[Feature], weights: dict[Feature, int]) -> int:
+    return sum(weights[feature] for feature in found)
 
 
 def _features(row: Exchange) -> set[Feature]:
@@ -99,4 +108,4 @@ def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:
 def _without_asking(found: frozenset[Feature], weights: dict[Feature, int]) -> frozenset[Feature]:
     """Return the features without the user's where these are too few words to be a prompt."""
     system = frozenset(feature for feature in found if feature[0].startswith("system"))
-    return found if sum(weights[feature] for feature in found - system) >= PROMPT else system
+    return found if _weight(found - system, weights) >= PROMPT else system

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 
-from pilocal.logs.alignment import LEAST, SHARE, Aligned, align, align_sentences, without_small
+from pilocal.logs.alignment import LEAST, SHARE, Aligned, align, align_sentences, nothing_recurs, without_small
 from pilocal.logs.exchange import Exchange
 from pilocal.logs.families import families, fewest
 from pilocal.logs.frame import Frame
@@ -88,13 +89,9 @@ class _Draft:
         opening, shots = _recurring_turns(rows)
         turns = [_after(row.turns, opening, frozenset(shots)) for row in rows]
         system = align_sentences([row.system for row in rows])
-        user = without_small(align([each[0][1] if each else "" for each in turns], units_of), LABEL)
-        if sum(map(size, user.fixed)) < LEAST or not any(user.open):
-            user = Aligned((), (), (True,), (1,), {n: (each[0][1],) for n, each in enumerate(turns) if each})
-        sizes = [sum(map(len, {held[hole] for held in user.held.values()})) for hole in range(len(user.open))]
-        pivot = max(range(len(sizes)), key=lambda hole: (user.open[hole], sizes[hole]))
-        members = [n for n in range(len(rows)) if n in system.held and n in user.held and turns[n]]
-        return cls(rows, shots, opening, turns, system, user, pivot, members)
+        user = _align_user([each[0][1] if each else "" for each in turns])
+        members = [n for n, each in enumerate(turns) if n in system.held and n in user.held and each]
+        return cls(rows, shots, opening, turns, system, user, _widest(user), members)
 
     def versions(self) -> list[list[int]]:
         """Return the rows of each version; none where what changes is data."""
@@ -113,20 +110,16 @@ class _Draft:
         """Return the template, its place for the query included."""
         before, after = self._around_query()
         user, pivot = self.user, self.pivot
-        fixed = [*user.fixed[:pivot], *([before] if before else []), *([after] if after else []), *user.fixed[pivot:]]
-        is_open = [*user.open[:pivot], *([False] if before and not pivot else [])]
-        is_open += [False] if before and pivot else []
-        is_open += [True, *([False] if after else []), *user.open[pivot + 1 :]]
-        text = _text(self.system)
-        head, tail = _part(user, 0, pivot), _part(user, pivot, len(user.fixed))
-        head, tail = _glued(head, before), _glued(after, tail)
+        head = _glued(_part(user, 0, pivot), before)
+        tail = _glued(after, _part(user, pivot, len(user.fixed)))
         if not re.search(r"\w", tail) or (size(tail) < LEAST and tail.endswith(":")):  # a quotation's end, or "Answer:"
             head, tail = head.rstrip("\"'`<[( ") if before else head, ""
         opening = _opening_text(self.opening) if self.opening else ""
+        system = _part(self.system, 0, len(self.system.fixed))
         return Template(
-            text="\n\n".join(part for part in (opening, text, head, tail) if part),
+            text="\n\n".join(part for part in (opening, system, head, tail) if part),
             system=Frame(self.system.fixed, self.system.open, len(self.system.fixed)),
-            user=Frame(tuple(fixed), tuple(is_open), pivot + bool(before)),
+            user=_frame(user, pivot, before, after),
             shots=self.shots,
             opening=self.opening,
             places=tuple(self._places()),
@@ -140,15 +133,8 @@ class _Draft:
         values = [self.user.held[number][self.pivot] for number in self.members]
         if len(set(values)) < 2:
             return "", ""
-        before = shared(values, SHARE)
-        ends = [mark.end() for mark in BOUNDARY.finditer(before)]
-        before = before[: ends[-1]].strip() if ends else ""
-        if size(before) < LEAST:
-            before = ""
-        rest = [value.removeprefix(before) for value in values]
-        after = shared([value[::-1] for value in rest], SHARE)[::-1]
-        start = BEGINNING.search(after)
-        after = after[start.start() :].strip() if start else ""
+        before = _prompt_before(values)
+        after = _prompt_after([value.removeprefix(before) for value in values])
         quoted = before[-1:] in ('"', "'", "`", "<", "[", "(") and not re.search(r"\w", after)
         return before, after if size(after) >= LEAST or (after and quoted) else ""
 
@@ -170,12 +156,46 @@ class _Draft:
         return found
 
 
+def _align_user(texts: Sequence[str]) -> Aligned:
+    """Return what the user's turns have in common; nothing where that is a few words, or all of it."""
+    found = without_small(align(texts, units_of), LABEL)
+    if sum(map(size, found.fixed)) < LEAST or not any(found.open):
+        return nothing_recurs(texts)
+    return found
+
+
+def _widest(aligned: Aligned) -> int:
+    """Return the hole that has the most different text: the query."""
+    sizes = [sum(map(len, {held[hole] for held in aligned.held.values()})) for hole in range(len(aligned.open))]
+    return max(range(len(sizes)), key=lambda hole: (aligned.open[hole], sizes[hole]))
+
+
+def _frame(aligned: Aligned, pivot: int, before: str, after: str) -> Frame:
+    """Return the frame of an alignment, with what the query's line begins and ends with as fixed texts."""
+    more_before, more_after = ([each] if each else [] for each in (before, after))
+    fixed = (*aligned.fixed[:pivot], *more_before, *more_after, *aligned.fixed[pivot:])
+    closed_before, closed_after = ([False] * len(each) for each in (more_before, more_after))
+    is_open = (*aligned.open[:pivot], *closed_before, True, *closed_after, *aligned.open[pivot + 1 :])
+    return Frame(fixed, is_open, pivot + len(more_before))
+
+
+def _prompt_before(values: Sequence[str]) -> str:
+    """Return what nearly all texts begin with, up to where a prompt may end."""
+    before = shared(values, SHARE)
+    ends = [mark.end() for mark in BOUNDARY.finditer(before)]
+    before = before[: ends[-1]].strip() if ends else ""
+    return before if size(before) >= LEAST else ""
+
+
+def _prompt_after(values: Sequence[str]) -> str:
+    """Return what nearly all texts end with, from where a prompt may begin."""
+    after = shared([value[::-1] for value in values], SHARE)[::-1]
+    start = BEGINNING.search(after)
+    return after[start.start() :].strip() if start else ""
+
+
 def _open_holes(aligned: Aligned, pivot: int | None) -> list[int]:
     return [hole for hole, is_open in enumerate(aligned.open) if is_open and hole != pivot]
-
-
-def _text(aligned: Aligned) -> str:
-    return _part(aligned, 0, len(aligned.fixed))
 
 
 def _part(aligned: Aligned, first: int, last: int) -> str:
@@ -233,22 +253,16 @@ def _shape(text: str) -> str:
 
 def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair, ...]]:
     """Return the opening and the shots that recur before the query, the most frequent first."""
-    counts = Counter(pair for row in rows for pair in set(pairs_of(row.turns)))
+    pairs = [pairs_of(row.turns) for row in rows]
+    counts = Counter(chain.from_iterable(map(set, pairs)))
+    bare = not any(row.system.strip() for row in rows)
     known = {pair for pair, count in counts.items() if _recurs(count, len(rows))}
-    leading: Counter[Pair] = Counter()
-    firsts: Counter[Pair] = Counter()
-    for row in rows:
-        for number, pair in enumerate(pairs_of(row.turns)):
-            if pair not in known:
-                break
-            leading[pair] += 1
-            firsts[pair] += number == 0
-    opening = None
-    if firsts and not any(row.system.strip() for row in rows):
-        first, count = firsts.most_common(1)[0]
-        opening = first if count >= SHARE * len(rows) else None
-    shots = tuple(pair for pair, _ in leading.most_common() if pair != opening)
-    return opening, shots
+    leading = [list(takewhile(known.__contains__, each)) for each in pairs]
+    firsts = Counter(each[0] for each in leading if each)
+    opening = next((pair for pair, count in firsts.most_common(1) if bare and count >= SHARE * len(rows)), None)
+    found = Counter(chain.from_iterable(leading))
+    found.pop(opening or ("", ""), None)
+    return opening, tuple(pair for pair, _ in found.most_common())
 
 
 def _recurs(count: int, rows: int) -> bool:

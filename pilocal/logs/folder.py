@@ -21,7 +21,6 @@ from pilocal.logs.sorting import Kept, Sieve, Sorter, record_of, unwanted
 from pilocal.logs.splits import SPLITS, TRAIN, split
 from pilocal.logs.survey import Survey
 from pilocal.progress import Progress, silent
-from pilocal.task.json_lines import Line
 from pilocal.task.toml import read_text
 
 SHOTS = (5, 3, 2, 1, 0)
@@ -36,7 +35,7 @@ OVERHEAD = 32
 FEW_ROWS = 100
 
 STEPS = (200, 2000)
-"""The fewest and the most steps of a training; between them, two of three rows a step see each row about five times."""
+"""The fewest and the most steps of a training; between them, each record is seen about five times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +110,17 @@ def from_logs(folder: Path, survey: Survey, sieve: Sieve, setup: Setup, progress
 
     Raises InputError where too few rows are left, and unless the folder is empty or not there.
     """
-    with _whole(folder) as made, tempfile.TemporaryDirectory() as scratch:
-        spool = Path(scratch) / "records.jsonl"
+    with _whole(folder) as made:
+        spool = made / ".records.jsonl"
         with (made / FILE).open("w", encoding="utf-8") as listed:
             ledger = Ledger(listed)
             count = _counter(setup.base)
             with spool.open("w", encoding="utf-8") as file:
                 sorter = Sorter(survey, sieve, ledger, file, count)
                 sorter.sort(progress)
-            return _write_task(made, spool, sorter, setup, count)
+            found = _write_task(made, spool, sorter, setup, count)
+        spool.unlink()
+        return found
 
 
 def _counter(base: Base | None) -> Callable[[str], int]:
@@ -133,29 +134,22 @@ def _counter(base: Base | None) -> Callable[[str], int]:
 def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Callable[[str], int]) -> Made:
     survey, sieve, ledger = sorter.survey, sorter.sieve, sorter.ledger
     template = survey.templates[sieve.template]
-    where = Line(survey.files[0], 1)
-    text = template.text
+    clean = redacted if sieve.redact else str
     warnings = [*survey.warnings(sieve.template, variants=sieve.variants)]
-    if seen := seen_in(text):
+    if seen := seen_in(template.text):
         warnings.append(f"the template holds {' and '.join(seen)}" + (", taken out" if sieve.redact else ""))
-        text = redacted(text) if sieve.redact else text
     why = unwanted(sorter.rows)
-    shots, most = _lengths(sorter.rows, why, count(text), setup.base)
-    for number, row in enumerate(sorter.rows):
-        if number not in why and row.tokens > most:
-            why[number] = (TOO_LONG, f"{row.tokens} tokens, {most} fit beside the template and {shots} shots")
+    shots = _leave_out_long(sorter.rows, why, count(template.text), setup.base)
     for number, (reason, detail) in why.items():
         ledger.leave_out(sorter.rows[number].where, reason, detail)
-    splits = _splits(sorter, why, where)
     statistics = AnswerStatistics()
-    counts = _write_splits(made, spool, splits, statistics)
-    clean = redacted if sieve.redact else str
+    counts = _write_splits(made, spool, _splits(sorter, why), statistics)
     counts[TRAIN] += _add_shots(made, [(clean(asked), clean(answer)) for asked, answer in template.shots], statistics)
     if counts[TRAIN] < FEW_ROWS:
         warnings.append(f"{counts[TRAIN]} training records; a few hundred are needed at least")
     metric, reason = (setup.metric, "") if setup.metric else statistics.metric()
     steps = max(STEPS[0], min(STEPS[1], round(counts[TRAIN] * 5 / 8 / 50) * 50))
-    _write(made / "template.md", text.strip("\n") + "\n")
+    _write(made / "template.md", clean(template.text).strip("\n") + "\n")
     _write(made / "task.toml", _task_toml(setup, metric, steps))
     if shots < SHOTS[0]:
         _write(made / "schedule.toml", SCHEDULE.format(shots=shots))
@@ -168,6 +162,15 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
         left_out=ledger.left_out.total(),
         warnings=warnings,
     )
+
+
+def _leave_out_long(rows: Sequence[Kept], why: dict[int, tuple[str, str]], template: int, base: Base | None) -> int:
+    """Add the rows that are too long to those that are left out; return how many shots the first stage may have."""
+    shots, most = _lengths(rows, why, template, base)
+    for number, row in enumerate(rows):
+        if number not in why and row.tokens > most:
+            why[number] = (TOO_LONG, f"{row.tokens} tokens, {most} fit beside the template and {shots} shots")
+    return shots
 
 
 def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: Base | None) -> tuple[int, int]:
@@ -186,7 +189,7 @@ def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: 
     return 0, room - OVERHEAD
 
 
-def _splits(sorter: Sorter, why: Mapping[int, Any], where: Line) -> dict[int, str]:
+def _splits(sorter: Sorter, why: Mapping[int, Any]) -> dict[int, str]:
     """Return the split of each row that is left.
 
     Raises InputError where there are too few of them.
@@ -203,7 +206,7 @@ def _splits(sorter: Sorter, why: Mapping[int, Any], where: Line) -> dict[int, st
         what = f"{len(left)} of {sorter.survey.rows} rows are left, of {len(different)} different queries"
         what += "; three are needed"
         fix = "give more logs" + (f"; left out are {said}" if said else "")
-        raise InputError(where.path, what, fix=fix)
+        raise InputError(sorter.survey.files[0], what, fix=fix)
     chosen = split([groups[number] for number in left], [sorter.rows[number].asked for number in left], trained)
     return dict(zip(left, chosen, strict=True))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.logs.exchange import (
+    BROKEN,
     EMPTY_ANSWER,
     EMPTY_QUERY,
     FAILED,
@@ -23,7 +24,7 @@ from pilocal.logs.exchange import (
 )
 from pilocal.logs.messages import answer_of, merged, messages_of, text_of
 from pilocal.task.formats import COLUMNS as GUESSED
-from pilocal.task.json_lines import Line
+from pilocal.task.json_lines import HALF, Line
 
 QUERY, ANSWER, SYSTEM = COLUMNS = ("query", "answer", "system")
 """What columns may be named for."""
@@ -61,6 +62,8 @@ def exchange_of(record: Any, where: Line, columns: Mapping[str, str]) -> Exchang
         messages, answered = _last_answer(messages)
     _check_tools(messages)
     system, turns = _sorted(merged(messages))
+    if any(HALF.search(text) for text in (system, answered, *(text for _, text in turns))):
+        raise LeftOut(BROKEN, "half a surrogate pair, which is no character")
     if not turns[-1][1].strip():
         raise LeftOut(EMPTY_QUERY)
     if not answered.strip():
@@ -83,12 +86,17 @@ def _check_state(record: Mapping[str, Any]) -> None:
         state = str(record.get(key, "")).lower()
         if state in BAD or (state.isdigit() and not 200 <= int(state) < 300):
             raise LeftOut(FAILED, f"{key} {state}")
+    _check_traced(record)
+    if {"path", "status", "arm", "prompt_tokens"} <= record.keys() and record.get("prompt") is None:
+        raise LeftOut(NO_CONTENTS, "serve with --log-contents")
+
+
+def _check_traced(record: Mapping[str, Any]) -> None:
+    """Raise LeftOut for a step of Langfuse's that failed, or is no generation."""
     if record.get("level") == "ERROR":
         raise LeftOut(FAILED, str(record.get("statusMessage") or record.get("status_message") or "")[:100])
     if {"traceId", "trace_id"} & record.keys() and str(record.get("type", "GENERATION")).upper() != "GENERATION":
         raise LeftOut(NO_GENERATION, f"type {record['type']}")
-    if {"path", "status", "arm", "prompt_tokens"} <= record.keys() and record.get("prompt") is None:
-        raise LeftOut(NO_CONTENTS, "serve with --log-contents")
 
 
 def _named(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[list[Any], Any, str]:
@@ -145,24 +153,27 @@ def _request(record: Mapping[str, Any]) -> Any:
     """Return the request of a row: messages, a text, or an object that holds either; None if there is none."""
     for key in ("messages", "conversations", "conversation"):
         found = parsed(record.get(key))
-        if isinstance(found, dict) and found:
-            return found
-        if isinstance(found, list) and found:
-            system = record.get("system") or record.get("instructions")
-            return {"messages": found, "system": system} if system else found
+        if isinstance(found, list | dict) and found:
+            return _with_system(record, found) if isinstance(found, list) else found
     for key in REQUESTS:
         found = parsed(record.get(key))
-        if isinstance(found, dict) and messages_of(found):
-            return found
-        if key in ("input", "prompt", "body") and found and isinstance(found, str | list) and _is_asked(record, key):
-            outer = {"instructions": record.get("instructions"), "system": record.get("system")}
-            return {"input": found} | {name: text for name, text in outer.items() if isinstance(text, str)}
+        if isinstance(found, dict):
+            if messages_of(found):
+                return found
+        elif found and isinstance(found, str | list) and _is_asked(record, key):
+            return _with_system(record, found)
     return None
 
 
+def _with_system(record: Mapping[str, Any], asked: Any) -> Any:
+    """Return what was asked with the system message that stands beside it, if there is one."""
+    names = [name for name in ("system", "instructions") if isinstance(record.get(name), str) and record[name]]
+    return {"input": asked} | {name: record[name] for name in names} if names else asked
+
+
 def _is_asked(record: Mapping[str, Any], key: str) -> bool:
-    """Tell whether a text is what was asked: in Alpaca's records `input` only follows an instruction."""
-    return not (key == "input" and isinstance(record.get("instruction"), str))
+    """Tell whether a text under a key is what was asked: in Alpaca's records `input` only follows an instruction."""
+    return key in ("input", "prompt", "body") and not (key == "input" and isinstance(record.get("instruction"), str))
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[list[Any], Any, str | None]:

@@ -30,19 +30,25 @@ def messages_of(asked: Any) -> list[Any]:
         if asked and all(isinstance(each, str) for each in asked):
             return [{"role": "user", "content": "".join(asked)}]
         return [_chat_message(each) for each in asked]
-    if not isinstance(asked, dict):
-        return []
+    return _messages_in(asked) if isinstance(asked, dict) else []
+
+
+def _messages_in(body: Mapping[str, Any]) -> list[Any]:
+    """Return the messages in an object: a request, its body, or a single message."""
     for key in ("body", "json", "data", "args", "kwargs"):
-        inner = asked.get(key)
-        if isinstance(inner, str) and inner.lstrip()[:1] == "{":
-            inner = _loaded(inner)
+        inner = _opened(body.get(key))
         if isinstance(inner, dict) and (found := messages_of(inner)):
             return found
     for key in ("messages", "input", "prompt"):
-        if asked.get(key) and (found := messages_of(asked[key])):
-            system = [asked[name] for name in ("system", "instructions") if asked.get(name)]
+        if body.get(key) and (found := messages_of(body[key])):
+            system = [body[name] for name in ("system", "instructions") if body.get(name)]
             return [*({"role": "system", "content": text} for text in system), *found]
-    return [asked] if "role" in asked and "content" in asked else []
+    return [body] if "role" in body and "content" in body else []
+
+
+def _opened(value: Any) -> Any:
+    """Return the object that a text of JSON holds; anything else as it is."""
+    return _loaded(value) if isinstance(value, str) and value.lstrip()[:1] == "{" else value
 
 
 def _loaded(text: str) -> Any:
@@ -93,28 +99,25 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def _content(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
+    if content is None or isinstance(content, str):
+        return content or ""
     if isinstance(content, dict):
         content = [content]
-    if not isinstance(content, list):
-        return str(content)
-    parts = []
-    for part in content:
-        if isinstance(part, str):
-            parts.append(part)
-            continue
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in CALLS:
-            raise LeftOut(TOOLS)
-        if kind in SILENT:
-            continue
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            raise LeftOut(EMPTY_ANSWER if kind == "refusal" else PICTURES, str(kind))
-        parts.append(part["text"])
-    return "".join(parts)
+    return "".join(map(_part, content)) if isinstance(content, list) else str(content)
+
+
+def _part(part: Any) -> str:
+    """Return the text of a part of a message."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in CALLS:
+        raise LeftOut(TOOLS)
+    if kind in SILENT:
+        return ""
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        raise LeftOut(EMPTY_ANSWER if kind == "refusal" else PICTURES, str(kind))
+    return str(part["text"])
 
 
 def answer_of(said: Any) -> str | None:
@@ -128,6 +131,18 @@ def answer_of(said: Any) -> str | None:
         return _of_list(said)
     if not isinstance(said, dict):
         return None
+    _check_whole(said)
+    if isinstance(said.get("choices"), list):
+        if not said["choices"]:
+            raise LeftOut(EMPTY_ANSWER)
+        return answer_of(said["choices"][0])
+    if isinstance(said.get("output"), list):
+        return _of_items(said["output"])
+    return _of_body(said)
+
+
+def _check_whole(said: Mapping[str, Any]) -> None:
+    """Raise LeftOut for a response that failed, calls a tool, or was cut off."""
     if said.get("error"):
         raise LeftOut(FAILED, str(said["error"])[:100])
     for key in ("status_code", "statusCode"):
@@ -135,34 +150,27 @@ def answer_of(said: Any) -> str | None:
             raise LeftOut(FAILED, f"{key} {said[key]}")
     if said.get("tool_calls") or said.get("function_call"):
         raise LeftOut(TOOLS)
-    ends = [said.get(key) for key in ("finish_reason", "stop_reason", "done_reason")]
-    ends += [(said.get("incomplete_details") or {}).get("reason")] if said.get("status") == "incomplete" else []
+    ends = [said.get(key) for key in ("finish_reason", "stop_reason", "done_reason", "status")]
     if cut := next((end for end in ends if end in CUT), None):
         raise LeftOut(CUT_OFF, str(cut))
-    return _of_body(said)
 
 
 def _of_body(said: Mapping[str, Any]) -> str | None:
-    """Return the answer in an object, by the keys of each interface."""
-    if isinstance(said.get("choices"), list):
-        if not said["choices"]:
-            raise LeftOut(EMPTY_ANSWER)
-        return answer_of(said["choices"][0])
-    if isinstance(said.get("output"), list):
-        return _of_items(said["output"])
+    """Return the answer in an object that holds a message or a text."""
     for key in ("body", "message", "delta", "json"):
-        inner = said.get(key)
-        inner = _loaded(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else inner
+        inner = _opened(said.get(key))
         if isinstance(inner, dict) and inner:
             return answer_of(inner)
         if isinstance(inner, str) and key == "body":
             return answer_of(inner) or inner
-    if "content" in said and ("role" in said or "stop_reason" in said or said.get("type") == "message"):
-        return text_of(said)
-    texts = [said.get(key) for key in ("output_text", "completion", "generated_text")]
-    texts += [said.get("text")] if {"text", "finish_reason"} <= said.keys() else []
-    texts += [said.get("response")] if {"response", "done"} <= said.keys() else []
-    return next((text for text in texts if isinstance(text, str)), None)
+    return text_of(said) if "content" in said and {"role", "stop_reason", "type"} & said.keys() else _text_in(said)
+
+
+def _text_in(said: Mapping[str, Any]) -> str | None:
+    """Return the text in an object under one of the names that the interfaces have."""
+    names = ["output_text", "completion", "generated_text"]
+    names += [name for name, mark in (("text", "finish_reason"), ("response", "done")) if mark in said]
+    return next((said[name] for name in names if isinstance(said.get(name), str)), None)
 
 
 def _of_items(items: Sequence[Any]) -> str:
@@ -181,15 +189,21 @@ def _of_list(said: Sequence[Any]) -> str | None:
     """Return the answer in a list: pieces of a stream, several choices, or messages of which the last counts."""
     if not said or not all(isinstance(each, dict) for each in said):
         return None
-    if any(str(each.get("object", "")).endswith(".chunk") or "delta" in str(each.get("choices")) for each in said):
+    if any(map(_is_piece, said)):
         return _joined(said)
-    if all("role" in each or each.get("type") in ("message", *SILENT, *CALLS) for each in said):
-        if any(each.get("type") in CALLS for each in said):
+    kinds = [each.get("type") for each in said]
+    if all("role" in each or kind in ("message", *SILENT, *CALLS) for each, kind in zip(said, kinds, strict=True)):
+        if set(kinds) & set(CALLS):
             raise LeftOut(TOOLS)
         return answer_of(said[-1])
-    if all("text" in each for each in said):
-        return _content(list(said))
-    return None
+    return _content(list(said)) if all("text" in each for each in said) else None
+
+
+def _is_piece(each: Mapping[str, Any]) -> bool:
+    """Tell whether an object is a piece of a stream."""
+    choices = each.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return str(each.get("object", "")).endswith(".chunk") or (isinstance(first, dict) and "delta" in first)
 
 
 def _of_stream(text: str) -> str | None:

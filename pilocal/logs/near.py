@@ -36,8 +36,7 @@ class NearDuplicates:
 
     def __init__(self) -> None:
         draw = np.random.default_rng(0)
-        self._factors = draw.integers(1, 1 << 32, (HASHES, 1), dtype=np.uint64)
-        self._terms = draw.integers(0, 1 << 32, (HASHES, 1), dtype=np.uint64)
+        self._factors = draw.integers(0, 1 << 63, (HASHES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._parents: list[int] = []
         self._exact: dict[bytes, int] = {}
         self._buckets: dict[bytes, int] = {}
@@ -89,5 +88,5 @@ class NearDuplicates:
         parts, order = (key.split(), WORDS) if len(key) > LONG else (list(key), LETTERS)
         joined = (repr(parts[start : start + order]) for start in range(max(1, len(parts) - order + 1)))
         pieces = sorted({zlib.crc32(piece.encode("utf-8", "surrogatepass")) for piece in joined})[:MOST_PIECES]
-        hashed = (np.array(pieces, dtype=np.uint64) * self._factors + self._terms) >> np.uint64(29)
-        return (hashed & np.uint64(0xFFFFFFFF)).min(axis=1).astype(np.uint32)
+        hashed = (np.array(pieces, dtype=np.uint64) * self._factors) >> np.uint64(32)  # multiplied modulo 2**64
+        return hashed.min(axis=1).astype(np.uint32)

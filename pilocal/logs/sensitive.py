@@ -22,7 +22,7 @@ SECRETS: Mapping[str, re.Pattern[str]] = {
     ),
     "a password": re.compile(
         r"""(?i)(?<![\w-])(?:password|passwd|pwd|api[_-]?key|secret[_-]?key|access[_-]?token|authorization:\s*bearer)
-            ["']?\s*(?:[:=]|\s(?=\S{16,}))\s*["']?(?P<value>[^\s"',;]{6,})""",
+            ["']?\s*(?:[:=]|\s(?=\S{16,}))\s*["']?(?P<value>[^\s"',;\[]{6,})""",
         re.VERBOSE,
     ),
     EMAIL: re.compile(r"[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,30 +103,34 @@ def _spread(body: str) -> bool:
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[Found]:
     """Yield what each line of a JSONL file holds; raises InputError if none of them is JSON."""
-    number, good, broken = 0, False, None
-    while raw := file.readline(LONGEST):
-        number += 1
+    good, broken = False, None
+    for number, raw in enumerate(_raw_lines(file), 1):
         where = Line(path, number)
-        whole = raw.endswith(b"\n")
-        if len(raw) >= LONGEST and not whole:
-            while rest := file.readline(LONGEST):
-                if rest.endswith(b"\n"):
-                    break
+        if raw is None:
             yield where, LeftOut(LONG_LINE)
-            continue
-        if not raw.strip():
-            continue
-        try:
-            value = read_json(raw.decode("utf-8"), where)
-        except (PilocalError, UnicodeDecodeError) as fault:
-            said = fault.problem if isinstance(fault, PilocalError) else "not UTF-8 text"
-            broken = broken or InputError(where, "the log is not JSON", got=_shown(raw), fix=KNOWN)
-            yield where, LeftOut(BROKEN if whole or not good else HALF_LINE, said)
-            continue
-        good = True
-        yield from _inside(where, value)
+        elif raw.strip():
+            try:
+                value = read_json(raw.decode("utf-8"), where)
+            except (PilocalError, UnicodeDecodeError) as fault:
+                said = fault.problem if isinstance(fault, PilocalError) else "not UTF-8 text"
+                broken = broken or InputError(where, "the log is not JSON", got=_shown(raw), fix=KNOWN)
+                yield where, LeftOut(BROKEN if raw.endswith(b"\n") or not good else HALF_LINE, said)
+            else:
+                good = True
+                yield from _inside(where, value)
     if not good and broken:
         raise broken
+
+
+def _raw_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield every line; None for one that is too long."""
+    while raw := file.readline(LONGEST):
+        if len(raw) < LONGEST or raw.endswith(b"\n"):
+            yield raw
+            continue
+        while raw and not raw.endswith(b"\n"):
+            raw = file.readline(LONGEST)
+        yield None
 
 
 KNOWN = "a log is one JSON object per line, a JSON array, or a table (CSV)"
@@ -138,37 +143,64 @@ def _shown(raw: bytes) -> str:
 def _values(file: IO[bytes], path: Path) -> Iterator[Found]:
     """Yield the records of a JSON array, or of objects that go over several lines."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
-    buffer, line, ended, in_array = "", 1, False, None
+    reader = _Values(path, text.read)
     try:
-        while True:
-            stripped = buffer.lstrip(" \t\r\n,")
-            line += buffer.count("\n", 0, len(buffer) - len(stripped))
-            buffer = stripped
-            if in_array is None and buffer:
-                in_array = buffer[0] == "["
-                buffer = buffer[1:] if in_array else buffer
-                continue
-            if in_array and buffer[:1] == "]":
-                return
-            value, end = _decoded(buffer.rstrip(), Line(path, line))
-            if end:
-                yield from _inside(Line(path, line), value)
-                line += buffer.count("\n", 0, end)
-                buffer = buffer[end:]
-                continue
-            if ended:
-                if buffer or in_array:
-                    yield Line(path, line), LeftOut(HALF_LINE, "the array has no end" if in_array else "cut off")
-                return
-            more = text.read(max(CHUNK, len(buffer)))
-            ended = not more
-            buffer += more
-            if len(buffer) > 2 * LONGEST:
-                raise InputError(f"{path}:{line}", "a record of more than 32 MiB, or broken JSON", fix=KNOWN)
+        for where, value in reader.values():
+            yield from [(where, value)] if isinstance(value, LeftOut) else _inside(where, value)
     except UnicodeDecodeError:
-        raise InputError(f"{path}:{line}", "not UTF-8 text", fix="save it as UTF-8") from None
+        raise InputError(f"{path}:{reader.line}", "not UTF-8 text", fix="save it as UTF-8") from None
     finally:
         text.detach()
+
+
+@dataclass(slots=True)
+class _Values:
+    """Values of JSON that follow each other, alone or in an array; the text is read bit by bit."""
+
+    path: Path
+    read: Callable[[int], str]
+    line: int = 1
+    """On which the buffer begins."""
+    buffer: str = ""
+    ended: bool = False
+
+    def values(self) -> Iterator[Found]:
+        """Yield every value with its line, and a LeftOut for half a value at the end."""
+        self._skip()
+        in_array = self.buffer.startswith("[")
+        self.buffer = self.buffer[1:] if in_array else self.buffer
+        while self._skip() and not (in_array and self.buffer[0] == "]"):
+            where = Line(self.path, self.line)
+            value, end = _decoded(self.buffer.rstrip(), where)
+            if end:
+                yield where, value
+                self._drop(end)
+            elif self.ended:
+                yield where, LeftOut(HALF_LINE, "cut off")
+                return
+            else:
+                self._more()
+        if in_array and not self.buffer:
+            yield Line(self.path, self.line), LeftOut(HALF_LINE, "the array has no end")
+
+    def _skip(self) -> bool:
+        """Pass over what is between values; tell whether there is more."""
+        while True:
+            self._drop(len(self.buffer) - len(self.buffer.lstrip(" \t\r\n,")))
+            if self.buffer or self.ended:
+                return bool(self.buffer)
+            self._more()
+
+    def _drop(self, end: int) -> None:
+        self.line += self.buffer.count("\n", 0, end)
+        self.buffer = self.buffer[end:]
+
+    def _more(self) -> None:
+        if len(self.buffer) > LONGEST:
+            raise InputError(f"{self.path}:{self.line}", "a record of more than 32 MiB, or broken JSON", fix=KNOWN)
+        read = self.read(max(CHUNK, len(self.buffer)))
+        self.ended = not read
+        self.buffer += read
 
 
 def _decoded(buffer: str, where: Line) -> tuple[Any, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def import_prompt(folder: Path, prompt: Path, name: str, options: Mapping[str, A
     check_folder(folder)
     setup = _setup(name, options, ask=False)
     from_prompt(folder, prompt, setup)
-    click.echo(f"{folder}: next, `pilocal synth {folder}` makes the records, then `pilocal check {folder}`")
+    task = shlex.quote(str(folder))
+    click.echo(f"next: `pilocal synth {task}` makes the records, then `pilocal check {task}`")
 
 
 def import_logs(folder: Path, paths: Sequence[Path], name: str, options: Mapping[str, Any]) -> None:
@@ -121,8 +123,8 @@ def _report(folder: Path, found: Survey, number: int, made: Made) -> None:
     for line in made.said:
         click.echo(f"  {line}")
     click.echo(f"metric: {made.metric}, because {made.why_metric}" if made.why_metric else f"metric: {made.metric}")
-    schedule = ""
+    task, schedule = shlex.quote(str(folder)), ""
     if (folder / "schedule.toml").exists():
-        schedule = f" --schedule {folder / 'schedule.toml'}"
+        schedule = f" --schedule {shlex.quote(str(folder / 'schedule.toml'))}"
         click.echo(f"schedule: {made.shots} shots, so that the prompts fit the base's context")
-    click.echo(f"next: `pilocal check {folder}{schedule}`, then `pilocal run {folder}{schedule}`")
+    click.echo(f"next: `pilocal check {task}{schedule}`, then `pilocal run {task}{schedule}`")

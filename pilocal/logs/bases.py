@@ -73,14 +73,25 @@ def _rank(choice: BaseChoice) -> tuple[Any, ...]:
 
 def choose_base(bases: Sequence[BaseChoice]) -> tuple[BaseChoice, str]:
     """Return the base for a new task out of `installed_bases`, and why."""
-    best = bases[0]
-    others = [each for each in bases[1:] if each.model != STARTER]
+    best = next((each for each in bases if not each.unfit and _works(each)), bases[-1])
+    others = [each for each in bases if each is not best and each.model != STARTER]
     if best.model == STARTER:
         why = "no other that fits is installed; it is for trying pilocal, so name a real one with --model"
         return best, why
     too_large = [each.model for each in others if each.unfit]
     why = f"the largest that is installed ({best.source}) and fits this machine"
     return best, why + (f"; not {', '.join(too_large[:3])}" if too_large else "")
+
+
+def _works(choice: BaseChoice) -> bool:
+    """Tell whether a base is whole and its tokenizer can be used."""
+    try:
+        if choice.base:
+            choice.base.check()
+            _ = choice.base.tokenizer
+    except PilocalError:
+        return False
+    return True
 
 
 def named_base(model: str) -> Base | None:

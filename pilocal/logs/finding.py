@@ -258,7 +258,7 @@ def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair,
     bare = not any(row.system.strip() for row in rows)
     known = {pair for pair, count in counts.items() if _recurs(count, len(rows))}
     leading = [list(takewhile(known.__contains__, each)) for each in pairs]
-    firsts = Counter(each[0] for each in leading if each)
+    firsts = Counter(chain.from_iterable(each[:1] for each in leading))
     opening = next((pair for pair, count in firsts.most_common(1) if bare and count >= SHARE * len(rows)), None)
     found = Counter(chain.from_iterable(leading))
     found.pop(opening or ("", ""), None)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pilocal.base.base import Base
 from pilocal.errors import InputError
-from pilocal.logs.exchange import TOO_LONG
+from pilocal.logs.exchange import OFFERED, TOO_LONG
 from pilocal.logs.ledger import FILE, Ledger
 from pilocal.logs.metric import AnswerStatistics
 from pilocal.logs.sensitive import redacted, seen_in
@@ -140,8 +140,7 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
         warnings.append(f"the template holds {' and '.join(seen)}" + (", taken out" if sieve.redact else ""))
     why = unwanted(sorter.rows)
     shots = _leave_out_long(sorter.rows, why, count(template.text), setup.base)
-    for number, (reason, detail) in why.items():
-        ledger.leave_out(sorter.rows[number].where, reason, detail)
+    _list_rows(sorter, why)
     statistics = AnswerStatistics()
     counts = _write_splits(made, spool, _splits(sorter, why), statistics)
     counts[TRAIN] += _add_shots(made, [(clean(asked), clean(answer)) for asked, answer in template.shots], statistics)
@@ -162,6 +161,16 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
         left_out=ledger.left_out.total(),
         warnings=warnings,
     )
+
+
+def _list_rows(sorter: Sorter, why: Mapping[int, tuple[str, str]]) -> None:
+    """List the rows that are left out in the end, and what was seen in the others."""
+    for number, row in enumerate(sorter.rows):
+        if number in why:
+            sorter.ledger.leave_out(row.where, *why[number])
+            continue
+        for remark in row.remarks:
+            sorter.ledger.remark(row.where, remark, "taken out" if sorter.sieve.redact and remark != OFFERED else "")
 
 
 def _leave_out_long(rows: Sequence[Kept], why: dict[int, tuple[str, str]], template: int, base: Base | None) -> int:

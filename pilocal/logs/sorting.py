@@ -58,6 +58,8 @@ class Kept:
     """The hashes of the conversations, with their answers, that this one goes on from."""
     tokens: int
     """Of the query, the answer and earlier turns."""
+    remarks: tuple[str, ...]
+    """What was seen in it."""
 
     @property
     def said(self) -> bytes:
@@ -89,6 +91,14 @@ class Sorter:
             except LeftOut as reason:
                 self.ledger.leave_out(where, reason.reason, reason.detail)
 
+    @property
+    def _limit(self) -> int:
+        """The hash below which rows are kept, so that there are not too many of them."""
+        chosen = self.sieve.template
+        taken = [chosen, *(self.survey.variants(chosen) if self.sieve.variants else ())]
+        share = sum(self.survey.templates[number].rows for number in taken) / self.survey.looked_at
+        return int(self.sieve.most / max(1, self.survey.rows * share) * WHOLE)
+
     def _cut(self, row: Exchange) -> Cut:
         """Return a row without the template; raises LeftOut for one without it."""
         templates, chosen = self.survey.templates, self.sieve.template
@@ -109,18 +119,15 @@ class Sorter:
         turns = tuple((role, clean(text)) for role, text in cut.whole)
         answer = clean(row.answer)
         asked = _hash(*(text.strip() for _, text in turns))
-        if int.from_bytes(asked[:8]) * self.survey.rows >= self.sieve.most * WHOLE:
+        if int.from_bytes(asked[:8]) >= self._limit:
             raise LeftOut(OVER_LIMIT, "--rows")
-        texts = "\n".join([row.answer, *(text for _, text in cut.whole)])
-        for kind in seen_in(texts):
-            self.ledger.remark(row.where, kind, "taken out" if self.sieve.redact else "")
-        if row.offered_tools:
-            self.ledger.remark(row.where, OFFERED)
+        remarks = seen_in("\n".join([row.answer, *(text for _, text in cut.whole)]))
+        remarks += [OFFERED] if row.offered_tools else []
         begun = tuple(
             _hash(_hash(*_texts(turns[:end])), _hash(turns[end][1].strip())) for end in range(1, len(turns), 2)
         )
         tokens = self.count_tokens("\n".join([answer, *(text for _, text in turns)]))
-        self.rows.append(Kept(row.where, asked, _hash(answer.strip()), begun, tokens))
+        self.rows.append(Kept(row.where, asked, _hash(answer.strip()), begun, tokens, tuple(remarks)))
         self.near.add(cut.turns[0][1] if len(cut.turns) > 1 else cut.turns[-1][1])
         self.spool.write(json.dumps(record_of(turns, answer, row.where), ensure_ascii=False) + "\n")
 

@@ -59,7 +59,7 @@ def _may_ask(options: Mapping[str, Any]) -> bool:
     given = any(
         options[name] not in (None, False, "") for name in ("template", "variants", "redact", "model", "metric")
     )
-    return not given and sys.stdin.isatty() and sys.stdout.isatty()
+    return not given and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def _choose_template(found: Survey, options: Mapping[str, Any], *, ask: bool) -> int:

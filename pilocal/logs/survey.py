@@ -25,6 +25,9 @@ SAMPLE = 2000
 
 SAMPLE_BYTES = 1 << 26
 
+PLACES = 5
+"""Changing places of a prompt that are told."""
+
 SMALL = 12
 """Words from which a prompt is worth internalizing."""
 
@@ -54,7 +57,9 @@ class Survey:
         template = self.templates[number]
         share = template.rows / self.looked_at
         if template.places:
-            what = "; ".join(place.said for place in template.places)
+            what = "; ".join(place.said for place in template.places[:PLACES])
+            more = len(template.places) - PLACES
+            what += f"; and {more} more places" if more > 0 else ""
             yield f"the prompt is not the same in every request: {what}. What changes goes with the query, first"
         if template.behind:
             yield (

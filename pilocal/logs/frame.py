@@ -26,7 +26,7 @@ class Frame:
     def match(self, text: str) -> tuple[str, ...] | None:
         """Return what a text has in each hole, without the spaces around it; None where it is not in this frame."""
         front, back = 0, len(text)
-        before, after = [], []
+        before, after = list[str](), list[str]()
         for number in range(self.pivot):
             found = _pattern(self.fixed[number]).search(text, front)
             if found is None or not self._fits(number, text[front : found.start()]):

@@ -89,4 +89,5 @@ class NearDuplicates:
         joined = (repr(parts[start : start + order]) for start in range(max(1, len(parts) - order + 1)))
         pieces = sorted({zlib.crc32(piece.encode("utf-8", "surrogatepass")) for piece in joined})[:MOST_PIECES]
         hashed = (np.array(pieces, dtype=np.uint64) * self._factors) >> np.uint64(32)  # multiplied modulo 2**64
-        return hashed.min(axis=1).astype(np.uint32)
+        smallest: NDArray[np.uint32] = hashed.min(axis=1).astype(np.uint32)
+        return smallest

@@ -71,8 +71,8 @@ class Survey:
         if size(template.text) < SMALL:
             yield f"the template has {size(template.text)} words; there is little to internalize"
         if not variants and (others := self.variants(number)):
-            more = sum(self.templates[n].rows for n in others) / self.looked_at
-            yield f"another {more:.0%} of the rows have variants of the template; --variants takes them, too"
+            of_variants = sum(self.templates[n].rows for n in others) / self.looked_at
+            yield f"another {of_variants:.0%} of the rows have variants of the template; --variants takes them, too"
         if share < 0.5:
             yield f"only {share:.0%} of the rows have the template"
 
@@ -118,10 +118,10 @@ def survey(paths: Sequence[Path], columns: Mapping[str, str], progress: Progress
             sample.add(row, count)
     if not count:
         assert first is not None
-        where, row = first
-        more = f" ({row.detail})" if row.detail else ""
-        what = f"none of {reasons.total()} rows can be used; this one: {row.reason}{more}"
-        raise InputError(where, what, fix="name the columns with --columns query=NAME,answer=NAME, or another file")
+        place, unfit = first
+        more = f" ({unfit.detail})" if unfit.detail else ""
+        what = f"none of {reasons.total()} rows can be used; this one: {unfit.reason}{more}"
+        raise InputError(place, what, fix="name the columns with --columns query=NAME,answer=NAME, or another file")
     rows = sample.rows
     if count < FEWEST:
         fix = "give a log of many requests, or the prompt alone with --from-prompt"

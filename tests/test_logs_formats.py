@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,12 @@ from pilocal.logs.exchange import (
     Exchange,
     LeftOut,
 )
+from pilocal.logs.forms import exchange_of
 from pilocal.logs.reading import read, read_columns
 from pilocal.logs.sources import files_of
 from pilocal.progress import silent
 from pilocal.server.request_log import RequestLogEntry
+from pilocal.task.json_lines import Line
 
 SYSTEM, ASKED, ANSWER = "You are kind.\nAlways.", "Where is\nthe “key”?", "Under the mat."
 CHAT = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASKED}]
@@ -259,3 +264,34 @@ def test_what_no_task_can_carry_is_left_out_with_its_reason(what: str, tmp_path:
     found = rows(path)[-1]
     assert isinstance(found, LeftOut)
     assert found.reason == reason
+
+
+ODD: list[Any] = [
+    None, 5, 1.5, True, "", "x", "{bad", "[1]", '{"role": 5}', "data: 5\n", [], {}, [5], [[1]], [{}], [None], ["x"],
+    {"a": 1}, {"content": 5}, {"type": ["x"]}, {"choices": [{}]}, {"choices": {"a": 1}}, [{"role": "a", "type": ["x"]}],
+]  # fmt: skip
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if above:
+        yield above
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*above, key))
+
+
+def test_no_record_however_odd_is_more_than_left_out() -> None:
+    draw = random.Random(0)
+    forms = [*RECORDS.values(), *TEXTS.values(), *(record for record, _ in UNFIT.values())]
+    left = 0
+    for _ in range(3000):
+        record = copy.deepcopy(draw.choice(forms))
+        for _ in range(draw.randint(1, 3)):
+            inner, path = record, draw.choice([*places(record)])
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = copy.deepcopy(draw.choice(ODD))
+        try:
+            exchange_of(record, Line(Path("log.jsonl"), 1), {})
+        except LeftOut:
+            left += 1
+    assert 1000 < left < 3000

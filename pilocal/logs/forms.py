@@ -178,6 +178,7 @@ def _is_asked(record: Mapping[str, Any], key: str) -> bool:
 
 def _pair(record: Mapping[str, Any]) -> tuple[list[Any], Any, str | None]:
     """Return the messages and the answer of a row of two texts under usual names."""
+    record = {str(key).strip().lower(): value for key, value in record.items()}  # heads of tables are often capitalised
     names = ("instruction", *GUESSED[0])  # what Alpaca calls the input follows its instruction
     query = next((name for name in names if isinstance(record.get(name), str)), None)
     answer = next((name for name in GUESSED[1] if isinstance(record.get(name), str | int | float)), None)
@@ -188,9 +189,7 @@ def _pair(record: Mapping[str, Any]) -> tuple[list[Any], Any, str | None]:
     asked = record[query]
     if query == "instruction" and (more := record.get("input") or record.get("context")):
         asked = f"{asked}\n{more}"
-    system = record.get("system")
-    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    return [*messages, *_user(asked)], None, str(record[answer])
+    return messages_of(_with_system(record, str(asked))), None, str(record[answer])
 
 
 def _last_answer(messages: Sequence[Any]) -> tuple[list[Any], str]:

@@ -150,9 +150,9 @@ def _check_whole(said: Mapping[str, Any]) -> None:
             raise LeftOut(FAILED, f"{key} {said[key]}")
     if said.get("tool_calls") or said.get("function_call"):
         raise LeftOut(TOOLS)
-    ends = [said.get(key) for key in ("finish_reason", "stop_reason", "done_reason", "status")]
+    ends = [str(said.get(key)) for key in ("finish_reason", "stop_reason", "done_reason", "status")]
     if cut := next((end for end in ends if end in CUT), None):
-        raise LeftOut(CUT_OFF, str(cut))
+        raise LeftOut(CUT_OFF, cut)
 
 
 def _of_body(said: Mapping[str, Any]) -> str | None:
@@ -191,19 +191,20 @@ def _of_list(said: Sequence[Any]) -> str | None:
         return None
     if any(map(_is_piece, said)):
         return _joined(said)
-    kinds = [each.get("type") for each in said]
-    if all("role" in each or kind in ("message", *SILENT, *CALLS) for each, kind in zip(said, kinds, strict=True)):
-        if set(kinds) & set(CALLS):
+    if all(map(_is_message, said)):
+        if any(each.get("type") in CALLS for each in said):
             raise LeftOut(TOOLS)
         return answer_of(said[-1])
     return _content(list(said)) if all("text" in each for each in said) else None
 
 
+def _is_message(each: Mapping[str, Any]) -> bool:
+    return "role" in each or each.get("type") in ("message", *SILENT, *CALLS)
+
+
 def _is_piece(each: Mapping[str, Any]) -> bool:
     """Tell whether an object is a piece of a stream."""
-    choices = each.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return str(each.get("object", "")).endswith(".chunk") or (isinstance(first, dict) and "delta" in first)
+    return str(each.get("object", "")).endswith(".chunk") or "delta" in _first_choice(each)
 
 
 def _of_stream(text: str) -> str | None:
@@ -217,11 +218,17 @@ def _joined(pieces: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of the pieces of a streamed chat or completion."""
     found = []
     for piece in pieces:
-        for choice in (piece.get("choices") or [])[:1]:
-            if choice.get("finish_reason") in CUT:
-                raise LeftOut(CUT_OFF, str(choice["finish_reason"]))
-            delta = choice.get("delta") or {}
-            if delta.get("tool_calls") or delta.get("function_call"):
-                raise LeftOut(TOOLS)
-            found.append(str(delta.get("content") or choice.get("text") or ""))
+        choice = _first_choice(piece)
+        if str(choice.get("finish_reason")) in CUT:
+            raise LeftOut(CUT_OFF, str(choice["finish_reason"]))
+        delta = choice.get("delta")
+        delta = delta if isinstance(delta, dict) else {}
+        if delta.get("tool_calls") or delta.get("function_call"):
+            raise LeftOut(TOOLS)
+        found.append(str(delta.get("content") or choice.get("text") or ""))
     return "".join(found)
+
+
+def _first_choice(piece: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = piece.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

@@ -125,9 +125,9 @@ def survey(paths: Sequence[Path], columns: Mapping[str, str], progress: Progress
     rows = sample.rows
     if count < FEWEST:
         fix = "give a log of many requests, or the prompt alone with --from-prompt"
-        raise InputError(
-            files[0], f"{'one row' if count == 1 else f'{count} rows'}: what recurs shows in several", fix=fix
-        )
+        rows_there = count + reasons.total()
+        what = "one row" if rows_there == 1 else f"{count} of {rows_there} rows can be used"
+        raise InputError(files[0], f"{what}: what recurs shows in several", fix=fix)
     templates = find_templates(rows)
     if not templates:
         raise _nothing_recurs(files, rows)

@@ -27,6 +27,7 @@ FLOORS = {
     "base": 5,
     "starter": 6,
     "evaluate": 6,
+    "logs": 6,
     "training": 7,
     "export": 7,
     "server": 7,

@@ -161,7 +161,7 @@ def test_what_lies_in_the_caches_is_found(tmp_path: Path) -> None:
         "from pilocal.doctor.base_size import base_size\nfrom pilocal.doctor.machine import model_facts\n"
         "found = base_size('own/model')\nprint(found.bytes, found.here, model_facts())"
     )
-    assert in_hub(tmp_path, code) == "77 True {'hub': ['own/model'], 'ollama': ['llama3.2:1b']}"
+    assert in_hub(tmp_path, code) == "77 True {'hub': ['own/model'], 'ollama': ['ollama:llama3.2:1b']}"
 
 
 FAST: dict[str, Any] = {

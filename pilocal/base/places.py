@@ -62,9 +62,9 @@ def ollama_blob(model: str) -> Path:
     return blob
 
 
-def ollama_models() -> list[str]:
-    """Return the names of all models that Ollama has."""
-    return _names(_ollama_folder())
+def ollama_models() -> tuple[str, ...]:
+    """Return what a task calls each of Ollama's models that is here, "ollama:NAME:TAG"; none without Ollama."""
+    return tuple(OLLAMA + name for name in _names(_ollama_folder()))
 
 
 def _again(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,8 +60,61 @@ def _name(folder: str) -> str:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-def init(folder: Path) -> None:
-    """Create a task folder with a small example of every file; replace them with yours."""
+@click.argument("more", metavar="[FILE]...", nargs=-1, type=FOLDER)
+@click.option(
+    "--from-logs",
+    metavar="FILE...",
+    multiple=True,
+    type=FOLDER,
+    help="Make the task of logged requests: JSON, CSV, or a dataset's folder. Several files may follow.",
+)
+@click.option("--from-prompt", metavar="FILE", type=FOLDER, help="Make a task of a prompt alone, for `pilocal synth`.")
+@click.option(
+    "--columns", default="", metavar="query=NAME,answer=NAME", help="What a log calls both; also system=NAME."
+)
+@click.option("--template", type=click.IntRange(1), help="Which of several prompts in the logs. By default the first.")
+@click.option("--variants", is_flag=True, help="Take the rows of the prompt's variants, too.")
+@click.option("--redact/--no-redact", default=None, help="Take secrets and e-mail addresses out. By default they stay.")
+@click.option(
+    "--rows", default=100_000, show_default=True, type=click.IntRange(3), help="The most rows that are taken."
+)
+@click.option("--model", help="The base. By default the largest that is installed and fits this machine.")
+@click.option("--metric", type=click.Choice(list(METRICS)), help="How answers are scored. By default they decide.")
+def init(folder: Path, more: tuple[Path, ...], **options: Any) -> None:
+    """Create a task folder: of logs, of a prompt alone, or with a small example of every file.
+
+    From logs, the prompt that recurs becomes the template, and rows become training, validation and test records. What
+    is left out is in DIR/left_out.jsonl, with its reason. On a terminal, without further options, up to three questions
+    are asked.
+    """
+    logs, prompt = options["from_logs"], options["from_prompt"]
+    if logs and prompt:
+        raise click.UsageError("--from-logs or --from-prompt, not both")
+    if more and not logs:
+        raise click.UsageError(f"unexpected argument {more[0]}")
+    if not logs:
+        _check_unused(options)
+    if logs or prompt:
+        from pilocal.cli.import_logs import import_logs, import_prompt
+
+        if not logs:
+            import_prompt(folder, prompt, _name(folder.resolve().name), options)
+            return
+        if more and folder.is_file() and not more[-1].is_file():  # --from-logs a b DIR
+            folder, more = more[-1], (folder, *more[:-1])
+        import_logs(folder, (*logs, *more), _name(folder.resolve().name), options)
+        return
+    _write_example(folder)
+
+
+def _check_unused(options: Mapping[str, Any]) -> None:
+    """Raise click.UsageError for an option that only logs, or a prompt, have a use for."""
+    names = ["columns", "template", "variants", "redact", *([] if options["from_prompt"] else ["model", "metric"])]
+    if given := [name for name in names if options[name] not in (None, False, "")]:
+        raise click.UsageError(f"--{given[0]} needs --from-logs" + (" or --from-prompt" if len(names) > 4 else ""))
+
+
+def _write_example(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(folder, "already exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)

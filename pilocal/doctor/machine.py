@@ -124,7 +124,7 @@ def hub_folder() -> Path:
 def model_facts() -> dict[str, list[str]]:
     """Return the models that lie on this machine: in the Hub's cache, in Ollama, and those of packages."""
     hub = sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in hub_folder().glob("models--*"))
-    return {"hub": hub, "ollama": ollama_models()}
+    return {"hub": hub, "ollama": list(ollama_models())}
 
 
 def probe(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import shlex
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ PACKED: tuple[tuple[bytes, str, str], ...] = (
 )
 """What begins with these bytes and is no text, and what to do with it."""
 
+PARQUET_MAGIC = b"PAR1"
+
 WIDE = (b"\xff\xfe", b"\xfe\xff")
 """How UTF-16 and UTF-32 begin."""
 
@@ -45,6 +48,25 @@ def decoded(data: bytes, path: Path) -> str:
     if "\0" in text:
         raise _no_text(data, path, data.index(b"\0"))
     return text.lstrip(MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_text(head: bytes, path: Path) -> str:
+    """Return the text that a UTF-8 file begins with; its last character may be cut in two.
+
+    Raises InputError as `decoded` does.
+    """
+    for magic, _, _ in PACKED:
+        if head.startswith(magic):
+            raise _no_text(head, path, 0)
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        if head.startswith(WIDE) or b"\0" in head[:4]:
+            raise _no_text(head, path, error.start) from None
+        return head.decode("utf-8", "replace")  # a single line of many may be broken
+    if "\0" in text:
+        raise _no_text(head, path, head.index(b"\0"))
+    return text
 
 
 def _no_text(data: bytes, path: Path, place: int) -> InputError:

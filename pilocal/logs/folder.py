@@ -1,0 +1,292 @@
+"""Writes the task folder: all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pilocal.base.base import Base
+from pilocal.errors import InputError
+from pilocal.logs.exchange import OFFERED, TOO_LONG
+from pilocal.logs.ledger import FILE, Ledger
+from pilocal.logs.metric import AnswerStatistics
+from pilocal.logs.sensitive import redacted, seen_in
+from pilocal.logs.sorting import Kept, Sieve, Sorter, record_of, unwanted
+from pilocal.logs.splits import SPLITS, TRAIN, split
+from pilocal.logs.survey import Survey
+from pilocal.progress import Progress, silent
+from pilocal.task.toml import read_text
+
+SHOTS = (5, 3, 2, 1, 0)
+"""Shots of the first stage that are tried, until the prompts fit the context."""
+
+FIT = 0.98
+"""The share of rows that must fit with so many shots."""
+
+OVERHEAD = 32
+"""Tokens that a chat template adds to a turn and its answer, at most."""
+
+FEW_ROWS = 100
+
+STEPS = (200, 2000)
+"""The fewest and the most steps of a training; between them, each record is seen about five times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What task.toml says."""
+
+    name: str
+    model: str
+    base: Base | None
+    """The base, where it is here: it says how long rows may be."""
+    metric: str | None = None
+    """None lets the answers decide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What was written."""
+
+    counts: Mapping[str, int]
+    """Records of each split."""
+    metric: str
+    why_metric: str
+    shots: int
+    """Of the first stage."""
+    said: Sequence[str]
+    """What was left out, and what was seen."""
+    left_out: int
+    warnings: Sequence[str] = field(default=())
+
+
+TASK_TOML = """\
+# Every key and its default: pilocal/task/SETTINGS.md. `pilocal check` reads this file strictly.
+name = {name}
+model = {model}
+template = "template.md"   # what every request repeats
+train = "{folder}train.jsonl"
+valid = "{folder}valid.jsonl"
+test = "{folder}test.jsonl"
+metric = "{metric}"
+
+[training]
+steps = {steps}
+"""
+
+SCHEDULE = """\
+# With 5 shots, the default, prompts would be longer than the base's context.
+decay = "linear"
+stages = 4
+shots = {shots}
+"""
+
+SYNTH = """
+[synth]
+generator = "base"   # writes queries about what stands in the template; your own go into queries.jsonl
+"""
+
+
+def from_prompt(folder: Path, prompt: Path, setup: Setup) -> None:
+    """Write a task of a template alone, whose records `pilocal synth` makes.
+
+    Raises InputError unless the file is text and the folder is empty or not there.
+    """
+    text = read_text(prompt)
+    with _whole(folder) as made:
+        _write(made / "template.md", text.strip("\n") + "\n")
+        toml = _task_toml(setup, setup.metric or "exact_match", STEPS[0], "synth/")
+        _write(made / "task.toml", toml + SYNTH)
+
+
+def from_logs(folder: Path, survey: Survey, sieve: Sieve, setup: Setup, progress: Progress = silent) -> Made:
+    """Write a task of the rows of some logs that have one template.
+
+    Raises InputError where too few rows are left, and unless the folder is empty or not there.
+    """
+    with _whole(folder) as made:
+        spool = made / ".records.jsonl"
+        with (made / FILE).open("w", encoding="utf-8") as listed:
+            ledger = Ledger(listed)
+            count = _counter(setup.base)
+            with spool.open("w", encoding="utf-8") as file:
+                sorter = Sorter(survey, sieve, ledger, file, count)
+                sorter.sort(progress)
+            found = _write_task(made, spool, sorter, setup, count)
+        spool.unlink()
+        return found
+
+
+def _counter(base: Base | None) -> Callable[[str], int]:
+    """Return what counts a text's tokens; where there is no base, nothing is too long."""
+    if base is None:
+        return lambda text: 0
+    tokenizer = base.tokenizer
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Callable[[str], int]) -> Made:
+    survey, sieve, ledger = sorter.survey, sorter.sieve, sorter.ledger
+    template = survey.templates[sieve.template]
+    clean = redacted if sieve.redact else str
+    warnings = [*survey.warnings(sieve.template, variants=sieve.variants)]
+    if seen := seen_in(template.text):
+        warnings.append(f"the template holds {' and '.join(seen)}" + (", taken out" if sieve.redact else ""))
+    why = unwanted(sorter.rows)
+    shots = _leave_out_long(sorter.rows, why, count(template.text), setup.base)
+    _list_rows(sorter, why)
+    statistics = AnswerStatistics()
+    counts = _write_splits(made, spool, _splits(sorter, why), statistics)
+    counts[TRAIN] += _add_shots(made, [(clean(asked), clean(answer)) for asked, answer in template.shots], statistics)
+    if counts[TRAIN] < FEW_ROWS:
+        warnings.append(f"{counts[TRAIN]} training records; a few hundred are needed at least")
+    metric, reason = (setup.metric, "") if setup.metric else statistics.metric()
+    steps = max(STEPS[0], min(STEPS[1], round(counts[TRAIN] * 5 / 8 / 50) * 50))
+    _write(made / "template.md", clean(template.text).strip("\n") + "\n")
+    _write(made / "task.toml", _task_toml(setup, metric, steps))
+    if shots < SHOTS[0]:
+        _write(made / "schedule.toml", SCHEDULE.format(shots=shots))
+    return Made(
+        counts=counts,
+        metric=metric,
+        why_metric=reason,
+        shots=shots,
+        said=ledger.said,
+        left_out=ledger.left_out.total(),
+        warnings=warnings,
+    )
+
+
+def _list_rows(sorter: Sorter, why: Mapping[int, tuple[str, str]]) -> None:
+    """List the rows that are left out in the end, and what was seen in the others."""
+    for number, row in enumerate(sorter.rows):
+        if number in why:
+            sorter.ledger.leave_out(row.where, *why[number])
+            continue
+        for remark in row.remarks:
+            sorter.ledger.remark(row.where, remark, "taken out" if sorter.sieve.redact and remark != OFFERED else "")
+
+
+def _leave_out_long(rows: Sequence[Kept], why: dict[int, tuple[str, str]], template: int, base: Base | None) -> int:
+    """Add the rows that are too long to those that are left out; return how many shots the first stage may have."""
+    shots, most = _lengths(rows, why, template, base)
+    for number, row in enumerate(rows):
+        if number not in why and row.tokens > most:
+            why[number] = (TOO_LONG, f"{row.tokens} tokens, {most} fit beside the template and {shots} shots")
+    return shots
+
+
+def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: Base | None) -> tuple[int, int]:
+    """Return how many shots the first stage may have, and how long a row may be then, in tokens."""
+    if base is None:
+        return SHOTS[0], 1 << 62
+    room = base.context - template - OVERHEAD
+    if room <= 0:
+        what = f"the template has {template} tokens, and the context of {base.model} is {base.context}"
+        raise InputError(base.path, what, fix="take a base of a longer context with --model")
+    lengths = [row.tokens for number, row in enumerate(rows) if number not in why]
+    for shots in SHOTS:
+        most = room // (shots + 1) - OVERHEAD
+        if sum(length <= most for length in lengths) >= FIT * len(lengths):
+            return shots, most
+    return 0, room - OVERHEAD
+
+
+def _splits(sorter: Sorter, why: Mapping[int, Any]) -> dict[int, str]:
+    """Return the split of each row that is left.
+
+    Raises InputError where there are too few of them.
+    """
+    template = sorter.survey.templates[sorter.sieve.template]
+    left = [number for number in range(len(sorter.rows)) if number not in why]
+    for asked, _ in template.shots:
+        sorter.near.add(asked)
+    groups = sorter.near.groups()
+    trained = set(groups[len(sorter.rows) :])
+    different = {groups[number] for number in left} - trained
+    if len(different) < 3:
+        said = ", ".join(f"{reason}: {count}" for reason, count in sorter.ledger.left_out.most_common(4))
+        what = f"{len(left)} of {sorter.survey.rows} rows are left, of {len(different)} different queries"
+        what += "; three are needed"
+        fix = "give more logs" + (f"; left out are {said}" if said else "")
+        raise InputError(sorter.survey.files[0], what, fix=fix)
+    chosen = split([groups[number] for number in left], [sorter.rows[number].asked for number in left], trained)
+    return dict(zip(left, chosen, strict=True))
+
+
+def _write_splits(made: Path, spool: Path, splits: Mapping[int, str], statistics: AnswerStatistics) -> dict[str, int]:
+    """Write the records of the spool into the files of their splits; return how many each has."""
+    counts = dict.fromkeys(SPLITS, 0)
+    files = {name: (made / f"{name}.jsonl").open("w", encoding="utf-8") for name in SPLITS}
+    try:
+        with spool.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file):
+                if name := splits.get(number):
+                    files[name].write(line)
+                    counts[name] += 1
+                    statistics.add(_answer_of(json.loads(line)))
+    finally:
+        for each in files.values():
+            each.close()
+    return counts
+
+
+def _answer_of(record: Mapping[str, Any]) -> str:
+    return str(record["answer"] if "answer" in record else record["messages"][-1]["content"])
+
+
+def _add_shots(made: Path, shots: Sequence[tuple[str, str]], statistics: AnswerStatistics) -> int:
+    """Add the solved examples that recurred before the query to the training records, unless they are there."""
+    path = made / f"{TRAIN}.jsonl"
+    with path.open(encoding="utf-8", newline="\n") as file:
+        known = {record.get("query", "").strip() for record in map(json.loads, file)}
+    new = [
+        (asked, answer) for asked, answer in shots if asked.strip() not in known and asked.strip() and answer.strip()
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        for number, (asked, answer) in enumerate(new, 1):
+            file.write(json.dumps({"id": f"shot-{number}"} | record_of([("user", asked)], answer, None)) + "\n")
+            statistics.add(answer)
+    return len(new)
+
+
+def _task_toml(setup: Setup, metric: str, steps: int, folder: str = "") -> str:
+    names = {"name": _quoted(setup.name), "model": _quoted(setup.model)}
+    return TASK_TOML.format(**names, metric=metric, steps=steps, folder=folder)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a string of TOML, whose escapes are JSON's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless a folder is empty or not there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(folder, "already exists and is not empty", fix="choose a new folder")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside it to write into, whose files move into it once all are written; else nothing is there."""
+    check_folder(folder)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield made
+        folder.mkdir(exist_ok=True)
+        for path in made.iterdir():
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

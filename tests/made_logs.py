@@ -1,0 +1,210 @@
+"""Logs of which it is known what recurs in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WORDS = [
+    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "ivory", "jetty", "kelp", "linen",
+    "maple", "noble", "ocean", "pearl", "quartz", "river", "slate", "tulip", "umber", "velvet", "willow", "yarrow",
+    "zephyr", "anchor", "bridge", "candle", "drift", "engine", "fabric", "garden", "harbor", "island",
+]  # fmt: skip
+NAMES = ["Ann", "Bob", "Chloe", "Dmitri", "Elif", "Farid", "Grace", "Hiro", "Ines", "Jonas", "Kofi", "Lena", "Mateo"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MadeLog:
+    """A log, and what is to be found in it."""
+
+    kind: str
+    rows: list[list[Message]]
+    """Messages, the answer as the last."""
+    template: str
+    """Every line of it recurs, and nothing else does."""
+    queries: list[str]
+    """The query of each row that has the template, by the row's number; empty for the others."""
+    warned: bool
+    """Whether what was found needs a warning."""
+
+    @property
+    def lines(self) -> list[str]:
+        return [" ".join(line.split()) for line in self.template.split("\n") if line.strip()]
+
+
+def sentence(rng: random.Random, low: int = 6, high: int = 14) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+
+
+def rules(rng: random.Random, count: int | None = None) -> str:
+    lines = [f"You are the {rng.choice(WORDS)} assistant of {rng.choice(WORDS).title()} Ltd.", ""]
+    for number in range(count or rng.randint(4, 40)):
+        lines.append(f"- {rng.choice(WORDS).title()} {number}: {sentence(rng)}.")
+    return "\n".join([*lines, f"Answer with {sentence(rng, 2, 4)}."])
+
+
+def query(rng: random.Random) -> str:
+    forms = ("please {}", "what about {}?", "{}", "I need {}. Can you help?", "tell me: {}", "{}\n{}")
+    return rng.choice(forms).format(sentence(rng, 3, 9), sentence(rng, 3, 9)).strip()
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def said(rng: random.Random) -> Message:
+    return {"role": "assistant", "content": sentence(rng, 1, 4)}
+
+
+def log(
+    kind: str, rng: random.Random, rows: Sequence[tuple[list[Message], str]], template: str, *, warned: bool
+) -> MadeLog:
+    return MadeLog(kind, [[*messages, said(rng)] for messages, _ in rows], template, [each for _, each in rows], warned)
+
+
+def made(rng: random.Random, count: int, one: Callable[[str], list[Message]]) -> list[tuple[list[Message], str]]:
+    asked = [query(rng) for _ in range(count)]
+    return [(one(each), each) for each in asked]
+
+
+def system_prompt(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    rows = made(rng, count, lambda asked: [{"role": "system", "content": text}, user(asked)])
+    return log("system", rng, rows, text, warned=False)
+
+
+def prefix(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    rows = made(rng, count, lambda asked: [user(f"{text}\n\n{asked}")])
+    return log("prefix", rng, rows, text, warned=False)
+
+
+def suffix(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    rows = made(rng, count, lambda asked: [user(f"{asked}\n\n{text}")])
+    return log("suffix", rng, rows, text, warned=True)
+
+
+def both_sides(rng: random.Random, count: int) -> MadeLog:
+    text, end = rules(rng), f"Remember {sentence(rng)}."
+    rows = made(rng, count, lambda asked: [user(f"{text}\n\nQuestion of a customer\n{asked}\n\n{end}")])
+    return log("both sides", rng, rows, f"{text}\n\nQuestion of a customer\n{end}", warned=True)
+
+
+def one_line(rng: random.Random, count: int) -> MadeLog:
+    text = f"Decide whether the {rng.choice(WORDS)} of the customer is {rng.choice(WORDS)} or {rng.choice(WORDS)}:"
+    rows = made(rng, count, lambda asked: [user(f"{text} {asked}")])
+    return log("one line", rng, rows, text, warned=True)
+
+
+def few_shot(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    shots = [turn for _ in range(rng.randint(1, 5)) for turn in (user(query(rng)), said(rng))]
+    rows = made(rng, count, lambda asked: [{"role": "system", "content": text}, *shots, user(asked)])
+    return log("few-shot", rng, rows, text, warned=True)
+
+
+def drawn_shots(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    pool = [(user(query(rng)), said(rng)) for _ in range(6)]
+
+    def one(asked: str) -> list[Message]:
+        chosen = rng.sample(pool, 3)
+        return [{"role": "system", "content": text}, *(turn for pair in chosen for turn in pair), user(asked)]
+
+    return log("drawn shots", rng, made(rng, count, one), text, warned=True)
+
+
+def two_templates(rng: random.Random, count: int) -> MadeLog:
+    texts = rules(rng), rules(rng)
+    rows = []
+    for number in range(count):
+        asked = query(rng)
+        text = texts[number % 3 == 0]
+        rows.append(([{"role": "system", "content": text}, user(asked)], asked if text == texts[0] else ""))
+    return log("two templates", rng, rows, texts[0], warned=False)
+
+
+def variants(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng, 20)
+    lines = text.split("\n")
+    other = "\n".join([*lines[:6], f"- New: {sentence(rng)}.", *lines[6:9], *lines[10:]])
+    third = text.replace("Answer with", "Always answer with")
+    rows = []
+    for number in range(count):
+        asked, chosen = query(rng), (text, text, text, other, third)[number % 5]
+        rows.append(([{"role": "system", "content": chosen}, user(asked)], asked if chosen == text else ""))
+    return log("variants", rng, rows, text, warned=True)
+
+
+def dated(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    lines = text.split("\n")
+    place = rng.choice((1, len(lines) // 2, len(lines)))
+
+    def one(asked: str) -> list[Message]:
+        date = f"Today is {rng.choice(DAYS)}, 2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}."
+        return [{"role": "system", "content": "\n".join([*lines[:place], date, *lines[place:]])}, user(asked)]
+
+    return log("dates", rng, made(rng, count, one), text, warned=True)
+
+
+def named(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+
+    def one(asked: str) -> list[Message]:
+        line = f"The user is called {rng.choice(NAMES)} and speaks {rng.choice(('German', 'English', 'Turkish'))}. "
+        return [{"role": "system", "content": line + text}, user(asked)]
+
+    return log("names", rng, made(rng, count, one), text, warned=True)
+
+
+def dated_prefix(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+    first, rest = text.split("\n", 1)
+
+    def one(asked: str) -> list[Message]:
+        line = f"It is {rng.randint(0, 23):02}:{rng.randint(0, 59):02} for {rng.choice(NAMES)} {rng.choice(NAMES)}."
+        return [user(f"{first} {line}\n{rest}\n\n{asked}")]
+
+    return log("dates in the user's turn", rng, made(rng, count, one), text, warned=True)
+
+
+def passages(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+
+    def one(asked: str) -> list[Message]:
+        found = "\n".join(f"{sentence(rng, 10, 20)}." for _ in range(rng.randint(1, 4)))
+        return [{"role": "system", "content": f"{text}\n\n{found}"}, user(asked)]
+
+    return log("passages", rng, made(rng, count, one), text, warned=True)
+
+
+def conversations(rng: random.Random, count: int) -> MadeLog:
+    text = rules(rng)
+
+    def one(asked: str) -> list[Message]:
+        earlier = [turn for _ in range(rng.randint(0, 2)) for turn in (user(query(rng)), said(rng))]
+        return [{"role": "system", "content": text}, *earlier, user(asked)]
+
+    return log("conversations", rng, made(rng, count, one), text, warned=False)
+
+
+KINDS = (
+    system_prompt, prefix, suffix, both_sides, one_line, few_shot, drawn_shots, two_templates, variants, dated, named,
+    dated_prefix, passages, conversations,
+)  # fmt: skip
+
+
+def made_logs(count: int) -> list[MadeLog]:
+    """Return so many logs, of every kind in turn, each of another size."""
+    found = []
+    for seed in range(count):
+        rng = random.Random(seed)
+        found.append(KINDS[seed % len(KINDS)](rng, rng.choice((30, 60, 120, 250))))
+    return found

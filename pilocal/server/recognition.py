@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from pilocal.run_folder.shipped import Shipped
 from pilocal.server.near_miss import NearMisses
 from pilocal.server.prompt_stripping import Chat, KnownPrompt
-from pilocal.server.slotted import Shape, shapes_of
+from pilocal.server.slotted import shapes_of
 from pilocal.server.stated_values import StatedValues
 from pilocal.server.wording import words
 from pilocal.task import Example
@@ -43,7 +43,8 @@ class Recognition:
         self._known = KnownPrompt(task.template, examples, shapes=shapes)
         self._like = _near_misses(task.template, task.slots)
         stays = {name: shapes[name] for name in slot_names(residue.template) if name in shapes}
-        self._residue = _known_residue(residue.template, examples, stays) if residue else None
+        text = residue.template if stays else "".join(literals(residue.template, task.slots)[0])
+        self._residue = KnownPrompt(text, examples, shots_alone=True, shapes=stays) if residue else None
         rest = beyond(_words_of(task.template, task.slots), _words_of(residue.template, task.slots))
         self._like_rest = NearMisses(rest) if residue else self._like
 
@@ -63,10 +64,6 @@ class Recognition:
         """Tell whether a raw prompt holds the template, changed or not; what stays of it may stand there."""
         chat = [{"role": "user", "content": prompt}]
         return self._like.found_in(chat) and self._like_rest.found_in(chat)
-
-
-def _known_residue(template: str, examples: Sequence[Example], shapes: Mapping[str, Shape]) -> KnownPrompt:
-    return KnownPrompt(template, examples, shots_alone=True, shapes=shapes)
 
 
 def _words_of(template: str, slots: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,8 @@ def probe(name: str) -> dict[str, Any]:
     return _answer(done.stdout) or {"error": (done.stderr.strip().splitlines() or ["no answer"])[-1][:400]}
 
 
-def _answer(printed: str) -> Mapping[str, Any] | Any:
+def _answer(printed: str) -> dict[str, Any] | None:
+    """Return the JSON object in the last line of what a probe printed; None where there is none."""
     try:
         found = json.loads(printed.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -30,7 +30,7 @@ from pilocal.prompt.tokens import tokenize
 from pilocal.run_folder.adapter import read_adapter
 from pilocal.task import Example, load_task
 from pilocal.task.schedule import DECAYS, DecaySchedule
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 
 ARMS = ("full-prompt-cached", "rules@0.5", "linear", "direct", "drop", "adaptive")

@@ -26,6 +26,7 @@ from pilocal.retrieve.index import exact_neighbours, open_index, recall
 from pilocal.retrieve.ngrams import DIM, NgramVectors
 from pilocal.retrieve.ranking import falling
 from pilocal.task import Example, Retrieval
+from tests import forked
 from tests.bench.retrieval import retrieval
 from tests.test_cli import pilocal
 from tests.test_flow import make_task
@@ -364,7 +365,7 @@ def test_the_index_command_takes_a_model_beside_the_task(embedding_model: Path, 
     shutil.copytree(embedding_model, folder / "embedder")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nover = "query"\nembedding_model = "embedder"\n')
-    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
+    done = forked.pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (folder / "run" / "index").iterdir()} == {"query.hnsw", "query.json", "shots.json"}
 

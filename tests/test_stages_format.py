@@ -28,7 +28,7 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
 from pilocal.task import Example, Lora, Training
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 
 EMPTY_FIRST = """\

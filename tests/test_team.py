@@ -19,7 +19,7 @@ import pytest
 from pilocal.base.base import Base
 from pilocal.errors import TrainingError
 from pilocal.task import Training
-from tests.test_cli import ROOT, pilocal
+from tests.forked import ROOT, pilocal
 from tests.test_flow import make_task
 from tests.test_train import as_dict, fit, random_rows
 

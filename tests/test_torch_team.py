@@ -18,7 +18,7 @@ from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.flow.runner import step_named
 from pilocal.task import Lora
-from tests.test_cli import ROOT, pilocal
+from tests.forked import ROOT, pilocal
 from tests.test_flow import make_task
 from tests.test_team import free_ports, read_until
 from tests.test_torch_run import SHARED, fit, lines

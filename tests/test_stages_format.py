@@ -28,7 +28,7 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
 from pilocal.task import Example, Lora, Training
-from tests.forked import pilocal
+from tests.forked import Forked, pilocal
 from tests.test_flow import make_task
 
 EMPTY_FIRST = """\
@@ -170,11 +170,9 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     assert len(commands) == 2
     outputs = []
     for command in commands:
-        words = [sys.executable, "-m", "mlx_lm", "lora", *command.split()[1:]]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(words, cwd=made, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        outputs.append(done.stdout + done.stderr)
+        status, out, errors = Forked(mlx_lm_lora, made, command.split()[1:]).ends()
+        assert status == 0, out + errors
+        outputs.append(out + errors)
     assert "Loading fine-tuned weights" not in outputs[0]
     assert "Loading fine-tuned weights from 1/adapters/adapters.safetensors" in outputs[1]
     first, second = (weights(made / number / "adapters" / "adapters.safetensors") for number in "12")
@@ -183,6 +181,14 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     moved = [float(abs(first[name] - second[name]).max()) for name in first]
     assert 0 < max(moved) < 2e-3
     assert all(abs(value).max() > 0 for name, value in first.items() if name.endswith("lora_b"))
+
+
+def mlx_lm_lora(folder: Path, words: list[str]) -> None:
+    from mlx_lm.lora import main
+
+    os.chdir(folder)
+    sys.argv[1:] = words
+    main()
 
 
 def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Base, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def test_misuse_is_one_line_and_exit_status_2(arguments: list[str], line: str) -
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(line.split("; see", maxsplit=1)[0])
+    other = forked.pilocal(*arguments)  # the other tests' processes say what one of its own does
+    assert (other.returncode, other.stdout, other.stderr) == (done.returncode, done.stdout, done.stderr)
 
 
 def test_what_init_makes_passes_check(tmp_path: Path) -> None:

@@ -580,8 +580,10 @@ def test_patience_ends_the_last_stage_and_keeps_the_best_adapter(tiny_base: Base
     assert adapter_bytes(tmp_path) == before
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("lr_schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(
+    ("optimizer", "lr_schedule"),
+    [*((optimizer, "cosine") for optimizer in OPTIMIZERS), ("adamw", "linear"), ("adamw", "constant")],
+)
 def test_every_optimizer_and_schedule_learns_and_resumes(
     optimizer: str, lr_schedule: str, tiny_base: Base, tmp_path: Path
 ) -> None:

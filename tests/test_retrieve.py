@@ -319,8 +319,7 @@ def test_a_missing_embedding_model_offline_is_one_line(tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", "starter")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nembedding_model = "nobody/no-such-model"\n')
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", env=env)
+    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith("compress: ")]
     assert len(lines) == 1

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 # One thread rounds alike on every machine, and is the faster beside other work; test_blas.py takes them out.
-for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pilocal.base.base import Base, find_base
 from pilocal.packages import is_installed

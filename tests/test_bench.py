@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -28,6 +27,7 @@ from pilocal.prompt.tokens import end_tokens, prompt_tokens
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.starter.episodes import FIRST_TEST_SEED, invent
 from pilocal.task import Example
+from tests.forked import pilocal
 from tests.tiny import make_adapter
 
 MOST = 16
@@ -251,14 +251,7 @@ def test_a_file_that_llama_cpp_cannot_load_is_refused(run: Path, tmp_path: Path)
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    code = "import pilocal.cli; pilocal.cli.main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "bench", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
+    return pilocal("bench", *arguments)
 
 
 def test_the_command_prints_what_it_writes(run: Path) -> None:

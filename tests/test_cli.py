@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from pilocal.base.base import Base
 from pilocal.cli import COMMANDS, cli
+from tests import forked
 from tests.test_flow import make_task
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +50,8 @@ def test_misuse_is_one_line_and_exit_status_2(arguments: list[str], line: str) -
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(line.split("; see", maxsplit=1)[0])
+    other = forked.pilocal(*arguments)  # the other tests' processes say what one of its own does
+    assert (other.returncode, other.stdout, other.stderr) == (done.returncode, done.stdout, done.stderr)
 
 
 def test_what_init_makes_passes_check(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base: Base, tmp_
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"query": "RED", "answer": "MIP"}\n')
     for command in (("check", folder, "--no-probe"), ("stages", folder)):
-        done = pilocal(*command, "--schedule", folder / "schedule.toml")
+        done = forked.pilocal(*command, "--schedule", folder / "schedule.toml")
         assert done.returncode == 0, done.stderr
         warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
         assert warnings == [f"warning: {folder}/train.jsonl: a query has more than one answer, such as 'red'"]
@@ -75,8 +79,7 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base: Base, tmp_
 
 def test_a_tilde_in_an_option_is_the_home_folder(tiny_base: Base, tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", tiny_base.folder)
-    home = {**os.environ, "HOME": str(tmp_path)}
-    done = pilocal("stages", "~/task", "--schedule=~/task/schedule.toml", "--run=~/made", env=home)
+    done = forked.pilocal("stages", "~/task", "--schedule=~/task/schedule.toml", "--run=~/made", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "made" / "stages" / "0" / "train.jsonl").is_file()
     assert not (folder / "run").exists()
@@ -90,7 +93,7 @@ def test_what_is_odd_about_the_files_is_a_warning_of_check(tiny_base: Base, tmp_
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "WRONG", "weight": 0}]
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"messages": turns}) + "\n")
-    done = pilocal("check", folder, "--no-probe", "--schedule", folder / "schedule.toml")
+    done = forked.pilocal("check", folder, "--no-probe", "--schedule", folder / "schedule.toml")
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
     assert first.startswith(f"warning: {folder}/template.md:6: {{query}} in a template stays as it stands")
@@ -109,7 +112,7 @@ def test_bad_input_is_a_line_each_and_exit_status_1(tiny_base: Base, tmp_path: P
     folder = make_task(tmp_path / "task", tiny_base.folder)
     (folder / "task.toml").write_text((folder / "task.toml").read_text() + "[lora2]\n")
     (folder / "valid.jsonl").write_text("")
-    done = pilocal("run", folder)
+    done = forked.pilocal("run", folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 2
     assert "Traceback" not in done.stderr
@@ -139,7 +142,7 @@ def test_a_full_disk_stops_the_run_with_a_line_and_leaves_it_resumable(tiny_base
     assert "Traceback" not in done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1]
     assert not list(folder.rglob("*.tmp"))
-    done = pilocal(*arguments, "--json")
+    done = forked.pilocal(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"]["compress"]["skipped"]
 
@@ -152,6 +155,7 @@ def test_an_interrupted_run_exits_130_and_goes_on(tiny_base: Base, tmp_path: Pat
     log = folder / "run" / "stages" / "0" / "checkpoint"
     while not list(log.glob("step-*")):
         assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -161,7 +165,7 @@ def test_an_interrupted_run_exits_130_and_goes_on(tiny_base: Base, tmp_path: Pat
     second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         while second.poll() is None and not list((folder / "run" / "stages" / "1" / "checkpoint").glob("step-*")):
-            pass
+            time.sleep(0.05)
         lines = (folder / "run" / "stages" / "0" / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(1, 121))
     finally:

@@ -16,7 +16,7 @@ from pilocal.comparison.columns import residue_cells
 from pilocal.comparison.design import Design
 from pilocal.comparison.markdown import markdown
 from pilocal.errors import InputError
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_compare import DESIGN
 from tests.test_flow import make_task
 

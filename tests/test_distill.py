@@ -23,7 +23,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.teacher import read_soft, write_soft
 from pilocal.task import Training
 from pilocal.task.tables import DIVERGENCES
-from tests.test_cli import pilocal as command
+from tests.forked import pilocal as command
 from tests.test_flow import flow, make_task
 from tests.test_train import LORA, random_rows
 

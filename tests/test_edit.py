@@ -24,7 +24,7 @@ from pilocal.run_folder.adapter import read_adapter
 from pilocal.run_folder.log import read_log
 from pilocal.task import load_task
 from pilocal.training.backend import Backend
-from tests.test_cli import pilocal as command
+from tests.forked import pilocal as command
 from tests.test_distill import stop
 from tests.test_flow import flow, make_task
 

@@ -15,8 +15,8 @@ import pilocal
 from pilocal.base.base import Base
 from pilocal.chart import LONGEST_NAME
 from pilocal.flow.gap import EntryFacts, Gap
+from tests.forked import pilocal as command
 from tests.test_chart import texts
-from tests.test_cli import pilocal as command
 from tests.test_flow import make_task
 
 GAP = Path(__file__).parent.parent / "examples" / "smart-home-gap"

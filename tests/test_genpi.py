@@ -23,7 +23,7 @@ from pilocal.flow.written_template import entry_f1, recovered
 from pilocal.prompt.tokens import Row
 from pilocal.task import Example, Training
 from pilocal.training.row_order import PairedOrder, RowOrder, StagePlan
-from tests.test_cli import pilocal as command
+from tests.forked import pilocal as command
 from tests.test_distill import stop
 from tests.test_flow import flow, make_task
 from tests.test_train import LORA, random_rows

@@ -29,7 +29,7 @@ from pilocal.task import Lora, Training, load_task
 from pilocal.task.examples import load_queries
 from pilocal.training.backend import Backend
 from pilocal.training.row_order import RowOrder, StagePlan, Stream, parted
-from tests.test_cli import pilocal as command
+from tests.forked import pilocal as command
 from tests.test_distill import said_by_a_model, softened, stop
 from tests.test_flow import flow, make_task
 from tests.test_train import LORA, random_rows

@@ -18,7 +18,7 @@ import pilocal
 from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.packages import INSTALL, is_installed, require_packages
-from tests.test_cli import ROOT
+from tests.forked import ROOT
 from tests.test_flow import make_task
 
 DISTRIBUTIONS = {

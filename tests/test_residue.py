@@ -31,7 +31,7 @@ from pilocal.run_folder.rows import read_records
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.server.routing import FULL_PROMPT, INTERNALIZED
 from pilocal.task import Compression
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 from tests.test_residue_served import route, routed
 

@@ -26,6 +26,7 @@ from pilocal.retrieve.index import exact_neighbours, open_index, recall
 from pilocal.retrieve.ngrams import DIM, NgramVectors
 from pilocal.retrieve.ranking import falling
 from pilocal.task import Example, Retrieval
+from tests import forked
 from tests.bench.retrieval import retrieval
 from tests.test_cli import pilocal
 from tests.test_flow import make_task
@@ -318,8 +319,7 @@ def test_a_missing_embedding_model_offline_is_one_line(tmp_path: Path) -> None:
     folder = make_task(tmp_path / "task", "starter")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nembedding_model = "nobody/no-such-model"\n')
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", env=env)
+    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith("compress: ")]
     assert len(lines) == 1
@@ -364,7 +364,7 @@ def test_the_index_command_takes_a_model_beside_the_task(embedding_model: Path, 
     shutil.copytree(embedding_model, folder / "embedder")
     with (folder / "task.toml").open("a") as file:
         file.write('[retrieval]\nsimilarity = "embedding"\nover = "query"\nembedding_model = "embedder"\n')
-    done = pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
+    done = forked.pilocal("index", folder, "--schedule", folder / "schedule.toml", "--json")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (folder / "run" / "index").iterdir()} == {"query.hnsw", "query.json", "shots.json"}
 

@@ -21,7 +21,7 @@ model = "starter"
 rank = 32
 
 [training]
-steps = 300
+steps = 90
 batch_size = 14
 learning_rate = 4e-3
 direct_drop = false

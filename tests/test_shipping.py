@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,13 @@ from pilocal.flow.shipping import found_from
 from pilocal.llamacpp.quantize import quantize_gguf
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import Retrieval
+from tests.forked import pilocal
 from tests.test_flow import flow, make_task
 from tests.tiny import make_base
 
-ROOT = Path(__file__).parent.parent
-
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "import pilocal.cli; pilocal.cli.main()"
-    command = [sys.executable, "-c", code, "export", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    return pilocal("export", *arguments)
 
 
 @pytest.fixture(scope="module")

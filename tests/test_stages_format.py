@@ -28,8 +28,9 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
 from pilocal.task import Example, Lora, Training
-from tests.test_cli import pilocal
+from tests.forked import Forked, pilocal
 from tests.test_flow import make_task
+from tests.tiny import make_base
 
 EMPTY_FIRST = """\
 [[stage]]
@@ -109,19 +110,20 @@ def test_every_record_is_valid_for_openai_and_says_the_same(
 
 
 @pytest.fixture(scope="module")
-def folder(starter: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task on the starter of which the first stage gets no optimizer steps."""
-    # One short row a step: mlx_lm computes the 4-bit base packed, which is slow on a CPU.
-    folder = make_task(tmp_path_factory.mktemp("formats") / "task", starter.folder, steps=2)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return short_task(tmp_path_factory.mktemp("formats") / "task", "starter")
+
+
+def short_task(folder: Path, base: str) -> Path:
+    """Write a task of which the first stage gets no optimizer steps, and each of the others one."""
+    make_task(folder, base, steps=2)
     (folder / "schedule.toml").write_text(EMPTY_FIRST)
     (folder / "template.md").write_text("Answer with the code.\n- red ZOR\n")
     (folder / "valid.jsonl").write_text('{"query": "code of red", "answer": "ZOR"}\n')
     text = (folder / "task.toml").read_text()
+    assert "batch_size = 4" in text
     one_by_one = "batch_size = 1\nlr_schedule = 'constant'"
-    for old, new in ((f'"{starter.folder}"', '"starter"'), ("batch_size = 4", one_by_one)):
-        assert old in text
-        text = text.replace(old, new, 1)
-    (folder / "task.toml").write_text(text)
+    (folder / "task.toml").write_text(text.replace("batch_size = 4", one_by_one, 1))
     return folder
 
 
@@ -162,7 +164,23 @@ def test_openai_jobs_come_in_order_with_rows_tokens_and_a_method_that_its_client
     assert "OpenAI wants at least 10 training examples; these are 9" in done.stderr
 
 
-def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
+def test_mlx_lm_finds_a_base_that_only_pilocal_knows_by_its_name(folder: Path, starter: Base) -> None:
+    stages(folder, "mlx")
+    for number in (1, 2):
+        settings = yaml.safe_load((folder / "run" / "mlx" / str(number) / "lora.yaml").read_text())
+        assert settings["model"] == str(starter.folder)
+
+
+def test_mlx_lm_lora_trains_the_stages_in_a_chain(starter: Base, tmp_path: Path) -> None:
+    # mlx_lm computes four bits packed, which takes the starter 10 s a step on a CPU.
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    base = make_base(tmp_path / "base", starter.folder, num_key_value_heads=1, **sizes)
+    folder = short_task(tmp_path / "task", str(base.folder))
     printed = stages(folder, "mlx").stdout.splitlines()
     made = folder / "run" / "mlx"
     assert f"cd {made}" in printed
@@ -170,11 +188,9 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     assert len(commands) == 2
     outputs = []
     for command in commands:
-        words = [sys.executable, "-m", "mlx_lm", "lora", *command.split()[1:]]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(words, cwd=made, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        outputs.append(done.stdout + done.stderr)
+        status, out, errors = Forked(mlx_lm_lora, made, command.split()[1:]).ends()
+        assert status == 0, out + errors
+        outputs.append(out + errors)
     assert "Loading fine-tuned weights" not in outputs[0]
     assert "Loading fine-tuned weights from 1/adapters/adapters.safetensors" in outputs[1]
     first, second = (weights(made / number / "adapters" / "adapters.safetensors") for number in "12")
@@ -183,6 +199,14 @@ def test_mlx_lm_lora_trains_the_stages_in_a_chain(folder: Path) -> None:
     moved = [float(abs(first[name] - second[name]).max()) for name in first]
     assert 0 < max(moved) < 2e-3
     assert all(abs(value).max() > 0 for name, value in first.items() if name.endswith("lora_b"))
+
+
+def mlx_lm_lora(folder: Path, words: list[str]) -> None:
+    from mlx_lm.lora import main
+
+    os.chdir(folder)
+    sys.argv[1:] = words
+    main()
 
 
 def test_rope_settings_that_mlx_lm_would_not_find_are_warned_of(tiny_base: Base, tmp_path: Path) -> None:

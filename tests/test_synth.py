@@ -24,7 +24,7 @@ from pilocal.synth.recombine import Recombiner
 from pilocal.synth.teacher import CUT, EMPTY, Teacher
 from pilocal.task import load_task
 from pilocal.task.text import key_of
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 
 GAP = Path(__file__).parent.parent / "examples" / "smart-home-gap"

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,39 +18,37 @@ from typing import Any
 import pytest
 
 from pilocal.base.base import Base
-from pilocal.errors import TrainingError
+from pilocal.errors import PilocalError, TrainingError
 from pilocal.task import Training
-from tests.test_cli import ROOT, pilocal
+from pilocal.training.follow import follow
+from tests.forked import ROOT, Forked, pilocal
 from tests.test_flow import make_task
-from tests.test_train import as_dict, fit, random_rows
+from tests.test_train import as_dict, fit, random_rows, setup
 
 TRAINING = Training(batch_size=5, learning_rate=1e-2, checkpoint_every=2, validate_every=3, seed=3)
 
-RANK = """
-import sys
-from pathlib import Path
-from pilocal.base.base import Base
-from pilocal.errors import PilocalError
-import tests.test_team as t
-from tests.test_train import as_dict, fit, setup
-from pilocal.training.follow import follow
-from pilocal.training.mlx.team import MlxTeam, launched_rank
 
-base, folder, settings = Base.at(Path(sys.argv[1])), Path(sys.argv[2]), eval(sys.argv[3])
-training = t.Training(**{**as_dict(t.TRAINING), **settings})
-try:
-    if launched_rank():
-        follow(setup(base, training, team=MlxTeam.join()))
-    else:
+def fit_in_team(base: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Train as one of several processes, which tells of each step if it is the first."""
+    from pilocal.training.mlx.team import MlxTeam, launched_rank
+
+    model, training = Base.at(base), Training(**{**as_dict(TRAINING), **settings})
+    try:
+        if launched_rank():
+            follow(setup(model, training, team=MlxTeam.join()))
+            return
         team = MlxTeam.join()
         try:
-            said = lambda what, done, total, note="": print(done, flush=True)
-            fit(base, folder, training, progress=said, team=team)
+            fit(model, folder, training, progress=tell, team=team)
         finally:
             team.end()
-except PilocalError as error:
-    sys.exit(str(error))
-"""
+    except PilocalError as error:
+        sys.exit(str(error))
+
+
+def tell(what: str, done: int, total: int, note: str = "") -> None:
+    sys.stdout.write(f"{done}\n")
+    sys.stdout.flush()
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,42 +59,29 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def launch(folder: Path, command_of: Callable[[int], list[str]], count: int = 2) -> list[subprocess.Popen[str]]:
+def launch(
+    base: Base, folder: Path, settings: Callable[[int], dict[str, Any]] = lambda rank: {}, count: int = 2
+) -> list[Forked]:
     """Start `count` processes that form a ring, as mlx.launch does."""
     folder.mkdir(parents=True, exist_ok=True)
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
-    started = []
-    for rank in range(count):
-        environment = os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        started.append(
-            subprocess.Popen(command_of(rank), env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-        )
-    return started
+    return [
+        Forked(fit_in_team, base.folder, folder, settings(rank), MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts))
+        for rank in range(count)
+    ]
 
 
-def launch_fit(
-    base: Base, folder: Path, settings: Callable[[int], dict[str, Any]] = lambda rank: {}, count: int = 2
-) -> list[subprocess.Popen[str]]:
-    return launch(
-        folder, lambda rank: [sys.executable, "-c", RANK, str(base.folder), str(folder), repr(settings(rank))], count
-    )
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ends(processes: list[Forked]) -> list[tuple[int, str, str]]:
     """Wait for all and return (exit status, stdout, stderr) of each."""
-    said = [process.communicate(timeout=120) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    return [process.ends(120) for process in processes]
 
 
-def read_until(process: subprocess.Popen[str], line: str) -> None:
+def read_until(process: Forked, line: str) -> None:
     """Wait for a line of a process; fails when it ends without."""
-    assert process.stdout and process.stderr
-    for said in process.stdout:
-        if said == line:
-            return
-    pytest.fail(process.stderr.read())
+    while line not in process.said().splitlines():
+        assert process.runs(), process.said("stderr")
+        time.sleep(0.01)
 
 
 def losses(folder: Path) -> tuple[list[int], list[float]]:
@@ -108,7 +94,7 @@ def losses(folder: Path) -> tuple[list[int], list[float]]:
 def test_several_processes_give_the_losses_of_one(count: int, accumulate: int, tiny_base: Base, tmp_path: Path) -> None:
     settings = {"accumulate": accumulate}
     fit(tiny_base, tmp_path / "one", Training(**{**as_dict(TRAINING), **settings}))
-    for status, _, said in ends(launch_fit(tiny_base, tmp_path / "more", lambda rank: settings, count)):
+    for status, _, said in ends(launch(tiny_base, tmp_path / "more", lambda rank: settings, count)):
         assert status == 0, said
     steps, values = losses(tmp_path / "more")
     wanted_steps, wanted = losses(tmp_path / "one")
@@ -122,9 +108,9 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(
     victim: int, tiny_base: Base, tmp_path: Path
 ) -> None:
     fit(tiny_base, tmp_path / "one", TRAINING)
-    processes = launch_fit(tiny_base, tmp_path / "two")
-    read_until(processes[0], "5\n")
-    processes[victim].kill()
+    processes = launch(tiny_base, tmp_path / "two")
+    read_until(processes[0], "5")
+    processes[victim].send(signal.SIGKILL)
     ended = ends(processes)
     assert ended[victim][0] == -signal.SIGKILL
     status, _, said = ended[1 - victim]
@@ -142,10 +128,10 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(
 
 @pytest.mark.processes
 def test_an_interrupt_of_all_saves_in_the_first(tiny_base: Base, tmp_path: Path) -> None:
-    processes = launch_fit(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
-    read_until(processes[0], "3\n")
+    processes = launch(tiny_base, tmp_path, lambda rank: {"checkpoint_every": 100})
+    read_until(processes[0], "3")
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        process.send(signal.SIGINT)
     (first, out, _), (second, _, said) = ends(processes)
     assert first != 0
     assert second == 0, said
@@ -155,7 +141,7 @@ def test_an_interrupt_of_all_saves_in_the_first(tiny_base: Base, tmp_path: Path)
 
 @pytest.mark.processes
 def test_hosts_that_do_not_agree_are_told_of_what(tiny_base: Base, tmp_path: Path) -> None:
-    processes = launch_fit(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})
+    processes = launch(tiny_base, tmp_path, lambda rank: {"learning_rate": 1e-2 + rank})
     for status, _, said in ends(processes):
         assert status == 1
         assert "[lora] or [training] differs between hosts; got '1 of them'; make [lora] or [training]" in said

@@ -15,7 +15,7 @@ from pilocal.task import Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED, WEIGHTS
 from pilocal.training.torch_backend.device import check_bitsandbytes, find_device
 from pilocal.training.torch_backend.memory import choose_weights, estimate
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 from tests.test_train import adapter_bytes, random_rows
 

@@ -29,7 +29,7 @@ from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.task.schedule import Adaptive
 from pilocal.training.backend import Backend, backend_of
 from pilocal.training.torch_backend.trainer import TorchTrainer
-from tests.test_cli import ROOT, pilocal
+from tests.forked import ROOT, pilocal
 from tests.test_flow import NAMES, make_task
 from tests.test_train import adapter_bytes, plans, random_rows, unexpected
 from tests.test_train import fit as mlx_fit

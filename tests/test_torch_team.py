@@ -15,42 +15,37 @@ from typing import Any
 import pytest
 
 from pilocal.base.base import Base
-from pilocal.errors import InputError
+from pilocal.errors import InputError, PilocalError
 from pilocal.flow.runner import step_named
 from pilocal.task import Lora
-from tests.test_cli import ROOT, pilocal
-from tests.test_flow import make_task
-from tests.test_team import free_ports, read_until
-from tests.test_torch_run import SHARED, fit, lines
-
-RANK = """
-import sys
-from pathlib import Path
-import torch
-import tests.test_torch_run as t
 from pilocal.training.backend import torchrun_rank
-from pilocal.errors import PilocalError
-from pilocal.base.base import Base
 from pilocal.training.follow import follow
-from pilocal.training.torch_backend.team import TorchTeam
+from tests.forked import ROOT, Forked, pilocal
+from tests.test_flow import make_task
+from tests.test_team import ends, free_ports, read_until, tell
+from tests.test_torch_run import SHARED, TRAINING, fit, lines, setup
 
-torch.set_num_threads(1)
-base, folder = Base.at(Path(sys.argv[1])), Path(sys.argv[2])
-lora = t.Lora(rank=4)
-try:
-    team = TorchTeam.join("cpu")
-    if torchrun_rank():
-        follow(t.setup(base, t.SHARED, lora, team=team))
-    else:
+
+def fit_in_team(base: Path, folder: Path) -> None:
+    """Train as one of several processes: with settings that they agree on, and with others."""
+    import torch
+
+    from pilocal.training.torch_backend.team import TorchTeam
+
+    torch.set_num_threads(1)
+    model, lora = Base.at(base), Lora(rank=4)
+    try:
+        team = TorchTeam.join("cpu")
+        if torchrun_rank():
+            follow(setup(model, SHARED, lora, team=team))
+            return
         try:
-            said = lambda what, done, total, note="": print(done, flush=True)
-            t.fit(base, folder / "agreed", t.SHARED, lora, progress=said, team=team)
-            t.fit(base, folder / "not agreed", t.TRAINING, lora, progress=said, team=team)
+            fit(model, folder / "agreed", SHARED, lora, progress=tell, team=team)
+            fit(model, folder / "not agreed", TRAINING, lora, progress=tell, team=team)
         finally:
             team.end()
-except PilocalError as error:
-    sys.exit(str(error))
-"""
+    except PilocalError as error:
+        sys.exit(str(error))
 
 
 LEAVE = """
@@ -72,35 +67,33 @@ print(before, within, threads())
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_no_thread_outlives_the_team() -> None:
     """One that did would reach for an interpreter that is gone, and abort the process."""
-    for status, said, fault in ends(launch(code=LEAVE)):
-        assert status == 0, fault
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LEAVE], env=os.environ | variables, **options)
+        for variables in environments()
+    ]
+    for process, (said, fault) in [(each, each.communicate(timeout=120)) for each in processes]:
+        assert process.returncode == 0, fault
         before, within, after = map(int, said.split())
         assert within > before
         assert after == before
 
 
-def launch(*arguments: object, count: int = 2, code: str = RANK) -> list[subprocess.Popen[str]]:
+def environments() -> list[dict[str, str]]:
+    """Return what torchrun tells each of two processes."""
     port = str(free_ports(1)[0])
-    processes = []
-    for rank in range(count):
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-        environment |= {"OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen(command, env=os.environ | environment, **options))
-    return processes
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    return [own | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    said = [process.communicate(timeout=120) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+def launch(base: Base, folder: Path) -> list[Forked]:
+    return [Forked(fit_in_team, base.folder, folder, **variables) for variables in environments()]
 
 
 @pytest.mark.processes
 def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tiny_base: Base, tmp_path: Path) -> None:
     fit(tiny_base, tmp_path / "one", SHARED, Lora(rank=4))
-    ended = ends(launch(tiny_base.folder, tmp_path))
+    ended = ends(launch(tiny_base, tmp_path))
     wanted, found = lines(tmp_path / "one"), lines(tmp_path / "agreed")
     assert len(found) == 11
     for one, two in zip(wanted, found, strict=True):
@@ -113,9 +106,9 @@ def test_two_processes_have_the_losses_of_one_and_must_agree_on_the_settings(tin
 
 @pytest.mark.processes
 def test_a_process_that_dies_ends_the_other_with_a_line(tiny_base: Base, tmp_path: Path) -> None:
-    processes = launch(tiny_base.folder, tmp_path)
-    read_until(processes[0], "5\n")
-    processes[1].kill()
+    processes = launch(tiny_base, tmp_path)
+    read_until(processes[0], "5")
+    processes[1].send(signal.SIGKILL)
     (status, _, said), (dead, _, _) = ends(processes)
     assert (status, dead) == (1, -signal.SIGKILL)
     assert "rank 0 of 2: another process of this training is gone" in said

@@ -19,7 +19,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
 from pilocal.training.torch_backend.reference import TorchReference
 from pilocal.training.torch_backend.setup import Setup
-from tests.test_cli import ROOT
+from tests.forked import ROOT
 from tests.test_flow import make_task
 
 CODE = """

@@ -22,7 +22,7 @@ from pilocal.flow.steps.train import _plan
 from pilocal.run_folder.rows import read_records
 from pilocal.task import Example
 from pilocal.task.working import faded, shortened
-from tests.test_cli import pilocal
+from tests.forked import pilocal
 from tests.test_flow import make_task
 
 LAW = 'decay = "linear"\nstages = 3\nshots = 1\nfade = "{}"\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from pilocal.cli.lists import size
-from pilocal.cli.tables import _table as table
+from pilocal.cli.tables import text_table as table
 from pilocal.flow.cleaning import Waste
 from pilocal.flow.listing import RunLine
 

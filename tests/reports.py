@@ -89,7 +89,7 @@ def compare_json(run: Path, **more: Any) -> dict[str, Any]:
     model = json.loads((run / "run.json").read_text())["model"]
     shown = {"task": "tiny", "model": model, "metric": metrics["metric"], "n": metrics["n"], "seeds": [0], "steps": 7}
     points = [{"schedule": "direct", "strength": strength, **arm} for strength in (0.5, 1)]
-    curves = {"curve": [], "strengths": points, "residue": [], "law": {}, "prices": None, "slices": {}}
+    curves: dict[str, Any] = {"curve": [], "strengths": points, "residue": [], "law": {}, "prices": None, "slices": {}}
     return {**shown, "arms": [direct], **curves, **more}
 
 

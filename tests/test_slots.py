@@ -19,8 +19,6 @@ from pilocal.export.llama_server import write_llama_server
 from pilocal.export.ollama import write_ollama
 from pilocal.flow.opening import open_run, open_task
 from pilocal.flow.plan import plan_run
-from pilocal.flow.runner import run_steps
-from pilocal.flow.steps import COMPRESS, INDEX, STAGES
 from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Message, render
 from pilocal.prompt.tokens import prompt_tokens, tokenize
@@ -29,7 +27,6 @@ from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.server.request import SLOTS
 from pilocal.server.routing import FULL_PROMPT, INTERNALIZED
-from pilocal.synth.files import synthesize
 from pilocal.task import Compression, Example, load_task
 from pilocal.training.mlx.batches import make_batch
 from pilocal.training.row_order import shared_prefix
@@ -306,7 +303,7 @@ def test_an_old_caller_with_a_new_date_gets_the_tokens_that_training_rows_have_f
         full = render(template, [context.task.train[i] for i in (4, 0)], asked)["messages"]
         filled = full[0]["content"]
         assert filled.endswith("Today is 2031-02-03; Zoë van Dyk asks.")
-        old = [
+        old: list[list[Any]] = [
             full[:-1],
             [full[0], query],
             [{"role": "system", "content": filled.replace("\n", "\r\n  ")}, query],
@@ -385,24 +382,3 @@ def test_check_counts_the_tokens_of_the_values(finished: Path) -> None:
     assert plan.stages[-1].prompt_tokens > sum(tokens) / len(tokens) + 10
     assert [hint for hint in plan.hints if "are the values of its slots: today, user" in hint]
     assert plan.gap and plan.gap.entries[-1].entry == "Today is {{today}}; {{ user }} asks."
-
-
-def test_a_synthesis_is_refused_in_one_line(finished: Path) -> None:
-    with pytest.raises(InputError, match=r"template.md:6: no values are made up for its slots \(today, user\)"):
-        synthesize(finished)
-
-
-def test_unrelated_requests_and_restated_entries_have_values_too(tiny_base: Base, tmp_path: Path) -> None:
-    folder = dated(tmp_path / "task", tiny_base.folder)
-    text = (folder / "task.toml").read_text().replace("batch_size = 4", "batch_size = 4\nrestate = 1")
-    (folder / "task.toml").write_text(text)
-    with open_task(folder, folder / "schedule.toml", folder / "run") as context:
-        for step in (COMPRESS, INDEX, STAGES):
-            run_steps(context, step)
-        for stage in range(3):
-            for record in context.records(stage, "restated"):
-                assert DAYS[0] in str(record["messages"][:-1]) or DAYS[1] in str(record["messages"][:-1])
-                assert "{{" not in str(record["messages"][:-1])
-        asked = context.request(Example(id="", query="Why is the sky blue?", answer=""))
-        assert asked["messages"][0]["content"].startswith("today: 2026-11-2")
-        assert asked == context.request(Example(id="", query="Why is the sky blue?", answer=""))

@@ -54,13 +54,8 @@ def checked_context(
     with _collecting(faults):
         _check_packages(task, schedule)
     with _collecting(faults):
-        check_bank(
-            task.train,
-            task.retrieval,
-            max(stage.shots for stage in schedule.stages),
-            task.training.seed,
-            task.files["train"],
-        )
+        shots = max(stage.shots for stage in schedule.stages)
+        check_bank(task.train, task.retrieval, shots, task.training.seed, task.files["train"])
     if listeners.report_to:
         with _collecting(faults):
             check_tracker(listeners.report_to)

@@ -146,6 +146,16 @@ def _said_of_length(over: int) -> Iterator[str]:
 
 
 def _hints(context: Context) -> Iterator[str]:
+    """Yield what every request costs beside the bare query, and how the training could be faster here."""
+    yield from _request_hints(context)
+    if context.backend.name == MLX and context.base.config["hidden_size"] >= WIDE and not has_accelerator(context):
+        how = "--backend torch" if is_installed("torch") else "pip install 'pilocal[torch]', then --backend torch"
+        yield f"on a CPU PyTorch trains such a base two to three times as fast as MLX: {how}"
+    if context.backend.device == "cpu" and context.task.training.precision is None and AMX in processor_flags():
+        yield 'this processor multiplies bfloat16 in hardware: [training] precision = "bfloat16" is faster here'
+
+
+def _request_hints(context: Context) -> Iterator[str]:
     if residue := context.residue:
         tokens = context.compression_tools.count_tokens(residue.template) if residue.template else 0
         yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
@@ -159,8 +169,3 @@ def _hints(context: Context) -> Iterator[str]:
             yield f"{what}; [serving] default_system = false leaves it out"
         else:
             yield f"[serving] default_system = false makes every bare query {tokens} tokens shorter"
-    if context.backend.name == MLX and context.base.config["hidden_size"] >= WIDE and not has_accelerator(context):
-        how = "--backend torch" if is_installed("torch") else "pip install 'pilocal[torch]', then --backend torch"
-        yield f"on a CPU PyTorch trains such a base two to three times as fast as MLX: {how}"
-    if context.backend.device == "cpu" and context.task.training.precision is None and AMX in processor_flags():
-        yield 'this processor multiplies bfloat16 in hardware: [training] precision = "bfloat16" is faster here'

@@ -103,7 +103,7 @@ def test_every_host_gets_a_file_for_every_trained_stage_and_its_own_settings(fol
             lines = (made / line[split]).read_text().splitlines()
             assert lines
             assert not any(bedrock_faults(each) if form == "bedrock" else alternating_faults(each) for each in lines)
-    wanted = {
+    wanted: dict[str, dict[str, Any]] = {
         "bedrock": {"hyperParameters": {"epochCount": "1"}},
         "together": {"job": {"n_epochs": 1, "train_on_inputs": False}},
         "fireworks": {"job": {"epochs": 1}},

@@ -167,7 +167,7 @@ def test_a_changed_template_stays_a_near_miss_however_long_its_values_are(old: s
 def shipped_like(folder: Path) -> Any:
     from pilocal.run_folder.shipped import Shipped
 
-    files = {"folder": folder, "base": "b", "adapter": None, "base_sha256": "x"}
+    files: dict[str, Any] = {"folder": folder, "base": "b", "adapter": None, "base_sha256": "x"}
     return Shipped(**files, name="t", template=DATED, slots=NAMES, shots=2)
 
 
@@ -178,7 +178,7 @@ def shipped_like(folder: Path) -> Any:
 def slotted(tiny_base: Base, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("slotted")
     export_fused(tiny_base, None, folder / "base.gguf", "f16")
-    made = {"gguf": folder / "base.gguf", "examples": SLOTTED, "template": DATED, "slots": NAMES}
+    made: dict[str, Any] = {"gguf": folder / "base.gguf", "examples": SLOTTED, "template": DATED, "slots": NAMES}
     return make_run(folder / "dated", tiny_base, tiny_adapter, **made)
 
 

@@ -306,7 +306,7 @@ def test_an_old_caller_with_a_new_date_gets_the_tokens_that_training_rows_have_f
         full = render(template, [context.task.train[i] for i in (4, 0)], asked)["messages"]
         filled = full[0]["content"]
         assert filled.endswith("Today is 2031-02-03; Zoë van Dyk asks.")
-        old = [
+        old: list[list[Any]] = [
             full[:-1],
             [full[0], query],
             [{"role": "system", "content": filled.replace("\n", "\r\n  ")}, query],

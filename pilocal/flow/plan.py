@@ -142,8 +142,8 @@ def _hints(context: Context) -> Iterator[str]:
         yield f"{tokens} tokens of the template and {residue.shots} shots stay in every request"
     if names := context.task.slots:
         count, examples = context.compression_tools.count_tokens, context.task.train
-        tokens = mean(count(stated(example.slots)) for example in examples)
-        yield f"{tokens:.1f} tokens of every bare query, on average, are the values of its slots: {', '.join(names)}"
+        values = mean(count(stated(example.slots)) for example in examples)
+        yield f"{values:.1f} tokens of every bare query, on average, are the values of its slots: {', '.join(names)}"
     if tokens := context.base.default_system_tokens:
         if context.base.chat.default_system:
             what = f"{tokens} tokens of every bare query are a system message that the chat template writes by itself"

@@ -38,7 +38,7 @@ LONGER = 1.5
 FULL = 8
 """Batches that take as many tokens of prompts as there is room for, before one with answers alone."""
 
-LATEST = 0.25
+LATEST = 0.4
 """The weight of the latest batch in what is known about its time."""
 
 SLOW = 64
@@ -86,7 +86,7 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Pace:
+class Pace:
     """How long batches take, to keep prompts from making answers wait."""
 
     answers: float = 0.0
@@ -175,7 +175,7 @@ class Scheduler:
         self._begun: Counter[Weights] = Counter()
         """How many requests of each adapter have begun, see `_note`."""
         self._applied: Weights | None = None
-        self._pace = _Pace() if paced else None
+        self._pace = Pace() if paced else None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pilocal-engine", daemon=True)
         self._thread.start()

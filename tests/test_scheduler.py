@@ -17,7 +17,7 @@ from pilocal.export.fused import export_fused
 from pilocal.export.lora import export_adapter
 from pilocal.llamacpp.engine import Engine
 from pilocal.llamacpp.model import Model, load_adapter
-from pilocal.llamacpp.scheduler import BASE, TURN, Scheduler
+from pilocal.llamacpp.scheduler import BASE, FULL, SLICE, TURN, Pace, Scheduler
 from pilocal.llamacpp.sequences import Weights, common_length
 from pilocal.prompt.sampling import likeliest
 from tests.tiny import make_adapter, make_base
@@ -247,3 +247,39 @@ def test_the_common_beginning_is_that_of_a_loop() -> None:
         while loop < min(len(one), len(other), most) and one[loop] == other[loop]:
             loop += 1
         assert common_length(one, other, most) == loop
+
+
+def read_beside_answers(tokens: int, alone: float, deeper: float) -> list[tuple[int, float]]:
+    """Return each batch in which a prompt is read amid 16 answers: its tokens, and its time over that of answers alone.
+
+    `alone` is the time of the answers alone before it, and `deeper` what each token that has been read adds to it.
+    """
+    pace, done, batches = Pace(), 0, []
+    pace.note(alone, 16, 0)
+    while done < tokens:
+        count = pace.room(16)
+        now = alone + deeper * done
+        seconds = now + 0.0004 * count
+        pace.note(seconds, 16, count)
+        done += count
+        batches.append((count, seconds / now))
+    return batches
+
+
+def test_a_prompt_is_read_in_slices_that_answers_can_afford() -> None:
+    same = [count for count, _ in read_beside_answers(2000, 0.010, 0.0)]
+    assert 34 <= max(same) <= 38  # one and a half times 10 ms, at 0.4 ms a token
+    deep = read_beside_answers(2000, 0.010, 0.00001)
+    assert max(ratio for _, ratio in deep) < 3
+    assert max(count for count, _ in deep) > 1.5 * max(same)  # answers are slower by then, and more fits beside them
+    zeros = [place for place, (count, _) in enumerate(deep) if not count]
+    assert zeros
+    assert all(place % (FULL + 1) == FULL for place in zeros)
+
+
+def test_prompts_that_leave_room_take_no_turn_from_others() -> None:
+    pace = Pace()
+    pace.note(0.010, 16, 0)
+    for _ in range(5 * FULL):
+        assert pace.room(16) >= SLICE
+        pace.note(0.013, 16, 8)

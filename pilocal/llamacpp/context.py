@@ -139,6 +139,14 @@ class Context:
         pointer = self._llama_cpp.llama_get_logits_ith(self._handle, place)
         return np.ctypeslib.as_array(pointer, (self.vocabulary_size,))
 
+    def all_logits(self, count: int) -> NDArray[np.float32]:
+        """Return the logits (count, vocabulary) of the entries of the last batch that wanted theirs, in their order.
+
+        Valid until the next batch.
+        """
+        pointer = self._llama_cpp.llama_get_logits(self._handle)
+        return np.ctypeslib.as_array(pointer, (count, self.vocabulary_size))
+
     def embeddings(self, count: int, width: int) -> NDArray[np.float32]:
         """Return what the model makes of each token of the last batch, (count, width); valid until the next."""
         pointer = self._llama_cpp.llama_get_embeddings(self._handle)

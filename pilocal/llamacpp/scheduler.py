@@ -30,9 +30,15 @@ TURN = 8
 """Batches that one adapter's requests get before another's."""
 
 SLICE = 16
-"""Tokens of prompts that a batch has at least, however long its answers wait for them."""
+"""Tokens of prompts that a batch with any of them has at least, however long its answers wait for them."""
 
-LATEST = 0.1
+LONGER = 1.5
+"""How much longer a batch may take with prompts than its answers take alone, as a share of that."""
+
+FULL = 8
+"""Batches that take as many tokens of prompts as there is room for, before one with answers alone."""
+
+LATEST = 0.4
 """The weight of the latest batch in what is known about its time."""
 
 SLOW = 64
@@ -80,28 +86,38 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Pace:
+class Pace:
     """How long batches take, to keep prompts from making answers wait."""
 
     answers: float = 0.0
     """Seconds of a batch that has answers alone."""
     token: float = 0.0
     """Seconds of a prompt's token in a batch of many."""
+    full: int = 0
+    """Batches whose room was taken up by prompts since the last that had answers alone."""
+    given: int = BATCH
+    """The room of the latest batch."""
 
     def note(self, seconds: float, answers: int, prompts: int) -> None:
         """Take the time of a batch with so many tokens of each."""
         if not prompts:
+            self.full = 0
             self.answers += (seconds - self.answers) * (LATEST if self.answers else 1.0)
-        elif prompts >= SLICE:
+            return
+        self.full += answers > 0 and prompts == self.given
+        if prompts >= SLICE:
             each = max(0.0, seconds - (self.answers if answers else 0.0)) / prompts
             self.token += (each - self.token) * (LATEST if self.token else 1.0)
 
     def room(self, answers: int) -> int:
-        """Return how many tokens of prompts fit a batch with so many answers: it takes twice as long with them."""
-        if not answers:
-            return BATCH
-        affordable = int(self.answers / self.token) if self.token else SLICE
-        return min(BATCH - answers, max(SLICE, affordable))
+        """Return how many tokens of prompts fit a batch with so many answers, by how much longer it takes with them.
+
+        The longer a prompt, the longer do answers take beside it, too. So now and then there are none, to see how long.
+        """
+        affordable = int(LONGER * self.answers / self.token) if self.token else SLICE
+        room = min(BATCH - answers, max(SLICE, affordable))
+        self.given = BATCH if not answers else 0 if self.full >= FULL else room
+        return self.given
 
 
 @dataclass(slots=True)
@@ -159,7 +175,7 @@ class Scheduler:
         self._begun: Counter[Weights] = Counter()
         """How many requests of each adapter have begun, see `_note`."""
         self._applied: Weights | None = None
-        self._pace = _Pace() if paced else None
+        self._pace = Pace() if paced else None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="pilocal-engine", daemon=True)
         self._thread.start()
@@ -249,11 +265,15 @@ class Scheduler:
         What one adapter's requests need is computed together. So an adapter begins with a roomful of them before those
         of an adapter that has not begun, and then these.
         """
-        ready = [i for i, (asked, tokens) in enumerate(self._waiting) if not self._is_being_read(asked.weights, tokens)]
-        begun = {i: self._begun[self._waiting[i][0].weights] for i in ready}
-        joining = [i for i in ready if 0 < begun[i] < self._clients]
-        new = [i for i in ready if not begun[i]]
-        return next(iter(joining or new or ready), None)
+        best: tuple[int, int] | None = None
+        for i, (asked, tokens) in enumerate(self._waiting):
+            begun = self._begun[asked.weights]
+            rank = 1 if not begun else 0 if begun < self._clients else 2
+            if (best is None or rank < best[0]) and not self._is_being_read(asked.weights, tokens):
+                best = rank, i
+                if rank == 0:
+                    break
+        return best and best[1]
 
     def _is_being_read(self, weights: Weights, tokens: list[int]) -> bool:
         """Tell whether much of these tokens is being read for another request, to be used again."""
@@ -285,7 +305,7 @@ class Scheduler:
         try:
             self._apply(parts[0][0].weights)
             entries: list[Entry] = []
-            places: list[tuple[_Slot, int]] = []
+            answering: list[_Slot] = []
             for slot, count in parts:
                 begin = len(slot.held.tokens)
                 fresh = slot.tokens[begin : begin + count]
@@ -294,15 +314,16 @@ class Scheduler:
                 entries += [(token, begin + i, slot.held.number, False) for i, token in enumerate(fresh)]
                 if last:
                     entries[-1] = (*entries[-1][:3], True)
-                    places.append((slot, len(entries) - 1))
+                    answering.append(slot)
             answers = sum(slot.answering for slot, _ in parts)
             self._decode(entries, [slot for slot, _ in parts], answers)
         except Exception as error:  # whatever it is, the requests must hear of it, and the engine go on
             for slot, _ in parts:
                 self._leave(slot, error, keep=False)
             return
-        for slot, place in places:
-            self._take(slot, self._context.logits(place))
+        if answering:
+            for slot, logits_V in zip(answering, self._context.all_logits(len(answering)), strict=True):
+                self._take(slot, logits_V)
 
     def _parts(self, group: Sequence[_Slot]) -> list[tuple[_Slot, int]]:
         """Return how many tokens each request gets of a batch; where the room is full, the latest start again later."""

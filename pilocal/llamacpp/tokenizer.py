@@ -5,10 +5,14 @@ from __future__ import annotations
 import ctypes
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from pilocal.llamacpp.library import load_llama_cpp, metadata
 from pilocal.prompt.control import NFC_KEY
+
+KEPT = 2**14
+"""Tokens whose texts are remembered."""
 
 
 class Tokenizer:
@@ -21,6 +25,8 @@ class Tokenizer:
         self._vocabulary = self._llama_cpp.llama_model_get_vocab(model)
         self._nfc = metadata(model, NFC_KEY) == "true"
         self.size: int = self._llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        # Each call of llama.cpp lets another thread go on in Python, and the engine then waits for that.
+        self._piece, self._is_end = lru_cache(KEPT)(self._read_piece), lru_cache(KEPT)(self._read_is_end)
 
     @property
     def adds_bos(self) -> bool:
@@ -51,7 +57,7 @@ class Tokenizer:
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends an answer."""
-        return bool(self._llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+        return self._is_end(token)
 
     def tokens(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
         """Return a text's tokens.
@@ -68,7 +74,10 @@ class Tokenizer:
         """Return the text of an answer's tokens, as it is served: UTF-8, unless they end inside a character."""
         return b"".join(map(self._piece, tokens))
 
-    def _piece(self, token: int) -> bytes:
+    def _read_is_end(self, token: int) -> bool:
+        return bool(self._llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+
+    def _read_piece(self, token: int) -> bytes:
         room = 256
         while True:
             found = ctypes.create_string_buffer(room)

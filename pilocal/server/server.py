@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pilocal.errors import InputError
 from pilocal.run_folder.shipped import read_shipped
@@ -41,6 +42,8 @@ def serve(
     """
     import uvicorn
 
+    from pilocal.server.protocol import Protocol
+
     options = options or ServeOptions()
     key = read_api_key(path_of(options.api_key_file)) if options.api_key_file else None
     paths = [runs] if isinstance(runs, str | Path) else runs
@@ -51,9 +54,8 @@ def serve(
         with make_app(tasks, options, access, log, warn) as app:
             ready([task.name for task in tasks], listener.getsockname()[1])
             # uvicorn would log the whole URL of a WebSocket, query and all.
-            config = uvicorn.Config(
-                app, access_log=False, ws="none", lifespan="off", timeout_graceful_shutdown=options.grace
-            )
+            quiet: dict[str, Any] = {"access_log": False, "ws": "none", "lifespan": "off"}
+            config = uvicorn.Config(app, http=Protocol, timeout_graceful_shutdown=options.grace, **quiet)
             sys.setswitchinterval(SWITCH)
             uvicorn.Server(config).run(sockets=[listener])
 

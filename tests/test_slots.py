@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ from pilocal.server.routing import FULL_PROMPT, INTERNALIZED
 from pilocal.task import Compression, Example, load_task
 from pilocal.training.mlx.batches import make_batch
 from pilocal.training.row_order import shared_prefix
+from tests import test_residue
 from tests.test_flow import flow, make_task
 from tests.test_residue_served import route, routed
 from tests.test_train import assert_exact, trainable
@@ -184,25 +186,9 @@ def test_a_value_stands_in_its_place_or_before_what_the_user_says_first() -> Non
     assert told == messages[:-1]
 
 
-def count(text: str) -> int:
-    return len(text.split())
-
-
 def tools(folder: Path, written: str = "") -> Tools:
-    class Scribe:
-        def surprisal(self, text: str) -> list[Any]:
-            return []
-
-        def rewrite(self, prompt: str, max_tokens: int) -> str:
-            return written
-
-        def close(self) -> None:
-            return None
-
-    def no_download(name: str) -> NoReturn:
-        raise AssertionError(name)
-
-    return Tools(count_tokens=count, base_id="x", folder=folder, load_model=Scribe, download=no_download)
+    scribe: Any = SimpleNamespace(surprisal=lambda text: [], rewrite=lambda *_: written, close=lambda: None)
+    return replace(test_residue.tools(folder), load_model=lambda: scribe)
 
 
 def shortened(folder: Path, taus: tuple[float, ...], written: str = "", **how: Any) -> tuple[CompressedTemplate, ...]:
@@ -217,7 +203,7 @@ def test_no_compressor_drops_a_slot_before_the_rest_of_its_sentence(method: str,
     taus = (0.9, 0.7, 0.5, 0.4)
     made = compress_template("\n".join(lines), taus, Compression(method=method), tools(tmp_path), tmp_path / "made")
     assert all("{{today}}" in each.text and "{{ user }}" in each.text for each in made)
-    assert made[-1].tokens < made[0].tokens < count(TEMPLATE)
+    assert made[-1].tokens < made[0].tokens < test_residue.count(TEMPLATE)
 
 
 def test_a_summary_that_leaves_a_slot_out_gets_it_back(tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ class PromptWriter:
         The values of slots that have no place there are stated before what the user says first.
         """
         residue = self._task.residue
-        return residue.before(bare, self._shots, values) if residue else with_values(bare, values)
+        if residue:
+            return residue.before(bare, self._shots, values)
+        return with_values(bare, values) if values else bare
 
 
 class ShareSampler:

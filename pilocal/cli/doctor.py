@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pilocal.cli.lists import Word, size
+from pilocal.cli.lists import Word
+from pilocal.task.text import byte_size
 
 if TYPE_CHECKING:
     from pilocal.doctor.diagnose import Report
@@ -45,17 +46,17 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"processor  {system['processor']}, {system['cores']} cores"
     if system["nvidia"]:
         yield f"GPU        {system['nvidia']}"
-    limit = f", at most {size(memory['limit'])} for this process" if memory["limit"] else ""
-    free = f", {size(memory['available'])} free" if memory["available"] else ""
-    yield f"memory     {size(memory['total'])}{free}{limit}"
-    yield "disk       " + ", ".join(f"{size(each['free'])} in {each['folder']}" for each in disk.values())
+    limit = f", at most {byte_size(memory['limit'])} for this process" if memory["limit"] else ""
+    free = f", {byte_size(memory['available'])} free" if memory["available"] else ""
+    yield f"memory     {byte_size(memory['total'])}{free}{limit}"
+    yield "disk       " + ", ".join(f"{byte_size(each['free'])} in {each['folder']}" for each in disk.values())
     yield f"MLX        {_mlx(facts['mlx'])}"
     yield f"PyTorch    {_torch(facts['torch'])}"
     yield f"llama.cpp  {_llama_cpp(facts['llama.cpp'])}"
     for name, title in (("hub", "Hub cache"), ("ollama", "Ollama   ")):
         yield f"{title}  {_few(facts['models'][name])}"
     base = facts["base"]
-    takes = "" if base["bytes"] is None else f", {size(base['bytes'])}"
+    takes = "" if base["bytes"] is None else f", {byte_size(base['bytes'])}"
     yield f"base       {base['model']}{takes}{'' if base['here'] or base['fault'] else ', not downloaded'}"
     yield "versions   " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield ""

@@ -17,7 +17,8 @@ from pilocal.logs.bases import named_base
 from pilocal.logs.folder import Made, Setup, check_folder
 from pilocal.logs.reading import read_columns
 from pilocal.logs.sorting import Sieve
-from pilocal.logs.units import size
+from pilocal.logs.units import word_count
+from pilocal.task.text import counted
 
 SHOWN = 8
 """Templates and bases that are listed."""
@@ -84,7 +85,7 @@ def _templates(found: Survey) -> list[str]:
         first = min((*found.variants(number), number))
         variant = f", a variant of template {first + 1}" if first < number else ""
         share = f"{each.rows / found.looked_at:.0%} of the rows"
-        lines.append(f"template {number + 1}: {share}, {size(each.text)} words{variant}: {begins!r}")
+        lines.append(f"template {number + 1}: {share}, {word_count(each.text)} words{variant}: {begins!r}")
     more = len(found.templates) - SHOWN
     return [*lines, f"and {more} templates of fewer rows"] if more > 0 else lines
 
@@ -118,8 +119,8 @@ def _report(folder: Path, found: Survey, number: int, made: Made) -> None:
     """Print what was made."""
     template = found.templates[number]
     counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
-    click.echo(f"template: {size(template.text)} words, {folder / 'template.md'}")
-    click.echo(f"records: {counts}; {made.left_out} rows left out, each in {folder / 'left_out.jsonl'}")
+    click.echo(f"template: {word_count(template.text)} words, {folder / 'template.md'}")
+    click.echo(f"records: {counts}; {counted(made.left_out, 'row')} left out, each in {folder / 'left_out.jsonl'}")
     for line in made.said:
         click.echo(f"  {line}")
     click.echo(f"metric: {made.metric}, because {made.why_metric}" if made.why_metric else f"metric: {made.metric}")

@@ -59,17 +59,3 @@ def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, cl
 
 
 NAMES, NUMBERS, RATES = listed("names", str), listed("numbers", int), listed("numbers", float)
-
-
-def size(number: int) -> str:
-    """Return a number of bytes as people read it.
-
-    >>> size(0), size(2048), size(5 * 2**20), size(3 * 2**30)
-    ('0 B', '2.0 KiB', '5.0 MiB', '3.0 GiB')
-    """
-    left = float(number)
-    for unit in ("B", "KiB", "MiB"):
-        if left < 1024:
-            return f"{left:.0f} {unit}" if unit == "B" else f"{left:.1f} {unit}"
-        left /= 1024
-    return f"{left:,.1f} GiB"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from pilocal.cli.lists import size
 from pilocal.cli.tables import text_table as table
 from pilocal.flow.cleaning import Waste
 from pilocal.flow.listing import RunLine
+from pilocal.task.text import byte_size, counted
 
 NAME = 28
 """Letters of a folder's name in a table of 80 columns."""
@@ -25,21 +25,21 @@ def runs_table(runs: Sequence[RunLine], below: Path) -> RenderableType:
             run.done,
             _score(run.score),
             _score(run.prompted),
-            size(run.bytes),
+            byte_size(run.bytes),
         ]
         for run in runs
     ]
     notes = [
         "done: the step finished last; score: of what is served, asked without the prompt;",
-        f"prompted: of the base with it; {len(runs)} runs, {size(sum(run.bytes for run in runs))}",
+        f"prompted: of the base with it; {counted(len(runs), 'run')}, {byte_size(sum(run.bytes for run in runs))}",
     ]
     return table("Runs", ("run", "task", "done", "score", "prompted", "size"), rows, notes, left=3)
 
 
 def waste_table(found: Sequence[Waste], below: Path) -> RenderableType:
     """Return what can go from which run."""
-    rows = [[_name(each.folder, below), each.kind, f"{len(each.files):,}", size(each.bytes)] for each in found]
-    notes = [f"together {size(sum(each.bytes for each in found))}"]
+    rows = [[_name(each.folder, below), each.kind, f"{len(each.files):,}", byte_size(each.bytes)] for each in found]
+    notes = [f"together {byte_size(sum(each.bytes for each in found))}"]
     return table("What can go", ("run", "what", "files", "frees"), rows, notes, left=2)
 
 

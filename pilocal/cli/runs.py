@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pilocal.cli.lists import FOLDER, size
+from pilocal.cli.lists import FOLDER
+from pilocal.task.text import byte_size
 
 if TYPE_CHECKING:
     from pilocal.flow.cleaning import Waste
@@ -65,7 +66,7 @@ def clean(folder: Path, cache: bool, yes: bool, as_json: bool) -> None:
             click.echo("nothing was deleted", err=True)
             return
         done = delete(found)
-        click.echo(f"{size(done.bytes)} freed", err=True)
+        click.echo(f"{byte_size(done.bytes)} freed", err=True)
     for fault in done.faults:
         click.echo(f"left alone: {fault}", err=True)
 
@@ -73,7 +74,7 @@ def clean(folder: Path, cache: bool, yes: bool, as_json: bool) -> None:
 def _agreed(bytes_: int) -> bool:
     """Ask whether to delete so much; False where nobody answers."""
     try:
-        return click.confirm(f"delete {size(bytes_)}?", err=True)
+        return click.confirm(f"delete {byte_size(bytes_)}?", err=True)
     except click.Abort:
         click.echo("; --yes deletes without asking", err=True)
         return False

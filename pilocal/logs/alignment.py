@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pilocal.logs.units import Unit, numbered, size, units_of, words_of
+from pilocal.logs.units import Unit, numbered, units_of, word_count, words_of
 
 SHARE = 0.95
 """The share of rows that have what is called recurring."""
@@ -38,7 +38,7 @@ def align_sentences(texts: Sequence[str]) -> Aligned:
     if found.fixed or not all(map(str.strip, texts)):
         return found
     words = without_small(align(texts, words_of), LEAST)
-    if sum(map(size, words.fixed)) < 2 * LEAST:
+    if sum(map(word_count, words.fixed)) < 2 * LEAST:
         return found
     return replace(words, joins=tuple(GAP for _ in words.joins))
 
@@ -154,7 +154,7 @@ def without_small(found: Aligned, smallest: int) -> Aligned:
     They label what changes, so they go with it.
     """
     for number, text in enumerate(found.fixed):
-        if found.open[number] and found.open[number + 1] and size(text) < smallest:
+        if found.open[number] and found.open[number + 1] and word_count(text) < smallest:
             return without_small(_without(found, number), smallest)
     return found
 

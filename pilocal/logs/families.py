@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pilocal.logs.exchange import Exchange
-from pilocal.logs.units import size, units_of
+from pilocal.logs.units import units_of, word_count
 
 FEWEST = 3
 """Requests that a template has at least."""
@@ -99,7 +99,7 @@ def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:
     least |= dict.fromkeys(("begins", "ends"), max(FEWEST, EDGE_SHARE * len(asked)))
     counts = system + user
     return {
-        (place, text): PROMPT if place.endswith(("begins", "ends")) else max(1, size(text))
+        (place, text): PROMPT if place.endswith(("begins", "ends")) else max(1, word_count(text))
         for (place, text), count in counts.items()
         if count >= least[place]
     }

@@ -13,7 +13,7 @@ from pilocal.logs.exchange import Exchange
 from pilocal.logs.families import families, fewest
 from pilocal.logs.frame import Frame
 from pilocal.logs.template import Pair, Place, Template, pairs_of
-from pilocal.logs.units import shared, size, units_of
+from pilocal.logs.units import shared, units_of, word_count
 from pilocal.task.chat import Turn
 
 FEW = 10
@@ -112,7 +112,9 @@ class _Draft:
         user, pivot = self.user, self.pivot
         head = _glued(_part(user, 0, pivot), before)
         tail = _glued(after, _part(user, pivot, len(user.fixed)))
-        if not re.search(r"\w", tail) or (size(tail) < LEAST and tail.endswith(":")):  # a quotation's end, or "Answer:"
+        if not re.search(r"\w", tail) or (
+            word_count(tail) < LEAST and tail.endswith(":")
+        ):  # a quotation's end, or "Answer:"
             head, tail = head.rstrip("\"'`<[( ") if before else head, ""
         opening = _opening_text(self.opening) if self.opening else ""
         system = _part(self.system, 0, len(self.system.fixed))
@@ -136,7 +138,7 @@ class _Draft:
         before = _prompt_before(values)
         after = _prompt_after([value.removeprefix(before) for value in values])
         quoted = before[-1:] in ('"', "'", "`", "<", "[", "(") and not re.search(r"\w", after)
-        return before, after if size(after) >= LEAST or (after and quoted) else ""
+        return before, after if word_count(after) >= LEAST or (after and quoted) else ""
 
     def _places(self) -> list[Place]:
         found = []
@@ -159,7 +161,7 @@ class _Draft:
 def _align_user(texts: Sequence[str]) -> Aligned:
     """Return what the user's turns have in common; nothing where that is a few words, or all of it."""
     found = without_small(align(texts, units_of), LABEL)
-    if sum(map(size, found.fixed)) < LEAST or not any(found.open):
+    if sum(map(word_count, found.fixed)) < LEAST or not any(found.open):
         return nothing_recurs(texts)
     return found
 
@@ -184,7 +186,7 @@ def _prompt_before(values: Sequence[str]) -> str:
     before = shared(values, SHARE)
     ends = [mark.end() for mark in BOUNDARY.finditer(before)]
     before = before[: ends[-1]].strip() if ends else ""
-    return before if size(before) >= LEAST else ""
+    return before if word_count(before) >= LEAST else ""
 
 
 def _prompt_after(values: Sequence[str]) -> str:
@@ -285,7 +287,7 @@ def _after(turns: tuple[Turn, ...], opening: Pair | None, shots: frozenset[Pair]
 def _opening_text(opening: Pair) -> str:
     """Return the prompt in an opening, with its answer unless that only says that it was understood."""
     asked, answered = opening
-    return asked.strip() if size(answered) < LABEL else f"{asked.strip()}\n{answered.strip()}"
+    return asked.strip() if word_count(answered) < LABEL else f"{asked.strip()}\n{answered.strip()}"
 
 
 def shared_by_all(rows: Sequence[Exchange]) -> str:

@@ -17,7 +17,7 @@ from pilocal.logs.reading import read
 from pilocal.logs.sensitive import seen_in
 from pilocal.logs.sources import files_of
 from pilocal.logs.template import Template
-from pilocal.logs.units import size
+from pilocal.logs.units import word_count
 from pilocal.progress import Progress, silent
 
 SAMPLE = 2000
@@ -68,8 +68,8 @@ class Survey:
             )
         if template.shots:
             yield f"{len(template.shots)} solved examples recur before the query; they go into train.jsonl"
-        if size(template.text) < SMALL:
-            yield f"the template has {size(template.text)} words; there is little to internalize"
+        if word_count(template.text) < SMALL:
+            yield f"the template has {word_count(template.text)} words; there is little to internalize"
         if not variants and (others := self.variants(number)):
             of_variants = sum(self.templates[n].rows for n in others) / self.looked_at
             yield f"another {of_variants:.0%} of the rows have variants of the template; --variants takes them, too"

@@ -79,10 +79,10 @@ def numbered(units: Sequence[Unit]) -> list[tuple[str, int]]:
     return found
 
 
-def size(text: str) -> int:
+def word_count(text: str) -> int:
     """Return how many words a text has, or would have if its script put spaces between them.
 
-    >>> size("You answer in one word."), size("请用一个词回答用户的问题。")
+    >>> word_count("You answer in one word."), word_count("请用一个词回答用户的问题。")
     (5, 6)
     """
     words, letters = len(WORD.findall(text)), sum(map(str.isalnum, text))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.evaluate.arms import ARMS, BASE_FULL_PROMPT, BY_NAME, INTERNALIZED, SHIPPED
-from pilocal.report.figures import counted
 from pilocal.report.markup import Html, join, missing, section, tag, text
 from pilocal.report.record import Record
+from pilocal.task.text import counted
 
 SHOWN = 20
 

@@ -61,16 +61,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def size(count: float) -> str:
-    """Return bytes.
-
-    >>> size(2048), size(1383552), size(21.4 * 2**30)
-    ('2.0 KiB', '1.3 MiB', '21.4 GiB')
-    """
-    unit, name = (2**10, "KiB") if count < 2**20 else (2**20, "MiB") if count < 2**30 else (2**30, "GiB")
-    return f"{count / unit:,.1f} {name}"
-
-
 def clock(seconds: float) -> str:
     """Return a duration as people say it.
 
@@ -81,12 +71,3 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds) // 60
     return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "entry", "entries"), counted(2400, "row")
-    ('1 entry', '2,400 rows')
-    """
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

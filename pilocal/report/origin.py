@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pilocal.report.figures import clock, size
+from pilocal.report.figures import clock
 from pilocal.report.markup import Html, Long, command, join, section, table, tag
 from pilocal.report.record import Record
 from pilocal.run_folder.hashes import sha256_file
+from pilocal.task.text import byte_size
 
 SPLITS = ("train", "valid", "test")
 
@@ -51,7 +52,13 @@ def origin(record: Record) -> Html:
     known = [(name, Long(str(value))) for name, value in facts if value not in (None, "")]
     hashes = [(name, _hash(sha256)) for name, sha256 in _hashes(record).items()]
     steps = [
-        (name, step["finished"], clock(step["seconds"]), size(sum(step["files"].values())), _hash(step["key"][:16]))
+        (
+            name,
+            step["finished"],
+            clock(step["seconds"]),
+            byte_size(sum(step["files"].values())),
+            _hash(step["key"][:16]),
+        )
         for name, step in state["steps"].items()
     ]
     parts = [table("Made with", ("what", "which"), known)]

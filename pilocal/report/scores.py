@@ -9,10 +9,11 @@ from typing import Any
 from pilocal.chart import Point, points_chart
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BY_COMPARE, BY_NAME, INTERNALIZED, SHIPPED
 from pilocal.evaluate.score import break_even
-from pilocal.report.figures import between, counted, figure, percent, score, times
+from pilocal.report.figures import between, figure, percent, score, times
 from pilocal.report.markup import Html, Long, command, join, missing, plain, section, table, tag
 from pilocal.report.pictures import picture, picture_of
 from pilocal.report.record import Record
+from pilocal.task.text import counted
 
 DRAWN = 14
 """Arms in the first picture."""

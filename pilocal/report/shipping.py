@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pilocal.evaluate.arms import BY_BENCH
-from pilocal.report.figures import between, counted, figure, percent, score, size, small
+from pilocal.report.figures import between, figure, percent, score, small
 from pilocal.report.markup import Html, Long, join, missing, section, table, tag
 from pilocal.report.pictures import picture_of
 from pilocal.report.record import Record
+from pilocal.task.text import byte_size, counted
 
 
 def gate(record: Record) -> Html:
@@ -25,7 +26,7 @@ def gate(record: Record) -> Html:
 
 
 def _form(name: str, form: Mapping[str, Any]) -> tuple[object, ...]:
-    total = size(form.get("bytes", sum(form["files"].values())))
+    total = byte_size(form.get("bytes", sum(form["files"].values())))
     if "kl" not in form:
         return name, total, "", "", "", "not measured"
     passes = tag("span", "passes" if form["passes"] else "refused", kind="good" if form["passes"] else "bad")
@@ -80,7 +81,7 @@ def clients(record: Record) -> Html:
             count,
             *(figure(row[part][rank]) for part in ("ttft_ms", "latency_ms") for rank in ("median", "p90")),
             f"{row['requests_per_second']:.2f}",
-            size(row["kv_bytes"]),
+            byte_size(row["kv_bytes"]),
         )
         for name, arm in found["arms"].items()
         for count, row in arm["clients"].items()

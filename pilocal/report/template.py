@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, INTERNALIZED
-from pilocal.report.figures import counted, score
+from pilocal.report.figures import score
 from pilocal.report.markup import Html, Long, missing, section, table, tag, text
 from pilocal.report.pictures import picture_of
 from pilocal.report.record import Record
+from pilocal.task.text import counted
 
 LONGEST = 160
 """Characters of an entry that are shown."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pilocal.chart import Line, Panel, panels_chart
-from pilocal.report.figures import clock, figure, size, small
+from pilocal.report.figures import clock, figure, small
 from pilocal.report.markup import Html, missing, section, table
 from pilocal.report.pictures import picture
 from pilocal.report.record import Part, Record
 from pilocal.run_folder.log import StepLine
+from pilocal.task.text import byte_size
 
 MOST = 600
 """Points of a line in the picture; of more steps, the mean of neighbours is drawn."""
@@ -53,7 +54,7 @@ def _row(part: Part) -> tuple[str, ...]:
         small(valid[-1] if valid else None),
         clock(seconds),
         figure(sum(line.tokens for line in lines) / seconds if seconds else None),
-        size(max(line.peak_memory for line in lines)),
+        byte_size(max(line.peak_memory for line in lines)),
     )
 
 

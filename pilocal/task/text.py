@@ -152,3 +152,26 @@ def key_of(query: str) -> str:
     """
     words = " ".join(query.split()).casefold()
     return words.rstrip(" .!?\u2026\u3002\uff01\uff1f") or words
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "entry", "entries"), counted(2400, "row")
+    ('1 entry', '2,400 rows')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def byte_size(number: int) -> str:
+    """Return a number of bytes as people read it.
+
+    >>> byte_size(0), byte_size(2048), byte_size(5 * 2**20), byte_size(3 * 2**30)
+    ('0 B', '2.0 KiB', '5.0 MiB', '3.0 GiB')
+    """
+    left = float(number)
+    for unit in ("B", "KiB", "MiB"):
+        if left < 1024:
+            return f"{left:.0f} {unit}" if unit == "B" else f"{left:.1f} {unit}"
+        left /= 1024
+    return f"{left:,.1f} GiB"

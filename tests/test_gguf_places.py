@@ -93,8 +93,10 @@ def test_paths_are_relative_to_the_task_and_a_folder_names_its_file(tmp_path: Pa
     )
     with pytest.raises(ModelError, match=r"models: no config.json: not a model folder; name the file: .*m\.gguf$"):
         find_base("models", tmp_path)
-    with pytest.raises(ModelError, match=r"^models/n\.gguf: no such model; give a directory, a GGUF file"):
+    with pytest.raises(ModelError, match=r"^models/n\.gguf: no such model; did you mean .*/models/m\.gguf\?$"):
         find_base("models/n.gguf", tmp_path)
+    with pytest.raises(ModelError, match=r"^elsewhere/other\.gguf: no such model; give a directory, a GGUF file"):
+        find_base("elsewhere/other.gguf", tmp_path)
 
 
 def test_smollm2_is_the_file_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

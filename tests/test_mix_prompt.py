@@ -11,7 +11,9 @@ import pytest
 from pilocal.base.base import Base
 from pilocal.errors import InputError
 from pilocal.flow.mixing import mix_prompts
-from pilocal.task import load_task
+from pilocal.prompt.preamble import Preamble, bare
+from pilocal.prompt.render import Record
+from pilocal.task import Example, load_task
 from tests.test_flow import flow
 from tests.test_mix import mixing
 
@@ -47,3 +49,15 @@ def test_a_prompt_that_leaves_no_room_is_told_by_its_file(tiny_base: Base, tmp_p
     with pytest.raises(InputError, match=r"others\.jsonl: a request has more than \d+ tokens"):
         (folder / "others.jsonl").write_text(json.dumps({"query": "what is red? " * 4000}) + "\n")
         mix_prompts(load_task(folder), tiny_base)
+
+
+def test_a_general_request_that_leaves_no_room_is_told_by_its_file(tiny_base: Base, tmp_path: Path) -> None:
+    folder = mixing(tmp_path / "task", tiny_base)
+    (folder / "task.toml").write_text((folder / "task.toml").read_text().replace('mix_queries = "others.jsonl"\n', ""))
+    long = Preamble("Rules. " * 4000).of
+    with pytest.raises(InputError, match=r"general\.jsonl: a request has more than \d+ tokens"):
+        mix_prompts(load_task(folder), tiny_base, lambda example: Record(messages=long(bare(example)["messages"], no)))
+
+
+def no(example: Example, count: int) -> list[Example]:
+    return []

@@ -71,7 +71,8 @@ def mix_prompts(task: Task, base: Base, request: Request = bare) -> list[list[in
     room = base.context - mix_limit(task)
     longest = max(prompts, key=len)
     if len(longest) > room:
-        path = task.files["template" if prompts.index(longest) >= len(mix_queries(task)) else "mix_queries"]
+        own = prompts.index(longest) >= len(mix_queries(task))
+        path = task.files["template"] if own else task.files.get("mix_queries", GENERAL)
         what, fix = f"a request has more than {room} tokens, which leaves no room for an answer", "shorten it"
         raise InputError(path, what, got=f"{len(longest)} tokens", fix=fix)
     return prompts

@@ -12,7 +12,7 @@ from pilocal.flow.rendering import RenderedStage
 from pilocal.training.memory import Need
 
 TIMED = 3
-"""Requests that are timed; the first counts for nothing, since weights are read from the disk."""
+"""Requests of which the median is taken, the first twice: at first the weights are read from the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

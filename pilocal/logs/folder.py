@@ -78,6 +78,7 @@ metric = "{metric}"
 
 [training]
 steps = {steps}
+direct_drop = false        # true also trains the ablation: as many steps, each with the whole prompt
 """
 
 SCHEDULE = """\

@@ -132,7 +132,7 @@ def test_every_answer_is_its_own_adapter_s_among_others_of_all_strengths_that_ha
         )
         assert alone["task-0", 0.0, query] == alone[BASE, 1.0, query]
     kinds, same, whole = list(alone), 0, 0
-    for _ in range(20):
+    for _ in range(35):
         asked = []
         for _ in range(60):
             name, strength, query = draw.choice(kinds)
@@ -148,7 +148,7 @@ def test_every_answer_is_its_own_adapter_s_among_others_of_all_strengths_that_ha
                 whole += 1
                 same += said == alone[kind]
                 assert said[0] == alone[kind][0]
-    assert whole > 1000
+    assert whole > 1800
     assert same >= 0.99 * whole  # sums in other orders may change an answer whose tokens are as likely
     counts = engines.all()[BASE].counts
     assert counts.reused > 0

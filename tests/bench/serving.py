@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -138,8 +138,8 @@ def gap(setting: Setting) -> dict[str, Any]:
     prompt = long_prompt(setting.queries, base, min(setting.long, room))
     banned = {str(token): -100 for token in end_tokens(base.tokenizer)}
     wide = replace(setting, context=min(base.context, setting.long + 512))
-    found: dict[str, list[dict[str, float]]] = {OURS: [], RIVAL: []}
     with both(wide, slots=STREAMS + 1) as services:
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in services}
         warm(services)
         for repeat in range(setting.repeats):
             for name in in_turn(services, repeat):
@@ -243,6 +243,8 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "gap": gap,
     "memory": memory,
 }
+COMPARED = {"throughput", "adapters"}
+"""The parts that say nothing without the rival."""
 
 
 def main() -> None:
@@ -256,10 +258,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results to this file, as JSON")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped, too
     arguments = vars(parser.parse_args())
-    parts, out, clients = arguments.pop("parts") or PARTS, arguments.pop("out"), arguments.pop("clients")
+    parts, out, clients = arguments.pop("parts") or list(PARTS), arguments.pop("out"), arguments.pop("clients")
     if unknown := set(parts).difference(PARTS):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; take any of {', '.join(PARTS)}")
-    if why := missing(arguments["run"]):
+    if why := missing(arguments["run"], parts):
         sys.exit(why)
     setting = Setting(**arguments)
     if clients:
@@ -269,11 +271,11 @@ def main() -> None:
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def missing(run: Path | str | None) -> str | None:
-    """Return what is not there for the bench, in one line."""
+def missing(run: Path | str | None, parts: Iterable[str] = PARTS) -> str | None:
+    """Return what is not there for these parts of the bench, in one line."""
     if run is None:
         return f"skipped: neither --run nor {RUN} names a finished run"
-    if llama_server() is None:
+    if llama_server() is None and not COMPARED.isdisjoint(parts):
         return f"skipped: {VARIABLE} names no llama-server, and none is on the PATH"
     return None
 

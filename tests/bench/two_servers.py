@@ -22,7 +22,7 @@ from pilocal.flow.opening import task_file_of
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import load_task
 from tests.bench.http_load import post
-from tests.rival import started
+from tests.rival import llama_server, started
 
 OURS, RIVAL = "pilocal", "llama-server"
 QUEUE = 256
@@ -88,7 +88,7 @@ def copied(run: Path, folder: Path, name: str) -> Shipped:
 
 @contextmanager
 def both(setting: Setting, tasks: int = 1, *, slots: int | None = None) -> Iterator[dict[str, Service]]:
-    """Start both servers with copies of the run as so many tasks."""
+    """Start both servers with copies of the run as so many tasks; pilocal's alone where there is no llama-server."""
     limit = load_task(task_file_of(setting.run)).generation.max_tokens
     slots = slots or setting.slots
     with ExitStack() as stack:
@@ -98,16 +98,16 @@ def both(setting: Setting, tasks: int = 1, *, slots: int | None = None) -> Itera
         export = shipped[0].folder
         listed = json.loads((export / REQUESTS).read_text(encoding="utf-8"))["requests"]
         how = ("--threads", setting.threads, "--parallel", slots)
-        rival = stack.enter_context(
-            started(
-                export / SCRIPT, folder, *how, "--threads-batch", setting.threads, "--ctx-size", slots * setting.context
-            )
-        )
         runs = [each.folder.parent for each in shipped]
         port, pid = stack.enter_context(our_server(runs, folder, *how, "--context", setting.context))
         asked = {"messages": [{"role": "user", "content": QUERY}], "temperature": 0, "max_tokens": limit}
         ours = {each.name: {"model": each.name, **asked} for each in shipped}
-        yield {OURS: Service(port, pid, ours), RIVAL: Service(rival.port, rival.process.pid, listed)}
+        services = {OURS: Service(port, pid, ours)}
+        if llama_server():
+            rooms = ("--threads-batch", setting.threads, "--ctx-size", slots * setting.context)
+            rival = stack.enter_context(started(export / SCRIPT, folder, *how, *rooms))
+            services[RIVAL] = Service(rival.port, rival.process.pid, listed)
+        yield services
 
 
 @contextmanager

@@ -1,10 +1,14 @@
-"""Answers of the base, with an adapter or without, to requests: kept some at a time, and never asked for twice."""
+"""Answers of the base, with an adapter or without, to requests: kept some at a time, and never asked for twice.
+
+Where there is no accelerator, llama.cpp answers for a base that is a GGUF file: it takes a CPU a tenth of the time.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pilocal.base.reference import ReferenceModel
@@ -18,7 +22,7 @@ CHUNK = 64
 """Prompts that are answered together; the same ones however often the work is interrupted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Answering:
     """Greedy answers in the folder of a step, made for its `key`."""
 
@@ -33,13 +37,12 @@ class Answering:
 
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         """Return the answer to each prompt; raises ModelError for damaged weights, RunError if the disk is full."""
-        found, model = list[str](), None
+        found = list[str]()
         for begin in range(0, len(prompts), CHUNK):
             some, path = prompts[begin : begin + CHUNK], self._path(begin)
             said = self._kept(path, len(some))
             if said is None:
-                model = model or self._load()
-                said = self._asker(begin, len(prompts)).answers_of(model, some, self.title)
+                said = self._say(some, self._asker(begin, len(prompts)))
                 write_json(path, {"key": self.key, "answers": said})
             found += said
             self.context.progress(self.title, len(found), len(prompts))
@@ -61,7 +64,14 @@ class Answering:
             return None
         return said if len(said) == count else None
 
-    def _load(self) -> ReferenceModel:
+    def _say(self, prompts: Sequence[Sequence[int]], asker: Asker) -> list[str]:
+        gguf = self.context.base.gguf
+        if gguf is not None and self.adapter is None and not asker.accelerated:
+            return asker.in_batches(gguf, prompts, self.title)
+        return asker.answers_of(self._model, prompts, self.title)
+
+    @cached_property
+    def _model(self) -> ReferenceModel:
         return reference_loader(self.context)(self.context.base, self.adapter)
 
     def _asker(self, begin: int, count: int) -> Asker:

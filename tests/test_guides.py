@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,19 +112,26 @@ def test_what_a_line_needs_is_known_and_every_command_of_pilocal_exists(guide: P
     for line in found:
         check_options(line.words)
     for text in re.findall(r"`(pilocal [a-z][^`]*)`", guide.read_text(encoding="utf-8")):
-        check_options(shlex.split(text))
+        with suppress(click.MissingParameter):  # prose may name a command alone
+            check_options(shlex.split(text))
     for text in blocks(guide, "python"):
         ast.parse(text)
 
 
 def check_options(words: list[str]) -> None:
     """Read a command line as pilocal would, without running it."""
-    if "pilocal" not in words[:3]:
+    if "pilocal" not in words[:3] or words[0] == "pip":
         return
     name, *rest = words[words.index("pilocal") + 1 :]
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None, words
-    command.make_context(name, rest).close()
+    context_of(name, rest).close()
+
+
+def context_of(name: str, words: list[str]) -> click.Context:
+    """Read the words behind a command; its names for --help are kept, so they come from above as always."""
+    above = click.Context(cli, info_name="pilocal", **cli.context_settings)
+    command = cli.get_command(above, name)
+    assert command is not None, name
+    return command.make_context(name, list(words), parent=above)
 
 
 def requests(path: Path) -> None:
@@ -174,7 +183,8 @@ class Shell:
             self.serve(words[2:])
             return ""
         if words[0] == "pilocal":
-            output = run_line(words)
+            # What a random model has learned in four steps no gate lets pass.
+            output = run_line([*words, *(["--accept-loss"] if words[1] == "export" else [])])
             if words[1] == "init":
                 make_small(self.folder / words[2], self.base)
             return output
@@ -184,9 +194,7 @@ class Shell:
         return done.stdout
 
     def serve(self, words: list[str]) -> None:
-        command = cli.get_command(click.Context(cli), "serve")
-        assert command is not None
-        runs = command.make_context("serve", list(words)).params["runs"]
+        runs = context_of("serve", words).params["runs"]
         options = [word for word in words if Path(word) not in runs]
         place = self.folder.parent / "server"
         place.mkdir(exist_ok=True)
@@ -213,6 +221,7 @@ def shell(trained: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.Mo
     home.mkdir()
     shutil.copy(trained.parent / "requests.jsonl", folder)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(folder)
     with ExitStack() as stack:
         yield Shell(folder, str(tiny_base.folder), stack)

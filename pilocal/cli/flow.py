@@ -13,6 +13,7 @@ import click
 
 from pilocal.cli.lists import FOLDER, Word
 from pilocal.cli.prices import price_options, saving_table, take_prices
+from pilocal.errors import RunError
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/r
         command = decorator(command)
     return command
 
+
+AT_LEAST_HELP = "Exit status 1 if what is served scores less than this on the test set, from 0 to 1."
 
 FROM_HELP = (
     "Go on from the adapter of this run, whose template was another: train on what touches the changed entries, and "
@@ -128,8 +131,11 @@ def run_until(
     report_to: str | None = None,
     backend: Backend | None = None,
     start: Start | None = None,
-) -> None:
-    """Run the flow up to a step and print the result; a process that was launched to help prints nothing."""
+) -> Path | None:
+    """Run the flow up to a step and print the result; return the run, with --from the one that has the adapter.
+
+    A process that was launched to help another one prints nothing and returns None.
+    """
     from pilocal.cli.display import listening
     from pilocal.cli.tables import metrics_table, proof_lines, show
     from pilocal.flow.opening import default_run
@@ -140,11 +146,11 @@ def run_until(
     with listening(results.append, report_to, asked) as listeners:
         folder = run_task(task, schedule, asked, until=last, backend=backend, start=start, listeners=listeners)
         if folder is None:
-            return
+            return None
     if start and folder != asked:
         if as_json:
             click.echo(json.dumps({"run": str(folder), "steps": _steps(results), "metrics": None}, indent=2))
-        return
+        return folder
     if all(result.skipped for result in results):
         click.echo(f"{folder} is up to date", err=True)
     metrics = Run(folder).metrics if last == "evaluate" else None
@@ -155,6 +161,7 @@ def run_until(
         click.echo(f"serve it with: pilocal serve {folder}")
         if (page := folder / "report.html").is_file():
             click.echo(f"all of it on one page: {page}", err=True)
+    return folder
 
 
 def _steps(results: Sequence[StepResult]) -> dict[str, dict[str, Any]]:
@@ -162,14 +169,31 @@ def _steps(results: Sequence[StepResult]) -> dict[str, dict[str, Any]]:
     return {result.name: {"skipped": result.skipped, "seconds": result.seconds} for result in results}
 
 
+def _check_score(folder: Path, bar: float) -> None:
+    """Raise RunError where what is served scores less than the bar; all is written and printed by then."""
+    from pilocal.evaluate.arms import SHIPPED
+    from pilocal.flow.run import Run
+
+    score = Run(folder).metrics["arms"][SHIPPED.name]["score"]
+    if score < bar:
+        what = f"what is served scores less than --at-least {bar:g}"
+        fix = f"see the answers in {folder / 'report.html'}"
+        raise RunError(folder / "metrics.json", what, got=round(score, 4), fix=fix)
+
+
 def _step(name: str, text: str, *, trains: bool = False) -> click.Command:
     """Make the command that runs the flow up to one step."""
 
     def callback(**options: Any) -> None:
         last, backend, start = name if name != "run" else "evaluate", take_backend(options), take_start(options)
-        run_until(last, backend=backend, start=start, **options)
+        bar = options.pop("at_least", None)
+        run = run_until(last, backend=backend, start=start, **options)
+        if bar is not None and run is not None:
+            _check_score(run, bar)
 
     command = task_options(callback)
+    if name in ("run", "evaluate"):
+        command = click.option("--at-least", type=click.FloatRange(0, 1), help=AT_LEAST_HELP)(command)
     if name == "run":
         command = start_options(command)
     if trains:

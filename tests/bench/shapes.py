@@ -69,10 +69,10 @@ def write_checkpoint(folder: Path, shape: str, llama3: Path | None, seed: int = 
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if llama3:
         vocabularies.llama3(folder, llama3)
-    entries = dict(_entries(config))
+    stored = dict(entries(config))
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
-    for name, (dtype, dims) in entries.items():
+    for name, (dtype, dims) in stored.items():
         begin, end = end, end + math.prod(dims) * (4 if dtype == "U32" else 2)
         header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
@@ -80,12 +80,12 @@ def write_checkpoint(folder: Path, shape: str, llama3: Path | None, seed: int = 
     rng = np.random.default_rng(seed)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, (dtype, dims) in entries.items():
+        for name, (dtype, dims) in stored.items():
             file.write(_random(rng, name, dtype, dims))
     return folder
 
 
-def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, list[int]]]]:
+def entries(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, list[int]]]]:
     """Yield every stored tensor's name, type and shape."""
     hidden, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]

@@ -187,7 +187,7 @@ def passages(rng: random.Random, count: int) -> MadeLog:
     return log("passages", rng, made(rng, count, one), text, warned=True)
 
 
-def house(count: int, *, entries: int = 48, notes: int = 12) -> tuple[str, list[list[Message]]]:
+def house(count: int, *, entries: int = 48, notes: int = 6) -> tuple[str, list[list[Message]]]:
     """Return a template that the starter can learn, and a log of it in which three rows of ten have one of 3 variants.
 
     Codes for words, as in examples/smart-home, some 900 of the starter's tokens; the notes decide nothing.
@@ -195,7 +195,7 @@ def house(count: int, *, entries: int = 48, notes: int = 12) -> tuple[str, list[
     rng = random.Random(5)
     task = invent(FIRST_TEST_SEED + 77, entries=entries, domain=DOMAINS[0])
     first, *rest = task.template.split("\n")
-    known = [f"- Note {number}: {sentence(rng, 8, 14)}." for number in range(1, notes + 1)]
+    known = [f"- Note {number}: {sentence(rng, 26, 34)}." for number in range(1, notes + 1)]
     text = "\n".join([first, "What is known of the house:", *known, *rest])
     lines = text.split("\n")
     fewer = "\n".join([*lines[:4], *lines[6:]])

@@ -49,7 +49,7 @@ class Recipe:
         """Return the optimizer steps for so many training rows.
 
         >>> [recipe_for(2e6).steps(rows) for rows in (30, 1600, 100_000)]
-        [400, 800, 1500]
+        [200, 600, 1500]
         """
         wanted = round(rows * self.passes / BATCH_SIZE / ROUNDED) * ROUNDED
         return max(self.fewest, min(self.most, wanted))
@@ -60,7 +60,7 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe(up_to=2e7, learning_rate=2e-3, passes=4, fewest=400, most=1500, known="measured with the starter"),
+    Recipe(up_to=2e7, learning_rate=2e-3, passes=3, fewest=200, most=1500, known="measured with the starter"),
     Recipe(up_to=3e8, learning_rate=4e-4, passes=2, fewest=200, most=1000, known="measured with SmolLM2-135M"),
     Recipe(up_to=2e9, learning_rate=2e-4, passes=3, fewest=200, most=1500, known="interpolated, not measured"),
     Recipe(up_to=inf, learning_rate=1e-4, passes=5, fewest=200, most=2000, known="as published for 7B and 8B"),

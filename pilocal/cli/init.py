@@ -11,7 +11,7 @@ import click
 from pilocal.cli.lists import FOLDER
 from pilocal.errors import InputError
 from pilocal.run_folder.shipped import check_name
-from pilocal.task import METRICS, STARTER
+from pilocal.task import METRICS
 
 TEMPLATE = """\
 You turn a colour into its complement. Answer with one word.
@@ -100,14 +100,12 @@ def _check_unused(options: Mapping[str, Any]) -> None:
 
 
 def _write_example(folder: Path) -> None:
-    from pilocal.base.base import find_base
-    from pilocal.logs.folder import Setup, from_examples
+    from pilocal.logs.folder import from_examples
 
     pairs = [pair for one, other in WHEEL for pair in ((one, other), (other, one))]
     records = {
         split: [(ask.format(colour), opposite) for ask in asks for colour, opposite in pairs]
         for split, asks in ASKS.items()
     }
-    setup = Setup(name=_name(folder.resolve().name), model=STARTER, base=find_base(STARTER, Path()))
-    from_examples(folder, TEMPLATE, records, setup)
+    from_examples(folder, _name(folder.resolve().name), TEMPLATE, records)
     click.echo(f"{folder}: fill in template.md and the .jsonl files, then `pilocal check {folder}`")

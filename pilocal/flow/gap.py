@@ -139,14 +139,7 @@ def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
     task = context.task
     entries, asked = read_entries(task.template), [example.learned_queries for example in task.train]
     index = Index(read_names(entries, [query for queries in asked for query in queries]))
-    naming: dict[int, list[Example]] = {number: [] for number in index.names}
-    for example in (*task.train, *task.valid):
-        for number in set(index.entries_of(*example.learned_queries)):
-            naming[number].append(example)
-    counts = dict.fromkeys(index.names, 0)
-    for queries in asked:
-        for number in set(index.entries_of(*queries)):
-            counts[number] += 1
+    naming, counts = _naming(index, (*task.train, *task.valid)), _naming(index, task.train)
     looked_at = [(naming.get(each.number) or _spread(task.valid, each.number))[:PER_ENTRY] for each in entries]
     every = list({id(example): example for some in looked_at for example in some}.values())
     losses = _answers(context, teacher, task.template, every)  # in one go, which reads the whole template once
@@ -155,9 +148,19 @@ def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
     for entry, some in zip(entries, looked_at, strict=True):
         cut = _answers(context, teacher, without(task.template, entry), some)
         nats = mean(loss - whole[id(example)] for example, loss in zip(some, cut, strict=True))
-        found.append(EntryFacts(entry=entry.text, nats=nats, queries=counts.get(entry.number)))
+        queries = len(counts[entry.number]) if entry.number in counts else None
+        found.append(EntryFacts(entry=entry.text, nats=nats, queries=queries))
         context.progress("census", entry.number + 1, len(entries))
     return found
+
+
+def _naming(index: Index, examples: Sequence[Example]) -> dict[int, list[Example]]:
+    """Return the examples whose queries name each entry that queries can name."""
+    naming: dict[int, list[Example]] = {number: [] for number in index.names}
+    for example in examples:
+        for number in set(index.entries_of(*example.learned_queries)):
+            naming[number].append(example)
+    return naming
 
 
 def _spread(examples: Sequence[Example], start: int) -> list[Example]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import Base
+from pilocal.base.base import Base, find_base
 from pilocal.base.recipe import SHOTS
-from pilocal.compress.entries import read_entries
 from pilocal.errors import InputError
 from pilocal.logs.exchange import OFFERED, TOO_LONG
 from pilocal.logs.ledger import FILE, Ledger
@@ -24,6 +23,7 @@ from pilocal.logs.sorting import Kept, Sieve, Sorter, record_of, unwanted
 from pilocal.logs.splits import SPLITS, TRAIN, split
 from pilocal.logs.survey import Survey
 from pilocal.progress import Progress, silent
+from pilocal.task import STARTER
 from pilocal.task.synth_table import Synth
 from pilocal.task.toml import read_text
 
@@ -80,25 +80,24 @@ def from_prompt(folder: Path, prompt: Path, setup: Setup) -> Settings:
     if setup.base is not None:
         room = _room(_counter(setup.base)(text), setup.base)
         shots = next((number for number in TRIED if room >= (number + 1) * ROOM), 0)
-    rows = Synth().per_entry * len(read_entries(text))
+    rows = Synth().per_entry * sum(bool(line.strip()) for line in text.split("\n"))
     with _whole(folder) as made:
         _write(made / "template.md", text + "\n")
         return _write_settings(made, setup, metric=setup.metric or "exact_match", rows=rows, shots=shots, made=True)
 
 
-def from_examples(
-    folder: Path, template: str, records: Mapping[str, Sequence[tuple[str, str]]], setup: Setup
-) -> Settings:
-    """Write a task of a template and the queries and answers of each split, and return its settings.
+def from_examples(folder: Path, name: str, template: str, records: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Write a task for the starter of a template and the queries and answers of each split.
 
     Raises InputError unless the folder is empty or not there.
     """
+    setup = Setup(name=name, model=STARTER, base=find_base(STARTER, Path()))
     with _whole(folder) as made:
         _write(made / "template.md", template)
         for split_name, pairs in records.items():
             lines = [json.dumps(record_of([("user", query)], answer, None)) + "\n" for query, answer in pairs]
             _write(made / f"{split_name}.jsonl", "".join(lines))
-        return _write_settings(made, setup, metric="exact_match", rows=len(records[TRAIN]), shots=SHOTS)
+        _write_settings(made, setup, metric="exact_match", rows=len(records[TRAIN]), shots=SHOTS)
 
 
 def from_logs(folder: Path, survey: Survey, sieve: Sieve, setup: Setup, progress: Progress = silent) -> Made:

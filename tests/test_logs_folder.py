@@ -249,7 +249,7 @@ def test_what_is_no_secret(text: str) -> None:
 def test_rows_that_no_context_holds_are_left_out_and_shots_are_fewer_where_they_must(tmp_path: Path) -> None:
     draw = rng()
     text = rules(draw, 6)
-    rows = [chat(text, user(f"{n} {sentence(draw, 130, 130)}"), said(draw)) for n in range(40)]
+    rows = [chat(text, user(f"{n} {sentence(draw, 200, 200)}"), said(draw)) for n in range(40)]
     rows.append(chat(text, user(sentence(draw, 3000, 3000)), said(draw)))
     result = made(tmp_path / "task", write(tmp_path / "log.jsonl", rows))
     assert left_out(tmp_path / "task") == {TOO_LONG: 1}

@@ -31,7 +31,7 @@ TRIED = tuple(range(SHOTS, -1, -1))
 """Shots of the first stage that are tried, until the prompts fit the context."""
 
 FIT = 0.98
-"""The share of rows that must fit with so many shots."""
+"""The share of rows, of those that fit alone, that must fit with so many shots."""
 
 OVERHEAD = 32
 """Tokens that a chat template adds to a turn and its answer, at most."""
@@ -181,7 +181,7 @@ def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: 
     if base is None:
         return SHOTS, 1 << 62
     room = _room(template, base)
-    lengths = [row.tokens for number, row in enumerate(rows) if number not in why]
+    lengths = [row.tokens for number, row in enumerate(rows) if number not in why and row.tokens <= room - OVERHEAD]
     for shots in TRIED:
         most = room // (shots + 1) - OVERHEAD
         if sum(length <= most for length in lengths) >= FIT * len(lengths):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pilocal.starter.episodes import DOMAINS, FIRST_TEST_SEED, invent
+
 WORDS = [
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "ivory", "jetty", "kelp", "linen",
     "maple", "noble", "ocean", "pearl", "quartz", "river", "slate", "tulip", "umber", "velvet", "willow", "yarrow",
@@ -183,6 +185,29 @@ def passages(rng: random.Random, count: int) -> MadeLog:
         return [{"role": "system", "content": f"{text}\n\n{found}"}, user(asked)]
 
     return log("passages", rng, made(rng, count, one), text, warned=True)
+
+
+def house(count: int, *, entries: int = 48, notes: int = 6) -> tuple[str, list[list[Message]]]:
+    """Return a template that the starter can learn, and a log of it in which three rows of ten have one of 3 variants.
+
+    Codes for words, as in examples/smart-home, some 900 of the starter's tokens; the notes decide nothing.
+    """
+    rng = random.Random(5)
+    task = invent(FIRST_TEST_SEED + 77, entries=entries, domain=DOMAINS[0])
+    first, *rest = task.template.split("\n")
+    known = [f"- Note {number}: {sentence(rng, 26, 34)}." for number in range(1, notes + 1)]
+    text = "\n".join([first, "What is known of the house:", *known, *rest])
+    lines = text.split("\n")
+    fewer = "\n".join([*lines[:4], *lines[6:]])
+    more = "\n".join([*lines[:9], "- Added: the owners sleep until nine.", *lines[9:]])
+    forms = [text, fewer, text.replace("Do not explain it.", "Never explain it."), more]
+    rows = []
+    for number in range(count):
+        asked, answer = task.ask(rng)
+        chosen = number % 10 if number % 10 < len(forms) else 0
+        system = {"role": "system", "content": forms[chosen]}
+        rows.append([system, user(asked), {"role": "assistant", "content": answer}])
+    return text, rows
 
 
 def conversations(rng: random.Random, count: int) -> MadeLog:

@@ -129,7 +129,7 @@ def test_the_rows_that_touch_a_change_come_first_and_the_rest_is_replayed(task: 
     assert heard["edit"] == note
     assert heard["warnings"] == [
         f"{task}/train.jsonl: 4 rows have a changed entry and the answer that there was before; "
-        "if it is wrong now, `pilocal synth` makes it anew"
+        f"if it is wrong now, `pilocal synth {task}` makes it anew"
     ]
     lines = read_log(folder / "stages" / "2" / "metrics.jsonl")
     assert [line.step for line in lines] == [1, 2, 3, 4, 5]
@@ -271,7 +271,7 @@ def test_rows_are_needed_that_touch_the_change(task: Path) -> None:
     assert (len(edited.touched), edited.missed) == (1, [])
     edit(task, ("- mauve", "- black SUK\n- mauve"))
     assert go_on(task)[1]["warnings"] == [
-        f"{task}/train.jsonl: no query names a changed entry, 'black SUK'; `pilocal synth` makes some"
+        f"{task}/train.jsonl: no query names a changed entry, 'black SUK'; `pilocal synth {task}` makes some"
     ]
 
 

@@ -58,9 +58,11 @@ def compare(
     from pilocal.comparison.design import LINEAR
     from pilocal.comparison.files import default_folder
     from pilocal.flow.listeners import Listeners
+    from pilocal.task import load_task
     from pilocal.task.schedule import load_decay
 
     prices = take_prices(more)
+    schedule = schedule or load_task(task, data=False).files.get("schedule")
     decay = load_decay(schedule) if schedule else LINEAR
     design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve, **more)
     folder = folder or default_folder(task)

@@ -35,7 +35,7 @@ def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/r
     """Add the options of every command on a task; `run` is the help text of --run."""
     decorators = (
         click.argument("task", type=FOLDER),
-        click.option("--schedule", type=FOLDER, help="Schedule file. By default linear, 4 stages, 5 shots."),
+        click.option("--schedule", type=FOLDER, help="Schedule file. By default the task's, else linear with 5 shots."),
         click.option("--run", "run_folder", type=FOLDER, help=run),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
     )

@@ -28,7 +28,7 @@ def import_prompt(folder: Path, prompt: Path, name: str, options: Mapping[str, A
     """Make a task of a prompt alone and say what comes next."""
     check_folder(folder)
     setup = _setup(name, options, ask=False)
-    from_prompt(folder, prompt, setup)
+    click.echo(f"settings: {from_prompt(folder, prompt, setup).said}")
     task = shlex.quote(str(folder))
     click.echo(f"next: `pilocal synth {task}` makes the records, then `pilocal check {task}`")
 
@@ -124,8 +124,7 @@ def _report(folder: Path, found: Survey, number: int, made: Made) -> None:
     for line in made.said:
         click.echo(f"  {line}")
     click.echo(f"metric: {made.metric}, because {made.why_metric}" if made.why_metric else f"metric: {made.metric}")
-    task, schedule = shlex.quote(str(folder)), ""
-    if (folder / "schedule.toml").exists():
-        schedule = f" --schedule {shlex.quote(str(folder / 'schedule.toml'))}"
-        click.echo(f"schedule: {made.shots} shots, so that the prompts fit the base's context")
-    click.echo(f"next: `pilocal check {task}{schedule}`, then `pilocal run {task}{schedule}`")
+    click.echo(f"settings: {made.settings}")
+    task = shlex.quote(str(folder))
+    run = shlex.quote(str(folder / "run"))
+    click.echo(f"next: `pilocal check {task}`, then `pilocal run {task}`, then `pilocal serve {run}`")

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 from pilocal.chart import Bars, bars_chart
-from pilocal.compress.entries import Entry, Index, read_entries, read_names, without
+from pilocal.compress.entries import Index, read_entries, read_names, without
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RenderedStage
 from pilocal.flow.setups import training_setup
@@ -139,21 +139,28 @@ def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
     task = context.task
     entries, asked = read_entries(task.template), [example.learned_queries for example in task.train]
     index = Index(read_names(entries, [query for queries in asked for query in queries]))
-    naming: dict[int, list[Example]] = {number: [] for number in index.names}
-    for example in (*task.train, *task.valid):
-        for number in set(index.entries_of(*example.learned_queries)):
-            naming[number].append(example)
-    counts = dict.fromkeys(index.names, 0)
-    for queries in asked:
-        for number in set(index.entries_of(*queries)):
-            counts[number] += 1
-    found, whole = [], dict[int, float]()
-    for entry in entries:
-        some = naming.get(entry.number) or _spread(task.valid, entry.number)
-        nats = _moved(context, teacher, entry, some[:PER_ENTRY], whole)
-        found.append(EntryFacts(entry=entry.text, nats=nats, queries=counts.get(entry.number)))
+    naming, counts = _naming(index, (*task.train, *task.valid)), _naming(index, task.train)
+    looked_at = [(naming.get(each.number) or _spread(task.valid, each.number))[:PER_ENTRY] for each in entries]
+    every = list({id(example): example for some in looked_at for example in some}.values())
+    losses = _answers(context, teacher, task.template, every)  # in one go, which reads the whole template once
+    whole = dict(zip(map(id, every), losses, strict=True))
+    found = []
+    for entry, some in zip(entries, looked_at, strict=True):
+        cut = _answers(context, teacher, without(task.template, entry), some)
+        nats = mean(loss - whole[id(example)] for example, loss in zip(some, cut, strict=True))
+        queries = len(counts[entry.number]) if entry.number in counts else None
+        found.append(EntryFacts(entry=entry.text, nats=nats, queries=queries))
         context.progress("census", entry.number + 1, len(entries))
     return found
+
+
+def _naming(index: Index, examples: Sequence[Example]) -> dict[int, list[Example]]:
+    """Return the examples whose queries name each entry that queries can name."""
+    naming: dict[int, list[Example]] = {number: [] for number in index.names}
+    for example in examples:
+        for number in set(index.entries_of(*example.learned_queries)):
+            naming[number].append(example)
+    return naming
 
 
 def _spread(examples: Sequence[Example], start: int) -> list[Example]:
@@ -161,24 +168,8 @@ def _spread(examples: Sequence[Example], start: int) -> list[Example]:
     return [examples[(start * PER_ENTRY + i) % len(examples)] for i in range(min(PER_ENTRY, len(examples)))]
 
 
-def _moved(
-    context: Context, teacher: Teacher, entry: Entry, examples: Sequence[Example], whole: dict[int, float]
-) -> float:
-    """Return by how many nats examples' answers become less likely without an entry.
-
-    `whole` keeps the cross-entropy with it, by the `id` of the example.
-    """
-    template = context.task.template
-    fresh = [example for example in examples if id(example) not in whole]
-    whole |= zip(map(id, fresh), _answers(context, teacher, template, fresh), strict=True)
-    cut = _answers(context, teacher, without(template, entry), examples)
-    return mean(loss - whole[id(example)] for example, loss in zip(examples, cut, strict=True))
-
-
 def _answers(context: Context, teacher: Teacher, template: str, examples: Sequence[Example]) -> list[float]:
     """Return the cross-entropy of each example's whole answer after a template, in nats."""
-    if not examples:
-        return []
     return [float(losses.sum()) for losses in teacher.losses(_rows(context, template, examples))]
 
 

@@ -40,11 +40,12 @@ def open_task(
 ) -> Iterator[Context]:
     """Read a task and a schedule and open the run folder; `backend` and what follows are as for `checked_context`.
 
-    Without a schedule, the default is used; without a run folder, a temporary one that is deleted afterwards. Raises
-    what `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
+    Without a schedule, the task's own is used, else the default; without a run folder, a temporary one that is deleted
+    afterwards. Raises what `load_task`, `load_schedule`, `RunDir.locked` and `checked_context` raise.
     """
     task = load_task(task_folder)
-    schedule = load_schedule(schedule_path) if schedule_path else DEFAULT
+    path = schedule_path or task.files.get("schedule")
+    schedule = load_schedule(path) if path else DEFAULT
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from pilocal.base.blas import processor_flags
+from pilocal.base.recipe import recipe_for, size_of
 from pilocal.flow.context import Context
 from pilocal.flow.gap import SYNTH, Gap, draw_census, longest_prompt, measure_gap, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
@@ -18,6 +19,7 @@ from pilocal.flow.rendering import StageBudget, render_stages
 from pilocal.flow.runner import describe
 from pilocal.flow.saving import Saving, saving
 from pilocal.flow.setups import training_setup
+from pilocal.flow.start import WRITE_SLOTTED
 from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
 from pilocal.run_folder.files import write_json
@@ -136,7 +138,7 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
 
 def _advised(context: Context, gap: Gap) -> list[str]:
     """Return what follows from the gap; no synthesis makes up values for slots."""
-    own = "write some, with values for the slots" if context.task.slots else SYNTH
+    own = WRITE_SLOTTED if context.task.slots else f"`pilocal synth {context.task.folder}` makes some"
     return [hint.replace(SYNTH, own) for hint in gap.hints]
 
 
@@ -148,11 +150,21 @@ def _said_of_length(over: int) -> Iterator[str]:
 def _hints(context: Context) -> Iterator[str]:
     """Yield what every request costs beside the bare query, and how the training could be faster here."""
     yield from _request_hints(context)
+    yield from _rate_hints(context)
     if context.backend.name == MLX and context.base.config["hidden_size"] >= WIDE and not has_accelerator(context):
         how = "--backend torch" if is_installed("torch") else "pip install 'pilocal[torch]', then --backend torch"
         yield f"on a CPU PyTorch trains such a base two to three times as fast as MLX: {how}"
     if context.backend.device == "cpu" and context.task.training.precision is None and AMX in processor_flags():
         yield 'this processor multiplies bfloat16 in hardware: [training] precision = "bfloat16" is faster here'
+
+
+def _rate_hints(context: Context) -> Iterator[str]:
+    """Yield that the learning rate is far from what bases of this size are trained with."""
+    rate, base = context.task.training.learning_rate, context.base
+    recipe = recipe_for(size_of(base.model, base))
+    if recipe.is_far(rate):
+        how = f"bases of this size take {recipe.learning_rate:g} ({recipe.known})"
+        yield f"[training] learning_rate = {rate:g} is {'low' if rate < recipe.learning_rate else 'high'}: {how}"
 
 
 def _request_hints(context: Context) -> Iterator[str]:

@@ -176,13 +176,13 @@ def run(
 ) -> Run:
     """Run a task up to a step, as `pilocal run` does, and return the run; what is done already is skipped.
 
-    `task` is a task folder or its task.toml, `schedule` a schedule file (linear, 4 stages, 5 shots by default), `run`
-    the run folder (TASK/run by default), `until` the last step: "compress", "index", "stages", "train", "export" or
-    "evaluate". `backend` is "mlx" or "torch", by default the one that trained the run so far. `start` is the run whose
-    adapter this one goes on from, after the template was edited (TASK/NAME-edited by default); it is returned itself
-    where no entry has changed. `progress` hears of long work; warnings are Python's. Raises PilocalError: InputError
-    for what the user wrote, ModelError for the base, RunError for the folder, TrainingError and ExportError for what
-    cannot go on.
+    `task` is a task folder or its task.toml, `schedule` a schedule file (by default the task's, else linear with 4
+    stages and 5 shots), `run` the run folder (TASK/run by default), `until` the last step: "compress", "index",
+    "stages", "train", "export" or "evaluate". `backend` is "mlx" or "torch", by default the one that trained the run so
+    far. `start` is the run whose adapter this one goes on from, after the template was edited (TASK/NAME-edited by
+    default); it is returned itself where no entry has changed. `progress` hears of long work; warnings are Python's.
+    Raises PilocalError: InputError for what the user wrote, ModelError for the base, RunError for the folder,
+    TrainingError and ExportError for what cannot go on.
     """
     task = path_of(task)
     chosen = backend_named(backend) if isinstance(backend, str) else backend

@@ -20,6 +20,9 @@ from pilocal.training.memory import linears, read_sizes
 
 ASSISTANT = "assistant"
 
+WRITE_SLOTTED = "write some, with values for the slots"
+"""What to do for rows of a task with slots, for which no synthesis makes up values."""
+
 FEWER = 4
 """By default as many times fewer steps as the first training had."""
 
@@ -219,6 +222,6 @@ def begin(task: Task, start: Start) -> tuple[Start, Edit]:
     edit = find_edit(task, former)
     if edit.changes and not edit.touched:
         got = f"{len(edit.changes)} entries, such as {edit.changes[0]}"
-        fix = f"`pilocal synth {task.folder}` makes some, or write some"
+        fix = WRITE_SLOTTED if task.slots else f"`pilocal synth {task.folder}` makes some, or write some"
         raise InputError(task.files["train"], "no training row touches what has changed", got=got, fix=fix)
     return replace(start, run=start.folder.resolve(), sha256=former.sha256), edit

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import machine_memory, on_cpu
 from pilocal.base.places import SMOLLM2, ollama_blob, ollama_models, packaged_smollm2
+from pilocal.base.recipe import count_parameters
 from pilocal.errors import PilocalError
 from pilocal.task import STARTER
 
@@ -149,7 +148,7 @@ def _weighed(source: str, base: Base, slow: bool, memory: int) -> BaseChoice | N
     try:
         if base.config.get("model_type") not in ARCHITECTURES:
             return None
-        parameters = _parameters(base)
+        parameters = count_parameters(base)
     except (PilocalError, OSError, ValueError, KeyError):
         return None
     needed = int(parameters * (ON_CPU if slow else ON_GPU)) + 2**28
@@ -159,19 +158,3 @@ def _weighed(source: str, base: Base, slow: bool, memory: int) -> BaseChoice | N
     elif slow and parameters > CPU_PARAMETERS:
         unfit = "too slow to train on a CPU"
     return BaseChoice(model=base.model, source=source, parameters=parameters, memory=needed, unfit=unfit, base=base)
-
-
-def _parameters(base: Base) -> int:
-    """Return how many numbers a base has, packed ones counted one by one."""
-    if base.gguf:
-        return sum(prod(tensor.shape) for tensor in base.gguf_file.tensors.values())
-    total = 0
-    bits = int((base.config.get("quantization") or {}).get("bits", 0))
-    for path in base.weight_files:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__" and not name.endswith((".scales", ".biases")):
-                packed = bits and tensor["dtype"] == "U32"
-                total += prod(tensor["shape"]) * (32 // bits if packed else 1)
-    return total

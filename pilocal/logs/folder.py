@@ -11,31 +11,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.base import Base
+from pilocal.base.base import Base, find_base
+from pilocal.base.recipe import SHOTS
 from pilocal.errors import InputError
 from pilocal.logs.exchange import OFFERED, TOO_LONG
 from pilocal.logs.ledger import FILE, Ledger
 from pilocal.logs.metric import AnswerStatistics
 from pilocal.logs.sensitive import redacted, seen_in
+from pilocal.logs.settings import Settings
 from pilocal.logs.sorting import Kept, Sieve, Sorter, record_of, unwanted
 from pilocal.logs.splits import SPLITS, TRAIN, split
 from pilocal.logs.survey import Survey
 from pilocal.progress import Progress, silent
+from pilocal.task import STARTER
+from pilocal.task.synth_table import Synth
 from pilocal.task.toml import read_text
 
-SHOTS = (5, 3, 2, 1, 0)
+TRIED = tuple(range(SHOTS, -1, -1))
 """Shots of the first stage that are tried, until the prompts fit the context."""
 
 FIT = 0.98
-"""The share of rows that must fit with so many shots."""
+"""The share of rows, of those that fit alone, that must fit with so many shots."""
 
 OVERHEAD = 32
 """Tokens that a chat template adds to a turn and its answer, at most."""
 
 FEW_ROWS = 100
 
-STEPS = (200, 2000)
-"""The fewest and the most steps of a training; between them, each record is seen about five times."""
+ROOM = 256
+"""Tokens that a query and its answer are taken to have before there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,52 +62,42 @@ class Made:
     """Records of each split."""
     metric: str
     why_metric: str
-    shots: int
-    """Of the first stage."""
+    settings: str
+    """How it is trained, in a line."""
     said: Sequence[str]
     """What was left out, and what was seen."""
     left_out: int
     warnings: Sequence[str] = field(default=())
 
 
-TASK_TOML = """\
-# Every key and its default: pilocal/task/SETTINGS.md. `pilocal check` reads this file strictly.
-name = {name}
-model = {model}
-template = "template.md"   # what every request repeats
-train = "{folder}train.jsonl"
-valid = "{folder}valid.jsonl"
-test = "{folder}test.jsonl"
-metric = "{metric}"
-
-[training]
-steps = {steps}
-direct_drop = false        # true also trains the ablation: as many steps, each with the whole prompt
-"""
-
-SCHEDULE = """\
-# With 5 shots, the default, prompts would be longer than the base's context.
-decay = "linear"
-stages = 4
-shots = {shots}
-"""
-
-SYNTH = """
-[synth]
-generator = "base"   # writes queries about what stands in the template; your own go into queries.jsonl
-"""
-
-
-def from_prompt(folder: Path, prompt: Path, setup: Setup) -> None:
-    """Write a task of a template alone, whose records `pilocal synth` makes.
+def from_prompt(folder: Path, prompt: Path, setup: Setup) -> Settings:
+    """Write a task of a template alone, whose records `pilocal synth` makes, and return its settings.
 
     Raises InputError unless the file is text and the folder is empty or not there.
     """
-    text = read_text(prompt)
+    text = read_text(prompt).strip("\n")
+    shots = SHOTS
+    if setup.base is not None:
+        room = _room(_counter(setup.base)(text), setup.base)
+        shots = next((number for number in TRIED if room >= (number + 1) * ROOM), 0)
+    rows = Synth().per_entry * sum(bool(line.strip()) for line in text.split("\n"))
     with _whole(folder) as made:
-        _write(made / "template.md", text.strip("\n") + "\n")
-        toml = _task_toml(setup, setup.metric or "exact_match", STEPS[0], "synth/")
-        _write(made / "task.toml", toml + SYNTH)
+        _write(made / "template.md", text + "\n")
+        return _write_settings(made, setup, metric=setup.metric or "exact_match", rows=rows, shots=shots, made=True)
+
+
+def from_examples(folder: Path, name: str, template: str, records: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Write a task for the starter of a template and the queries and answers of each split.
+
+    Raises InputError unless the folder is empty or not there.
+    """
+    setup = Setup(name=name, model=STARTER, base=find_base(STARTER, Path()))
+    with _whole(folder) as made:
+        _write(made / "template.md", template)
+        for split_name, pairs in records.items():
+            lines = [json.dumps(record_of([("user", query)], answer, None)) + "\n" for query, answer in pairs]
+            _write(made / f"{split_name}.jsonl", "".join(lines))
+        _write_settings(made, setup, metric="exact_match", rows=len(records[TRAIN]), shots=SHOTS)
 
 
 def from_logs(folder: Path, survey: Survey, sieve: Sieve, setup: Setup, progress: Progress = silent) -> Made:
@@ -148,16 +142,15 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
     if counts[TRAIN] < FEW_ROWS:
         warnings.append(f"{counts[TRAIN]} training records; a few hundred are needed at least")
     metric, reason = (setup.metric, "") if setup.metric else statistics.metric()
-    steps = max(STEPS[0], min(STEPS[1], round(counts[TRAIN] * 5 / 8 / 50) * 50))
     _write(made / "template.md", clean(template.text).strip("\n") + "\n")
-    _write(made / "task.toml", _task_toml(setup, metric, steps))
-    if shots < SHOTS[0]:
-        _write(made / "schedule.toml", SCHEDULE.format(shots=shots))
+    longest = max(map(count, statistics.longest), default=0)
+    shots = min(shots, counts[TRAIN] - 1)
+    settings = _write_settings(made, setup, metric=metric, rows=counts[TRAIN], shots=shots, longest=longest)
     return Made(
         counts=counts,
         metric=metric,
         why_metric=reason,
-        shots=shots,
+        settings=settings.said,
         said=ledger.said,
         left_out=ledger.left_out.total(),
         warnings=warnings,
@@ -186,17 +179,23 @@ def _leave_out_long(rows: Sequence[Kept], why: dict[int, tuple[str, str]], templ
 def _lengths(rows: Sequence[Kept], why: Mapping[int, Any], template: int, base: Base | None) -> tuple[int, int]:
     """Return how many shots the first stage may have, and how long a row may be then, in tokens."""
     if base is None:
-        return SHOTS[0], 1 << 62
-    room = base.context - template - OVERHEAD
-    if room <= 0:
-        what = f"the template has {template} tokens, and the context of {base.model} is {base.context}"
-        raise InputError(base.path, what, fix="take a base of a longer context with --model")
-    lengths = [row.tokens for number, row in enumerate(rows) if number not in why]
-    for shots in SHOTS:
+        return SHOTS, 1 << 62
+    room = _room(template, base)
+    lengths = [row.tokens for number, row in enumerate(rows) if number not in why and row.tokens <= room - OVERHEAD]
+    for shots in TRIED:
         most = room // (shots + 1) - OVERHEAD
         if sum(length <= most for length in lengths) >= FIT * len(lengths):
             return shots, most
     return 0, room - OVERHEAD
+
+
+def _room(template: int, base: Base) -> int:
+    """Return the tokens that a context has beside a template; raises InputError where there are none."""
+    room = base.context - template - OVERHEAD
+    if room <= 0:
+        what = f"the template has {template} tokens, and the context of {base.model} is {base.context}"
+        raise InputError(base.path, what, fix="take a base of a longer context with --model")
+    return room
 
 
 def _splits(sorter: Sorter, why: Mapping[int, Any]) -> dict[int, str]:
@@ -257,14 +256,12 @@ def _add_shots(made: Path, shots: Sequence[tuple[str, str]], statistics: AnswerS
     return len(new)
 
 
-def _task_toml(setup: Setup, metric: str, steps: int, folder: str = "") -> str:
-    names = {"name": _quoted(setup.name), "model": _quoted(setup.model)}
-    return TASK_TOML.format(**names, metric=metric, steps=steps, folder=folder)
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a string of TOML, whose escapes are JSON's."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _write_settings(folder: Path, setup: Setup, **known: Any) -> Settings:
+    """Write task.toml and schedule.toml, and return what they say."""
+    settings = Settings(name=setup.name, model=setup.model, base=setup.base, **known)
+    _write(folder / "task.toml", settings.task_toml)
+    _write(folder / "schedule.toml", settings.schedule_toml)
+    return settings
 
 
 def _write(path: Path, text: str) -> None:

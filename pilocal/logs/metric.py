@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from hashlib import blake2b
 
 FEW_WORDS = 8
 """Words of the answers, in the middle, up to which they are compared as a whole."""
+
+LONGEST = 16
+"""Answers of the most characters that are kept, to count their tokens."""
 
 FORMS = 0.2
 """Of the answers: so many different ones, at most, are labels."""
@@ -19,12 +23,22 @@ class AnswerStatistics:
         self._words: Counter[int] = Counter()
         self._different: set[bytes] = set()
         self._objects = 0
+        self._longest: list[tuple[int, str]] = []
 
     def add(self, answer: str) -> None:
         """Count an answer."""
         self._words[len(answer.split())] += 1
         self._different.add(blake2b(answer.strip().encode("utf-8", "replace"), digest_size=8).digest())
         self._objects += answer.strip()[:1] in ("{", "[")
+        if (len(answer), answer) not in self._longest:
+            heapq.heappush(self._longest, (len(answer), answer))
+        if len(self._longest) > LONGEST:
+            heapq.heappop(self._longest)
+
+    @property
+    def longest(self) -> list[str]:
+        """The different answers of the most characters, a few of them."""
+        return [answer for _, answer in self._longest]
 
     def metric(self) -> tuple[str, str]:
         """Return the metric, and why."""

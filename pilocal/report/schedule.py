@@ -13,9 +13,12 @@ ADAPTIVE = "adaptive"
 
 
 def schedule_text(state: Mapping[str, Any]) -> str:
-    """Return a schedule file from what run.json says; empty for the default, or where it says nothing."""
-    stages, adaptive = state.get("schedule"), state.get("adaptive")
-    if not stages or (stages == [stage.facts() for stage in DEFAULT.stages] and not adaptive):
+    """Return a schedule file from what run.json says; empty where it says nothing, and for the default.
+
+    Beside a task that names a schedule of its own, the default is written out, too.
+    """
+    stages, adaptive, own = state.get("schedule"), state.get("adaptive"), "schedule" in state.get("inputs", {})
+    if not stages or (stages == [stage.facts() for stage in DEFAULT.stages] and not adaptive and not own):
         return ""
     return _adaptive(stages, adaptive) if adaptive else _tables(stages)
 

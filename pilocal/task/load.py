@@ -30,7 +30,7 @@ from pilocal.task.text import absent, from_home, meant, path_of
 from pilocal.task.toml import build, line_of, one_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
-    "": ("model", "chat_template", "template", "train", "valid", "test"),
+    "": ("model", "chat_template", "schedule", "template", "train", "valid", "test"),
     "retrieval": ("embedding_model",),
     "compression": ("ladder", "checkpoint"),
     "training": ("mix_queries",),
@@ -62,6 +62,8 @@ class _Top:
     """File of the test examples, for the scores."""
     metric: str = "exact_match"
     """How an answer is scored; see the table below."""
+    schedule: str | None = None
+    """Schedule file of runs without --schedule. By default linear, 4 stages, 5 shots."""
 
     def __post_init__(self) -> None:
         require(
@@ -69,6 +71,7 @@ class _Top:
             (bool(self.model.strip()), "model", "must not be empty"),
             (self.chat_template is None or bool(self.chat_template.strip()), "chat_template", "must not be empty"),
             one_of(self.metric, "metric", METRICS),
+            (self.schedule is None or bool(self.schedule.strip()), "schedule", "must not be empty"),
         )
 
 
@@ -104,8 +107,8 @@ class Task:
     serving: Serving
     synth: Synth
     files: Mapping[str, Path]
-    """Every file that was read: task, template, train, valid, test, and if it has them database, chat_template,
-    unrelated, json_schema and grammar."""
+    """Every file that belongs to it: task, template, train, valid, test, and if it has them schedule, database,
+    chat_template, unrelated, json_schema and grammar."""
     slots: tuple[str, ...] = ()
     """The names of the template's slots, in its order."""
     unrelated: tuple[Example, ...] = ()
@@ -166,6 +169,7 @@ def _named_files(top: _Top, tables: Mapping[str, Any]) -> dict[str, str | None]:
     return {
         "database": (tables.get("scoring") or Scoring()).database,
         "chat_template": top.chat_template,
+        "schedule": top.schedule,
         "mix_queries": (tables.get("training") or Training()).mix_queries,
         "unrelated": (tables.get("evaluation") or Evaluation()).unrelated,
         "json_schema": serving.json_schema,

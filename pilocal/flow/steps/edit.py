@@ -9,7 +9,7 @@ from typing import Any
 
 from pilocal.errors import RunError
 from pilocal.flow.context import Context
-from pilocal.flow.start import Start, find_edit, read_former
+from pilocal.flow.start import WRITE_SLOTTED, Start, find_edit, read_former
 from pilocal.flow.step import Step
 from pilocal.run_folder.adapter import copy_adapter
 from pilocal.run_folder.files import write_json
@@ -73,11 +73,13 @@ def _make(context: Context, key: str) -> list[Path]:
     if count := len(edit.missed):
         some = f"{count} changed entries, such as" if count > 1 else "a changed entry,"
         what = f"no query names {some} {edit.missed[0]!r}"
-        context.warn(f"{task.files['train']}: {what}; `pilocal synth` makes some")
+        fix = WRITE_SLOTTED if task.slots else f"`pilocal synth {task.folder}` makes some"
+        context.warn(f"{task.files['train']}: {what}; {fix}")
     if edit.stale:
         what = "a changed entry and the answer that there was before"
         rows = f"{edit.stale} rows have" if edit.stale > 1 else "a row has"
-        context.warn(f"{task.files['train']}: {rows} {what}; if it is wrong now, `pilocal synth` makes it anew")
+        fix = "correct it" if task.slots else f"`pilocal synth {task.folder}` makes it anew"
+        context.warn(f"{task.files['train']}: {rows} {what}; if it is wrong now, {fix}")
     write_json(folder / "edit.json", edit.as_json(start, task.train))
     return [folder / "edit.json", *copy_adapter(start.folder / "adapter", folder)]
 

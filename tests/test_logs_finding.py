@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.logs.exchange import Exchange
+from pilocal.logs.exchange import SPACES, Exchange
 from pilocal.logs.finding import find_templates
 from pilocal.logs.forms import exchange_of
 from pilocal.logs.survey import Survey
@@ -38,7 +38,7 @@ def found_in(log: MadeLog) -> tuple[bool, bool]:
     cuts = [found[0].cut(row) for row in rows]
     queries = [cut.turns[-1][1] if cut else "" for cut in cuts]
     slots = [{**cut.slots} if cut else {} for cut in cuts]
-    right = queries == log.queries and slots == log.slots and all(cut is None or cut.exact for cut in cuts)
+    right = queries == log.queries and slots == log.slots and not any(cut and cut.unlike for cut in cuts)
     return right and lines_of(found[0]) == log.lines, warned(rows, found)
 
 
@@ -73,12 +73,12 @@ def test_what_changes_is_a_slot_in_its_place() -> None:
     assert found.text == f"{text}\nToday is {{{{today}}}}."
     cut = found.cut(rows[3])
     assert cut is not None
-    assert (cut.turns, cut.slots, cut.exact) == ((("user", rows[3].first),), {"today": "2026-05-04"}, True)
+    assert (cut.turns, cut.slots, cut.unlike) == ((("user", rows[3].first),), {"today": "2026-05-04"}, "")
     (slot,) = found.slots
     assert (slot.name, slot.role, slot.distinct, slot.beside) == ("today", "system", 28, False)
     spaced = found.cut(asked("a", system=f"{text}\n\nToday is  2027-01-01."))
     assert spaced is not None
-    assert (spaced.slots, spaced.exact) == ({"today": "2027-01-01"}, False)
+    assert (spaced.slots, spaced.unlike) == ({"today": "2027-01-01"}, SPACES)
 
 
 def test_dates_of_three_days_are_data_and_two_wordings_are_versions() -> None:

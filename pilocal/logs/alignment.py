@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pilocal.logs.units import SHARE, Unit, numbered, units_of, word_count, words_of
@@ -143,21 +143,23 @@ def _joined(form: _Form, is_open: Sequence[bool], gaps: dict[int, tuple[str, ...
     )
 
 
-def without_small(found: Aligned, smallest: int) -> Aligned:
-    """Return an alignment without the fixed texts of fewer words than that between two open holes.
+def without_small(found: Aligned, smallest: int, kept: Collection[str] = ()) -> Aligned:
+    """Return an alignment without the fixed texts of fewer words than that between two open holes, but for some.
 
     They label what changes, so they go with it.
     """
     for number, text in enumerate(found.fixed):
-        if found.open[number] and found.open[number + 1] and word_count(text) < smallest:
-            return without_small(_without(found, number), smallest)
+        if found.open[number] and found.open[number + 1] and word_count(text) < smallest and text not in kept:
+            return without_small(_without(found, number), smallest, kept)
     return found
 
 
 def _without(found: Aligned, number: int) -> Aligned:
     def merge(held: tuple[str, ...]) -> tuple[str, ...]:
-        parts = (part for part in (held[number], found.fixed[number], held[number + 1]) if part)
-        return (*held[:number], "\n".join(parts), *held[number + 2 :])
+        before, behind = held[number : number + 2]
+        text = (before and before + found.spaces[number][1]) + found.fixed[number]
+        text += behind and found.spaces[number + 1][0] + behind
+        return (*held[:number], text, *held[number + 2 :])
 
     return Aligned(
         fixed=found.fixed[:number] + found.fixed[number + 1 :],

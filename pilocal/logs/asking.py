@@ -10,7 +10,7 @@ from pilocal.logs.alignment import LEAST, Aligned, align, nothing_recurs, withou
 from pilocal.logs.kinds import are_names, kind_of
 from pilocal.logs.naming import label_of
 from pilocal.logs.skeleton import Skeleton, aligned_by, labelled, refined
-from pilocal.logs.units import SHARE, shared, units_of, word_count
+from pilocal.logs.units import SHARE, most_have, shared, units_of, word_count
 from pilocal.task.slots import QUERY as ASKED
 
 LABEL = 8
@@ -31,6 +31,9 @@ FOUND = re.compile(
 )
 """Labels of what was retrieved."""
 
+ASKING = re.compile(r"\b(?:question|query|request|message|input|asks|frage)\b", re.IGNORECASE)
+"""Words of a line that announces what is asked."""
+
 ABOUT = re.compile(
     r"(?:.*_)?(?:user|username|name|customer|client|company|locale|language|lang|country|city|timezone|zone|date|today"
     r"|time|now|datum|sprache)"
@@ -40,7 +43,9 @@ ABOUT = re.compile(
 
 def align_user(texts: Sequence[str]) -> Aligned:
     """Return what the user's turns have in common; nothing where that is a few words, or all of it."""
-    found = without_small(align(texts, units_of), LABEL)
+    found = align(texts, units_of)
+    kept = [bool(number and _is_passages(found.fixed[number - 1])) for number in range(len(found.fixed))]
+    found = without_small(found, LABEL, frozenset(text for text, keep in zip(found.fixed, kept, strict=True) if keep))
     if sum(map(word_count, found.fixed)) < LEAST or not any(found.open):
         return nothing_recurs(texts)
     return found
@@ -49,10 +54,9 @@ def align_user(texts: Sequence[str]) -> Aligned:
 def query_hole(aligned: Aligned) -> int:
     """Return the hole that is the query: the one of the most different text that is not called a passage."""
     sizes = [sum(map(len, {held[hole] for held in aligned.held.values()})) for hole in range(len(aligned.open))]
-    called = [bool(hole and _is_passages(aligned.fixed[hole - 1])) for hole in range(len(sizes))]
-    return max(
-        range(len(sizes)), key=lambda hole: (aligned.open[hole] and sizes[hole] > 0, not called[hole], sizes[hole])
-    )
+    before = ["", *aligned.fixed]
+    order = [(aligned.open[hole] and size > 0, _asks(before[hole]), size) for hole, size in enumerate(sizes)]
+    return order.index(max(order))
 
 
 def part_query(found: Skeleton) -> tuple[str, str]:
@@ -122,6 +126,12 @@ def _labelled(before: str, values: Sequence[str]) -> Skeleton | None:
     return found
 
 
+def _asks(before: str) -> int:
+    """Return 0 for a hole behind a text that announces passages, 2 for one that announces a question, else 1."""
+    asks = bool(ASKING.search(before.rstrip().rpartition("\n")[2]))
+    return 1 + asks - _is_passages(before)
+
+
 def _is_passages(before: str) -> bool:
     return bool(FOUND.fullmatch(label_of(before)))
 
@@ -143,7 +153,11 @@ def _dated(values: Sequence[str]) -> Skeleton | None:
     if len(firsts) < SHARE * len(values):
         return None
     found = refined(firsts)
-    if not re.search(r"\w", found.texts[0]) or not all(kind_of(some) for some in found.values):
+    told = [kind_of(some) or _is_beside(text, some) for text, some in zip(found.texts, found.values, strict=False)]
+    parted = re.search(r"[^\w\s]$", found.texts[-1]) or most_have(
+        [space for space, _ in rests], lambda space: "\n" in space
+    )
+    if not re.search(r"\w", found.texts[0]) or not all(told) or not parted:
         return None
     ((spaces, _),) = Counter(space for space, _ in rests).most_common(1)
     texts = [*found.texts[:-1], found.texts[-1] + spaces, ""]

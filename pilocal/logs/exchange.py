@@ -65,4 +65,5 @@ OVER_LIMIT = "over the limit of rows"
 
 OFFERED = "tools were offered, and none was called"
 SPACES = "white space that is not the template's"
-"""Both are said of rows that are kept."""
+VARIANT = "a variant of the template, learned with it"
+"""Said of rows that are kept."""

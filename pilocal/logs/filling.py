@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from pilocal.logs.exchange import LeftOut
 from pilocal.logs.frame import QUERY, Frame
+from pilocal.logs.kinds import are_beside, kind_of
 from pilocal.logs.naming import slot_name, unlike
-from pilocal.logs.skeleton import Skeleton
+from pilocal.logs.skeleton import Skeleton, alike
 from pilocal.logs.template import Slot
 
 EXAMPLES = 3
@@ -33,7 +34,8 @@ def fill_frames(
     for role, draft, skeleton in (("system", drafts[0], system), ("user", drafts[1], user)):
         for number in skeleton.slots:
             place = draft.names[number]
-            slot = _slot(named[place], role, columns[place], beside=number in skeleton.beside)
+            beside = number in skeleton.beside and not kind_of(columns[place])
+            slot = _slot(named[place], role, columns[place], beside=beside or are_beside(columns[place]))
             slots.setdefault(slot.name, slot)
     return (frames[0], frames[1]), tuple(slots.values()), len(found)
 
@@ -62,9 +64,17 @@ def _named(columns: Mapping[str, Sequence[str]], drafts: Sequence[Frame]) -> dic
         firsts.setdefault(values, place)
     before = {place: text for draft in drafts for place, text in zip(draft.names, draft.texts, strict=False)}
     places = list(firsts.values())
-    names = unlike([slot_name(before[place], [value for value in columns[place] if value]) for place in places])
+    names = unlike([_name(before[place], [value for value in columns[place] if value]) for place in places])
     known = dict(zip(places, names, strict=True))
     return {place: known[firsts[values]] for place, values in columns.items()}
+
+
+def _name(before: str, values: Sequence[str]) -> str:
+    """Return a name for values; where they have their label within, since others are empty, by that."""
+    begins, ends = alike(values)
+    return slot_name(before, values) or slot_name(
+        before + begins, [value[len(begins) : len(value) - len(ends)] for value in values]
+    )
 
 
 def _renamed(draft: Frame, named: Mapping[str, str], columns: Mapping[str, Sequence[str]]) -> Frame:

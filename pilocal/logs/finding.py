@@ -15,13 +15,10 @@ from pilocal.logs.families import families, fewest
 from pilocal.logs.filling import fill_frames
 from pilocal.logs.frame import QUERY, Frame
 from pilocal.logs.kinds import is_data
-from pilocal.logs.skeleton import refined, skeleton_of
+from pilocal.logs.skeleton import are_few, refined, skeleton_of
 from pilocal.logs.template import Pair, Part, Template, pairs_of
 from pilocal.logs.units import SHARE, shared, word_count
 from pilocal.task.chat import Turn
-
-FEW = 10
-"""Values up to which what changes may be versions of a prompt; more are data."""
 
 DEEPEST = 6
 """How often a family is divided into versions."""
@@ -160,11 +157,7 @@ def _are_versions(values: Counter[str]) -> bool:
     >>> _are_versions(Counter({"Today is 2026-05-01.": 40, "Today is 2026-05-02.": 60}))
     False
     """
-    if len(values) > FEW or 3 * len(values) > values.total():
-        return False
-    if "" in values:
-        return True
-    return not all(map(is_data, refined(list(values)).values))
+    return are_few(values) and ("" in values or not all(map(is_data, refined(list(values)).values)))
 
 
 def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair, ...]]:

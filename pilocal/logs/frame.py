@@ -109,8 +109,8 @@ class Frame:
         found = []
         last = len(self.texts) - 1
         for number, fixed in enumerate(self.texts):
-            blank = (begin, begin) if number == 0 else (end, end)
-            places = _places(_pattern(fixed), text) if fixed.strip() else [blank]
+            inside = fixed.strip() or 0 < number < last
+            places = _places(_pattern(fixed), text) if inside else [(begin, begin) if number == 0 else (end, end)]
             found.append(
                 [span for span in places if (number or span[0] == begin) and (number < last or span[1] == end)]
             )
@@ -155,6 +155,8 @@ def _first_unlike(fixed: str, text: str) -> str:
 def _pattern(fixed: str) -> re.Pattern[str]:
     """Return what finds a text, whatever its white space; where spaces are around it, it is no part of a word."""
     words = fixed.split()
+    if not words:
+        return re.compile(r"\n\s*" if "\n" in fixed else r"\s+")
     begins = r"(?<!\w)" if fixed[0].isspace() and re.match(r"\w", words[0]) else ""
     ends = r"(?!\w)" if fixed[-1].isspace() and re.search(r"\w\Z", words[-1]) else ""
     return re.compile(begins + r"\s+".join(map(re.escape, words)) + ends)

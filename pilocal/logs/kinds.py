@@ -22,11 +22,12 @@ mayo junio julio agosto septiembre octubre noviembre diciembre"""
 
 CLOCK = r"am|pm|a\.m\.|p\.m\.|utc|gmt|cet|cest|est|edt|pst|pdt|[\u5e74\u6708\u65e5]"
 
-CALENDAR = rf"(?:{'|'.join(DAYS_AND_MONTHS.split())}|{CLOCK})"
+NAMED = "|".join(DAYS_AND_MONTHS.split())
+CALENDAR = rf"(?:{NAMED}|{CLOCK})"
 """Words of dates and times, whatever their case."""
 
 DATE = re.compile(
-    rf"(?:\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.]\d{{2,4}}|\d+\s*\u6708|\b{CALENDAR}\b)",
+    rf"\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.]\d{{2,4}}|\d+\s*\u6708|\b(?:{NAMED})\b",
     re.IGNORECASE,
 )
 DATED = re.compile(rf"(?:\d+(?:st|nd|rd|th)?|{CALENDAR}|of|the|de|at|der|den|t|z|[^\w])+", re.IGNORECASE)
@@ -71,6 +72,21 @@ def is_data(values: Sequence[str]) -> bool:
     if kind_of(values) or all(map(_is_name, values)):
         return True
     return all(map(_is_number, values)) and len(set(map(_shape, values))) == 1
+
+
+def are_beside(values: Sequence[str]) -> bool:
+    """Tell whether values are several things, each on a line or in a word of its own, one of which is of a kind.
+
+    >>> are_beside(["Ann Tuesday", "Bob Monday"]), are_beside(["Ann Lee", "Bob Roe"]), are_beside(["Monday, 1 May"])
+    (True, False, False)
+    """
+    if kind_of(values):
+        return False
+    for parts in ([value.split("\n") for value in values], [value.split() for value in values]):
+        columns = list(zip(*parts, strict=False))
+        if len(columns) > 1 and len(set(map(len, parts))) == 1 and any(map(kind_of, columns)):
+            return True
+    return False
 
 
 def are_names(values: Sequence[str]) -> bool:

@@ -20,6 +20,8 @@ der die das ein eine ist le la les un une est el los las es"""
 PLAIN_DATES = "date today time now datum heute today_date date_today date_time time_date"
 """Labels that say no more than that it is a date."""
 
+FENCE = re.compile(r"\n[ \t]*[-=*`~\"']{3,}\w*\s*$")
+
 COLON = re.compile(r"(?:^|[\n.!?;,(\[{<>|])[ \t]*([^\n.!?;,(\[{<>|]*?)[\"'`*_ \t]*[:=\uff1a][\"'`*_\s\[(<]*$")
 TAG = re.compile(r"<([A-Za-z][\w.-]*)[^<>]*>[\"'`\s]*$")
 HEADING = re.compile(r"(?:^|\n)[ \t]*#+[ \t]*([^\n]+?)[ \t#]*\n\s*$")
@@ -53,6 +55,7 @@ def label_of(before: str) -> str:
     >>> label_of("Answer with the help of the following passages:\n"), label_of("and speaks ")
     ('passages', '')
     """
+    before = FENCE.sub("\n", before)
     for pattern in (COLON, TAG, HEADING, IS, CALLED):
         if found := pattern.search(before):
             return _name(found[1])

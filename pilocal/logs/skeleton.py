@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import string
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import median
 
 from pilocal.logs.alignment import LEAST, Aligned, align
-from pilocal.logs.kinds import CALENDAR, is_dated
+from pilocal.logs.kinds import CALENDAR, is_data, is_dated
 from pilocal.logs.units import SHARE, Unit, most_have, shared, word_count
+
+FEW = 10
+"""Values up to which what changes may be wordings of a prompt."""
 
 PASSAGE = 12
 """Words of a value, in the middle of all, from which a few words that all have in common are chance."""
@@ -27,11 +32,16 @@ TOKEN = re.compile(
 )
 """A word, with marks inside it as 2026-05-01 has them; a character of Chinese, Japanese and Korean; a mark."""
 
-WEAK = rf"(?:\d[\w.:/-]*|{CALENDAR})(?!\w)"
+LETTER = r"[A-Za-z\u00c0-\u024f\d]"
+
+WEAK = rf"(?:\d(?:[\d.:/-]*\d)?(?:st|nd|rd|th|t|z)?|{CALENDAR})(?!{LETTER})"
 """What belongs to the date beside it, although it was the same in all requests."""
 
-BEFORE = re.compile(rf"(?<!\w)(?:{WEAK}[ \t,/-]*)+$", re.IGNORECASE)
-BEHIND = re.compile(rf"(?:[ \t]*[,/-]?[ \t]*{WEAK}|\.[ \t]*(?:\d{{4}}|{CALENDAR})(?!\w))+", re.IGNORECASE)
+BEFORE = re.compile(rf"(?<!{LETTER})(?:{WEAK}[ \t,/-]*)+$", re.IGNORECASE)
+BEHIND = re.compile(rf"(?:[ \t]*[,/-]?[ \t]*{WEAK}|\.[ \t]*(?:\d{{4}}|{CALENDAR})(?!{LETTER}))+", re.IGNORECASE)
+
+
+MARKS = string.punctuation + string.whitespace
 
 
 @dataclass(slots=True)
@@ -81,6 +91,7 @@ class Skeleton:
         for number in reversed(self.slots[:-1]):
             if number + 1 != self.query and _parts_nothing(self.texts[number + 1]):
                 self.join(number)
+                self.beside.add(number)
         for number in self.slots:
             self._take_in_braces(number)
 
@@ -88,11 +99,8 @@ class Skeleton:
         """Make one place of two."""
         between = self.texts.pop(number + 1)
         one, other = self.values[number : number + 2]
-        joined = [a + between + b for a, b in zip(one, other, strict=False)]
-        self.values[number : number + 2] = [joined]
+        self.values[number : number + 2] = [[a + between + b for a, b in zip(one, other, strict=False)]]
         self.beside = {place - (place > number) for place in self.beside}
-        if not most_have(joined, is_dated):
-            self.beside.add(number)
         if self.query is not None and self.query > number:
             self.query -= 1
 
@@ -138,17 +146,34 @@ def skeleton_of(aligned: Aligned, rows: Collection[int], query: int | None = Non
     return found
 
 
+def are_few(values: Counter[str]) -> bool:
+    """Tell whether values are so few that they may be wordings of a prompt; more are data."""
+    return len(values) <= FEW and 3 * len(values) <= values.total()
+
+
 def refined(values: Sequence[str]) -> Skeleton:
     """Return what some values have in common, to the word, and what changes in each."""
     whole = Skeleton(["", ""], [list(values)])
     if not most_have(values, bool):
         return whole
-    found = aligned_by(values, labelled) or whole
+    found = aligned_by(values, labelled) or _by_lines(values) or whole
     for number in reversed(range(len(found.values))):
         if most_have(found.values[number], lambda value: "\n" not in value):
-            found.put(number, _by_words(found.values[number]))
+            finer = _by_words(found.values[number])
+            if all(map(is_data, finer.values)) or not are_few(Counter(found.values[number])):
+                found.put(number, finer)
     found.tidy()
     return found
+
+
+def _by_lines(values: Sequence[str]) -> Skeleton | None:
+    """Return values of as many lines each, line by line; None unless words of one of them recur, and few are long."""
+    lines = [value.split("\n") for value in values]
+    ((count, times),) = Counter(map(len, lines)).most_common(1)
+    columns = [list(column) for column in zip(*(each for each in lines if len(each) == count), strict=True)]
+    if count < 2 or times < SHARE * len(values) or any(median(map(word_count, each)) > PASSAGE for each in columns):
+        return None
+    return Skeleton(["", *["\n"] * (count - 1), ""], columns)
 
 
 def aligned_by(values: Sequence[str], cut: Callable[[str], tuple[Unit, ...]]) -> Skeleton | None:
@@ -194,7 +219,7 @@ def alike(values: Sequence[str]) -> tuple[str, str]:
     begins = shared(values, 1.0)
     begins = begins[: begins.rfind(" ") + 1]
     ends = shared([value[len(begins) :][::-1] for value in values], 1.0)[::-1]
-    return begins, ends[ends.find(" ") :] if " " in ends else re.sub(r"\w", "", ends)
+    return begins, ends[ends.find(" ") :] if " " in ends else ends[len(ends.rstrip(MARKS)) :]
 
 
 @lru_cache(maxsize=4096)

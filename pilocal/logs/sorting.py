@@ -17,7 +17,7 @@ from pilocal.logs.exchange import (
     OTHER_TEMPLATE,
     OVER_LIMIT,
     REPEATED,
-    SPACES,
+    VARIANT,
     Exchange,
     LeftOut,
 )
@@ -126,7 +126,7 @@ class Sorter:
         if set(names) != cut.slots.keys():
             unlike = ", ".join(sorted(set(names) ^ cut.slots.keys()))
             raise LeftOut(OTHER_TEMPLATE, f"a variant, template {number + 1}, of other slots: {unlike}")
-        return replace(cut, slots={name: cut.slots[name] for name in names}, exact=True)
+        return replace(cut, slots={name: cut.slots[name] for name in names}, unlike=VARIANT)
 
     def _keep(self, row: Exchange, cut: Cut) -> None:
         clean = redacted if self.sieve.redact else str
@@ -149,7 +149,7 @@ class Sorter:
         """Return what is to be said of a row that is kept."""
         values = [self._before(name) + value for name, value in cut.slots.items()]
         found = seen_in("\n".join([row.answer, *values, *(text for _, text in cut.turns)]))
-        return (*found, *([OFFERED] if row.offered_tools else []), *([] if cut.exact else [SPACES]))
+        return (*found, *([OFFERED] if row.offered_tools else []), *([cut.unlike] if cut.unlike else []))
 
     def _before(self, name: str) -> str:
         return self.survey.templates[self.sieve.template].before(name)[-CONTEXT:]

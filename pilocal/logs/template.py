@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pilocal.logs.exchange import UNCLEAR, Exchange, LeftOut
+from pilocal.logs.exchange import SPACES, UNCLEAR, Exchange, LeftOut
 from pilocal.logs.frame import QUERY, Frame
 from pilocal.task.chat import Turn
 from pilocal.task.slots import escaped, slot_names
@@ -63,8 +63,8 @@ class Cut:
     """What remains: earlier turns, and the query as the last."""
     slots: Mapping[str, str] = field(default_factory=dict)
     """What changes inside the prompt, by the names of its slots, in the template's order."""
-    exact: bool = True
-    """Whether the template with these values is the prompt to the last space."""
+    unlike: str = ""
+    """How the template with these values is not the prompt to the last space; empty where it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ class Template:
                 raise LeftOut(UNCLEAR, f"{name} has two values: {_short(values[name])!r} and {_short(value)!r}")
         exact = self.system.fits_exactly(exchange.system, values) and self.user.fits_exactly(turns[0][1], values)
         slots = {name: values[name] for name in slot_names(self.text)}
-        return Cut(turns=(("user", found[QUERY]), *turns[1:]), slots=slots, exact=exact)
+        return Cut(turns=(("user", found[QUERY]), *turns[1:]), slots=slots, unlike="" if exact else SPACES)
 
     def after_shots(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
         """Return the turns after the opening and the shots; None where the opening is missing."""

@@ -75,7 +75,7 @@ def test_what_changes_is_a_slot_in_its_place() -> None:
     assert cut is not None
     assert (cut.turns, cut.slots, cut.unlike) == ((("user", rows[3].first),), {"today": "2026-05-04"}, "")
     (slot,) = found.slots
-    assert (slot.name, slot.role, slot.distinct, slot.beside) == ("today", "system", 28, False)
+    assert (slot.name, slot.distinct, slot.beside) == ("today", 28, False)
     spaced = found.cut(asked("a", system=f"{text}\n\nToday is  2027-01-01."))
     assert spaced is not None
     assert (spaced.slots, spaced.unlike) == ({"today": "2027-01-01"}, SPACES)

@@ -144,21 +144,18 @@ def _is_beside(before: str, values: Sequence[str]) -> bool:
 
 def _dated(values: Sequence[str]) -> Skeleton | None:
     """Return queries without a first line or sentence that tells the date, the time or the like; None without such."""
-    firsts, rests = [], []
-    for value in values:
-        units = units_of(value)
-        if len(units) > 1:
-            firsts.append(value[units[0].start : units[0].end])
-            rests.append((value[units[0].end : units[1].start], value[units[1].start :]))
-    if len(firsts) < SHARE * len(values):
+    cuts = [(value, units[0].end, units[1].start) for value in values if len(units := units_of(value)) > 1]
+    if len(cuts) < SHARE * len(values):
         return None
-    found = refined(firsts)
-    told = [kind_of(some) or _is_beside(text, some) for text, some in zip(found.texts, found.values, strict=False)]
-    parted = re.search(r"[^\w\s]$", found.texts[-1]) or most_have(
-        [space for space, _ in rests], lambda space: "\n" in space
-    )
-    if not re.search(r"\w", found.texts[0]) or not all(told) or not parted:
+    found = refined([value[:end] for value, end, _ in cuts])
+    spaces = [value[end:start] for value, end, start in cuts]
+    parted = re.search(r"[^\w\s]$", found.texts[-1]) or most_have(spaces, lambda space: "\n" in space)
+    if not parted or not re.search(r"\w", found.texts[0]) or not all(map(_is_told, found.texts, found.values)):
         return None
-    ((spaces, _),) = Counter(space for space, _ in rests).most_common(1)
-    texts = [*found.texts[:-1], found.texts[-1] + spaces, ""]
-    return Skeleton(texts, [*found.values, [rest for _, rest in rests]], query=len(found.values))
+    ((space, _),) = Counter(spaces).most_common(1)
+    rests = [value[start:] for value, _, start in cuts]
+    return Skeleton([*found.texts[:-1], found.texts[-1] + space, ""], [*found.values, rests], query=len(found.values))
+
+
+def _is_told(before: str, values: Sequence[str]) -> bool:
+    return bool(kind_of(values)) or _is_beside(before, values)

@@ -31,12 +31,10 @@ def fill_frames(
     named = {QUERY: QUERY} | (_named(columns, drafts) if found else {name: name for name in columns})
     frames = tuple(_renamed(draft, named, columns) for draft in drafts)
     slots: dict[str, Slot] = {}
-    for role, draft, skeleton in (("system", drafts[0], system), ("user", drafts[1], user)):
+    for draft, skeleton in zip(drafts, (system, user), strict=True):
         for number in skeleton.slots:
             place = draft.names[number]
-            beside = number in skeleton.beside and not kind_of(columns[place])
-            slot = _slot(named[place], role, columns[place], beside=beside or are_beside(columns[place]))
-            slots.setdefault(slot.name, slot)
+            slots.setdefault(named[place], _slot(named[place], columns[place], beside=number in skeleton.beside))
     return (frames[0], frames[1]), tuple(slots.values()), len(found)
 
 
@@ -83,7 +81,8 @@ def _renamed(draft: Frame, named: Mapping[str, str], columns: Mapping[str, Seque
     return Frame(draft.texts, names, frozenset(multiline))
 
 
-def _slot(name: str, role: str, values: Sequence[str], *, beside: bool) -> Slot:
+def _slot(name: str, values: Sequence[str], *, beside: bool) -> Slot:
     times = Counter(values)
     examples = tuple(value for value, _ in times.most_common() if value)[:EXAMPLES]
-    return Slot(name=name, role=role, examples=examples, distinct=len(times), beside=beside)
+    beside = are_beside(values) or (beside and not kind_of(values))
+    return Slot(name=name, examples=examples, distinct=len(times), beside=beside)

@@ -19,8 +19,6 @@ class Slot:
     """What changes inside a recurring prompt from request to request."""
 
     name: str
-    role: str
-    """Whose message it is in: system or user."""
     examples: tuple[str, ...]
     """Its most frequent values."""
     distinct: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pilocal.starter.episodes import DOMAINS, FIRST_TEST_SEED, invent
@@ -28,11 +28,13 @@ class MadeLog:
     rows: list[list[Message]]
     """Messages, the answer as the last."""
     template: str
-    """Every line of it recurs, and nothing else does."""
+    """Every line of it recurs, and nothing else does; what changes in it is a slot."""
     queries: list[str]
     """The query of each row that has the template, by the row's number; empty for the others."""
     warned: bool
     """Whether what was found needs a warning."""
+    slots: list[dict[str, str]]
+    """What each row has in the slots."""
 
     @property
     def lines(self) -> list[str]:
@@ -66,12 +68,29 @@ def said(rng: random.Random) -> Message:
 def log(
     kind: str, rng: random.Random, rows: Sequence[tuple[list[Message], str]], template: str, *, warned: bool
 ) -> MadeLog:
-    return MadeLog(kind, [[*messages, said(rng)] for messages, _ in rows], template, [each for _, each in rows], warned)
+    answered = [[*messages, said(rng)] for messages, _ in rows]
+    return MadeLog(kind, answered, template, [each for _, each in rows], warned, [{} for _ in rows])
 
 
 def made(rng: random.Random, count: int, one: Callable[[str], list[Message]]) -> list[tuple[list[Message], str]]:
     asked = [query(rng) for _ in range(count)]
     return [(one(each), each) for each in asked]
+
+
+def slotted(
+    kind: str, rng: random.Random, count: int, prompt: tuple[str, str], values: Callable[[], dict[str, str]]
+) -> MadeLog:
+    """A log of a prompt with slots: a system message, and the user's turn in which {{query}} stands for the query."""
+    rows, slots = [], []
+    for _ in range(count):
+        asked, held = query(rng), values()
+        texts = list(prompt)
+        for name, value in (held | {"query": asked}).items():
+            texts = [text.replace("{{" + name + "}}", value) for text in texts]
+        rows.append(([*([{"role": "system", "content": texts[0]}] if texts[0] else []), user(texts[1])], asked))
+        slots.append(held)
+    template = "\n\n".join(filter(None, (prompt[0], *map(str.strip, prompt[1].split("{{query}}")))))
+    return replace(log(kind, rng, rows, template, warned=True), slots=slots)
 
 
 def system_prompt(rng: random.Random, count: int) -> MadeLog:
@@ -123,13 +142,13 @@ def drawn_shots(rng: random.Random, count: int) -> MadeLog:
 
 
 def two_templates(rng: random.Random, count: int) -> MadeLog:
-    texts = rules(rng), rules(rng)
+    prompts = rules(rng), rules(rng)
     rows = []
     for number in range(count):
         asked = query(rng)
-        text = texts[number % 3 == 0]
-        rows.append(([{"role": "system", "content": text}, user(asked)], asked if text == texts[0] else ""))
-    return log("two templates", rng, rows, texts[0], warned=False)
+        text = prompts[number % 3 == 0]
+        rows.append(([{"role": "system", "content": text}, user(asked)], asked if text == prompts[0] else ""))
+    return log("two templates", rng, rows, prompts[0], warned=False)
 
 
 def variants(rng: random.Random, count: int) -> MadeLog:
@@ -144,47 +163,60 @@ def variants(rng: random.Random, count: int) -> MadeLog:
     return log("variants", rng, rows, text, warned=True)
 
 
+def date(rng: random.Random) -> str:
+    return f"2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+
+
+def texts(rng: random.Random, most: int) -> str:
+    return "\n".join(f"{sentence(rng, 10, 20)}." for _ in range(rng.randint(1, most)))
+
+
 def dated(rng: random.Random, count: int) -> MadeLog:
-    text = rules(rng)
-    lines = text.split("\n")
+    lines = rules(rng).split("\n")
     place = rng.choice((1, len(lines) // 2, len(lines)))
-
-    def one(asked: str) -> list[Message]:
-        date = f"Today is {rng.choice(DAYS)}, 2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}."
-        return [{"role": "system", "content": "\n".join([*lines[:place], date, *lines[place:]])}, user(asked)]
-
-    return log("dates", rng, made(rng, count, one), text, warned=True)
+    text = "\n".join([*lines[:place], "Today is {{today}}.", *lines[place:]])
+    return slotted("dates", rng, count, (text, "{{query}}"), lambda: {"today": f"{rng.choice(DAYS)}, {date(rng)}"})
 
 
 def named(rng: random.Random, count: int) -> MadeLog:
-    text = rules(rng)
+    text = f"The user is called {{{{user}}}} and speaks {{{{value_1}}}}. {rules(rng)}"
 
-    def one(asked: str) -> list[Message]:
-        line = f"The user is called {rng.choice(NAMES)} and speaks {rng.choice(('German', 'English', 'Turkish'))}. "
-        return [{"role": "system", "content": line + text}, user(asked)]
+    def values() -> dict[str, str]:
+        return {"user": rng.choice(NAMES), "value_1": rng.choice(("German", "English", "Turkish"))}
 
-    return log("names", rng, made(rng, count, one), text, warned=True)
+    return slotted("names", rng, count, (text, "{{query}}"), values)
 
 
 def dated_prefix(rng: random.Random, count: int) -> MadeLog:
-    text = rules(rng)
-    first, rest = text.split("\n", 1)
+    first, rest = rules(rng).split("\n", 1)
+    text = f"{first} It is {{{{time}}}} for {{{{value_1}}}}.\n{rest}\n\n{{{{query}}}}"
 
-    def one(asked: str) -> list[Message]:
-        line = f"It is {rng.randint(0, 23):02}:{rng.randint(0, 59):02} for {rng.choice(NAMES)} {rng.choice(NAMES)}."
-        return [user(f"{first} {line}\n{rest}\n\n{asked}")]
+    def values() -> dict[str, str]:
+        time = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
+        return {"time": time, "value_1": f"{rng.choice(NAMES)} {rng.choice(NAMES)}"}
 
-    return log("dates in the user's turn", rng, made(rng, count, one), text, warned=True)
+    return slotted("dates in the user's turn", rng, count, ("", text), values)
 
 
 def passages(rng: random.Random, count: int) -> MadeLog:
-    text = rules(rng)
+    text = f"{rules(rng)}\n\n{{{{value_1}}}}"
+    return slotted("passages", rng, count, (text, "{{query}}"), lambda: {"value_1": texts(rng, 4)})
 
-    def one(asked: str) -> list[Message]:
-        found = "\n".join(f"{sentence(rng, 10, 20)}." for _ in range(rng.randint(1, 4)))
-        return [{"role": "system", "content": f"{text}\n\n{found}"}, user(asked)]
 
-    return log("passages", rng, made(rng, count, one), text, warned=True)
+def retrieved(rng: random.Random, count: int) -> MadeLog:
+    text = f"{rules(rng)}\nUse the context.\n\nContext:\n{{{{context}}}}\n\nQuestion: {{{{query}}}}"
+    return slotted("passages in the user's turn", rng, count, ("", text), lambda: {"context": texts(rng, 4)})
+
+
+def facts(rng: random.Random, count: int) -> MadeLog:
+    first, rest = rules(rng).split("\n", 1)
+    text = f"{first}\nDate: {{{{today}}}}\nUser: {{{{user}}}}\nLocale: {{{{locale}}}}\n{rest}\n# Notes\n{{{{notes}}}}\n"
+
+    def values() -> dict[str, str]:
+        names = {"user": f"{rng.choice(NAMES)} {rng.choice(NAMES)}", "locale": rng.choice(("de-DE", "en-GB", "fr-FR"))}
+        return {"today": date(rng), **names, "notes": texts(rng, 2)}
+
+    return slotted("facts", rng, count, (f"{text}- End with {sentence(rng, 3, 5)}.", "{{query}}"), values)
 
 
 def house(count: int, *, entries: int = 48, notes: int = 6) -> tuple[str, list[list[Message]]]:
@@ -222,7 +254,7 @@ def conversations(rng: random.Random, count: int) -> MadeLog:
 
 KINDS = (
     system_prompt, prefix, suffix, both_sides, one_line, few_shot, drawn_shots, two_templates, variants, dated, named,
-    dated_prefix, passages, conversations,
+    dated_prefix, passages, conversations, retrieved, facts,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pilocal.logs.exchange import Exchange
+from pilocal.logs.exchange import SPACES, Exchange
 from pilocal.logs.finding import find_templates
 from pilocal.logs.forms import exchange_of
 from pilocal.logs.survey import Survey
@@ -30,14 +30,15 @@ def warned(rows: list[Exchange], found: list[Template]) -> bool:
 
 
 def found_in(log: MadeLog) -> tuple[bool, bool]:
-    """Tell whether the right template is found, every query included, and whether there is a warning."""
+    """Tell whether the right template is found, every query and slot included, and whether there is a warning."""
     rows = exchanges(log.rows)
     found = find_templates(rows)
     if not found:
         return False, True
     cuts = [found[0].cut(row) for row in rows]
     queries = [cut.turns[-1][1] if cut else "" for cut in cuts]
-    right = all(got.endswith(want) and bool(got) == bool(want) for got, want in zip(queries, log.queries, strict=True))
+    slots = [{**cut.slots} if cut else {} for cut in cuts]
+    right = queries == log.queries and slots == log.slots and not any(cut and cut.unlike for cut in cuts)
     return right and lines_of(found[0]) == log.lines, warned(rows, found)
 
 
@@ -64,18 +65,20 @@ def rng() -> random.Random:
     return random.Random(7)
 
 
-def test_what_changes_travels_with_the_query_as_a_whole_line() -> None:
+def test_what_changes_is_a_slot_in_its_place() -> None:
     draw = rng()
     text = rules(draw)
     rows = [asked(query(draw), system=f"{text}\nToday is 2026-05-{1 + n % 28:02}.") for n in range(60)]
     (found,) = find_templates(rows)
-    assert found.text == text
+    assert found.text == f"{text}\nToday is {{{{today}}}}."
     cut = found.cut(rows[3])
     assert cut is not None
-    assert cut.whole == (("user", f"Today is 2026-05-04.\n\n{rows[3].first}"),)
-    (place,) = found.places
-    assert (place.role, place.line, place.distinct) == ("system", text.count("\n") + 2, 28)
-    assert place.around == ("Today is ", ".")
+    assert (cut.turns, cut.slots, cut.unlike) == ((("user", rows[3].first),), {"today": "2026-05-04"}, "")
+    (slot,) = found.slots
+    assert (slot.name, slot.distinct, slot.beside) == ("today", 28, False)
+    spaced = found.cut(asked("a", system=f"{text}\n\nToday is  2027-01-01."))
+    assert spaced is not None
+    assert (spaced.slots, spaced.unlike) == ({"today": "2027-01-01"}, SPACES)
 
 
 def test_dates_of_three_days_are_data_and_two_wordings_are_versions() -> None:
@@ -97,9 +100,9 @@ def test_a_prompt_of_one_sentence_with_a_name_in_it() -> None:
         asked(query(draw), system=f"You are the assistant of {name} and you answer with one word.") for name in names
     ]
     (found,) = find_templates(rows)
-    assert found.text == "You are the assistant of ... and you answer with one word."
+    assert found.text == "You are the assistant of {{value_1}} and you answer with one word."
     cut = found.cut(rows[0])
-    assert cut is not None and cut.changing == names[0]
+    assert cut is not None and cut.slots == {"value_1": names[0]}
 
 
 @pytest.mark.parametrize(

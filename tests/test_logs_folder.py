@@ -21,7 +21,7 @@ from pilocal.logs.near import NearDuplicates
 from pilocal.logs.sensitive import redacted, seen_in
 from pilocal.task import load_task
 from pilocal.task.schedule import load_schedule
-from tests.made_logs import Message, made_logs, query, rules, said, sentence, user
+from tests.made_logs import KINDS, Message, made_logs, query, rules, said, sentence, user
 from tests.test_cli import pilocal
 
 SPLITS = ("train", "valid", "test")
@@ -69,9 +69,9 @@ def kept(folder: Path) -> list[dict[str, Any]]:
     return [record for split in SPLITS for record in lines(folder / f"{split}.jsonl")]
 
 
-@pytest.mark.parametrize("number", range(14))
+@pytest.mark.parametrize("number", range(len(KINDS)))
 def test_the_folder_is_a_task_and_every_row_is_used_or_listed(number: int, tmp_path: Path) -> None:
-    log = made_logs(14)[number]
+    log = made_logs(len(KINDS))[number]
     folder = tmp_path / "task"
     made(folder, write(tmp_path / "log.jsonl", log.rows))
     task = load_task(folder)
@@ -194,7 +194,7 @@ def test_another_template_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_variants_are_taken_on_demand(tmp_path: Path) -> None:
-    log = next(log for log in made_logs(14) if log.kind == "variants")
+    log = next(log for log in made_logs(len(KINDS)) if log.kind == "variants")
     path = write(tmp_path / "log.jsonl", log.rows)
     assert "--variants takes them, too" in made(tmp_path / "one", path).output
     assert left_out(tmp_path / "one")[OTHER_TEMPLATE] == sum(not each for each in log.queries)

@@ -16,6 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 from pilocal.base.base import Base
 from tests.served import make_run
 from tests.serving import KEY, Server, running
+from tests.test_serve_slots import DATED, NAMES, SLOTTED, VALUES
 from tests.tiny import make_adapter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -144,6 +145,35 @@ def test_a_server_with_a_key_is_asked_with_it(run: Path, tmp_path: Path, page: A
         page.fill("#key", KEY)
         ask(page, "tell me red")
         assert results(page, "bare")["tokens"].isdigit()
+
+
+def test_a_task_with_slots_has_a_field_for_each(run: Path, starter: Base, tmp_path: Path, page: Any) -> None:
+    """A value may have several lines; the fields keep what is in them while tasks of the same slots are chosen."""
+    adapter = make_adapter(tmp_path / "adapter", starter, rank=4, scale=2.0)
+    gguf = run / "export" / "base-f16.gguf"
+    dated: dict[str, Any] = {"template": DATED, "slots": NAMES, "examples": SLOTTED, "gguf": gguf}
+    runs = [run, *(make_run(tmp_path / name, starter, adapter, **dated).folder.parent for name in ("diary", "notes"))]
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
+    with running(runs, tmp_path) as server:
+        page.goto(server.url)
+        expect(page.locator("#task option")).to_have_text(["colours", "diary", "notes"])
+        assert page.is_hidden("#slots")
+        page.select_option("#task", "diary")
+        expect(page.locator("#slots label")).to_have_text([*NAMES])
+        for name, value in VALUES.items():
+            page.get_by_label(name, exact=True).fill(value)
+        page.select_option("#task", "notes")
+        ask(page, "tell me red")
+        assert [each["pilocal_slots"] for each in asked] == [VALUES, VALUES]
+        assert results(page, "bare")["tokens"].isdigit()
+        page.select_option("#task", "colours")
+        assert page.is_hidden("#slots")
+        ask(page, "tell me red")
+        assert "pilocal_slots" not in asked[-1]
+        (listed,) = [each for each in httpx.get(f"{server.url}/v1/models").json()["data"] if each["id"] == "diary"]
+        assert listed["pilocal_slots"] == [*NAMES]
+    assert page.said == []
 
 
 def test_the_policy_lets_the_page_reach_nothing_but_its_server(server: Server) -> None:

@@ -85,7 +85,7 @@ def _templates(found: Survey) -> list[str]:
         first = min((*found.variants(number), number))
         variant = f", a variant of template {first + 1}" if first < number else ""
         share = f"{each.rows / found.looked_at:.0%} of the rows"
-        lines.append(f"template {number + 1}: {share}, {word_count(each.text)} words{variant}: {begins!r}")
+        lines.append(f"template {number + 1}: {share}, {word_count(each.words)} words{variant}: {begins!r}")
     more = len(found.templates) - SHOWN
     return [*lines, f"and {more} templates of fewer rows"] if more > 0 else lines
 
@@ -119,7 +119,10 @@ def _report(folder: Path, found: Survey, number: int, made: Made) -> None:
     """Print what was made."""
     template = found.templates[number]
     counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
-    click.echo(f"template: {word_count(template.text)} words, {folder / 'template.md'}")
+    click.echo(f"template: {word_count(template.words)} words, {folder / 'template.md'}")
+    if template.slots:
+        names = ", ".join("{{" + slot.name + "}}" for slot in template.slots)
+        click.echo(f"slots: {names}; their values are in the records")
     click.echo(f"records: {counts}; {counted(made.left_out, 'row')} left out, each in {folder / 'left_out.jsonl'}")
     for line in made.said:
         click.echo(f"  {line}")

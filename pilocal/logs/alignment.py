@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from pilocal.logs.units import Unit, numbered, units_of, word_count, words_of
-
-SHARE = 0.95
-"""The share of rows that have what is called recurring."""
+from pilocal.logs.units import SHARE, Unit, numbered, units_of, word_count, words_of
 
 LEAST = 3
 """Words of the shortest part of a sentence that recurs."""
-
-GAP = " ... "
-"""What stands in a template's sentence for the words that change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +17,9 @@ class Aligned:
     """Fixed texts, and what each text has between them."""
 
     fixed: tuple[str, ...]
-    joins: tuple[str, ...]
-    """The white space to put between two fixed texts once what is between them is taken out."""
+    spaces: tuple[tuple[str, str], ...]
+    """The white space before and behind what each hole holds, as most texts have it."""
     open: tuple[bool, ...]
-    lines: tuple[int, ...]
-    """The line of the reference text on which each hole is."""
     held: dict[int, tuple[str, ...]]
     """What each text that has all of them in order holds in each hole, by its number."""
 
@@ -38,9 +30,7 @@ def align_sentences(texts: Sequence[str]) -> Aligned:
     if found.fixed or not all(map(str.strip, texts)):
         return found
     words = without_small(align(texts, words_of), LEAST)
-    if sum(map(word_count, words.fixed)) < 2 * LEAST:
-        return found
-    return replace(words, joins=tuple(GAP for _ in words.joins))
+    return words if sum(map(word_count, words.fixed)) >= 2 * LEAST else found
 
 
 def align(texts: Sequence[str], cut: Callable[[str], tuple[Unit, ...]]) -> Aligned:
@@ -57,7 +47,7 @@ def align(texts: Sequence[str], cut: Callable[[str], tuple[Unit, ...]]) -> Align
 
 def nothing_recurs(texts: Sequence[str]) -> Aligned:
     """Return the alignment of texts that have nothing in common; empty ones are not in it."""
-    return Aligned((), (), (True,), (1,), {number: (text.strip(),) for number, text in enumerate(texts) if text})
+    return Aligned((), (("", ""),), (True,), {number: (text.strip(),) for number, text in enumerate(texts) if text})
 
 
 def _aligned(texts: Sequence[str], places: Mapping[str, list[Unit]]) -> Aligned | None:
@@ -67,8 +57,30 @@ def _aligned(texts: Sequence[str], places: Mapping[str, list[Unit]]) -> Aligned 
     numbers = [number for number, text in enumerate(texts) if text in gaps and _fits(gaps[text], is_open)]
     if not numbers:
         return None
-    reference = texts[numbers[0]]
-    return _joined(reference, places[reference], is_open, {number: gaps[texts[number]] for number in numbers})
+    forms = {text: _form(text, found, gaps[text], is_open) for text, found in places.items()}
+    times = Counter(forms[texts[number]] for number in numbers)
+    best = max(times, key=lambda form: (form.filled, times[form]))
+    return _joined(best, is_open, {number: gaps[texts[number]] for number in numbers})
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a text writes its fixed units, to the last space."""
+
+    filled: int
+    """How many of the gaps that may hold something do."""
+    spaces: tuple[tuple[str, str], ...]
+    """The white space before and behind what each gap holds."""
+    units: tuple[str, ...]
+
+
+def _form(text: str, places: Sequence[Unit], gaps: Sequence[str], is_open: Sequence[bool]) -> _Form:
+    spaces = []
+    for gap in gaps:
+        held = gap.strip()
+        spaces.append((gap[: gap.index(held)], gap[gap.index(held) + len(held) :]) if held else (gap, ""))
+    filled = sum(allowed and bool(gap.strip()) for gap, allowed in zip(gaps, is_open, strict=True))
+    return _Form(filled, tuple(spaces), tuple(text[unit.start : unit.end] for unit in places))
 
 
 Key = tuple[str, int]
@@ -113,64 +125,49 @@ def _gaps(text: str, places: Sequence[Unit]) -> tuple[str, ...]:
     return tuple(text[end:start] for end, start in zip(ends, starts, strict=True))
 
 
-def _joined(
-    reference: str, places: Sequence[Unit], is_open: Sequence[bool], gaps: dict[int, tuple[str, ...]]
-) -> Aligned:
+def _joined(form: _Form, is_open: Sequence[bool], gaps: dict[int, tuple[str, ...]]) -> Aligned:
     """Return the alignment with the fixed units that follow each other as one text."""
-    fixed, joins, holes = list[str](), list[str](), [0]
-    start = 0
-    for number in range(1, len(places) + 1):
-        if number < len(places) and not is_open[number]:
+    fixed, holes = list[str](), [0]
+    for number, unit in enumerate(form.units):
+        if number and not is_open[number]:
+            fixed[-1] += form.spaces[number][0] + unit
             continue
-        fixed.append(reference[places[start].start : places[number - 1].end])
-        holes.append(number)
-        if number < len(places):
-            joins.append(_join(reference[places[number - 1].end : places[number].start]))
-        start = number
+        fixed.append(unit)
+        holes += [number] if number else []
+    holes += [len(form.units)] if form.units else []
     return Aligned(
         fixed=tuple(fixed),
-        joins=tuple(joins),
+        spaces=tuple(form.spaces[hole] for hole in holes),
         open=tuple(is_open[hole] for hole in holes),
-        lines=tuple(_line(reference, places, hole) for hole in holes),
         held={number: tuple(found[hole].strip() for hole in holes) for number, found in gaps.items()},
     )
 
 
-def _join(gap: str) -> str:
-    return "\n\n" if "\n\n" in gap else "\n" if "\n" in gap else " "
-
-
-def _line(reference: str, places: Sequence[Unit], hole: int) -> int:
-    """Return the line on which the text in a hole begins."""
-    start = places[hole - 1].end if hole else 0
-    gap = reference[start : places[hole].start if hole < len(places) else len(reference)]
-    start += len(gap) - len(gap.lstrip())
-    return reference.count("\n", 0, start) + 1
-
-
-def without_small(found: Aligned, smallest: int) -> Aligned:
-    """Return an alignment without the fixed texts of fewer words than that between two open holes.
+def without_small(found: Aligned, smallest: int, kept: Collection[str] = ()) -> Aligned:
+    """Return an alignment without the fixed texts of fewer words than that between two open holes, but for some.
 
     They label what changes, so they go with it.
     """
     for number, text in enumerate(found.fixed):
-        if found.open[number] and found.open[number + 1] and word_count(text) < smallest:
-            return without_small(_without(found, number), smallest)
+        if found.open[number] and found.open[number + 1] and word_count(text) < smallest and text not in kept:
+            return without_small(_without(found, number), smallest, kept)
     return found
 
 
 def _without(found: Aligned, number: int) -> Aligned:
-    def dropped(values: Sequence[str], place: int) -> tuple[str, ...]:
-        return (*values[:place], *values[place + 1 :])
-
     def merge(held: tuple[str, ...]) -> tuple[str, ...]:
-        parts = (part for part in (held[number], found.fixed[number], held[number + 1]) if part)
-        return (*held[:number], "\n".join(parts), *held[number + 2 :])
+        before, behind = held[number : number + 2]
+        text = (before and before + found.spaces[number][1]) + found.fixed[number]
+        text += behind and found.spaces[number + 1][0] + behind
+        return (*held[:number], text, *held[number + 2 :])
 
     return Aligned(
-        fixed=dropped(found.fixed, number),
-        joins=dropped(found.joins, min(number, len(found.joins) - 1)),
+        fixed=found.fixed[:number] + found.fixed[number + 1 :],
+        spaces=(
+            *found.spaces[:number],
+            (found.spaces[number][0], found.spaces[number + 1][1]),
+            *found.spaces[number + 2 :],
+        ),
         open=found.open[:number] + found.open[number + 1 :],
-        lines=found.lines[: number + 1] + found.lines[number + 2 :],
         held={row: merge(held) for row, held in found.held.items()},
     )

@@ -23,6 +23,9 @@ PROMPT = 12
 EDGE = 6
 """Words of a message's beginning and end by which prompts of one sentence are told apart."""
 
+SHORT_EDGE = 3
+"""The same of a system message of a few words."""
+
 EDGE_SHARE = 0.2
 """Of the turns that begin alike, if that beginning is a prompt."""
 
@@ -74,14 +77,15 @@ def _features(row: Exchange) -> set[Feature]:
     found = {("user", unit.key) for unit in user} | _edges("", row.first)
     if len(system) > 1:
         return found | {("system", unit.key) for unit in system}
-    return found | (_edges("system ", row.system) or {("system", unit.key) for unit in system})
+    edges = _edges("system ", row.system) or _edges("system ", row.system, SHORT_EDGE)
+    return found | (edges or {("system", unit.key) for unit in system})
 
 
-def _edges(place: str, text: str) -> set[Feature]:
+def _edges(place: str, text: str, edge: int = EDGE) -> set[Feature]:
     words = text.split()
-    if len(words) < 2 * EDGE:
+    if len(words) < 2 * edge:
         return set()
-    return {(f"{place}begins", " ".join(words[:EDGE])), (f"{place}ends", " ".join(words[-EDGE:]))}
+    return {(f"{place}begins", " ".join(words[:edge])), (f"{place}ends", " ".join(words[-edge:]))}
 
 
 def _recurring(rows: Sequence[Exchange]) -> dict[Feature, int]:

@@ -8,33 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 
-from pilocal.logs.alignment import LEAST, SHARE, Aligned, align, align_sentences, nothing_recurs, without_small
+from pilocal.logs.alignment import LEAST, Aligned, align_sentences
+from pilocal.logs.asking import LABEL, align_user, part_query, query_hole
 from pilocal.logs.exchange import Exchange
 from pilocal.logs.families import families, fewest
-from pilocal.logs.frame import Frame
-from pilocal.logs.template import Pair, Place, Template, pairs_of
-from pilocal.logs.units import shared, units_of, word_count
+from pilocal.logs.filling import fill_frames
+from pilocal.logs.frame import QUERY, Frame
+from pilocal.logs.kinds import is_data
+from pilocal.logs.skeleton import are_few, refined, skeleton_of
+from pilocal.logs.template import Pair, Part, Template, pairs_of
+from pilocal.logs.units import SHARE, shared, word_count
 from pilocal.task.chat import Turn
-
-FEW = 10
-"""Values up to which what changes may be versions of a prompt; more are data."""
-
-SHORT = 6
-"""Words of the longest value that may be data where there are few values."""
-
-LABEL = 8
-"""Words of a fixed text between two changing places of a user's turn that is a label of what follows."""
 
 DEEPEST = 6
 """How often a family is divided into versions."""
-
-EXAMPLES = 3
-
-BOUNDARY = re.compile(r"""[:.!?]\s+["'`<\[(]*|\n["'`<\[(]*""")
-"""Where a prompt may end inside a line."""
-
-BEGINNING = re.compile(r"""\n|(?<=[.!?])\s|(?<=\s)(?=[A-Z\[(<])|["'`\])>]""")
-"""Where it may begin inside a line."""
 
 
 def find_templates(rows: Sequence[Exchange]) -> list[Template]:
@@ -45,10 +32,10 @@ def find_templates(rows: Sequence[Exchange]) -> list[Template]:
             found += _versions([rows[member] for member in members], number, fewest(len(rows)), 0)
     merged: dict[object, Template] = {}
     for each in found:
-        key = (each.system.fixed, each.user.fixed, each.opening)
+        key = (each.system, each.user, each.opening)
         known = merged.get(key)
         merged[key] = replace(known, rows=known.rows + each.rows) if known else each
-    return sorted((each for each in merged.values() if each.text), key=lambda each: -each.rows)
+    return sorted((each for each in merged.values() if re.search(r"\w", each.words)), key=lambda each: -each.rows)
 
 
 def _versions(rows: Sequence[Exchange], family: int, least: int, depth: int) -> list[Template]:
@@ -89,9 +76,9 @@ class _Draft:
         opening, shots = _recurring_turns(rows)
         turns = [_after(row.turns, opening, frozenset(shots)) for row in rows]
         system = align_sentences([row.system for row in rows])
-        user = _align_user([each[0][1] if each else "" for each in turns])
+        user = align_user([each[0][1] if each else "" for each in turns])
         members = [n for n, each in enumerate(turns) if n in system.held and n in user.held and each]
-        return cls(rows, shots, opening, turns, system, user, _widest(user), members)
+        return cls(rows, shots, opening, turns, system, user, query_hole(user), members)
 
     def versions(self) -> list[list[int]]:
         """Return the rows of each version; none where what changes is data."""
@@ -108,116 +95,58 @@ class _Draft:
 
     def template(self, family: int) -> Template:
         """Return the template, its place for the query included."""
-        before, after = self._around_query()
-        user, pivot = self.user, self.pivot
-        head = _glued(_part(user, 0, pivot), before)
-        tail = _glued(after, _part(user, pivot, len(user.fixed)))
-        if not re.search(r"\w", tail) or (
-            word_count(tail) < LEAST and tail.endswith(":")
-        ):  # a quotation's end, or "Answer:"
-            head, tail = head.rstrip("\"'`<[( ") if before else head, ""
-        opening = _opening_text(self.opening) if self.opening else ""
-        system = _part(self.system, 0, len(self.system.fixed))
+        for finer in (True, False):
+            system = skeleton_of(self.system, self.members)
+            user = skeleton_of(self.user, self.members, self.pivot)
+            before, _ = part_query(user)
+            if finer:
+                system.refine()
+                user.refine()
+            texts = [(self.rows[number].system, self.turns[number][0][1]) for number in self.members]
+            frames, slots, count = fill_frames(system, user, texts)
+            if count >= SHARE * len(self.members):
+                break
+        parts, behind = _parts(*frames, quoted=bool(before))
+        opening = [Part((_opening_text(self.opening),))] if self.opening else []
         return Template(
-            text="\n\n".join(part for part in (opening, system, head, tail) if part),
-            system=Frame(self.system.fixed, self.system.open, len(self.system.fixed)),
-            user=_frame(user, pivot, before, after),
+            parts=(*opening, *parts),
+            system=frames[0],
+            user=frames[1],
             shots=self.shots,
             opening=self.opening,
-            places=tuple(self._places()),
-            rows=len(self.members),
+            slots=slots,
+            rows=count,
             family=family,
-            behind=bool(tail),
+            behind=behind,
         )
 
-    def _around_query(self) -> tuple[str, str]:
-        """Return what the line of the query begins and ends with in nearly every row, if that is a prompt."""
-        values = [self.user.held[number][self.pivot] for number in self.members]
-        if len(set(values)) < 2:
-            return "", ""
-        before = _prompt_before(values)
-        after = _prompt_after([value.removeprefix(before) for value in values])
-        quoted = before[-1:] in ('"', "'", "`", "<", "[", "(") and not re.search(r"\w", after)
-        return before, after if word_count(after) >= LEAST or (after and quoted) else ""
 
-    def _places(self) -> list[Place]:
-        found = []
-        for role, aligned, pivot in (("system", self.system, None), ("user", self.user, self.pivot)):
-            for hole in _open_holes(aligned, pivot):
-                values = Counter(aligned.held[number][hole] for number in self.members)
-                known = [value for value, _ in values.most_common() if value]
-                begins, ends = _alike(known)
-                place = Place(
-                    role=role,
-                    line=aligned.lines[hole],
-                    around=(begins, ends),
-                    examples=tuple(known[:EXAMPLES]),
-                    distinct=len(values),
-                )
-                found.append(place)
-        return found
+def _parts(system: Frame, user: Frame, *, quoted: bool) -> tuple[list[Part], bool]:
+    """Return the parts of the template, and whether the last of them stands behind the query.
+
+    What is only the end of a quotation, or "Answer:", is no part; with `quoted` the quotation's beginning is none.
+    """
+    at = user.names.index(QUERY)
+    head, tail = Part(user.texts[: at + 1], user.names[:at]), Part(user.texts[at + 1 :], user.names[at + 1 :])
+    words = " ".join(tail.texts)
+    behind = bool(
+        tail.names or (re.search(r"\w", words) and not (word_count(words) < LEAST and words.rstrip().endswith(":")))
+    )
+    if quoted and not behind:
+        head = replace(head, texts=(*head.texts[:-1], head.texts[-1].rstrip("\"'`<[( ")))
+    parts = [Part(system.texts, system.names), _stripped(head), *([_stripped(tail)] if behind else [])]
+    return [part for part in parts if part.names or part.texts[0].strip()], behind
 
 
-def _align_user(texts: Sequence[str]) -> Aligned:
-    """Return what the user's turns have in common; nothing where that is a few words, or all of it."""
-    found = without_small(align(texts, units_of), LABEL)
-    if sum(map(word_count, found.fixed)) < LEAST or not any(found.open):
-        return nothing_recurs(texts)
-    return found
-
-
-def _widest(aligned: Aligned) -> int:
-    """Return the hole that has the most different text: the query."""
-    sizes = [sum(map(len, {held[hole] for held in aligned.held.values()})) for hole in range(len(aligned.open))]
-    return max(range(len(sizes)), key=lambda hole: (aligned.open[hole], sizes[hole]))
-
-
-def _frame(aligned: Aligned, pivot: int, before: str, after: str) -> Frame:
-    """Return the frame of an alignment, with what the query's line begins and ends with as fixed texts."""
-    more_before, more_after = ([each] if each else [] for each in (before, after))
-    fixed = (*aligned.fixed[:pivot], *more_before, *more_after, *aligned.fixed[pivot:])
-    closed_before, closed_after = ([False] * len(each) for each in (more_before, more_after))
-    is_open = (*aligned.open[:pivot], *closed_before, True, *closed_after, *aligned.open[pivot + 1 :])
-    return Frame(fixed, is_open, pivot + len(more_before))
-
-
-def _prompt_before(values: Sequence[str]) -> str:
-    """Return what nearly all texts begin with, up to where a prompt may end."""
-    before = shared(values, SHARE)
-    ends = [mark.end() for mark in BOUNDARY.finditer(before)]
-    before = before[: ends[-1]].strip() if ends else ""
-    return before if word_count(before) >= LEAST else ""
-
-
-def _prompt_after(values: Sequence[str]) -> str:
-    """Return what nearly all texts end with, from where a prompt may begin."""
-    after = shared([value[::-1] for value in values], SHARE)[::-1]
-    start = BEGINNING.search(after)
-    return after[start.start() :].strip() if start else ""
+def _stripped(part: Part) -> Part:
+    texts = list(part.texts)
+    texts[0] = texts[0].lstrip()
+    texts[-1] = texts[-1].rstrip()
+    return replace(part, texts=tuple(texts))
 
 
 def _open_holes(aligned: Aligned, pivot: int | None) -> list[int]:
     return [hole for hole, is_open in enumerate(aligned.open) if is_open and hole != pivot]
-
-
-def _part(aligned: Aligned, first: int, last: int) -> str:
-    """Return the fixed texts from one number to before another, with the spaces that stood between them."""
-    text = ""
-    for number in range(first, last):
-        text += (aligned.joins[number - 1] if number > first else "") + aligned.fixed[number]
-    return text
-
-
-def _glued(one: str, other: str) -> str:
-    return "\n".join(part for part in (one, other) if part)
-
-
-def _alike(values: Sequence[str]) -> tuple[str, str]:
-    """Return the whole words that all values begin and end with."""
-    begins = shared(values, 1.0)
-    begins = begins[: begins.rfind(" ") + 1]
-    ends = shared([value[len(begins) :][::-1] for value in values], 1.0)[::-1]
-    return begins, ends[ends.find(" ") :] if " " in ends else re.sub(r"\w", "", ends)
 
 
 def _are_versions(values: Counter[str]) -> bool:
@@ -228,29 +157,7 @@ def _are_versions(values: Counter[str]) -> bool:
     >>> _are_versions(Counter({"Today is 2026-05-01.": 40, "Today is 2026-05-02.": 60}))
     False
     """
-    if len(values) > FEW or 3 * len(values) > values.total():
-        return False
-    if "" in values:
-        return True
-    begins, ends = _alike(list(values))
-    parts = [value[len(begins) : len(value) - len(ends)] for value in values]
-    return not (all(map(_is_name, parts)) or (all(map(_is_number, parts)) and len(set(map(_shape, parts))) == 1))
-
-
-def _is_name(text: str) -> bool:
-    """Tell whether a few words look like a name, a language or a day."""
-    words = text.split()
-    named = [word[:1].isupper() for word in words if word[:1].isalpha()]
-    return 0 < len(words) <= SHORT and bool(named) and all(named)
-
-
-def _is_number(text: str) -> bool:
-    """Tell whether a text looks like a date, a time, an identity or an address; a rule may have a number of its own."""
-    return text.count(" ") < SHORT and (len(re.findall(r"\d+", text)) > 1 or bool(re.search(r"\d{4}|@|://", text)))
-
-
-def _shape(text: str) -> str:
-    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", text))
+    return are_few(values) and ("" in values or not all(map(is_data, refined(list(values)).values)))
 
 
 def _recurring_turns(rows: Sequence[Exchange]) -> tuple[Pair | None, tuple[Pair, ...]]:

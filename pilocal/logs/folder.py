@@ -20,10 +20,11 @@ from pilocal.logs.metric import AnswerStatistics
 from pilocal.logs.sensitive import redacted, seen_in
 from pilocal.logs.settings import Settings
 from pilocal.logs.sorting import Kept, Sieve, Sorter, record_of, unwanted
-from pilocal.logs.splits import SPLITS, TRAIN, split
+from pilocal.logs.splits import SPLITS, TRAIN, VALID, split
 from pilocal.logs.survey import Survey
 from pilocal.progress import Progress, silent
 from pilocal.task import STARTER
+from pilocal.task.slots import KEY as SLOTS
 from pilocal.task.synth_table import Synth
 from pilocal.task.toml import read_text
 
@@ -131,7 +132,7 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
     template = survey.templates[sieve.template]
     clean = redacted if sieve.redact else str
     warnings = [*survey.warnings(sieve.template, variants=sieve.variants)]
-    if seen := seen_in(template.text):
+    if seen := seen_in(template.words):
         warnings.append(f"the template holds {' and '.join(seen)}" + (", taken out" if sieve.redact else ""))
     why = unwanted(sorter.rows)
     shots = _leave_out_long(sorter.rows, why, count(template.text), setup.base)
@@ -142,7 +143,7 @@ def _write_task(made: Path, spool: Path, sorter: Sorter, setup: Setup, count: Ca
     if counts[TRAIN] < FEW_ROWS:
         warnings.append(f"{counts[TRAIN]} training records; a few hundred are needed at least")
     metric, reason = (setup.metric, "") if setup.metric else statistics.metric()
-    _write(made / "template.md", clean(template.text).strip("\n") + "\n")
+    _write(made / "template.md", template.written(clean).strip("\n") + "\n")
     longest = max(map(count, statistics.longest), default=0)
     shots = min(shots, counts[TRAIN] - 1)
     settings = _write_settings(made, setup, metric=metric, rows=counts[TRAIN], shots=shots, longest=longest)
@@ -242,16 +243,23 @@ def _answer_of(record: Mapping[str, Any]) -> str:
 
 
 def _add_shots(made: Path, shots: Sequence[tuple[str, str]], statistics: AnswerStatistics) -> int:
-    """Add the solved examples that recurred before the query to the training records, unless they are there."""
-    path = made / f"{TRAIN}.jsonl"
-    with path.open(encoding="utf-8", newline="\n") as file:
-        known = {record.get("query", "").strip() for record in map(json.loads, file)}
+    """Add the solved examples that recurred before the query to the training records, unless they are there.
+
+    Their slots have the values of other records.
+    """
+    known, slots = set[str](), list[dict[str, str]]()
+    for name in (TRAIN, VALID):
+        with (made / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as file:
+            for record in map(json.loads, file):
+                known |= {record.get("query", "").strip()} if name == TRAIN else set()
+                slots += [record.get(SLOTS, {})] if len(slots) < len(shots) else []
     new = [
         (asked, answer) for asked, answer in shots if asked.strip() not in known and asked.strip() and answer.strip()
     ]
-    with path.open("a", encoding="utf-8") as file:
+    with (made / f"{TRAIN}.jsonl").open("a", encoding="utf-8") as file:
         for number, (asked, answer) in enumerate(new, 1):
-            file.write(json.dumps({"id": f"shot-{number}"} | record_of([("user", asked)], answer, None)) + "\n")
+            record = record_of([("user", asked)], answer, None, slots[number % len(slots)])
+            file.write(json.dumps({"id": f"shot-{number}"} | record) + "\n")
             statistics.add(answer)
     return len(new)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import IO, Any
 
@@ -17,6 +17,7 @@ from pilocal.logs.exchange import (
     OTHER_TEMPLATE,
     OVER_LIMIT,
     REPEATED,
+    VARIANT,
     Exchange,
     LeftOut,
 )
@@ -25,12 +26,17 @@ from pilocal.logs.near import NearDuplicates
 from pilocal.logs.reading import read
 from pilocal.logs.sensitive import redacted, seen_in
 from pilocal.logs.survey import Survey
-from pilocal.logs.template import Cut
+from pilocal.logs.template import Cut, Template
 from pilocal.progress import Progress
 from pilocal.task.chat import Turn
 from pilocal.task.json_lines import Line
+from pilocal.task.slots import KEY as SLOTS
+from pilocal.task.slots import stated
 
 WHOLE = 1 << 64
+
+CONTEXT = 40
+"""Characters before a slot that may tell that its value is a password."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,29 +113,61 @@ class Sorter:
         variants = self.survey.variants(chosen)
         order = (*variants, *(n for n in range(len(templates)) if n != chosen and n not in variants))
         for number in order:
-            if cut := templates[number].cut(row):
+            if cut := _cut_or_none(templates[number], row):
                 if self.sieve.variants and number in variants:
-                    return cut
+                    return self._variant(cut, number)
                 kind = "a variant, " if number in variants else ""
                 raise LeftOut(OTHER_TEMPLATE, f"{kind}template {number + 1}: {templates[chosen].unlike(row)}")
         raise LeftOut(NO_TEMPLATE, templates[chosen].unlike(row))
 
+    def _variant(self, cut: Cut, number: int) -> Cut:
+        """Return a variant's row with the slots of the template in its order; raises LeftOut where it has others."""
+        names = [slot.name for slot in self.survey.templates[self.sieve.template].slots]
+        if set(names) != cut.slots.keys():
+            unlike = ", ".join(sorted(set(names) ^ cut.slots.keys()))
+            raise LeftOut(OTHER_TEMPLATE, f"a variant, template {number + 1}, of other slots: {unlike}")
+        return replace(cut, slots={name: cut.slots[name] for name in names}, unlike=VARIANT)
+
     def _keep(self, row: Exchange, cut: Cut) -> None:
         clean = redacted if self.sieve.redact else str
-        turns = tuple((role, clean(text)) for role, text in cut.whole)
+        turns = tuple((role, clean(text)) for role, text in cut.turns)
+        slots = {name: self._clean_value(name, value) for name, value in cut.slots.items()}
         answer = clean(row.answer)
-        asked = _hash(*(text.strip() for _, text in turns))
+        asked = _hash(*slots.values(), *(text.strip() for _, text in turns))
         if int.from_bytes(asked[:8]) >= self._limit:
             raise LeftOut(OVER_LIMIT, "--rows")
-        remarks = seen_in("\n".join([row.answer, *(text for _, text in cut.whole)]))
-        remarks += [OFFERED] if row.offered_tools else []
         begun = tuple(
-            _hash(_hash(*_texts(turns[:end])), _hash(turns[end][1].strip())) for end in range(1, len(turns), 2)
+            _hash(_hash(*slots.values(), *_texts(turns[:end])), _hash(turns[end][1].strip()))
+            for end in range(1, len(turns), 2)
         )
-        tokens = self.count_tokens("\n".join([answer, *(text for _, text in turns)]))
-        self.rows.append(Kept(row.where, asked, _hash(answer.strip()), begun, tokens, tuple(remarks)))
+        tokens = self.count_tokens("\n".join([answer, stated(slots), *(text for _, text in turns)]))
+        self.rows.append(Kept(row.where, asked, _hash(answer.strip()), begun, tokens, self._remarks(row, cut)))
         self.near.add(cut.turns[0][1] if len(cut.turns) > 1 else cut.turns[-1][1])
-        self.spool.write(json.dumps(record_of(turns, answer, row.where), ensure_ascii=False) + "\n")
+        self.spool.write(json.dumps(record_of(turns, answer, row.where, slots), ensure_ascii=False) + "\n")
+
+    def _remarks(self, row: Exchange, cut: Cut) -> tuple[str, ...]:
+        """Return what is to be said of a row that is kept."""
+        values = [self._before(name) + value for name, value in cut.slots.items()]
+        found = seen_in("\n".join([row.answer, *values, *(text for _, text in cut.turns)]))
+        return (*found, *([OFFERED] if row.offered_tools else []), *([cut.unlike] if cut.unlike else []))
+
+    def _before(self, name: str) -> str:
+        return self.survey.templates[self.sieve.template].before(name)[-CONTEXT:]
+
+    def _clean_value(self, name: str, value: str) -> str:
+        """Return a slot's value as it is kept; the words before it tell a password."""
+        if not self.sieve.redact:
+            return value
+        before = self._before(name)
+        whole = redacted(before + value)
+        return whole.removeprefix(before) if whole.startswith(before) else redacted(value)
+
+
+def _cut_or_none(template: Template, row: Exchange) -> Cut | None:
+    try:
+        return template.cut(row)
+    except LeftOut:
+        return None
 
 
 def _texts(turns: Sequence[Turn]) -> Iterator[str]:
@@ -144,13 +182,16 @@ def _hash(*parts: str | bytes) -> bytes:
     return found.digest()
 
 
-def record_of(turns: Sequence[Turn], answer: str, where: Line | None) -> dict[str, Any]:
-    """Return a record of a task, with where it comes from."""
-    source = {"source": f"{where.path.name}:{where.number}"} if where else {}
+def record_of(
+    turns: Sequence[Turn], answer: str, where: Line | None, slots: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return a record of a task, with the values of its slots and where it comes from."""
+    more: dict[str, Any] = {SLOTS: dict(slots)} if slots else {}
+    more |= {"source": f"{where.path.name}:{where.number}"} if where else {}
     if len(turns) == 1:
-        return {"query": turns[0][1], "answer": answer} | source
+        return {"query": turns[0][1], "answer": answer} | more
     messages = [{"role": role, "content": text} for role, text in (*turns, ("assistant", answer))]
-    return {"messages": messages} | source
+    return {"messages": messages} | more
 
 
 def unwanted(rows: Sequence[Kept]) -> dict[int, tuple[str, str]]:

@@ -26,7 +26,7 @@ SAMPLE = 2000
 SAMPLE_BYTES = 1 << 26
 
 PLACES = 5
-"""Changing places of a prompt that are told."""
+"""Slots of a prompt that are told."""
 
 SMALL = 12
 """Words from which a prompt is worth internalizing."""
@@ -56,11 +56,7 @@ class Survey:
         """Yield what is odd about one of the templates, counted from 0; `variants` are taken, too, or not."""
         template = self.templates[number]
         share = template.rows / self.looked_at
-        if template.places:
-            what = "; ".join(place.said for place in template.places[:PLACES])
-            more = len(template.places) - PLACES
-            what += f"; and {more} more places" if more > 0 else ""
-            yield f"the prompt is not the same in every request: {what}. What changes goes with the query, first"
+        yield from _about_slots(template)
         if template.behind:
             yield (
                 "the template, or a part of it, stands behind the query; the server takes it out of old requests only "
@@ -68,13 +64,26 @@ class Survey:
             )
         if template.shots:
             yield f"{len(template.shots)} solved examples recur before the query; they go into train.jsonl"
-        if word_count(template.text) < SMALL:
-            yield f"the template has {word_count(template.text)} words; there is little to internalize"
+        if word_count(template.words) < SMALL:
+            yield f"the template has {word_count(template.words)} words; there is little to internalize"
         if not variants and (others := self.variants(number)):
             of_variants = sum(self.templates[n].rows for n in others) / self.looked_at
             yield f"another {of_variants:.0%} of the rows have variants of the template; --variants takes them, too"
         if share < 0.5:
             yield f"only {share:.0%} of the rows have the template"
+
+
+def _about_slots(template: Template) -> Iterator[str]:
+    """Yield what changes inside a template, and what of it cannot be told apart."""
+    if template.slots:
+        what = "; ".join(slot.said for slot in template.slots[:PLACES])
+        more = len(template.slots) - PLACES
+        what += f"; and {more} more" if more > 0 else ""
+        yield f"the prompt is not the same in every request; what changes is a slot: {what}"
+    for slot in template.slots:
+        if slot.beside:
+            what = "several places side by side, and no word parts them"
+            yield f"{{{{{slot.name}}}}} is {what}: where one ends is not clear, so they are one slot"
 
 
 @dataclass(slots=True)

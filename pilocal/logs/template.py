@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from pilocal.logs.exchange import Exchange
-from pilocal.logs.frame import Frame
+from pilocal.logs.exchange import SPACES, UNCLEAR, Exchange, LeftOut
+from pilocal.logs.frame import QUERY, Frame
 from pilocal.task.chat import Turn
+from pilocal.task.slots import escaped, slot_names
 
 Pair = tuple[str, str]
 """A turn of the user and its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a recurring prompt changes from request to request."""
+class Slot:
+    """What changes inside a recurring prompt from request to request."""
 
-    role: str
-    """Whose message it is in: system or user."""
-    line: int
-    """The line of that message, counted from 1."""
-    around: tuple[str, str]
-    """What its values begin and end with."""
+    name: str
     examples: tuple[str, ...]
-    """A few of its values, whole sentences or lines."""
+    """Its most frequent values."""
     distinct: int
     """How many values it has in the rows that were looked at."""
+    beside: bool = False
+    """Whether it is several places side by side that no word parts."""
 
     @property
     def said(self) -> str:
-        """A line about it."""
+        """A few words about it."""
         shown = " | ".join(repr(_short(value)) for value in self.examples)
-        return f"line {self.line} of the {self.role} message changes, {self.distinct} values: {shown}"
+        return f"{{{{{self.name}}}}}, {self.distinct} values: {shown}"
 
 
 def _short(text: str, limit: int = 60) -> str:
@@ -39,39 +38,48 @@ def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a template: one of its messages, or what stands on one side of the query."""
+
+    texts: tuple[str, ...]
+    """As they stand in the requests."""
+    names: tuple[str, ...] = ()
+    """The slots between each of them and the next."""
+
+    def written(self, clean: Callable[[str], str] = str) -> str:
+        """Return the part as template.md has it, every text of it cleaned."""
+        marks = [*("{{" + name + "}}" for name in self.names), ""]
+        return "".join(escaped(clean(text)) + mark for text, mark in zip(self.texts, marks, strict=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """A request without what recurs."""
 
-    changing: str
-    """What the prompt's changing places hold, each on a line of its own."""
     turns: tuple[Turn, ...]
     """What remains: earlier turns, and the query as the last."""
-
-    @property
-    def whole(self) -> tuple[Turn, ...]:
-        """The turns with what changes in front of the first of them, as it travels with the bare query."""
-        if not self.changing:
-            return self.turns
-        (role, text), *rest = self.turns
-        return ((role, f"{self.changing}\n\n{text}"), *rest)
+    slots: Mapping[str, str] = field(default_factory=dict)
+    """What changes inside the prompt, by the names of its slots, in the template's order."""
+    unlike: str = ""
+    """How the template with these values is not the prompt to the last space; empty where it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
     """What many requests of a log have in common."""
 
-    text: str
-    """What they all repeat, without the places that change."""
+    parts: tuple[Part, ...]
+    """What they all repeat, with a slot for each place that changes."""
     system: Frame
     """The frame of their system message."""
     user: Frame
-    """The frame of their first turn after the shots; its pivot is the query."""
+    """The frame of their first turn after the shots."""
     shots: tuple[Pair, ...]
     """The solved examples that recur before it."""
     opening: Pair | None
     """The first turn and its answer, where they hold the prompt and there is no system message."""
-    places: tuple[Place, ...]
+    slots: tuple[Slot, ...]
     rows: int
     """How many of the rows that were looked at have it."""
     family: int
@@ -79,19 +87,42 @@ class Template:
     behind: bool = False
     """Whether a part of it, or all, stands behind the query."""
 
+    @property
+    def text(self) -> str:
+        """The template as template.md has it."""
+        return self.written()
+
+    @property
+    def words(self) -> str:
+        """The template without its slots."""
+        return " ".join(text for part in self.parts for text in part.texts)
+
+    def written(self, clean: Callable[[str], str] = str) -> str:
+        """Return the template as template.md has it, every text of it cleaned."""
+        return "\n\n".join(part.written(clean) for part in self.parts)
+
+    def before(self, name: str) -> str:
+        """Return the text before a slot's first place."""
+        return next(part.texts[part.names.index(name)] for part in self.parts if name in part.names)
+
     def cut(self, exchange: Exchange) -> Cut | None:
-        """Return a request without this template and its shots; None where it does not have the template."""
-        held = self.system.match(exchange.system)
+        """Return a request without this template and its shots; None where it does not have the template.
+
+        Raises LeftOut where it is not clear what a slot holds.
+        """
+        values = self.system.match(exchange.system)
         turns = self.after_shots(exchange.turns)
-        if held is None or turns is None:
+        if values is None or turns is None:
             return None
         found = self.user.match(turns[0][1])
-        if found is None:
+        if found is None or not found[QUERY]:
             return None
-        query = "\n\n".join(part for part in found if part)
-        if not query:
-            return None
-        return Cut(changing="\n".join(part for part in held if part), turns=(("user", query), *turns[1:]))
+        for name, value in found.items():
+            if values.setdefault(name, value) != value:
+                raise LeftOut(UNCLEAR, f"{name} has two values: {_short(values[name])!r} and {_short(value)!r}")
+        exact = self.system.fits_exactly(exchange.system, values) and self.user.fits_exactly(turns[0][1], values)
+        slots = {name: values[name] for name in slot_names(self.text)}
+        return Cut(turns=(("user", found[QUERY]), *turns[1:]), slots=slots, unlike="" if exact else SPACES)
 
     def after_shots(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
         """Return the turns after the opening and the shots; None where the opening is missing."""

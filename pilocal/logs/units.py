@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,9 @@ ENDS = re.compile(r"\n+|(?<=[.!?])[ \t]+|(?<=[\u3002\uff01\uff1f])")
 """Where a unit ends: at the end of a line or of a sentence."""
 
 CLAUSES = re.compile(r"(?<=[,;:])\s+")
+
+SHARE = 0.95
+"""The share of rows that have what is called recurring."""
 
 LONG_SENTENCE = 40
 """Words of a sentence that is cut at its clauses, too."""
@@ -87,6 +90,15 @@ def word_count(text: str) -> int:
     """
     words, letters = len(WORD.findall(text)), sum(map(str.isalnum, text))
     return letters // 2 if letters > 6 * words and not text.isascii() else words
+
+
+def most_have(values: Sequence[str], test: Callable[[str], object]) -> bool:
+    """Tell whether nearly all values pass a test; without values none does.
+
+    >>> most_have(["1", "2"], str.isdigit), most_have(["1", "a"], str.isdigit), most_have([], str.isdigit)
+    (True, False, False)
+    """
+    return bool(values) and sum(bool(test(value)) for value in values) >= SHARE * len(values)
 
 
 def shared(values: Sequence[str], share: float) -> str:

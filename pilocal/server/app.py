@@ -18,6 +18,7 @@ from pilocal.server.gateway import Gateway, Watch
 from pilocal.server.metrics import Metrics
 from pilocal.server.options import ServeOptions
 from pilocal.server.page import read_page
+from pilocal.server.request import SLOTS
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import Router
 
@@ -46,7 +47,7 @@ def make_app(
     metrics = Metrics(engines)
     tokens = PromptTokens(engines.tokenizer, path, template)
     return Gateway(
-        make_pages(engines, metrics, shadow_share=options.shadow_share),
+        make_pages(engines, metrics, {task.name: task.slots for task in tasks}, shadow_share=options.shadow_share),
         engines=engines,
         router=Router(tasks, tokens, context=options.context, fallback_share=options.fallback_share),
         metrics=metrics,
@@ -63,8 +64,11 @@ def make_watch(tasks: Sequence[Shipped], options: ServeOptions, warn: Callable[[
     return Watch(thresholds, serving_metrics(tasks, warn) if options.shadow_share else {})
 
 
-def make_pages(engines: Engines, metrics: Metrics, *, shadow_share: float) -> Any:
-    """Return the app that answers what is fetched: health, metrics, the models' names, agreement and the page."""
+def make_pages(engines: Engines, metrics: Metrics, slots: Mapping[str, Sequence[str]], *, shadow_share: float) -> Any:
+    """Return the app that answers what is fetched: health, metrics, the models' names, agreement and the page.
+
+    `slots` are the names of each task's.
+    """
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
@@ -76,7 +80,10 @@ def make_pages(engines: Engines, metrics: Metrics, *, shadow_share: float) -> An
         return JSONResponse({"status": "ok", "models": list(engines)})
 
     async def models(request: Request) -> Response:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "pilocal"} for name in engines]
+        data: list[dict[str, Any]] = []
+        for name in engines:
+            more = {SLOTS: list(slots[name])} if slots.get(name) else {}
+            data.append({"id": name, "object": "model", "created": 0, "owned_by": "pilocal"} | more)
         return JSONResponse({"object": "list", "data": data})
 
     async def prometheus(request: Request) -> Response:

@@ -73,6 +73,15 @@ def literals(text: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
     return texts, found
 
 
+def escaped(text: str) -> str:
+    r"""Return a text as a template writes it, so that nothing in it is a slot and no backslash is lost.
+
+    >>> escaped(r"{{today}} \{{x}} {{query}} {today}")
+    '\\{{today}} \\\\{{x}} {{query}} {today}'
+    """
+    return SLOT.sub(lambda match: f"\\{match[0]}" if match["literal"] or _is_slot(match) else match[0], text)
+
+
 def fill(text: str, values: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     r"""Return a text with each value in its place, and the values that have none in it.
 

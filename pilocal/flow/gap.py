@@ -73,13 +73,19 @@ class Gap:
         return [facts.entry for facts in self.entries if facts.queries == 0]
 
     @property
-    def hints(self) -> list[str]:
-        """What follows for the user, one line each."""
+    def doubts(self) -> list[str]:
+        """Why a training may not be worth it, one line each."""
         found = []
         if self.bare - self.full < NOTHING:
             found.append("the base answers as well without the prompt: there is nothing to gain")
         if self.full > UNLIKELY:
             found.append(f"even with the prompt the base finds the answers unlikely ({self.full:.2f} nats per token)")
+        return found
+
+    @property
+    def hints(self) -> list[str]:
+        """What follows for the user, one line each."""
+        found = self.doubts
         if count := len(self.untouched):
             some = f"{count} entries of the template are" if count > 1 else "1 entry of the template is"
             such = f", such as {self.untouched[0]!r}" if count > 1 else f", {self.untouched[0]!r}"

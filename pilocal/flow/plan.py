@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -10,14 +10,14 @@ from typing import Any
 
 from pilocal.base.blas import processor_flags
 from pilocal.flow.context import Context
-from pilocal.flow.gap import SYNTH, Gap, draw_census, longest_prompt, measure_gap, takes_long
+from pilocal.flow.gap import SECONDS, SYNTH, Gap, draw_census, longest_prompt, measure_gap, seconds_on_cpu, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.mixing import check_requests, unanswered
 from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
-from pilocal.flow.rendering import SPLITS, StageBudget, render_stages
+from pilocal.flow.rendering import SPLITS, RenderedStage, StageBudget, render_stages
 from pilocal.flow.runner import describe
-from pilocal.flow.saving import Prices, Saving, saving
+from pilocal.flow.saving import TIMED, Prices, Saving, saving
 from pilocal.flow.setups import training_setup
 from pilocal.flow.stage_prompts import StagePrompt, one_prompt
 from pilocal.flow.steps.teacher import check_teacher
@@ -171,12 +171,18 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
         own,
         forecast.memory,
         forecast.advice,
-        saving(context, stages, own, timed=found is not None),
+        saving(context, stages, own, timed=found is not None or (probe and _is_soon_read(context, stages))),
         (*_hints(context), *_said_of_length(over), *(_advised(context, found) if found else ())),
         forecast.weights,
         found,
         prompts=one_prompt(context, stages),
     )
+
+
+def _is_soon_read(context: Context, stages: Sequence[RenderedStage]) -> bool:
+    """Tell whether a CPU reads the prompts that are timed in a minute or two, at a guess."""
+    tokens = (TIMED + 1) * sum(stages[number].budget.prompt_tokens for number in (0, -1))
+    return seconds_on_cpu(context, tokens) <= SECONDS
 
 
 def _facts(context: Context, task: Path, schedule: Path | None) -> TaskFacts:

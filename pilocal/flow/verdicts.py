@@ -46,7 +46,7 @@ def _saves(saving: Saving) -> Verdict:
 
 
 def _pays(saving: Saving, prices: Prices | None) -> Verdict:
-    why = ["in tokens, against those that the training reads"]
+    why = ["counted in tokens"]
     for name, *_, count in saving.lines(prices)[1:]:
         if name == MONEY or saving.seconds is not None:
             unit = "in money" if name == MONEY else "in time here"

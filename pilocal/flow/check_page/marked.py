@@ -46,25 +46,27 @@ def pieces(before: str, after: str) -> list[Piece]:
     if before == after:
         return [("", after)] if after else []
     old, new = _words(before), _words(after)
-    keys = [[word.strip() for word in words] for words in (old, new)]
-    compare = _by_parts if len(old) * len(new) <= MOST else _in_one_pass
-    spans = [span for span in compare(*keys) if span[1] < span[2]]
-    if spans[-1][0] == GONE and new[-1] == new[-1].rstrip():
+    spans = _spans(old, new)
+    if spans[-1][0] == GONE and new and not new[-1][-1].isspace():
         new[-1] += " "  # else the last word that stays runs into those that are gone
     found = ((kind, old[a:b] if kind == GONE else new[a:b]) for kind, a, b in spans)
-    return [
-        (kind, joined)
-        for kind, parts in groupby(found, key=itemgetter(0))
-        if (joined := "".join(word for _, words in parts for word in words))
-    ]
+    groups = groupby(found, key=itemgetter(0))
+    return [(kind, "".join(word for _, words in parts for word in words)) for kind, parts in groups]
 
 
 Span = tuple[str, int, int]
 """What became of some words, and where they begin and end: of the old ones if they are gone, else of the new."""
 
 
+def _spans(old: Sequence[str], new: Sequence[str]) -> list[Span]:
+    """Return what became of all words, which are the same whatever space is around them."""
+    words = [[word.strip() for word in some] for some in (old, new)]
+    compare = _by_parts if len(old) * len(new) <= MOST else _in_one_pass
+    return [span for span in compare(*words) if span[1] < span[2]]
+
+
 def _words(said: str) -> list[str]:
-    return WORDS.findall(said) or [said]
+    return WORDS.findall(said) or [said] * bool(said)
 
 
 def _by_parts(old: Sequence[str], new: Sequence[str]) -> Iterator[Span]:

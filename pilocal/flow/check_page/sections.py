@@ -44,7 +44,7 @@ def savings(plan: Plan, prices: Prices | None) -> Html:
         (name, figure(before), figure(after), f"{1 - after / before:.0%}", "never" if count is None else f"{count:,}")
         for name, before, after, count in plan.saving.lines(prices)
     ]
-    head = ("", "now", "in the end", "less", "paid after, requests")
+    head = ("of a request", "now", "in the end", "less", "paid after, requests")
     read = f"The training reads {plan.saving.trained:,} tokens. It is paid for once requests have saved as much."
     notes = [read]
     if plan.saving.first_ms is None:
@@ -62,7 +62,7 @@ def stages(plan: Plan) -> Html:
         costs = (f"{need.peak / GIB:.2f}", "" if need.seconds is None else clock(need.seconds)) if need else ("", "")
         rows.append(
             (
-                f"stage {number}",
+                f"{number}",
                 f"{stage.tau:.2f}",
                 f"{stage.shots}",
                 f"{stage.steps:,}",
@@ -73,7 +73,7 @@ def stages(plan: Plan) -> Html:
                 *costs,
             )
         )
-    head = ("", "tau", "shots", "steps", "template", "kept", "prompt, mean", "longest row", "peak, GiB", "time")
+    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt, mean", "longest row", "peak, GiB", "time")
     note = (
         f"Template, prompt and row in tokens; kept: the share of the template. The base takes {plan.context:,} tokens."
     )

@@ -70,11 +70,12 @@ def test_check_and_run_warn_of_unclear_queries_in_one_line(tiny_base: Base, tmp_
     folder = make_task(tmp_path / "task", tiny_base.folder)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"query": "RED", "answer": "MIP"}\n')
+    said = "a query has more than one answer, such as 'red', first on line 7"
     for command in (("check", folder, "--no-probe"), ("stages", folder)):
         done = forked.pilocal(*command, "--schedule", folder / "schedule.toml")
         assert done.returncode == 0, done.stderr
         warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-        assert warnings == [f"warning: {folder}/train.jsonl: a query has more than one answer, such as 'red'"]
+        assert warnings == [f"warning: {folder}/train.jsonl:10: {said}"]
 
 
 def test_a_tilde_in_an_option_is_the_home_folder(tiny_base: Base, tmp_path: Path) -> None:

@@ -282,8 +282,8 @@ def test_queries_with_different_answers_are_warned_of_once(tiny_base: Base, tmp_
     said: list[str] = []
     with open_task(folder, folder / "schedule.toml", folder / "run", Listeners(warn=said.append)) as context:
         run_steps(context, step_named("stages"))
-    line = "2 queries have more than one answer, such as 'red'"
-    assert said == [f"{folder / 'train.jsonl'}: {line}"]
+    line = "2 queries have more than one answer, such as 'red', first on line 7"
+    assert said == [f"{folder / 'train.jsonl'}:10: {line}"]
 
 
 def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base: Base, tmp_path: Path) -> None:
@@ -299,9 +299,10 @@ def test_contradictions_are_looked_for_in_every_split_and_between_them(tiny_base
     with open_task(folder, None, None, Listeners(warn=said.append)):
         pass
     assert said == [
-        f"{folder}/valid.jsonl: a query has more than one answer, such as 'code of red'",
-        f"{folder}/test.jsonl: 2 queries have more than one answer, such as 'tell red'",
-        f"{folder}: a query has different answers in train.jsonl, valid.jsonl, test.jsonl, such as 'code of green'",
+        f"{folder}/valid.jsonl:4: a query has more than one answer, such as 'code of red', first on line 1",
+        f"{folder}/test.jsonl:4: 2 queries have more than one answer, such as 'tell red', first on line 1",
+        f"{folder}: a query has different answers in train.jsonl, valid.jsonl, test.jsonl, such as 'code of green' "
+        "in valid.jsonl:3 and test.jsonl:6",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,20 @@ def test_check_plans_every_stage(probe: bool, tmp_path: Path, capsys: pytest.Cap
     assert peaks == sorted(peaks, reverse=True)
     assert 5e6 < peaks[-1] < peaks[0] < plan["memory"]
     assert all((stage["seconds"] is not None) == probe for stage in plan["stages"])
+
+
+def test_pytorch_tells_the_times_from_one_step(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pilocal.training.torch_backend import probe
+    from pilocal.training.torch_backend.trainer import TorchTrainer
+
+    trainer = TorchTrainer(tiny_base, LORA, replace(TRAINING, batch_size=2), None, share=True)
+    clock = iter((10.0, 12.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    rows = [[Row((*range(1, length), end), 5) for end in (7, 8, 9, 6)] for length in (200, 20)]
+    plans = [StagePlan(number, rows[number], (), steps, Path()) for number, steps in enumerate((3, 5))]
+    long, short = probe.stage_seconds(trainer, read_sizes(tiny_base.config, LORA), plans)
+    assert long == pytest.approx(3 * 2.0)  # all its steps are alike
+    assert 0 < short < 5 * 2.0 / 5
 
 
 WITHOUT_MLX = """

@@ -363,7 +363,7 @@ def test_a_first_line_that_is_broken_is_no_other_form(tmp_path: Path) -> None:
 
 def test_a_leak_says_how_many_answers_differ() -> None:
     def examples(*pairs: tuple[str, str]) -> list[Example]:
-        return [Example(id=str(i), query=query, answer=answer) for i, (query, answer) in enumerate(pairs)]
+        return [Example(id=str(i), query=query, answer=answer, line=i) for i, (query, answer) in enumerate(pairs, 1)]
 
     faults: list[PilocalError] = []
     splits = {
@@ -374,7 +374,7 @@ def test_a_leak_says_how_many_answers_differ() -> None:
     find_leaks(splits, {split: Path(split) for split in splits}, faults)
     (said,) = map(str, faults)
     assert said.startswith(
-        "test: queries that also appear in an earlier split: 3, the last being valid's query 'c'; 1 of"
+        "test:3: queries that also appear in an earlier split: 3, the last being valid's query 'c'; 1 of"
     )
     find_leaks(splits | {"test": examples(("a", "1"))}, {split: Path(split) for split in splits}, faults)
     assert "another answer" not in str(faults[1])

@@ -17,8 +17,8 @@ from pilocal.evaluate.arms import ARMS
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.run import run_task
+from pilocal.report.page import LARGEST
 from pilocal.report.theme import DARK, LIGHT, OF_CHARTS, SURFACES, TEXT, style_sheet
-from pilocal.report.write import LARGEST
 from pilocal.run_folder.log import StepLine
 from tests.reports import Page, change, copy_of, page_of
 

@@ -12,8 +12,10 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 import pilocal
+from pilocal.base.base import Base
 from pilocal.report.theme import DARK, LIGHT
 from tests.reports import change, copy_of
+from tests.test_flow import make_task
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="needs chromium")]
@@ -78,6 +80,30 @@ def test_the_page_opens_offline_and_fits(browser: Any, report: Path, scheme: str
     assert first["height"] > 200
     scrolling = page.evaluate(CLIPPED)
     assert bool([label for label in scrolling if "test queries" in label]) == (width == 400)
+
+
+def test_the_page_of_a_check_opens_offline_and_fits(browser: Any, tiny_base: Base, tmp_path: Path) -> None:
+    task = make_task(tmp_path / "task", tiny_base.folder)
+    with (task / "template.md").open("a") as file:
+        file.write("word" * 100 + "\n")
+    plan = pilocal.check(task, schedule=task / "schedule.toml", probe=False, gap=True)
+    path = plan.write_page(tmp_path / "check.html")
+    for scheme, theme, width in (("light", LIGHT, 1280), ("dark", DARK, 400)):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        said, asked = list[str](), list[str]()
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(path.as_uri())
+        assert said == []
+        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(f"{WIDE_PARTS}.length") == 0
+        gone = "getComputedStyle(document.querySelector('del'))"
+        assert colour(page.evaluate(f"{gone}.color")) == theme["soft"]
+        assert page.evaluate(f"{gone}.textDecorationLine") == "line-through"
+        page.emulate_media(media="print")
+        assert colour(page.evaluate("getComputedStyle(document.body).color")) == LIGHT["ink"]
 
 
 def test_print_is_light_and_shows_whole_tables(browser: Any, report: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import pilocal
 from pilocal.base.base import Base
 from pilocal.export.fused import export_fused
+from pilocal.export.lossless import cached_base
 from pilocal.flow.saving import Prices, Saving
 from tests.test_cli import pilocal as command
 from tests.test_flow import make_task
@@ -39,6 +40,14 @@ def test_a_base_in_gguf_is_timed_with_the_prompt_and_without(tiny_base: Base, tm
     assert found.first_ms is not None
     assert found.seconds is not None
     assert min(found.first_ms) > 0 < found.seconds
+
+
+def test_a_base_that_was_exported_before_is_timed_as_well(tiny_base: Base, tmp_path: Path) -> None:
+    task = make_task(tmp_path / "task", tiny_base.folder)
+    cached_base(tiny_base)
+    found = pilocal.check(task, schedule=task / "schedule.toml", probe=False, gap=True).saving
+    assert found.first_ms is not None
+    assert min(found.first_ms) > 0
 
 
 def test_what_saves_nothing_is_never_paid_for() -> None:

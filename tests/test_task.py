@@ -127,7 +127,7 @@ def test_toml_that_does_not_parse_is_named_with_its_line(folder: Path) -> None:
 
 def test_a_query_may_not_stand_in_two_splits(folder: Path) -> None:
     (folder / "test.jsonl").write_text('{"query": "train 1", "answer": "x"}\n')
-    assert "test.jsonl: queries that also appear in an earlier split: 1, the last being" in refusal(folder)
+    assert "test.jsonl:1: queries that also appear in an earlier split: 1, the last being" in refusal(folder)
 
 
 def test_a_multi_turn_record_keeps_its_history(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pilocal.packages import missing_package
 COMMANDS = {
     "init": "pilocal.cli.init",
     "synth": "pilocal.cli.synth",
-    "check": "pilocal.cli.flow",
+    "check": "pilocal.cli.check",
     "run": "pilocal.cli.flow",
     "watch": "pilocal.cli.watch",
     "compress": "pilocal.cli.compress",

@@ -1,34 +1,23 @@
-"""check, run, and the single steps of a run."""
+"""run, and the single steps of a run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pilocal.cli.lists import FOLDER, Word
-from pilocal.cli.prices import price_options, saving_table, take_prices
 from pilocal.errors import RunError
 from pilocal.training.backend import TORCH, WEIGHTS, Backend
 
 if TYPE_CHECKING:
     from pilocal.flow.listeners import StepResult
-    from pilocal.flow.plan import Plan
-    from pilocal.flow.saving import Prices
     from pilocal.flow.start import Start
 
 TaskCommand = Callable[..., None]
-
-
-GAP_HELP = (
-    "Measure what the prompt is worth to the base, and each entry of the template. By default where the base does it "
-    "in a few minutes."
-)
 
 
 def task_options(command: TaskCommand, run: str = "Run folder. By default TASK/run.") -> TaskCommand:
@@ -240,68 +229,3 @@ def stages(task: Path, schedule: Path | None, run_folder: Path | None, as_json: 
     else:
         show(order_table(order))
         click.echo("\n".join(order.how))
-
-
-@click.command()
-@partial(task_options, run="Keep templates and shots in this run folder. By default nothing is kept.")
-@backend_options
-@click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time.")
-@click.option("--gap/--no-gap", default=None, help=GAP_HELP)
-@price_options
-def check(
-    task: Path,
-    schedule: Path | None,
-    run_folder: Path | None,
-    as_json: bool,
-    probe: bool,
-    gap: bool | None,
-    **options: Any,
-) -> None:
-    """Validate a task and predict each stage's tokens, memory and time. Nothing is trained.
-
-    Nothing is kept, except with --run: the compressed templates and the chosen shots, for a later run.
-    """
-    from pilocal.cli.display import listening
-    from pilocal.flow import plan
-
-    prices = take_prices(options)
-    with listening() as listeners:
-        found = plan.check(
-            task,
-            schedule=schedule,
-            run=run_folder,
-            probe=probe,
-            gap=gap,
-            backend=take_backend(options),
-            listeners=listeners,
-        )
-    if as_json:
-        click.echo(json.dumps(_plan(found), indent=2))
-    else:
-        _show_plan(found, prices)
-
-
-def _plan(found: Plan) -> dict[str, Any]:
-    stages = [
-        asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
-        for stage, need in zip(found.stages, found.needs, strict=True)
-    ]
-    known = ("context", "memory", "advice", "hints", "weights")
-    result = {"stages": stages} | {name: getattr(found, name) for name in known}
-    result["saving"] = asdict(found.saving)
-    result["gap"] = asdict(found.gap) if found.gap else None
-    result["picture"] = str(found.picture) if found.picture else None
-    return result
-
-
-def _show_plan(found: Plan, prices: Prices | None) -> None:
-    from pilocal.cli.tables import gap_table, plan_table, show
-
-    census = [gap_table(found.gap, found.picture)] if found.gap else []
-    show(plan_table(found), *census, saving_table(found.saving, prices))
-    if found.weights:
-        click.echo(found.weights)
-    if found.advice:
-        click.echo(f"this does not fit into {found.memory / 2**30:.1f} GiB: {found.advice}")
-    for hint in found.hints:
-        click.echo(f"hint: {hint}")

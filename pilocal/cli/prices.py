@@ -39,16 +39,9 @@ def saving_table(saving: Saving, prices: Prices | None) -> RenderableType:
     """Return what every request saves, and after how many requests that has paid for the training."""
     from pilocal.cli.tables import text_table
 
-    found = [("prompt tokens", saving.before, saving.after, saving.requests)]
-    if saving.first_ms:
-        found.append(("ms to the first token", *saving.first_ms, saving.requests_in_time))
-    if prices:
-        before, after = (tokens * prices.prompt for tokens in (saving.before, saving.after))
-        found.append(("money, a million times", before, after, saving.requests_in_money(prices)))
     rows = [
         [name, f"{before:,.1f}", f"{after:,.1f}", f"{1 - after / before:.0%}", "" if count is None else f"{count:,}"]
-        for name, before, after, count in found
-        if before
+        for name, before, after, count in saving.lines(prices)
     ]
     notes = [
         f"the training reads {saving.trained:,} tokens; paid after: requests that save as much",

@@ -28,7 +28,7 @@ MIB, GIB = 2**20, 2**30
 MOST_LOST = 5
 """Lines on entries that score worse than with the prompt."""
 
-MOST_ENTRIES = 24
+MOST_ENTRIES = 5
 """Lines of the census."""
 
 
@@ -80,12 +80,9 @@ def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
         [facts.entry[:52], "" if facts.queries is None else f"{facts.queries:,}", f"{facts.nats:+.2f}"]
         for facts in order[:MOST_ENTRIES]
     ]
-    notes = [
-        f"the answers cost {gap.full:.2f} nats per token with the prompt, {gap.bare:.2f} without",
-        "queries: training queries that name the entry; nats: what answers lose without it",
-    ]
+    notes = ["queries: training queries that name the entry; nats: what answers lose without"]
     if len(order) > len(rows):
-        notes.append(f"{len(order) - len(rows)} more entries")
+        notes.append(f"{len(order) - len(rows)} more entries, all of them on the page of --html FILE")
     if picture:
         notes.append(f"picture of all entries: {Path(*picture.parts[-2:])}")
     return text_table("Census of the template", ("entry", "queries", "nats"), rows, notes)

@@ -49,6 +49,9 @@ FILE_TYPES = {
 AT_ONCE = 1 << 24
 """Bytes that are copied at once."""
 
+FACTS = "base.json"
+"""What is in a folder of the cache."""
+
 Widened = Mapping[str, Mapping[str, Any]]
 """Packed tensors that only floats hold exactly: by name their `type`, and `bytes` beside `bytes_in_base`."""
 
@@ -68,19 +71,31 @@ def cached_base(base: Base, progress: Progress = silent) -> LosslessBase:
     It is called after its type: base-q4_1.gguf for a 4-bit base. Raises ExportError when llama.cpp could not run it,
     RunError when the disk is full.
     """
-    folder = cache_folder() / "bases" / f"{base.sha256[:16]}-{pilocal.__version__}"
-    facts = folder / "base.json"
+    folder = _folder_of(base)
     with _alone(folder):
-        try:
-            known = json.loads(facts.read_text(encoding="utf-8"))
-            path = folder / known["file"]
-            if path.stat().st_size == known["size"]:
-                return LosslessBase(path, known["floats"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # made again
+        if known := _known_base(folder):
+            return known
         made = export_lossless(base, folder, progress)
-        write_json(facts, {"file": made.path.name, "size": made.path.stat().st_size, "floats": made.floats})
+        write_json(folder / FACTS, {"file": made.path.name, "size": made.path.stat().st_size, "floats": made.floats})
         return made
+
+
+def known_base(base: Base) -> LosslessBase | None:
+    """Return the base's file in the user's cache; None where it was not made yet."""
+    return _known_base(_folder_of(base))
+
+
+def _folder_of(base: Base) -> Path:
+    return cache_folder() / "bases" / f"{base.sha256[:16]}-{pilocal.__version__}"
+
+
+def _known_base(folder: Path) -> LosslessBase | None:
+    try:
+        known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        path = folder / known["file"]
+        return LosslessBase(path, known["floats"]) if path.stat().st_size == known["size"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is made again
 
 
 def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> LosslessBase:

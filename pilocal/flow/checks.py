@@ -233,20 +233,22 @@ def _warn_of_contradictions(task: Task, warn: Callable[[str], None]) -> None:
         unclear = contradictions(examples)
         known |= unclear.keys()
         if unclear:
-            warn(f"{task.files[split]}: {_queries(unclear)} more than one answer, such as {_first(unclear)}")
+            first, other = next(iter(unclear.values()))
+            such = f"such as {first.query!r}, first on line {first.line}"
+            warn(f"{task.files[split]}:{other.line}: {_queries(unclear)} more than one answer, {such}")
     across = contradictions([example for examples in splits.values() for example in examples])
-    across = {asked: query for asked, query in across.items() if asked not in known}
+    across = {asked: pair for asked, pair in across.items() if asked not in known}
     if across:
         files = ", ".join(task.files[split].name for split in splits)
-        warn(f"{task.folder}: {_queries(across)} different answers in {files}, such as {_first(across)}")
+        pair = next(iter(across.values()))
+        owner = {id(example): task.files[split].name for split, examples in splits.items() for example in examples}
+        places = " and ".join(f"{owner[id(example)]}:{example.line}" for example in pair)
+        such = f"such as {pair[0].query!r} in {places}"
+        warn(f"{task.folder}: {_queries(across)} different answers in {files}, {such}")
 
 
-def _queries(unclear: Mapping[Question, str]) -> str:
+def _queries(unclear: Mapping[Question, object]) -> str:
     return f"{len(unclear)} queries have" if len(unclear) > 1 else "a query has"
-
-
-def _first(unclear: Mapping[Question, str]) -> str:
-    return repr(next(iter(unclear.values())))
 
 
 @contextmanager

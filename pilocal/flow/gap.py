@@ -73,13 +73,19 @@ class Gap:
         return [facts.entry for facts in self.entries if facts.queries == 0]
 
     @property
-    def hints(self) -> list[str]:
-        """What follows for the user, one line each."""
+    def doubts(self) -> list[str]:
+        """Why a training may not be worth it, one line each."""
         found = []
         if self.bare - self.full < NOTHING:
             found.append("the base answers as well without the prompt: there is nothing to gain")
         if self.full > UNLIKELY:
             found.append(f"even with the prompt the base finds the answers unlikely ({self.full:.2f} nats per token)")
+        return found
+
+    @property
+    def hints(self) -> list[str]:
+        """What follows for the user, one line each."""
+        found = self.doubts
         if count := len(self.untouched):
             some = f"{count} entries of the template are" if count > 1 else "1 entry of the template is"
             such = f", such as {self.untouched[0]!r}" if count > 1 else f", {self.untouched[0]!r}"
@@ -105,13 +111,16 @@ def takes_long(context: Context) -> bool:
     """Tell whether the census would take a CPU longer than SECONDS, at a guess."""
     from pilocal.flow.references import has_accelerator
 
-    if has_accelerator(context):
-        return False
-    config, task = context.base.config, context.task
+    template = context.task.template
+    tokens = (len(read_entries(template)) + 4 * EXAMPLES) * (len(template) / 4 + 200)
+    return not has_accelerator(context) and seconds_on_cpu(context, tokens) > SECONDS
+
+
+def seconds_on_cpu(context: Context, tokens: float) -> float:
+    """Return how long a CPU reads so many tokens, at a guess that is rather too long."""
+    config = context.base.config
     layer = 4 * config["hidden_size"] ** 2 + 3 * config["hidden_size"] * config["intermediate_size"]
-    template = len(task.template) / 4
-    tokens = (len(read_entries(task.template)) + 4 * EXAMPLES) * (template + 200)
-    return bool(2 * config["num_hidden_layers"] * layer * tokens / CPU_SPEED > SECONDS)
+    return float(2 * config["num_hidden_layers"] * layer * tokens / CPU_SPEED)
 
 
 def longest_prompt(context: Context) -> int:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from pilocal.base.blas import processor_flags
 from pilocal.base.recipe import recipe_for, size_of
 from pilocal.flow.context import Context
-from pilocal.flow.gap import SYNTH, Gap, draw_census, longest_prompt, measure_gap, takes_long
+from pilocal.flow.gap import SECONDS, SYNTH, Gap, draw_census, longest_prompt, measure_gap, seconds_on_cpu, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.mixing import check_requests, unanswered
 from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
-from pilocal.flow.rendering import StageBudget, render_stages
+from pilocal.flow.rendering import SPLITS, RenderedStage, StageBudget, render_stages
 from pilocal.flow.runner import describe
-from pilocal.flow.saving import Saving, saving
+from pilocal.flow.saving import TIMED, Prices, Saving, saving
 from pilocal.flow.setups import training_setup
+from pilocal.flow.stage_prompts import StagePrompt, one_prompt
 from pilocal.flow.start import WRITE_SLOTTED
 from pilocal.flow.steps.teacher import check_teacher
 from pilocal.packages import is_installed, not_installed
@@ -34,6 +36,21 @@ AMX = "amx_bf16"
 
 WIDE = 512
 """From this hidden size on PyTorch trains a base faster on a CPU than MLX does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What a check was about."""
+
+    name: str
+    model: str
+    """The base, as task.toml names it."""
+    task: Path
+    """Its folder or file, as it was given; so is the schedule."""
+    schedule: Path | None
+    backend: str
+    rows: Mapping[str, int]
+    """How many examples each split has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,26 @@ class Plan:
     """What the prompt is worth to the base; None where that was not measured."""
     picture: Path | None = None
     """The census as a picture; None where it was not kept."""
+    about: TaskFacts | None = None
+    """What the check was about; `pilocal.check` always says it."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the task's files, one line each, with its file and mostly its line."""
+    prompts: tuple[StagePrompt, ...] = ()
+    """What one training example is asked in every stage."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak of the stage that needs the most."""
+        return max(need.peak for need in self.needs if need)
+
+    def write_page(self, path: str | Path, prices: Prices | None = None) -> Path:
+        """Write all of it as one page that needs no other file, as `pilocal check --html` does; return its path.
+
+        Raises InputError for a path where none should be written, RunError where none can be.
+        """
+        from pilocal.flow.check_page.write import write_check
+
+        return write_check(self, path_of(path), prices)
 
 
 def check(
@@ -80,13 +117,20 @@ def check(
     """
     folder = path_of(run) if run else None
     path = path_of(schedule) if schedule else None
-    with open_task(path_of(task), path, folder, listeners, backend, to_export=True) as context:
+    said: dict[str, None] = {}
+
+    def warn(text: str) -> None:
+        said.setdefault(text)
+        listeners.warn(text)
+
+    heard = replace(listeners, warn=warn)
+    with open_task(path_of(task), path, folder, heard, backend, to_export=True) as context:
         if folder:
             describe(context)  # else the later run would take it for another's folder
         plan = plan_run(context, probe=probe, gap=gap)
-        if folder and plan.gap:
-            plan = replace(plan, picture=_keep_census(context, plan.gap))
-        return plan
+        picture = _keep_census(context, plan.gap) if folder and plan.gap else None
+        about = _facts(context, path_of(task), path)
+        return replace(plan, about=about, picture=picture, warnings=tuple(said))
 
 
 def _keep_census(context: Context, gap: Gap) -> Path | None:
@@ -129,11 +173,25 @@ def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan
         own,
         forecast.memory,
         forecast.advice,
-        saving(context, stages, own, timed=found is not None),
+        saving(context, stages, own, timed=found is not None or (probe and _is_soon_read(context, stages))),
         (*_hints(context), *_said_of_length(over), *(_advised(context, found) if found else ())),
         forecast.weights,
         found,
+        prompts=one_prompt(context, stages),
     )
+
+
+def _is_soon_read(context: Context, stages: Sequence[RenderedStage]) -> bool:
+    """Tell whether a CPU reads the prompts that are timed in a minute or two, at a guess."""
+    tokens = (TIMED + 1) * sum(stages[number].budget.prompt_tokens for number in (0, -1))
+    return seconds_on_cpu(context, tokens) <= SECONDS
+
+
+def _facts(context: Context, task: Path, schedule: Path | None) -> TaskFacts:
+    own = context.task
+    rows = {split: len(getattr(own, split)) for split in SPLITS}
+    known: dict[str, Any] = {"name": own.name, "model": own.model, "backend": context.backend.name, "rows": rows}
+    return TaskFacts(task=task, schedule=schedule, **known)
 
 
 def _advised(context: Context, gap: Gap) -> list[str]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from pilocal.base.base import Base
 from pilocal.evaluate.score import break_even
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RenderedStage
+from pilocal.packages import is_installed
 from pilocal.training.memory import Need
+
+MONEY = "money, a million times"
 
 TIMED = 3
 """Requests of which the median is taken, the first twice: at first the weights are read from the disk."""
@@ -57,12 +62,30 @@ class Saving:
         """After how many requests as much money was saved as the training costs; None for never."""
         return break_even(self.trained * prices.training, (self.before - self.after) * prices.prompt)
 
+    def lines(self, prices: Prices | None) -> list[tuple[str, float, float, int | None]]:
+        """Return what a request takes now and in the end, and after how many requests that has paid for the training.
+
+        Each has its name first. Money is that of a million requests; what is not known, or costs nothing now, has no
+        line.
+        """
+        found = [("prompt tokens", self.before, self.after, self.requests)]
+        if self.first_ms:
+            found.append(("ms to the first token", *self.first_ms, self.requests_in_time))
+        if prices:
+            before, after = (tokens * prices.prompt for tokens in (self.before, self.after))
+            found.append((MONEY, before, after, self.requests_in_money(prices)))
+        return [line for line in found if line[1]]
+
 
 def saving(context: Context, stages: Sequence[RenderedStage], needs: Sequence[Need | None], *, timed: bool) -> Saving:
-    """Return what a run saves, from its rendered stages and what each needs; `timed` asks a base in GGUF."""
+    """Return what a run saves, from its rendered stages and what each needs.
+
+    `timed` asks llama.cpp, if the base is a GGUF file or was made into one before.
+    """
     size = context.task.training.batch_size
     read = sum(stage.budget.steps * _tokens_of_a_step(stage, size) for stage in stages)
-    first_ms = _first_ms(context, stages) if timed and context.base.gguf else None
+    file = _in_gguf(context.base) if timed else None
+    first_ms = _first_ms(context, stages, file) if file else None
     seconds = [need.seconds for need in needs if need and need.seconds is not None]
     before, after = (stages[number].budget.prompt_tokens for number in (0, -1))
     return Saving(before, after, round(read), sum(seconds) if seconds else None, first_ms)
@@ -73,14 +96,24 @@ def _tokens_of_a_step(stage: RenderedStage, size: int) -> float:
     return sum(len(row.tokens) for row in stage.train) / math.ceil(len(stage.train) / size)
 
 
-def _first_ms(context: Context, stages: Sequence[RenderedStage]) -> tuple[float, float]:
+def _in_gguf(base: Base) -> Path | None:
+    """Return the base as llama.cpp reads it; None where no export has made that yet."""
+    if base.gguf or not is_installed("llama_cpp"):
+        return base.gguf
+    from pilocal.export.lossless import known_base
+
+    made = known_base(base)
+    return made.path if made else None
+
+
+def _first_ms(context: Context, stages: Sequence[RenderedStage], file: Path) -> tuple[float, float]:
     """Return the milliseconds to the first token with the whole prompt and in the end, of requests that are timed."""
     from pilocal.llamacpp.engine import Engine
 
     asked = [[row.tokens[: row.offset] for row in stage.train[:TIMED]] for stage in (stages[0], stages[-1])]
     longest = max(len(prompt) for prompts in asked for prompt in prompts)
     show, never = context.progress, frozenset[int]()
-    with Engine(context.base.path, longest + 1) as engine:
+    with Engine(file, longest + 1) as engine:
         before, after = (
             engine.answer([*some[:1], *some], ends=never, max_tokens=0, warm=False, progress=show, name=name).ttft_ms
             for some, name in zip(asked, ("time with the prompt", "time without"), strict=True)

@@ -78,6 +78,7 @@ svg.fits { min-width: 0; max-width: 36rem; }
 svg.chart * { stroke-linejoin: round; stroke-linecap: butt; }
 svg.chart text { fill: var(--ink); }
 dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin: 0; }
+dl.wide { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
 dl.figures div { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; }
 dl.figures dt { color: var(--soft); font-size: .85rem; }
 dl.figures dd { margin: 0; }
@@ -98,6 +99,8 @@ code { overflow-wrap: anywhere; }
 .flag { white-space: nowrap; }
 pre { margin: .5rem 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
+del { color: var(--soft); }
+ins { color: var(--good); }
 .missing { border-left: 3px solid var(--accent); padding-left: .75rem; }
 .good { color: var(--good); font-weight: 600; }
 .bad { color: var(--bad); font-weight: 600; }
@@ -105,6 +108,7 @@ ol.answers { margin: 0; padding: 0; list-style: none; }
 ol.answers li { padding: .9rem 0; border-top: 1px solid var(--line); }
 .query { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .35rem; }
 dl.said { display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr; gap: .25rem 1rem; margin: 0; }
+dl.turns { grid-template-columns: 7rem 1fr; margin: .5rem 0; }
 dl.said dt { color: var(--soft); font-size: .9rem; }
 dl.said dt span { display: block; }
 dl.said dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .88rem/1.6 ui-monospace, monospace; }
@@ -113,7 +117,7 @@ footer { margin-top: 1.5rem; color: var(--soft); font-size: .9rem; }
   body { padding: 1rem .6rem 2rem; }
   section { padding: .9rem; }
   tbody th { white-space: normal; min-width: 7rem; }
-  dl.said { grid-template-columns: 1fr; gap: 0; }
+  dl.said, dl.turns { grid-template-columns: 1fr; gap: 0; }
   dl.said dd { margin-bottom: .5rem; }
 }
 @media print {

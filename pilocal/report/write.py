@@ -11,19 +11,13 @@ from pilocal.errors import InputError, RunError
 from pilocal.report.differences import differences
 from pilocal.report.markup import Html, join, tag
 from pilocal.report.origin import again, data, origin
+from pilocal.report.page import LARGEST, whole_page
 from pilocal.report.record import ARTEFACTS, BENCH, COMPARISON, Record, trusting
 from pilocal.report.scores import arms, comparison, savings, scores, summary
 from pilocal.report.shipping import clients, gate, retention, strength
 from pilocal.report.template import entries
-from pilocal.report.theme import style_sheet
 from pilocal.report.training import training
 from pilocal.run_folder.files import replacing
-
-LARGEST = 2_000_000
-"""Bytes that a page may have."""
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""No script, and nothing from anywhere."""
 
 
 def write_report(folder: Path, *, price: float | None = None, comparison: Path | None = None) -> Path:
@@ -57,7 +51,7 @@ def make_page(record: Record, price: float | None = None) -> str:
         model = record.state.get("model", record.comparison.get("model"))
         about = f"{model}, internalized by pilocal" if model else "A report by pilocal"
         header = tag("header", tag("h1", record.name), tag("p", about, kind="soft"), tag("p", said))
-        return _whole(record.name, join(header, tag("main", join(*made)), _footer()))
+        return whole_page(f"{record.name}: report", join(header, tag("main", join(*made)), _footer()))
 
 
 def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Record], Html]]]:
@@ -82,18 +76,6 @@ def _parts(record: Record, price: float | None) -> list[tuple[Path, Callable[[Re
         (run.file, origin),
         (run.file, partial(again, price=price)),
     ]
-
-
-def _whole(title: str, body: Html) -> str:
-    head = join(
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-        tag("title", f"{title}: report"),
-        Html('<link rel="icon" href="data:,">'),
-        Html(f"<style>\n{style_sheet()}</style>"),
-    )
-    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def _footer() -> Html:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,12 +50,12 @@ def check_bank(examples: Sequence[Example], config: Retrieval, k: int, seed: int
     raise InputError(where, what, got=found, fix=fix)
 
 
-def contradictions(examples: Sequence[Example]) -> dict[Question, str]:
-    """Return the questions that have different answers, each with its query as it is first asked."""
-    answers: defaultdict[Question, set[str]] = defaultdict(set)
-    first: dict[Question, str] = {}
+def contradictions(examples: Sequence[Example]) -> dict[Question, tuple[Example, Example]]:
+    """Return the questions that have different answers: where each is first asked, and first answered otherwise."""
+    first: dict[Question, Example] = {}
+    other: dict[Question, Example] = {}
     for example in examples:
         asked = question(example.asked, example.history)
-        answers[asked].add(example.answer.strip())
-        first.setdefault(asked, example.query)
-    return {asked: first[asked] for asked, said in answers.items() if len(said) > 1}
+        if example.answer.strip() != first.setdefault(asked, example).answer.strip():
+            other.setdefault(asked, example)
+    return {asked: (first[asked], other[asked]) for asked in first if asked in other}

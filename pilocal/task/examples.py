@@ -43,6 +43,8 @@ class Example:
     """The numbers of the assistant's turns in the history that are not learned."""
     slots: Mapping[str, str] = field(default_factory=dict)
     """The values of the template's slots, by name, in its order."""
+    line: int = field(default=0, compare=False)
+    """The line of its file; 0 where it comes from none."""
 
     @property
     def asked(self) -> str:
@@ -68,6 +70,7 @@ class Example:
     def facts(self) -> dict[str, Any]:
         """Everything, as JSON."""
         known = asdict(self)
+        del known["line"]  # where it stands changes nothing
         del known["unlearned"]  # an example of one turn is told as ever, so that old runs go on
         if not self.slots:
             del known["slots"]
@@ -241,6 +244,7 @@ def _example(record: Any, default_id: str, where: Line, names: Sequence[str] | N
         record.pop(key, None)
     *earlier, (_, query), (_, answer) = turns
     known: dict[str, Any] = {"history": tuple(earlier), "extra": record, "unlearned": unlearned, "slots": slots}
+    known["line"] = where.number
     return Example(id=str(identity), query=query, answer=answer, **known)
 
 
@@ -263,7 +267,7 @@ def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path
     """Add a fault for each split that shares queries with an earlier one, and how many have another answer there."""
     owner: dict[tuple[Any, ...], tuple[str, set[str]]] = {}
     for split in ("train", "valid", "test"):
-        leaked = unlike = 0
+        leaked = unlike = line = 0
         for example in splits[split]:
             key = (example.history, example.query.strip(), *example.slots.items())
             first, answers = owner.setdefault(key, (split, set()))
@@ -272,9 +276,9 @@ def find_leaks(splits: Mapping[str, Sequence[Example]], files: Mapping[str, Path
                 continue
             leaked += 1
             unlike += example.answer.strip() not in answers
-            last = f"{first}'s query {example.query!r}"
+            line, last = example.line, f"{first}'s query {example.query!r}"
         if leaked:
             what = f"queries that also appear in an earlier split: {leaked}, the last being {last}"
             what += f"; {unlike} of them with another answer there" if unlike else ""
             fix = "split by content, so that no query is both trained and tested"
-            faults.append(InputError(files[split], what, fix=fix))
+            faults.append(InputError(Line(files[split], line), what, fix=fix))

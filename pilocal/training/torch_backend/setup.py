@@ -17,12 +17,13 @@ from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Lora, Training
 from pilocal.training.backend import NF4, TORCH, UNPACKED
 from pilocal.training.checkpoint import Checkpoint
-from pilocal.training.memory import Forecast, Need
+from pilocal.training.memory import Forecast, Need, read_sizes
 from pilocal.training.row_order import StagePlan
 from pilocal.training.team import Kind, Order
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, draw, save_peft
 from pilocal.training.torch_backend.device import free_memory
 from pilocal.training.torch_backend.memory import choose_weights, plan_stages, told_of_memory
+from pilocal.training.torch_backend.probe import stage_seconds
 from pilocal.training.torch_backend.teacher import TorchTeacher
 from pilocal.training.torch_backend.team import TorchTeam, local_device
 from pilocal.training.torch_backend.trainer import TorchTrainer
@@ -56,7 +57,7 @@ class Setup:
         return precision_of(self.training)
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
-        """Return what the training will need, an estimate without times; nothing is probed."""
+        """Return what the training will need; the `probe` times a step, if the memory is estimated to do."""
         memory, stages = free_memory(self.device), [[*plan.train, *plan.generation] for plan in plans]
         settings = (self.base.config, self.lora, self.training, self.precision)
         peaks, advice = plan_stages(memory, self.weights, *settings, stages)
@@ -64,7 +65,14 @@ class Setup:
         if self.base.gguf and self.weights != NF4:
             size = 4 if self.precision == "float32" else 2
             weights = str(held_as_floats(self.base.gguf_weights, size))
-        return Forecast(tuple(Need(peak=peak, seconds=None) for peak in peaks), memory, advice, weights)
+        seconds: list[float] | list[None] = [None] * len(plans)
+        if probe and advice is None:
+            progress("probe", 0, 1)
+            trainer = self._trainer(self._choose_weights(plans, lambda said: None))
+            seconds = stage_seconds(trainer, read_sizes(self.base.config, self.lora), plans)
+            progress("probe", 1, 1)
+        needs = [Need(peak=peak, seconds=each) for peak, each in zip(peaks, seconds, strict=True)]
+        return Forecast(tuple(needs), memory, advice, weights)
 
     def lead(
         self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]

@@ -20,6 +20,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
+from pilocal.training.memory import Load
 from pilocal.training.row_order import by_weight, parted, shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.loss import losses
@@ -138,13 +139,21 @@ class TorchTrainer:
 
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
-        mine = [some for group in parted(rows) for some in _dealt(group, self.team.size)]
         computed = padding = 0
-        for part in (part for some in mine for part in _parts(some, self.training.accumulate)):
+        for part in self._every_part(rows):
             prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
             computed += prefix + len(part) * (max(lengths) - prefix)
             padding += len(part) * max(lengths) - sum(lengths)
         return computed, padding
+
+    def loads(self, rows: Sequence[Row]) -> list[Load]:
+        """Return what each part of a step computes, in all processes."""
+        return [load_of(part, self._prefix(part)) for part in self._every_part(rows)]
+
+    def _every_part(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Return the parts of all processes."""
+        mine = [some for group in parted(rows) for some in _dealt(group, self.team.size)]
+        return [part for some in mine for part in _parts(some, self.training.accumulate)]
 
     def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
         """Take another adapter's weights, under mlx-lm's names and layouts."""
@@ -284,6 +293,13 @@ class TorchTrainer:
         with torch.no_grad():
             yield
         self.model.train()
+
+
+def load_of(rows: Sequence[Row], prefix: int) -> Load:
+    """Return what rows compute whose first `prefix` tokens are computed once."""
+    own = max(len(row.tokens) for row in rows) - 1 - prefix
+    completion = -(-sum(len(row.completion) for row in rows) // len(rows))
+    return Load(prefix=prefix, groups=0, shots=0, rows=len(rows), own=own, completion=completion)
 
 
 def _turned(tensor: torch.Tensor) -> Floats:

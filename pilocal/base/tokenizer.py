@@ -23,6 +23,9 @@ SETTLED: Mapping[tuple[str, str], str] = {
 def load_tokenizer(folder: Path) -> Any:
     """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
     keep_torch_apart()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
     try:
         with plain_folder(folder) as plain:
             return _with_its_own_steps(_tokenizer_class(plain).from_pretrained(plain), folder / "tokenizer.json")
@@ -35,9 +38,7 @@ def load_tokenizer(folder: Path) -> Any:
 def _tokenizer_class(folder: Path) -> Any:
     """Return the class that AutoTokenizer takes for a folder, or AutoTokenizer itself, which imports PyTorch."""
     import transformers
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     return getattr(transformers, SETTLED.get(_declared(folder), "AutoTokenizer"))
 
 

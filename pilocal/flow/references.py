@@ -1,7 +1,7 @@
 """What a run's adapter is compared with: the trained model in MLX or in PyTorch.
 
-The gate and the arms take MLX's, or PyTorch's where there is no MLX. What is measured within one program takes the one
-that trained.
+The gate and the arms take MLX's, or PyTorch's where there is no MLX. What is measured within one program takes
+PyTorch's where that alone has an accelerator.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def reference_loader(context: Context) -> LoadReference:
 
 
 def trainer_loader(context: Context) -> LoadReference:
-    """Return what loads the model in the program that trained it, for figures that both programs give alike.
+    """Return what loads the model for figures that lie within one program, which both programs give alike.
 
-    It is MLX's after all where that alone has an accelerator, and where PyTorch trained on a base that it had rounded.
+    It is PyTorch's where that trained on an accelerator and MLX has none; elsewhere as `reference_loader` says. On a
+    CPU both take as long. A base that PyTorch has rounded is another one than is served.
     """
-    if context.backend.name != TORCH or not is_installed("mlx"):
+    backend = context.backend
+    if backend.name != TORCH or backend.device == "cpu" or backend.weights == NF4 or has_accelerator(context):
         return reference_loader(context)
-    slower = context.backend.device == "cpu" and has_accelerator(context)
-    return MlxReference if slower or context.backend.weights == NF4 else _torch_loader(context)
+    return _torch_loader(context)
 
 
 def _torch_loader(context: Context) -> LoadReference:

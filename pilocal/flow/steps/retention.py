@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pilocal
+from pilocal.base.reference import kept_loader
 from pilocal.errors import ExportError
 from pilocal.flow.context import Context
 from pilocal.flow.references import trainer_loader
@@ -38,7 +39,7 @@ def _make(context: Context, key: str) -> list[Path]:
     pair = Pair(
         base=context.base,
         adapter=context.run.adapter,
-        load=trainer_loader(context),
+        load=kept_loader(trainer_loader(context)),
         max_tokens=task.evaluation.unrelated_tokens,
         batch_size=task.generation.batch_size,
         progress=context.progress,

@@ -7,9 +7,14 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pilocal
 from pilocal.errors import InputError
@@ -102,22 +107,87 @@ def missing_package(error: ModuleNotFoundError) -> InputError | None:
 
 
 def keep_torch_apart() -> None:
-    """Import PyTorch, if it is installed, so that it computes with its own BLAS; before anything else imports it.
+    """Have PyTorch, whoever imports it from now on, compute with its own BLAS; imports nothing itself.
 
     OpenBLAS is visible to the whole process for MLX's sake. PyTorch's own calls would find it, too: its attention then
     starts OpenBLAS's threads from within its own and takes 16 times as long, and results would depend on which of both
-    was loaded first. PyTorch for CUDA is imported as usual. transformers imports PyTorch, too.
+    was loaded first. PyTorch for CUDA is imported as usual.
     """
-    library = torch_library()
-    if library is None or "torch" in sys.modules:
-        return
+    if sys.platform == "linux" and "torch" not in sys.modules and _TORCH_APART not in sys.meta_path:
+        sys.meta_path.insert(0, _TORCH_APART)
+
+
+class _TorchApart(MetaPathFinder):
+    """Finds PyTorch as the other finders do, and has its libraries prefer their own symbols."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return PyTorch's spec, and None for any other module."""
+        if fullname != "torch":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        if spec is not None and spec.loader is not None and not _is_for_cuda(spec):
+            # Of this loader alone, which stays what it is for those who ask it for a source or a file.
+            spec.loader.exec_module = partial(_execute_apart, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+_TORCH_APART = _TorchApart()
+
+
+def _is_for_cuda(spec: ModuleSpec) -> bool:
+    return any((Path(folder) / "lib" / "libtorch_cuda.so").exists() for folder in spec.submodule_search_locations or ())
+
+
+def _execute_apart(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
     flags = sys.getdlopenflags()
-    if sys.platform == "linux" and not Path(library).with_name("libtorch_cuda.so").exists():
-        sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
+    sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
     try:
-        importlib.import_module("torch")
+        execute(module)
     finally:
         sys.setdlopenflags(flags)
+
+
+def import_mlx_lm() -> None:
+    """Import mlx-lm without PyTorch, which takes seconds; call it before anything else of mlx-lm is imported.
+
+    mlx-lm imports transformers' AutoTokenizer, which brings PyTorch along, and only uses it where it loads a tokenizer.
+    It is given a stand-in that becomes the real one then. Others that ask transformers get the real one.
+    """
+    if "mlx_lm" in sys.modules:
+        return
+    import transformers
+
+    known = vars(transformers)
+    if "AutoTokenizer" in known:  # somebody has paid for it
+        return
+    known["AutoTokenizer"] = _AutoTokenizerLater()
+    try:
+        importlib.import_module("mlx_lm")
+    finally:
+        del known["AutoTokenizer"]
+
+
+class _AutoTokenizerLater:
+    """Transformers' AutoTokenizer, imported when something other than `register` is asked of it."""
+
+    def __init__(self) -> None:
+        self._registered: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def register(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what is registered until the real one is there."""
+        self._registered.append((args, kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the real one has under a name."""
+        from transformers import AutoTokenizer
+
+        while self._registered:
+            args, kwargs = self._registered.pop(0)
+            AutoTokenizer.register(*args, **kwargs)
+        return getattr(AutoTokenizer, name)
 
 
 def torch_library() -> str | None:

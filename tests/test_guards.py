@@ -22,7 +22,7 @@ LINES = 400
 FUNCTION_LINES = 60
 COMPLEXITY = 12
 PARAMETERS = 8
-MOST_ROOMS, MOST_ARROWS = 28, 153
+MOST_ROOMS, MOST_ARROWS = 28, 154
 
 LONG_FILES: dict[str, int] = {
     "pilocal/starter/build.py": 417,

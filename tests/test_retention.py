@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pilocal.base.base import Base
-from pilocal.base.reference import LoadReference, MlxReference
+from pilocal.base.reference import LoadReference, MlxReference, ReferenceModel, kept_loader
 from pilocal.cli.tables import proof_lines
 from pilocal.errors import ExportError, InputError, PilocalError
 from pilocal.evaluate.retention import GENERAL, Pair, summarize
+from pilocal.flow import references
 from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
@@ -76,6 +78,37 @@ def test_an_adapter_that_adds_nothing_changes_nothing_and_another_one_does(
         if not changes:
             assert found["same_answers"] == 1
             assert found["kl"] < 1e-9
+
+
+def test_base_and_adapter_are_each_loaded_once(tiny_base: Base, tiny_adapter: Path) -> None:
+    loaded: list[Path | None] = []
+
+    def load(base: Base, adapter: Path | None) -> ReferenceModel:
+        loaded.append(adapter)
+        return MlxReference(base, adapter)
+
+    asked = (*PROMPTS[:2], replace(PROMPTS[2], answer="so"))
+    kept, fresh = (pair(tiny_base, tiny_adapter, each) for each in (kept_loader(load), MlxReference))
+    assert kept.compare(asked, kept.base_says(asked)) == fresh.compare(asked, fresh.base_says(asked))
+    assert loaded == [None, tiny_adapter]
+
+
+@pytest.mark.parametrize(
+    ("backend", "accelerated", "in_torch"),
+    [
+        (Backend(), False, False),
+        (Backend(name="torch", device="cpu"), False, False),
+        (Backend(name="torch", device="cuda"), False, True),
+        (Backend(name="torch", device="cuda"), True, False),
+        (Backend(name="torch", device="cuda", weights="nf4"), False, False),
+    ],
+)
+def test_pytorch_measures_where_it_alone_has_an_accelerator(
+    backend: Backend, accelerated: bool, in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context: Any = SimpleNamespace(backend=backend)
+    monkeypatch.setattr(references, "has_accelerator", lambda context: accelerated)
+    assert (references.trainer_loader(context) is not MlxReference) is in_torch
 
 
 def test_the_distance_is_that_over_the_base_s_own_answers(tiny_base: Base, tiny_adapter: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pilocal.packages import file_beside, torch_library
+from pilocal.packages import file_beside, keep_torch_apart, torch_library
 
 FASTER = 1.6
 """How many times faster than the reference BLAS such products have to be; OpenBLAS and PyTorch are 2.3 to 10 times."""
@@ -61,8 +61,9 @@ def load_fast_blas() -> str | None:
     """Make MLX's later products use a fast BLAS; return its name, or None where MLX needs none or there is none.
 
     Tries the system's OpenBLAS, then the BLAS inside PyTorch's CPU library. Does nothing once MLX is loaded, since it
-    is too late then.
+    is too late then. PyTorch is kept apart from it.
     """
+    keep_torch_apart()
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return None
     for find in (lambda: OPENBLAS, torch_library):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ModelError
-from pilocal.packages import keep_torch_apart
 from pilocal.prompt.control import CONTROL_MARKS, NFC_KEY
 from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, PREPEND, REPLACE, SPACE, PreTokenizer, bytes_left_out
 
@@ -35,8 +34,6 @@ def load_gguf_tokenizer(metadata: Mapping[str, Any], where: Path) -> Any:
     another kind and for one that is damaged.
     """
     from tokenizers import Tokenizer
-
-    keep_torch_apart()
     from transformers import PreTrainedTokenizerFast
 
     file = _File(metadata, where)

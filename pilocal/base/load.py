@@ -10,7 +10,7 @@ from pilocal.base.blas import load_fast_blas, warn_of_slow_blas
 from pilocal.base.device import keeps_packed
 from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
-from pilocal.packages import require_packages
+from pilocal.packages import import_mlx_lm, require_packages
 
 
 def load_base(base: Base, adapter: Path | None = None, precision: str | None = None) -> Any:
@@ -24,6 +24,7 @@ def load_base(base: Base, adapter: Path | None = None, precision: str | None = N
     require_packages("MLX", "mlx", "mlx_lm")
     load_fast_blas()
     warn_of_slow_blas()
+    import_mlx_lm()
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, load_adapters
 

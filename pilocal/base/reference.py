@@ -45,6 +45,22 @@ LoadReference = Callable[[Base, Path | None], ReferenceModel]
 """Takes a base and the folder of an adapter; raises ModelError for damaged weights."""
 
 
+def kept_loader(load: LoadReference) -> LoadReference:
+    """Return a loader that keeps the model which it loaded last, for the case that it is asked for again next.
+
+    No other model of it is in memory while one is loaded.
+    """
+    kept: dict[tuple[Base, Path | None], ReferenceModel] = {}
+
+    def again(base: Base, adapter: Path | None) -> ReferenceModel:
+        if (base, adapter) not in kept:
+            kept.clear()
+            kept[base, adapter] = load(base, adapter)
+        return kept[base, adapter]
+
+    return again
+
+
 class MlxReference:
     """It in MLX."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,48 @@ from pilocal.base.plain import plain_folder
 from pilocal.errors import ModelError
 from pilocal.packages import keep_torch_apart
 
+SETTLED: Mapping[tuple[str, str], str] = {
+    ("llama", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
+    ("llama", "TokenizersBackend"): "PreTrainedTokenizerFast",
+    ("qwen2", "Qwen2Tokenizer"): "Qwen2Tokenizer",
+    ("qwen3", "Qwen2Tokenizer"): "Qwen2Tokenizer",
+}
+"""The class that AutoTokenizer takes, in every version, for a model_type and a tokenizer_class, its "Fast" left off."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
     keep_torch_apart()
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
         with plain_folder(folder) as plain:
-            return _with_its_own_steps(AutoTokenizer.from_pretrained(plain), folder / "tokenizer.json")
+            return _with_its_own_steps(_tokenizer_class(plain).from_pretrained(plain), folder / "tokenizer.json")
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"
         raise ModelError(folder, f"its tokenizer cannot be loaded: {reason}", fix=fix) from None
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """Return the class that AutoTokenizer takes for a folder, or AutoTokenizer itself, which imports PyTorch."""
+    import transformers
+
+    return getattr(transformers, SETTLED.get(_declared(folder), "AutoTokenizer"))
+
+
+def _declared(folder: Path) -> tuple[str, str]:
+    """Return the model_type and the tokenizer_class that a folder declares; empty where it does not, or not plainly."""
+    try:
+        model, tokenizer = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer_config.json")
+        )
+        if "auto_map" in tokenizer:
+            return "", ""
+        return str(model["model_type"]), str(tokenizer["tokenizer_class"]).removesuffix("Fast")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
 
 
 def _with_its_own_steps(tokenizer: Any, file: Path) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pilocal.cli.flow import backend_options, take_backend
 from pilocal.cli.lists import FOLDER, NAMES, NUMBERS, RATES
 from pilocal.cli.prices import price_options, take_prices
 from pilocal.evaluate.arms import BY_COMPARE
@@ -38,6 +39,7 @@ HELP = f"""Run every arm with every seed and write one table; run it again to re
     default="",
     help="Adds the score of one adapter over the share of the template it is asked with, such as 0,0.05,0.1,0.2.",
 )
+@backend_options
 @price_options
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 def compare(
@@ -61,7 +63,7 @@ def compare(
     from pilocal.task import load_task
     from pilocal.task.schedule import load_decay
 
-    prices = take_prices(more)
+    prices, backend = take_prices(more), take_backend(more)
     schedule = schedule or load_task(task, data=False).files.get("schedule")
     decay = load_decay(schedule) if schedule else LINEAR
     design = Design(arms=parse_arms(arms), seeds=seeds, decay_schedule=decay, curve=curve, **more)
@@ -72,6 +74,7 @@ def compare(
             design,
             run=folder,
             prices=prices,
+            backend=backend,
             listeners=Listeners(progress=progress, warn=warning_on(console)),
             report=lambda name, score: console.print(f"{name}: {score:.3f}", highlight=False),
         )

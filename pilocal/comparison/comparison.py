@@ -12,7 +12,6 @@ from statistics import mean
 from typing import Any
 
 import pilocal
-from pilocal.base.device import on_cpu
 from pilocal.comparison.arms import NEAREST, ComparedArm, parse_arm
 from pilocal.comparison.changed import changed
 from pilocal.comparison.design import CURVE_ARMS, Design, subset
@@ -24,6 +23,7 @@ from pilocal.evaluate.scoring.metrics import Metric, make_metric, metric_facts
 from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners, unheard
+from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.flow.residues import Template, templates_at
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES, adapter_step, stage_folders
@@ -35,6 +35,7 @@ from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.log import FILE, StepLine, read_log
 from pilocal.task import AUTO, LOSSLESS, Task, load_task
 from pilocal.task.schedule import Schedule, Stage
+from pilocal.training.backend import Backend, backend_of
 
 
 class Comparison:
@@ -46,14 +47,21 @@ class Comparison:
         design: Design,
         metric: Metric,
         run: RunDir,
+        backend: Backend,
         listeners: Listeners = QUIET,
     ) -> None:
-        """Take what was checked."""
+        """Take what was checked; whether there is such a `backend` is seen when it is first needed."""
         self.task = replace(task, training=replace(task.training, direct_drop=False))
         self.design = design
         self.run = run
         self.listeners = replace(listeners, step=unheard)  # an arm's own steps interest nobody
         self.metric = metric
+        self._chosen = backend
+
+    @property
+    def backend(self) -> Backend:
+        """What trains the schedules; raises InputError, or Faults, where it cannot."""
+        return self._first.backend
 
     def results(self, report: Callable[[Result], None]) -> list[Result]:
         """Return every result, one after the other; tell `report` about each new one.
@@ -61,6 +69,7 @@ class Comparison:
         The base's arms come first, then each seed's schedules, then the learning curve and the rates of the residue.
         Raises what the steps of a run and the metric raise; finished results stay.
         """
+        self.run.describe(backend=self.backend.as_json())
         _ = self.residues  # made, or refused, before hours are spent
         found = [self._asked(arm, report) for arm in self.design.arms if not arm.trained]
         trained = [arm for arm in self.design.arms if arm.trained]
@@ -231,7 +240,7 @@ class Comparison:
                 source = next((other / part.name for other in others if (other / part.name).is_dir()), None)
                 if source and not part.exists():
                     shutil.copytree(source, part)
-            yield checked_context(task, schedule, run, self.listeners)
+            yield checked_context(task, schedule, run, self.listeners, self.backend)
 
     @property
     def _quant(self) -> str:
@@ -241,7 +250,8 @@ class Comparison:
     @cached_property
     def _first(self) -> Context:
         """A context in which no step runs, for what belongs to the base."""
-        return checked_context(self.task, self.design.decay_schedule.schedule(), self.run, self.listeners)
+        schedule = self.design.decay_schedule.schedule()
+        return checked_context(self.task, schedule, self.run, self.listeners, self._chosen)
 
     @cached_property
     def _asker(self) -> Asker:
@@ -251,7 +261,8 @@ class Comparison:
             ends=end_tokens(base.tokenizer),
             generation=self.task.generation,
             progress=self.listeners.progress,
-            accelerated=not on_cpu(),
+            load=reference_loader(self._first),
+            accelerated=has_accelerator(self._first),
         )
 
     @cached_property
@@ -282,11 +293,12 @@ def open_comparison(
     folder: Path,
     design: Design,
     listeners: Listeners = QUIET,
+    backend: Backend | None = None,
 ) -> Iterator[Comparison]:
     """Read a task, check the design and that answers can be scored, and open the comparison's folder for writing.
 
-    Raises what `load_task` raises, InputError or SandboxError before there is a folder, and RunError if another process
-    has it.
+    Without a `backend` it is the one that the comparison was trained with so far, or MLX. Raises what `load_task`
+    raises, InputError or SandboxError before there is a folder, and RunError if another process has it.
     """
     task = load_task(task_folder)
     design.check(task)
@@ -294,4 +306,4 @@ def open_comparison(
     metric.check(task.test)
     with RunDir.locked(folder, task=task.name, files=task.files) as run:
         run.describe(versions=versions("mlx", "mlx-lm", "llama-cpp-python"))
-        yield Comparison(task, design, metric, run, listeners)
+        yield Comparison(task, design, metric, run, backend or backend_of(run.state, run.file), listeners)

@@ -16,6 +16,7 @@ from pilocal.flow.saving import Prices
 from pilocal.packages import require_packages
 from pilocal.run_folder.files import replacing, write_json
 from pilocal.task.text import path_of
+from pilocal.training.backend import Backend, backend_named
 
 DEFAULT_DESIGN = Design()
 """Every arm that needs nothing but the task and the base, three seeds."""
@@ -27,13 +28,15 @@ def compare(
     *,
     run: str | Path | None = None,
     prices: Prices | None = None,
+    backend: Backend | str | None = None,
     listeners: Listeners = QUIET,
     report: Callable[[str, float], None] = lambda name, score: None,
 ) -> dict[str, Any]:
     """Run every arm of a design on a task and return what compare.json says; called again, it resumes.
 
-    All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `report` gets
-    the name and the score of every new result. Raises InputError or Faults for the task or the design, InputError if
+    All files are in the folder `run`, by default TASK/compare. `prices` adds the break-even in money. `backend` is
+    what trains, "mlx" or "torch", by default what trained the comparison so far. `report` gets the name and the score
+    of every new result. Raises InputError or Faults for the task or the design, InputError if
     matplotlib is missing for a picture, RunError if another process has the folder, and what the steps of a run raise.
     """
     for picture, wanted in ((CURVE, design.curve), (STRENGTHS, design.has_strengths), (RESIDUE, design.residue)):
@@ -41,7 +44,8 @@ def compare(
             require_packages(picture, "matplotlib")
     task = path_of(task)
     folder = path_of(run) if run else default_folder(task)
-    with open_comparison(task, folder, design, listeners) as comparison:
+    chosen = backend_named(backend) if isinstance(backend, str) else backend
+    with open_comparison(task, folder, design, listeners, chosen) as comparison:
         total = comparison.metric.total
         results = comparison.results(lambda result: report(result.name, total(result.marks_NS)))
         table = make_table(comparison, results, prices)

@@ -7,12 +7,14 @@ from typing import Any
 
 from pilocal.comparison.columns import cells, curve_cells, residue_cells
 from pilocal.comparison.picture import CURVE, RESIDUE, STRENGTHS
+from pilocal.training.backend import TORCH
 
 
 def design_line(table: Mapping[str, Any]) -> str:
     """Return a line that says what was compared."""
     seeds = ", ".join(map(str, table["seeds"]))
-    return f"{table['n']} test queries, seeds {seeds}, {table['steps']} optimizer steps"
+    how = " in PyTorch" if table.get("backend") == TORCH else ""
+    return f"{table['n']} test queries, seeds {seeds}, {table['steps']} optimizer steps{how}"
 
 
 def markdown(table: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ def make_table(comparison: Comparison, results: Sequence[Result], prices: Prices
         "seeds": list(design.seeds),
         "law": {name: value for name, value in asdict(design.decay_schedule).items() if name != "decay"},
         "steps": task.training.steps,
+        "backend": comparison.backend.name,
         "prices": asdict(prices) if prices else None,
         "slices": {name: len(numbers) for name, numbers in cut.items()},
         "arms": rows,

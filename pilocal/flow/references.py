@@ -1,4 +1,8 @@
-"""What the gate and the arms of a run are compared with: the trained model in MLX, or in PyTorch if there is none."""
+"""What a run's adapter is compared with: the trained model in MLX or in PyTorch.
+
+The gate and the arms take MLX's, or PyTorch's where there is no MLX. What is measured within one program takes
+PyTorch's where that alone has an accelerator.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pilocal.base.reference import LoadReference, MlxReference, ReferenceModel
 from pilocal.flow.context import Context
 from pilocal.flow.setups import training_setup
 from pilocal.packages import is_installed
-from pilocal.training.backend import TORCH
+from pilocal.training.backend import NF4, TORCH
 
 
 def has_accelerator(context: Context) -> bool:
@@ -25,7 +29,22 @@ def reference_loader(context: Context) -> LoadReference:
     if context.backend.name != TORCH or is_installed("mlx"):
         return MlxReference
     context.warn("MLX is not installed: PyTorch computes what the tables call MLX")
+    return _torch_loader(context)
 
+
+def trainer_loader(context: Context) -> LoadReference:
+    """Return what loads the model for figures that lie within one program, which both programs give alike.
+
+    It is PyTorch's where that trained on an accelerator and MLX has none; elsewhere as `reference_loader` says. On a
+    CPU both take as long. A base that PyTorch has rounded is another one than is served.
+    """
+    backend = context.backend
+    if backend.name != TORCH or backend.device == "cpu" or backend.weights == NF4 or has_accelerator(context):
+        return reference_loader(context)
+    return _torch_loader(context)
+
+
+def _torch_loader(context: Context) -> LoadReference:
     def load(base: Base, adapter: Path | None) -> ReferenceModel:
         from pilocal.training.torch_backend.reference import TorchReference
 

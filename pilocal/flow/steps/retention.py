@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pilocal
+from pilocal.base.reference import kept_loader
 from pilocal.errors import ExportError
 from pilocal.flow.context import Context
-from pilocal.flow.references import reference_loader
+from pilocal.flow.references import trainer_loader
 from pilocal.flow.step import Step
 from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
 from pilocal.flow.steps.stages import residue_facts
@@ -38,7 +39,7 @@ def _make(context: Context, key: str) -> list[Path]:
     pair = Pair(
         base=context.base,
         adapter=context.run.adapter,
-        load=reference_loader(context),
+        load=kept_loader(trainer_loader(context)),
         max_tokens=task.evaluation.unrelated_tokens,
         batch_size=task.generation.batch_size,
         progress=context.progress,

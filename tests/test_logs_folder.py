@@ -198,7 +198,7 @@ def test_variants_are_taken_on_demand(tmp_path: Path) -> None:
     path = write(tmp_path / "log.jsonl", log.rows)
     assert "--variants takes them, too" in made(tmp_path / "one", path).output
     assert left_out(tmp_path / "one")[OTHER_TEMPLATE] == sum(not each for each in log.queries)
-    made(tmp_path / "all", path, "--variants")
+    assert "so send the bare query" in made(tmp_path / "all", path, "--variants").output
     assert left_out(tmp_path / "all")[OTHER_TEMPLATE] == 0
     assert load_task(tmp_path / "one").template == load_task(tmp_path / "all").template
 

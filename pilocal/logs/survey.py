@@ -66,9 +66,13 @@ class Survey:
             yield f"{len(template.shots)} solved examples recur before the query; they go into train.jsonl"
         if word_count(template.words) < SMALL:
             yield f"the template has {word_count(template.words)} words; there is little to internalize"
-        if not variants and (others := self.variants(number)):
+        if others := self.variants(number):
             of_variants = sum(self.templates[n].rows for n in others) / self.looked_at
-            yield f"another {of_variants:.0%} of the rows have variants of the template; --variants takes them, too"
+            yield f"another {of_variants:.0%} of the rows have variants of the template; " + (
+                "the server takes only the template itself out of old requests, so send the bare query"
+                if variants
+                else "--variants takes them, too"
+            )
         if share < 0.5:
             yield f"only {share:.0%} of the rows have the template"
 

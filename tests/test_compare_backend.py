@@ -1,4 +1,4 @@
-"""Comparing with another backend: what trains is chosen as for a run, and remembered."""
+"""How the arms of a comparison are trained: with another backend, which is remembered, and without the ablation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from pilocal.base.base import Base
 from pilocal.comparison import Design, compare, parse_arms
+from pilocal.comparison.comparison import open_comparison
 from tests.forked import pilocal
 from tests.test_flow import make_task
 
@@ -44,3 +45,12 @@ def test_a_backend_that_cannot_be_is_one_line_before_any_work(
     assert (done.returncode, done.stderr.count("\n")) == (status, 1)
     assert done.stderr.startswith(said)
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_task_whose_ablation_has_steps_of_its_own_is_compared_without_it(tiny_base: Base, tmp_path: Path) -> None:
+    task = make_task(tmp_path / "task", tiny_base.folder)
+    file = task / "task.toml"
+    file.write_text(file.read_text().replace("[training]", "[training]\ndirect_drop_steps = 3"))
+    with open_comparison(task, tmp_path / "out", Design(arms=parse_arms(("direct",)))) as comparison:
+        training = comparison.task.training
+    assert (training.direct_drop, training.direct_drop_steps) == (False, None)

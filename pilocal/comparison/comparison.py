@@ -51,7 +51,7 @@ class Comparison:
         listeners: Listeners = QUIET,
     ) -> None:
         """Take what was checked; whether there is such a `backend` is seen when it is first needed."""
-        self.task = replace(task, training=replace(task.training, direct_drop=False))
+        self.task = replace(task, training=replace(task.training, direct_drop=False, direct_drop_steps=None))
         self.design = design
         self.run = run
         self.listeners = replace(listeners, step=unheard)  # an arm's own steps interest nobody

@@ -84,8 +84,8 @@ def smoke(python: Path, folder: Path, env: Mapping[str, str] | None = None) -> N
     settings = folder / "task" / "task.toml"
     text = settings.read_text()
     assert "steps = 200" in text
-    few = f"steps = {STEPS}\ndirect_drop = false\n[export]\naccept_loss = true\n[generation]\nmax_tokens = 4\n"
-    settings.write_text(text.replace("steps = 200", few))
+    small = "[export]\naccept_loss = true\n[generation]\nmax_tokens = 4\n"
+    settings.write_text(text.replace("steps = 200", f"steps = {STEPS}") + small)
     pilocal("check", "task", "--no-probe")
     metrics = json.loads(pilocal("run", "task", "--json"))["metrics"]
     assert metrics["n"] > 0 and metrics["arms"]["shipped"]["prompt_tokens"] > 0

@@ -60,7 +60,7 @@ def test_what_init_makes_passes_check(tmp_path: Path) -> None:
     done = pilocal("check", folder, "--json")
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout)["stages"]
-    assert [stage["shots"] for stage in stages] == [5, 3, 2, 0]
+    assert [stage["shots"] for stage in stages] == [2, 1, 1, 0]
     assert stages[0]["ratio"] == 1.0
     assert stages[-1]["template_tokens"] == 0
     assert not (folder / "run").exists()

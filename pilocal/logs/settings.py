@@ -13,7 +13,7 @@ from pilocal.task.text import counted
 TASK_TOML = """\
 # Every key and its default: pilocal/task/SETTINGS.md. `pilocal check` reads this file strictly.
 name = {name}
-model = {model} # or "starter", a folder, a .gguf file, "ollama:llama3.2:1b", or a Hub id
+model = {model} # a folder, a .gguf file, "starter", "smollm2", "ollama:llama3.2:1b", or a Hub id
 template = "template.md" # the text that every request repeats
 train = "{folder}train.jsonl" # one {{"query": "...", "answer": "..."}} per line; a few hundred at least
 valid = "{folder}valid.jsonl"

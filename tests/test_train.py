@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -427,7 +428,11 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
 
 
 def fit_and_die(base: Path, folder: Path, moment: str, count: int, telling: Connection) -> None:
-    """Train, in a process of its own, until a moment has come so many times; tell of each step."""
+    """Train, in a process of its own, until a moment has come so many times; tell of each step.
+
+    Should it hang, it says where, and ends: that is one more way to be killed.
+    """
+    faulthandler.dump_traceback_later(100, exit=True)
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
         left = count

@@ -6,6 +6,7 @@ each. How a process begins (its imports, environment, signals and memory) is tes
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
@@ -69,6 +70,11 @@ class Forked:
             shutil.rmtree(self._folder)
         assert self._process.exitcode is not None
         return self._process.exitcode, *said
+
+
+def end_if_it_hangs() -> None:
+    """Have this process say where it is, and end, if it is still there after 100 seconds."""
+    faulthandler.dump_traceback_later(100, exit=True)
 
 
 def pilocal(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import signal
@@ -428,11 +427,8 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
 
 
 def fit_and_die(base: Path, folder: Path, moment: str, count: int, telling: Connection) -> None:
-    """Train, in a process of its own, until a moment has come so many times; tell of each step.
-
-    Should it hang, it says where, and ends: that is one more way to be killed.
-    """
-    faulthandler.dump_traceback_later(100, exit=True)
+    """Train, in a process of its own, until a moment has come so many times; tell of each step."""
+    forked.end_if_it_hangs()
 
     def dying(function: Callable[..., Any]) -> Callable[..., Any]:
         left = count
@@ -483,8 +479,7 @@ def test_runs_that_are_killed_at_any_moment_end_with_the_same_adapter(tiny_base:
         for path in sorted((tmp_path / "whole").rglob("adapters.safetensors"))
     }
     assert len(wanted) == 3
-    seed = int.from_bytes(os.urandom(8))
-    sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
+    sys.stdout.write(f"seed {(seed := int.from_bytes(os.urandom(8)))}\n")  # shown when the test fails
     rng = np.random.default_rng(seed)
     kills = dict.fromkeys(("time", "fsync", "replace"), 0)
     folder = tmp_path / "killed-0"

@@ -35,13 +35,18 @@ def version() -> str:
     return found[1]
 
 
+def built(dist: Path) -> list[Path]:
+    """Return the files of a release, sorted; uv's own .gitignore beside them is none."""
+    return sorted(path for path in dist.iterdir() if path.name != ".gitignore")
+
+
 def faults(dist: Path, *, tag: str = "") -> list[str]:
     """Return what is wrong with the files of a release, without installing them; `tag` is the git tag, if there is one.
 
     A tagged version needs a heading in CHANGELOG.md with its date.
     """
     own = version()
-    names = sorted(path.name for path in dist.iterdir())
+    names = [path.name for path in built(dist)]
     wanted = [f"pilocal-{own}-py3-none-any.whl", f"pilocal-{own}.tar.gz"]
     if names != wanted:
         return [f"{dist} should hold {' and '.join(wanted)}; got {names}"]
@@ -101,7 +106,7 @@ def main(words: Sequence[str]) -> int:
     if found := faults(dist, tag=tag):
         sys.stderr.write("\n".join(found) + "\n")
         return 1
-    for file in sorted(dist.iterdir()):
+    for file in built(dist):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             python = folder / "venv" / "bin" / "python"

@@ -36,6 +36,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     made = tmp_path_factory.mktemp("dist")
+    (made / ".gitignore").write_text("*")  # as `uv build` leaves one
     subprocess.run([sys.executable, "-c", BUILD, made], cwd=root, capture_output=True, check=True)
     return made
 

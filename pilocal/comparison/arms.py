@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pilocal.errors import InputError, did_you_mean, nearest
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, BASE_QUERY_ONLY, BY_COMPARE, Program, Prompt
 from pilocal.task import METHODS as COMPRESSORS
+from pilocal.task.export_table import STRONGEST
 from pilocal.task.schedule import DECAYS
 
 TAUS = (0.3, 0.6)
@@ -23,9 +24,6 @@ DEFAULT_ARMS = (*BY_COMPARE, NEAREST, *(f"rules@{tau}" for tau in TAUS), *(f"sur
 
 PROMPT, NULL = "prompt", "null"
 """SCHEDULE@PROMPT: the old prompt put back. SCHEDULE@NULL: an adapter of the same shape, its weights shuffled."""
-
-STRONGEST = 2.0
-"""The largest factor on an adapter."""
 
 REFERENCES = (BASE_QUERY_ONLY.compare, BASE_FULL_PROMPT.compare)
 """The arms that every comparison has: the PI score is measured between them."""

@@ -25,20 +25,8 @@ def changed(adapter: Path, arm: ComparedArm, seed: int) -> Iterator[Path]:
         return
     whole = read_adapter(adapter)
     with tempfile.TemporaryDirectory(prefix="pilocal-adapter-") as folder:
-        (shuffle(whole, seed) if arm.shuffled else weigh(whole, arm.strength)).write(Path(folder))
+        (shuffle(whole, seed) if arm.shuffled else whole.weighed(arm.strength)).write(Path(folder))
         yield Path(folder)
-
-
-def weigh(adapter: Adapter, strength: float) -> Adapter:
-    """Return an adapter of which every update is so many times as large.
-
-    The weights are multiplied, not the scale: llama.cpp takes a scale of 0 for none.
-    """
-    weights = {
-        name: value * np.float32(strength) if name.endswith(".lora_b") else value
-        for name, value in adapter.tensors.items()
-    }
-    return replace(adapter, tensors=weights)
 
 
 def shuffle(adapter: Adapter, seed: int) -> Adapter:

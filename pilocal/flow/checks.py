@@ -73,6 +73,8 @@ def checked_context(
         found = _base_faults(task, base, to_export=to_export and not _was_trained(run, base))
         faults += found or _rows_faults(task, base, start)
     with _collecting(faults):
+        _check_strength(task)
+    with _collecting(faults):
         check_quant(task, task.export.quant, f"{task.files['task']} [export] quant")
     if chosen.name == TORCH and base is not None:
         with _collecting(faults):
@@ -124,6 +126,13 @@ def _check_prompts(task: Task, base: Base) -> None:
         from pilocal.evaluate.retention import check_unrelated
 
         check_unrelated(task, base)
+
+
+def _check_strength(task: Task) -> None:
+    """Raise InputError for a strength that the adapter cannot have."""
+    if task.export.strength != 1 and task.lora.kind == "dora":
+        where, what = f"{task.files['task']} [export] strength", "a DoRA's magnitudes cannot be weighed"
+        raise InputError(where, what, got=task.export.strength, fix='leave it out, or take [lora] kind = "lora"')
 
 
 def check_quant(task: Task, quant: str, where: str) -> None:

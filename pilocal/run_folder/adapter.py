@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,19 @@ class Adapter:
     config: AdapterConfig
     tensors: Mapping[str, Float32]
     """By mlx-lm's names: MODULE.lora_a (in, rank), MODULE.lora_b (rank, out) and, for DoRA, MODULE.m (out,)."""
+
+    def weighed(self, strength: float) -> Adapter:
+        """Return an adapter of which every update is so many times as large; a DoRA cannot be weighed.
+
+        The weights are multiplied, not the scale: llama.cpp takes a scale of 0 for none.
+        """
+        import numpy as np
+
+        weights = {
+            name: value * np.float32(strength) if name.endswith(".lora_b") else value
+            for name, value in self.tensors.items()
+        }
+        return replace(self, tensors=weights)
 
     def write(
         self, folder: Path, save: Callable[[Path, Mapping[str, Float32], Mapping[str, str]], None] | None = None

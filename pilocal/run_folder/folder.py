@@ -146,6 +146,11 @@ class RunDir:
         return self.path / "on_policy"
 
     @property
+    def strength(self) -> Path:
+        """How strong an adapter the validation examples ask for, beside the answers that say so."""
+        return self.path / "strength" / "strength.json"
+
+    @property
     def edit(self) -> Path:
         """Of a run that goes on from another: what has changed, and the adapter of before."""
         return self.path / "edit"

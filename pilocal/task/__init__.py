@@ -1,13 +1,12 @@
 """What the user wrote: task.toml, the template, the examples and the schedule, read strictly."""
 
 from pilocal.task.examples import Example, load_examples
+from pilocal.task.export_table import AUTO, LOSSLESS, Export
 from pilocal.task.load import Task, load_task
 from pilocal.task.optimizers import OPTIMIZERS, Optimizer
 from pilocal.task.serving_table import Serving
 from pilocal.task.tables import (
-    AUTO,
     DEVICES,
-    LOSSLESS,
     LR_SCHEDULES,
     METHODS,
     METRICS,
@@ -16,7 +15,6 @@ from pilocal.task.tables import (
     TABLES,
     Compression,
     Evaluation,
-    Export,
     Generation,
     Lora,
     Retrieval,

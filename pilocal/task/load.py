@@ -9,6 +9,7 @@ from typing import Any
 
 from pilocal.errors import InputError, PilocalError, did_you_mean, raise_all
 from pilocal.task.examples import Example, Split, find_leaks, load_unrelated, read_split
+from pilocal.task.export_table import Export
 from pilocal.task.placeholders import placeholder_warning
 from pilocal.task.serving_table import Serving
 from pilocal.task.slots import read_template
@@ -19,7 +20,6 @@ from pilocal.task.tables import (
     TABLES,
     Compression,
     Evaluation,
-    Export,
     Generation,
     Lora,
     Retrieval,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pilocal.task.export_table import Export
 from pilocal.task.optimizers import OPTIMIZERS
 from pilocal.task.serving_table import Serving
 from pilocal.task.synth_table import Synth
@@ -31,12 +32,6 @@ METHODS = ("rules", "ladder", "surprisal", "summary", "llmlingua2")
 """The compressors."""
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-
-LOSSLESS = "lossless"
-"""The form that loses nothing: the base, number for number, the adapter beside it."""
-
-AUTO = "auto"
-"""The smallest type that passes the gate."""
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -310,29 +305,6 @@ class Generation:
             (self.max_tokens >= 1, "max_tokens", "must be at least 1"),
             (self.batch_size >= 1, "batch_size", "must be at least 1"),
             (self.timed_requests >= 1, "timed_requests", "must be at least 1"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """`[export]`: what is shipped."""
-
-    quant: str = "lossless"
-    """What is served: "lossless" (the base, number for number, the adapter beside it), a llama.cpp type into which both
-    are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest type that passes the gate."""
-    gate_rows: int = 64
-    """Validation rows on which the gate compares the served files with the trained adapter."""
-    accept_loss: bool = False
-    """Ship what a gate refuses: files that lose more than a tenth of what the adapter adds, or forget too much."""
-    retention: float | None = None
-    """How far an adapter may lie from the base on unrelated prompts, in nats per token, such as 0.1. An adapter that
-    lies further is not exported. By default it is measured only; see [evaluation] unrelated."""
-
-    def __post_init__(self) -> None:
-        require(
-            (bool(self.quant.strip()), "quant", "must not be empty"),
-            (self.gate_rows >= 1, "gate_rows", "must be at least 1"),
-            (self.retention is None or self.retention > 0, "retention", "must be above 0; leave it out for no limit"),
         )
 
 

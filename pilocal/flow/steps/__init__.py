@@ -7,13 +7,17 @@ from pilocal.flow.steps.evaluate import EVALUATE
 from pilocal.flow.steps.export import EXPORT
 from pilocal.flow.steps.index import INDEX
 from pilocal.flow.steps.mix import MIX
-from pilocal.flow.steps.on_policy import ON_POLICY, adapter_step, stage_folders
+from pilocal.flow.steps.on_policy import ON_POLICY
 from pilocal.flow.steps.retention import RETENTION
 from pilocal.flow.steps.stages import STAGES
+from pilocal.flow.steps.strength import STRENGTH, adapter_step, stage_folders
 from pilocal.flow.steps.teacher import TEACHER
 from pilocal.flow.steps.train import TRAIN
 
-STEPS = (COMPRESS, INDEX, STAGES, TEACHER, MIX, EDIT, TRAIN, ON_POLICY, DIRECT_DROP, RETENTION, EXPORT, EVALUATE)
+STEPS = (
+    *(COMPRESS, INDEX, STAGES, TEACHER, MIX, EDIT, TRAIN, ON_POLICY, STRENGTH),
+    *(DIRECT_DROP, RETENTION, EXPORT, EVALUATE),
+)
 """Every step, in the order in which they run."""
 
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "RETENTION",
     "STAGES",
     "STEPS",
+    "STRENGTH",
     "TEACHER",
     "TRAIN",
     "adapter_step",

@@ -16,6 +16,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.direct_drop import DIRECT_DROP
 from pilocal.flow.steps.export import EXPORT
 from pilocal.flow.steps.retention import RETENTION, read_retention
+from pilocal.flow.steps.strength import chosen_strength
 from pilocal.flow.steps.train import TRAIN
 from pilocal.flow.written_template import written_template
 from pilocal.packages import is_installed
@@ -59,6 +60,8 @@ def _make(context: Context, key: str) -> list[Path]:
     answered = _answered(context)
     marks = mark(answered, task.test, context.metric, context.progress)
     metrics = {"metric": task.metric} | score(answered, marks, context.metric) | _stays(context)
+    if chosen := chosen_strength(context):
+        metrics["strength"] = chosen
     metrics |= {"gate": Artefacts(run.export).gated, "retention": read_retention(context)}
     calibration, calibrated = calibrate_confidence(context, EXPORT.key(context))
     if calibration:

@@ -11,8 +11,8 @@ from pilocal.flow.artefacts import Artefacts
 from pilocal.flow.context import Context
 from pilocal.flow.shipping import open_gate, serve, ship, tell_of_links
 from pilocal.flow.step import Step
-from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
 from pilocal.flow.steps.retention import RETENTION, refuse_forgetting
+from pilocal.flow.steps.strength import STRENGTH, adapter_facts
 from pilocal.flow.steps.train import TRAIN
 from pilocal.run_folder.calibration import forget_calibration
 
@@ -20,8 +20,9 @@ from pilocal.run_folder.calibration import forget_calibration
 def _facts(context: Context) -> list[Any]:
     settings = asdict(context.task.export)
     limit = settings.pop("retention")
+    del settings["strength"]  # the adapter's facts have it
     grammar = answer_grammar(context.task)
-    made = [settings, *on_policy_facts(context), *([grammar] if grammar else [])]
+    made = [settings, *adapter_facts(context), *([grammar] if grammar else [])]
     return made if limit is None else [*made, limit, RETENTION.key(context)]
 
 
@@ -36,4 +37,4 @@ def _make(context: Context, key: str) -> list[Path]:
     return serve(context, files)
 
 
-EXPORT = Step(name="export", needs=(TRAIN,), also=(ON_POLICY, RETENTION), facts=_facts, make=_make)
+EXPORT = Step(name="export", needs=(TRAIN,), also=(STRENGTH, RETENTION), facts=_facts, make=_make)

@@ -15,7 +15,7 @@ from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
 from pilocal.flow.steps.mix import mixed
 from pilocal.flow.steps.teacher import prompted_rows, soft_plan, teacher_loader
-from pilocal.flow.steps.train import TRAIN
+from pilocal.flow.steps.train import TRAIN, WEIGHED
 from pilocal.prompt.render import Message, Record
 from pilocal.prompt.tokens import Row, prompt_tokens, tokenize
 from pilocal.run_folder.adapter import copy_adapter
@@ -30,19 +30,8 @@ FEWER = 4
 """By default as many times fewer steps as the training before had."""
 
 
-def adapter_step(context: Context) -> Step:
-    """Return the step that writes the final adapter."""
-    return ON_POLICY if ON_POLICY.wanted(context) else TRAIN
-
-
-def stage_folders(context: Context) -> list[Path]:
-    """Return the folders of everything that is trained on the way to the final adapter, in its order."""
-    last = [context.run.on_policy] if context.task.training.on_policy else []
-    return [*map(context.run.stage, context.trained), *last]
-
-
 def on_policy_facts(context: Context) -> list[Any]:
-    """Return what decides the final adapter beside the training before."""
+    """Return what decides what is trained last, beside the training before."""
     return [ON_POLICY.key(context)] if context.task.training.on_policy else []
 
 
@@ -66,6 +55,7 @@ def _make(context: Context, key: str) -> list[Path]:
     run, folder = context.run, context.run.on_policy
     student = run.stage(context.trained[-1])
     if not context.task.training.on_policy:
+        run.forget(WEIGHED)
         return copy_adapter(student, run.adapter)
     answering = Answering(
         context=context,
@@ -83,6 +73,7 @@ def _make(context: Context, key: str) -> list[Path]:
     rows, soft = _said(context, key, answered)
     plan = _plan(context, rows)
     made += soft + fit(context, [plan], key, "on_policy", start=student)
+    run.forget(WEIGHED)
     return made + copy_adapter(plan.folder, run.adapter)
 
 

@@ -13,8 +13,8 @@ from pilocal.errors import ExportError
 from pilocal.flow.context import Context
 from pilocal.flow.references import trainer_loader
 from pilocal.flow.step import Step
-from pilocal.flow.steps.on_policy import ON_POLICY, on_policy_facts
 from pilocal.flow.steps.stages import residue_facts
+from pilocal.flow.steps.strength import STRENGTH, adapter_facts
 from pilocal.flow.steps.train import TRAIN
 from pilocal.run_folder.files import write_json
 from pilocal.run_folder.hashes import fingerprint
@@ -28,7 +28,7 @@ def _facts(context: Context) -> list[Any]:
     from pilocal.evaluate.retention import unrelated_prompts
 
     prompts = [example.facts for example in unrelated_prompts(context.task)]
-    return [prompts, context.task.evaluation.unrelated_tokens, *on_policy_facts(context)]
+    return [prompts, context.task.evaluation.unrelated_tokens, *adapter_facts(context)]
 
 
 def _make(context: Context, key: str) -> list[Path]:
@@ -79,7 +79,7 @@ def _known(file: Path, key: str, name: str) -> list[Any]:
         return []
 
 
-RETENTION = Step(name="retention", needs=(TRAIN,), also=(ON_POLICY,), facts=_facts, make=_make)
+RETENTION = Step(name="retention", needs=(TRAIN,), also=(STRENGTH,), facts=_facts, make=_make)
 
 
 def read_retention(context: Context) -> dict[str, Any]:

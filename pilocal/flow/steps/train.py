@@ -20,8 +20,8 @@ from pilocal.run_folder.log import FILE, read_log
 from pilocal.task.tables import GENPI
 from pilocal.training.row_order import StagePlan
 
-GOES_ON = "on_policy"
-"""The step that trains on from there, and writes RUN/adapter anew."""
+GOES_ON, WEIGHED = "on_policy", "strength"
+"""The step that trains on from there, and the one that weighs what was trained; both write RUN/adapter anew."""
 
 
 def _facts(context: Context) -> list[Any]:
@@ -41,6 +41,7 @@ def _make(context: Context, key: str) -> list[Path]:
     start = context.run.edit if EDIT.wanted(context) else None
     files = fit(context, plans, key, "train", adaptive=context.schedule.adaptive, start=start)
     context.run.forget(GOES_ON)
+    context.run.forget(WEIGHED)
     return files + copy_adapter(plans[-1].folder, context.run.adapter)
 
 

@@ -97,8 +97,8 @@ def _show(found: Plan, prices: Prices | None, page: Path | None) -> None:
     from pilocal.cli.tables import gap_table, plan_table, show
     from pilocal.flow.verdicts import further_hints
 
-    census = [gap_table(found.gap, found.picture)] if found.gap else []
-    show(_answers(found, prices), saving_table(found.saving, prices), plan_table(found), *census)
+    census = [gap_table(found.gap, found.picture, page)] if found.gap else []
+    show(_answers(found, prices, page), saving_table(found.saving, prices), plan_table(found), *census)
     if found.weights:
         click.echo(found.weights)
     for hint in further_hints(found):
@@ -107,11 +107,12 @@ def _show(found: Plan, prices: Prices | None, page: Path | None) -> None:
         click.echo("hint: --html FILE writes a page of this, with each stage's prompt")
 
 
-def _answers(found: Plan, prices: Prices | None) -> RenderableType:
+def _answers(found: Plan, prices: Prices | None, page: Path | None) -> RenderableType:
     """Return each answer in a line or two, and below them what is odd about the data."""
     from rich.table import Table
     from rich.text import Text
 
+    from pilocal.cli.tables import on_page
     from pilocal.flow.verdicts import verdicts
 
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -122,5 +123,5 @@ def _answers(found: Plan, prices: Prices | None) -> RenderableType:
     for warning in shown:
         grid.add_row("", Text(warning, overflow="fold"))
     if more := len(found.warnings) - len(shown):
-        grid.add_row("", f"and {more} more, all of them on the page of --html FILE")
+        grid.add_row("", f"and {more} more, {on_page(page)}")
     return grid

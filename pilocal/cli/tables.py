@@ -70,10 +70,19 @@ def plan_table(plan: Plan) -> RenderableType:
     return text_table("Plan", head, rows, notes, left=0)
 
 
-def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
+def on_page(page: Path | None) -> str:
+    """Return where all of a check stands: on its page, or on the one that an option would write.
+
+    >>> on_page(Path("check.html")), on_page(None)
+    ('all of them in check.html', 'all of them on the page of --html FILE')
+    """
+    return f"all of them in {page}" if page else "all of them on the page of --html FILE"
+
+
+def gap_table(gap: Gap, picture: Path | None, page: Path | None = None) -> RenderableType:
     """Return the entries of the template with what they are worth, those that no query names first.
 
-    `picture` is named below, if there is one.
+    `picture` and the check's `page` are named below, if there are such.
     """
     order = sorted(gap.entries, key=lambda facts: (facts.queries != 0, -abs(facts.nats)))
     rows = [
@@ -82,7 +91,7 @@ def gap_table(gap: Gap, picture: Path | None) -> RenderableType:
     ]
     notes = ["queries: training queries that name the entry; nats: what answers lose without"]
     if len(order) > len(rows):
-        notes.append(f"{len(order) - len(rows)} more entries, all of them on the page of --html FILE")
+        notes.append(f"{len(order) - len(rows)} more entries, {on_page(page)}")
     if picture:
         notes.append(f"picture of all entries: {Path(*picture.parts[-2:])}")
     return text_table("Census of the template", ("entry", "queries", "nats"), rows, notes)

@@ -55,6 +55,10 @@ fix: setup
     {{ bin }}/ruff format .
     {{ bin }}/python -m tests.documents
 
+# Kill, interrupt and starve every command that works for long, and see what is left: `just faults [--moments N]`
+faults *options: setup
+    {{ bin }}/python -m tests.faults {{ options }}
+
 # Measure the starter's gate: 20 unseen tasks, full prompt against bare query
 gate: setup
     {{ bin }}/python tests/bench/starter_gate.py

@@ -14,7 +14,7 @@ from pilocal.base.packed import Packed, unpack
 from pilocal.errors import ExportError
 from pilocal.export.adapter import read_updates
 from pilocal.export.lora import export_adapter
-from pilocal.export.lossless import LosslessBase, cached_base, export_lossless
+from pilocal.export.lossless import LosslessBase, cached_base, export_lossless, link
 from pilocal.export.numbers import interleave
 from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import Files, ship
@@ -197,3 +197,10 @@ def test_packed_weights_are_unpacked_to_mlx_s_own_numbers(bits: int, dtype: str)
     words, scales, biases = (packed[0], *(part.astype(mx.float32) for part in packed[1:]))
     expected = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
     assert np.array_equal(unpack(np.array(words), np.array(scales), np.array(biases), 64, bits), expected)
+
+
+def test_a_file_that_is_linked_already_is_linked_again_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    for _ in range(2):
+        assert link(tmp_path / "base.gguf", tmp_path / "export").read_bytes() == b"GGUF"
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["base.gguf"]

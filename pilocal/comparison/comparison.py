@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -30,6 +29,7 @@ from pilocal.flow.steps import STAGES, adapter_step, stage_folders
 from pilocal.packages import versions
 from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.tokens import end_tokens
+from pilocal.run_folder.files import copy_folder
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.log import FILE, StepLine, read_log
@@ -239,7 +239,7 @@ class Comparison:
             for part in (run.templates, run.index):
                 source = next((other / part.name for other in others if (other / part.name).is_dir()), None)
                 if source and not part.exists():
-                    shutil.copytree(source, part)
+                    copy_folder(source, part)
             yield checked_context(task, schedule, run, self.listeners, self.backend)
 
     @property

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -221,9 +221,12 @@ def link(file: Path, folder: Path) -> Path:
             os.link(file, temporary)
         except OSError:
             temporary.symlink_to(file.resolve())
-        temporary.replace(target)
+        temporary.replace(target)  # which leaves both where they are names of one file already
     except OSError as error:
         raise disk_error(target, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return target
 
 

@@ -13,6 +13,20 @@ from typing import IO, Any
 
 from pilocal.errors import RunError
 
+FULL = ("the disk is full", "free some space and run again; the run goes on where it was")
+MANY = ("too many files are open", "raise the limit, such as `ulimit -n 4096`, and run again")
+
+KNOWN = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EMFILE: MANY,
+    errno.ENFILE: MANY,
+    errno.EROFS: ("the disk is read-only", "make it writable, or take a folder on another one"),
+    errno.EIO: ("the disk fails", "copy the run to another one and run again there; it goes on where it was"),
+    errno.ENOENT: ("the folder is gone", "put it back and run again; the run goes on where it was"),
+}
+"""What is said of the errors that a disk gives, and what to do."""
+
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -35,10 +49,19 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder's files, each whole or not at all; raises RunError on a full disk."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            with replacing(target / path.relative_to(source), "wb") as file:
+                file.write(path.read_bytes())
+
+
 def disk_error(path: Path | str, error: OSError) -> RunError:
     """Turn an OSError into a line that says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(path, "the disk is full", fix="free some space and run again; the run goes on where it was")
+    if error.errno in KNOWN:
+        what, fix = KNOWN[error.errno]
+        return RunError(path, what, fix=fix)
     return RunError(path, f"cannot write: {error.strerror or error}", fix="check the path and its permissions")
 
 

@@ -1,0 +1,49 @@
+"""`python -m tests.faults [--moments N] [--seed N] [--only COMMAND,...]`: try the matrix and print what survived."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.faults.matrix import COMMANDS, FAULTS, Bench, cells
+from tests.faults.tasks import made
+
+
+def main(words: Sequence[str]) -> int:
+    """Try every cell; return the exit status: 1 where something did not survive."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--moments", type=int, default=3, help="writes at which each fault happens; 0 for every one")
+    parser.add_argument("--seed", type=int, default=0, help="draws them")
+    parser.add_argument("--only", default="", help="commands between commas")
+    options = parser.parse_args(words)
+    table: dict[str, dict[str, str]] = defaultdict(dict)
+    wrong = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for command in COMMANDS:
+            if options.only and command.name not in options.only.split(","):
+                continue
+            bench = Bench(command, Path(temporary).resolve() / command.name, made(command.name))
+            tried: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+            for fault, nth in cells(bench.writes, options.moments or bench.writes, options.seed):
+                said = bench.cell(fault, nth)
+                tried[fault][0] += not said
+                tried[fault][1] += 1
+                if said:
+                    wrong.append(f"{command.name}, {fault}, write {nth} of {bench.writes}: {said}")
+                    sys.stderr.write(f"{wrong[-1]}\n")
+            table[command.name] = {fault: f"{good} of {count}" for fault, (good, count) in tried.items()}
+            sys.stderr.write(f"{command.name}: {bench.writes} writes, done\n")
+    names = list(table)
+    sys.stdout.write(f"| fault | {' | '.join(names)} |\n| --- |{' --: |' * len(names)}\n")
+    for fault in FAULTS:
+        sys.stdout.write(f"| {fault} | {' | '.join(table[name].get(fault, '') for name in names)} |\n")
+    sys.stdout.write("".join(f"\n{line}" for line in wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -31,24 +31,27 @@ STUCK = 300
 def main() -> int:
     """Read the command line; return 1 where a fault was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", usage="%(prog)s [MINUTES] [DOOR...] [--seed N]")
-    parser.add_argument("words", nargs="*", help="how many minutes, and names of doors or how they begin (all)")
+    parser.add_argument("words", nargs="*", help="how many minutes (10), and names of doors or how they begin (all)")
     parser.add_argument("--seed", type=int, help="make the input of one seed again and show its trace")
     parser.add_argument("--first", type=int, default=1, help="the first seed of every door (1)")
     parser.add_argument("--found", type=Path, default=Path("fuzz-found.jsonl"), help="where findings are written")
     parser.add_argument("--turn", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    numbers = [word for word in arguments.words if word.replace(".", "", 1).isdigit()]
-    begins = tuple(word for word in arguments.words if word not in numbers)
-    wanted = [name for name in doors() if name.startswith(begins or "")]
+    minutes, wanted = named(arguments.words)
     if not wanted:
         parser.error(f"no such door; there are {', '.join(doors())}")
     if arguments.seed is not None:
         return max(again(doors()[name], arguments.seed) for name in wanted)
     if arguments.turn is not None:
-        return turn(doors()[begins[0]], arguments.first, arguments.turn)
-    if not numbers:
-        parser.error("say how many minutes, such as 10")
-    return long_form(wanted, float(numbers[0]) * 60, arguments.first, arguments.found)
+        return turn(doors()[wanted[0]], arguments.first, arguments.turn)
+    return long_form(wanted, minutes * 60, arguments.first, arguments.found)
+
+
+def named(words: list[str]) -> tuple[float, list[str]]:
+    """Return the minutes among words, 10 where there are none, and the doors that the others name."""
+    numbers = [word for word in words if word.replace(".", "", 1).isdigit()]
+    begins = tuple(word for word in words if word not in numbers)
+    return float(numbers[0]) if numbers else 10, [name for name in doors() if name.startswith(begins or "")]
 
 
 def again(door: Door, seed: int) -> int:

@@ -17,11 +17,11 @@ from tests.fuzz import mutate
 from tests.fuzz.door import Door, Files, door
 
 GIVEN: dict[str, Any] = {
-    "name": "colours", "schedule": "schedule.toml", "layers": 2, "linears": ["self_attn.q_proj"],
-    "precision": "float32", "compile": False, "mix_queries": "queries.jsonl", "on_policy_steps": 2, "patience": 3,
-    "direct_drop_steps": 4, "retention": 0.5, "unrelated": "unrelated.jsonl", "json_schema": "schema.json",
-    "database": "db.sqlite",    "command": ["python3", "score.py"], "timeout": 3.5, "labelled": "train.jsonl", "generator": "base", "keep": ["ZOR"],
-    "budget_tokens": 5000, "stay": ["- red is ZOR"], "drop_first": ["Say"], "ladder": "ladder", "max_rows": 5,
+    "name": "colours", "schedule": "schedule.toml", "layers": 2, "linears": ["self_attn.q_proj"], "compile": False,
+    "precision": "float32", "mix_queries": "queries.jsonl", "on_policy_steps": 2, "patience": 3, "retention": 0.5,
+    "direct_drop_steps": 4, "unrelated": "unrelated.jsonl", "json_schema": "schema.json", "database": "db.sqlite",
+    "command": ["python3", "score.py"], "timeout": 3.5, "labelled": "train.jsonl", "generator": "base", "max_rows": 5,
+    "keep": ["ZOR"], "budget_tokens": 5000, "stay": ["- red is ZOR"], "drop_first": ["Say"], "ladder": "ladder",
 }  # fmt: skip
 """Values of keys that have no default, or one that says little."""
 

@@ -105,7 +105,7 @@ def metric(name: str) -> str:
     return said.partition(": ")[2]
 
 
-def keys(cls: type[Any]) -> str:
+def keys(cls: Any) -> str:
     """Return the table of a dataclass's fields: key, default, what a number may be, docstring."""
     bounds, documented = bounds_of(cls), dict(documented_fields(cls))
     rows = [["key", "default", *(["range"] if bounds else []), "meaning"]]

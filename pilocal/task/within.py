@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from pilocal.task.toml import Check
@@ -60,7 +61,8 @@ class Within:
         return said + self.otherwise
 
 
-def bounds_of(cls: type[Any]) -> Mapping[str, Within]:
+@cache
+def bounds_of(cls: Any) -> Mapping[str, Within]:
     """Return what the numbers of a dataclass may be, by the names of its fields."""
     hints = get_type_hints(cls, include_extras=True)
     marks = {name: [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Within)]
@@ -70,7 +72,8 @@ def bounds_of(cls: type[Any]) -> Mapping[str, Within]:
 
 def within(settings: object) -> Iterator[Check]:
     """Yield a check that fails for each number of a dataclass that is not where its field says."""
-    for name, bound in bounds_of(type(settings)).items():
+    cls: Any = type(settings)
+    for name, bound in bounds_of(cls).items():
         number = getattr(settings, name)
         if number is not None and not bound.holds(number):
             yield False, name, bound.must(number)

@@ -24,6 +24,9 @@ from tests.fuzz.knock import Finding, knock
 TURN = 20
 """Seconds that a door gets at a time."""
 
+MEMORY = "/dev/shm"
+"""Where folders lie that need no disk, if this system has it."""
+
 STUCK = 300
 """Seconds after which a process that heeds no alarm ends itself, with where it is."""
 
@@ -57,7 +60,7 @@ def named(words: list[str]) -> tuple[float, list[str]]:
 def again(door: Door, seed: int) -> int:
     """Knock with the input of one seed and show it."""
     files = door.input(seed)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY if Path(MEMORY).is_dir() else None) as folder:
         finding = knock(door, files, Path(folder) / "input")
     print(line_of(Case(door.name, finding.what if finding else "nothing", files)))
     print(finding.trace if finding else f"{door.name} {seed}: nothing went wrong", file=sys.stderr)
@@ -67,7 +70,7 @@ def again(door: Door, seed: int) -> int:
 def turn(door: Door, first: int, seconds: float) -> int:
     """Knock from a seed on for some seconds; print a line of JSON for each fault, and the next seed at the end."""
     until, seed = time.monotonic() + seconds, first
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=MEMORY if Path(MEMORY).is_dir() else None) as folder:
         while time.monotonic() < until:
             print(f"at {seed}", flush=True)
             faulthandler.dump_traceback_later(STUCK, exit=True)
@@ -124,7 +127,7 @@ def _keep(door: Door, fault: dict[str, str], found: Path) -> None:
     """Append an input as a line of the corpus, shortened where the fault does not end or stop the process."""
     files, kind = door.input(int(fault["seed"])), fault["kind"]
     if "died" not in kind and "Hang" not in kind:
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=MEMORY if Path(MEMORY).is_dir() else None) as folder:
 
             def fails(tried: Files) -> bool:
                 return _kind(knock(door, tried, Path(folder) / "input")) == kind

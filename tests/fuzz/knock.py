@@ -136,9 +136,13 @@ def _limited(grow: int) -> Iterator[None]:
 
 
 def lay(files: Files, folder: Path) -> None:
-    """Make a folder anew that holds these files."""
-    rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Make a folder hold these files and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            rmtree(each, ignore_errors=True)
+        else:
+            each.unlink()
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

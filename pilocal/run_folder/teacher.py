@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pilocal.prompt.soft import Soft
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, replacing
 
 PARTS = ("ids", "log_probs", "tail")
 
@@ -34,7 +34,7 @@ def read_soft(path: Path, key: str) -> list[Soft] | None:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in (*PARTS, "sizes", "sum")}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error):
+    except (*MISSHAPEN, EOFError, RuntimeError, MemoryError, BadZipFile, zlib.error):
         return None
     if arrays.pop("sum").tobytes() != _sum(arrays, key):
         return None

@@ -132,7 +132,7 @@ def _keep(door: Door, fault: dict[str, str], found: Path) -> None:
             def fails(tried: Files) -> bool:
                 return _kind(knock(door, tried, Path(folder) / "input")) == kind
 
-            files = shortened(files, fails)
+            files = shortened(files, fails, 120)
     with found.open("a", encoding="utf-8") as file:
         file.write(line_of(Case(door.name, fault["what"], files)) + "\n")
 

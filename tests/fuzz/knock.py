@@ -11,6 +11,7 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -57,6 +58,19 @@ class Finding:
     trace: str
 
 
+def _written(event: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the paths that an event of Python's audit changes."""
+    if event == "open":
+        path, _, flags = arguments
+        return (path,) if flags & WRITING else ()
+    name = event.removeprefix("os.")
+    if name == event or name not in WRITERS:
+        return ()
+    if name in ("remove", "rmdir") and arguments[1] >= 0:
+        return ()  # in a folder that is open, as `rmtree` does it
+    return {"rename": arguments[:2], "link": arguments[:2], "symlink": arguments[1:2]}.get(name, arguments[:1])
+
+
 class _Watch:
     """Refuses to write outside of a folder while there is one; a hook stays for good, so there is one for all."""
 
@@ -65,18 +79,9 @@ class _Watch:
         self.hooked = False
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None:
-            return
-        if event == "open":
-            path, _, flags = arguments
-            paths = (path,) if flags & WRITING else ()
-        elif event.startswith("os.") and event[3:] in WRITERS:
-            paths = arguments[:2] if event[3:] in ("rename", "link") else arguments[:1]
-            paths = arguments[1:2] if event[3:] == "symlink" else paths
-        else:
-            return
-        for each in paths:
-            self._check(each, event)
+        if self.folder is not None:
+            for each in _written(event, arguments):
+                self._check(each, event)
 
     def _check(self, path: Any, event: str) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
@@ -84,7 +89,8 @@ class _Watch:
         named = os.fsdecode(path)
         real = os.path.realpath(named)
         inside = self.folder is not None and (real == self.folder or real.startswith(self.folder + os.sep))
-        if not inside and named not in ALLOWED:
+        temporary = real.startswith(f"{os.path.realpath(tempfile.gettempdir())}{os.sep}pilocal-")
+        if not inside and not temporary and named not in ALLOWED:
             raise Outside(f"{event} {named}")
 
 
@@ -156,6 +162,7 @@ def knock(door: Door, files: Files, folder: Path) -> Finding | None:
     try:
         with warnings.catch_warnings(), _limited(door.memory), _only_in(folder), _within(door.seconds):
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", UserWarning)  # what pilocal itself has to say
             door.knock(folder, files)
     except (PilocalError, click.ClickException, click.Abort, click.exceptions.Exit) as error:
         return _unlike_a_line(door, error)

@@ -162,7 +162,7 @@ door(
         make=report_files,
         mutate=changing("run/", "compare/"),
         knock=knock_report,
-        short=30,
+        short=8,
     )
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
+from pilocal.run_folder.typed import made
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def read_result(folder: Path, name: str, key: str) -> Result | None:
     if not path.is_file():
         return None
     try:
-        result = Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        result = made(Result, read_json(path))
+    except MISSHAPEN as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file; the arm is answered again") from None
     return result if result.key == key else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pilocal.compress.removal import TOLERANCE
 from pilocal.compress.rules import Rules
 from pilocal.compress.summary import Summary
 from pilocal.compress.surprisal import Surprisal
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Compression
 from pilocal.task.slots import slot_marks
@@ -126,7 +125,7 @@ def _read(path: Path, key: str) -> CompressedTemplate | None:
     """Return the entry at `path`, or None if it is missing, damaged or made from other inputs."""
     try:
         data = path.read_bytes()
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = read_json(path.with_suffix(".json"))
         if facts["key"] != key or facts["text_sha256"] != hashlib.sha256(data).hexdigest():
             return None
         return CompressedTemplate(
@@ -137,5 +136,5 @@ def _read(path: Path, key: str) -> CompressedTemplate | None:
             ratio=float(facts["ratio"]),
             stays=float(facts.get("stays", 0.0)),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         return None

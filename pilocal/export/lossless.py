@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import math
 import os
 import shutil
@@ -28,7 +27,7 @@ from pilocal.export.gguf import ModelFile, Tensor, write_gguf
 from pilocal.export.q4_1 import BLOCK, fits_float16, q4_1_rows
 from pilocal.export.weights import BaseWeights
 from pilocal.progress import Progress, silent
-from pilocal.run_folder.files import cache_folder, disk_error, replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, cache_folder, disk_error, read_json, replacing, write_json
 from pilocal.run_folder.tensors import Float32, widened
 
 Type = GGMLQuantizationType
@@ -91,10 +90,10 @@ def _folder_of(base: Base) -> Path:
 
 def _known_base(folder: Path) -> LosslessBase | None:
     try:
-        known = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        known = read_json(folder / FACTS)
         path = folder / known["file"]
         return LosslessBase(path, known["floats"]) if path.stat().st_size == known["size"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         return None  # it is made again
 
 

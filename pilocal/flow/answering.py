@@ -5,7 +5,6 @@ Where there is no accelerator, llama.cpp answers for a base that is a GGUF file:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from pilocal.evaluate.asking import Asker
 from pilocal.flow.context import Context
 from pilocal.flow.references import has_accelerator, reference_loader
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 
 CHUNK = 64
 """Prompts that are answered together; the same ones however often the work is interrupted."""
@@ -58,9 +57,9 @@ class Answering:
     def _kept(self, path: Path, count: int) -> list[str] | None:
         """Return what a file holds; None where it is not there, damaged, or of another key."""
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             said = [str(answer) for answer in kept["answers"]] if kept["key"] == self.key else []
-        except (OSError, ValueError, KeyError, TypeError):
+        except MISSHAPEN:
             return None
         return said if len(said) == count else None
 

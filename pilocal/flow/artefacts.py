@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 
 MOST_NAMES = 4
 """Tensors that a line names; artefacts.json has all of them."""
@@ -19,8 +18,8 @@ class Artefacts:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "artefacts.json"
         try:
-            self.entries: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            self.entries: dict[str, dict[str, Any]] = _checked(read_json(self.path))
+        except MISSHAPEN:
             self.entries = {}
 
     def add(self, name: str, files: Sequence[Path], **facts: Any) -> None:
@@ -42,6 +41,16 @@ class Artefacts:
     def gated(self) -> dict[str, dict[str, Any]]:
         """The entries that went through the gate."""
         return {name: entry for name, entry in self.entries.items() if "kl" in entry}
+
+
+def _checked(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return them if they have the shape that `add` gives them; raises one of MISSHAPEN else."""
+    for entry in entries.values():
+        if not all(Path(name).name == name for name in entry["files"]):
+            raise ValueError("files of another folder")
+        _ = entry.get("floats") and floats_line(entry["floats"])
+        _ = "kl" in entry and (entry["bytes"] / 1e6, f"{entry['kl']:.2g}", f"{entry['kl_without']:.2g}")
+    return entries
 
 
 def float_notes(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,7 +6,6 @@ interrupted write left behind. A training that has to be done again asks the tea
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from pilocal.errors import PilocalError
 from pilocal.flow.steps import DIRECT_DROP, EVALUATE, MIX, ON_POLICY, TEACHER, TRAIN
-from pilocal.run_folder.files import cache_folder, disk_error
+from pilocal.run_folder.files import MISSHAPEN, cache_folder, disk_error, parse_json
 from pilocal.run_folder.folder import RunDir
 
 CHECKPOINTS, TEACHERS, LEFT_OVER, CACHE = "checkpoints", "teacher's words", "interrupted writes", "cache"
@@ -93,7 +92,7 @@ def _waste(folder: Path) -> Iterator[Waste]:
         kinds = {CHECKPOINTS: _checkpoints(run), TEACHERS: _teachers(run), LEFT_OVER: folder.rglob(".*.tmp")}
         for kind, files in kinds.items():
             yield Waste.of(folder, kind, files)
-    except (PilocalError, KeyError, TypeError, AttributeError):
+    except (PilocalError, *MISSHAPEN):
         return
 
 
@@ -133,9 +132,9 @@ def _key(checkpoint: Path) -> str | None:
             (size,) = HEADER.unpack(file.read(HEADER.size))
             if size > checkpoint.stat().st_size:
                 return None
-            said: dict[str, Any] = json.loads(file.read(size))
+            said: dict[str, Any] = parse_json(file.read(size))
         return str(said["__metadata__"]["key"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (*MISSHAPEN, struct.error):
         return None
 
 

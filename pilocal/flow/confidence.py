@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from pilocal.errors import PilocalError
 from pilocal.flow.context import Context
 from pilocal.prompt.tokens import prompt_tokens
 from pilocal.run_folder.calibration import Calibration, forget_calibration
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.shipped import Shipped, read_shipped
 
@@ -126,12 +125,12 @@ class _Asked:
     def _known(self) -> list[dict[str, Any]]:
         """Return the lines of an earlier evaluation of the same files."""
         try:
-            found = json.loads(self._context.run.confidence.read_text(encoding="utf-8"))
+            found = read_json(self._context.run.confidence)
             lines = [{name: line[name] for name in KEPT if name in line} for line in found["validation"]]
             whole = all(isinstance(line["answer"], str) and "confidence" in line for line in lines)
             count = len(self._context.task.valid[:MOST])
             return lines if whole and found["key"] == self._key and len(lines) == count else []
-        except (OSError, ValueError, KeyError, TypeError):
+        except MISSHAPEN:
             return []
 
 

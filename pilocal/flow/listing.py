@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from pilocal.errors import InputError, RunError
 from pilocal.evaluate.arms import BASE_FULL_PROMPT, INTERNALIZED, SHIPPED
 from pilocal.flow.steps import EVALUATE, STEPS
+from pilocal.run_folder.files import MISSHAPEN, read_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.task.text import absent, meant, path_of
 
@@ -80,7 +80,7 @@ def _line(folder: Path) -> RunLine:
         run = RunDir(folder)
         steps, task = run.state["steps"], str(run.state["task"]["name"])
         ends = [(str(steps[step.name]["finished"]), step.name) for step in STEPS if step.name in steps]
-    except (RunError, KeyError, TypeError):
+    except (RunError, *MISSHAPEN):
         return RunLine(folder=folder, task="", done=DAMAGED, finished=None, bytes=size)
     last = max((finished for finished, _ in ends), default=None)
     done = next((name for finished, name in reversed(ends) if finished == last), "nothing")
@@ -91,12 +91,12 @@ def _line(folder: Path) -> RunLine:
 def _scores(run: RunDir) -> dict[str, Any]:
     """Return what metrics.json says; nothing where it is not there or damaged."""
     try:
-        found = json.loads(run.metrics.read_text(encoding="utf-8"))
+        found = read_json(run.metrics)
         arms = found["arms"]
         own = next(arms[arm.name] for arm in (SHIPPED, INTERNALIZED) if arm.name in arms)
         prompted = arms.get(BASE_FULL_PROMPT.name, {}).get("score")
         return {"metric": str(found["metric"]), "score": float(own["score"]), "prompted": prompted}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except (*MISSHAPEN, StopIteration):
         return {}
 
 

@@ -15,7 +15,9 @@ from pilocal.flow.checks import checked_context
 from pilocal.flow.context import Context
 from pilocal.flow.listeners import QUIET, Listeners
 from pilocal.flow.start import Start
+from pilocal.run_folder.files import MISSHAPEN
 from pilocal.run_folder.folder import RunDir
+from pilocal.run_folder.typed import made
 from pilocal.task import load_task
 from pilocal.task.load import task_folder
 from pilocal.task.schedule import DEFAULT, Adaptive, Schedule, Stage, load_schedule
@@ -60,9 +62,9 @@ def open_run(run_folder: Path, listeners: Listeners = QUIET) -> Iterator[Context
     """Open a run again, with the task and the schedule that it was made from; raises RunError when it has none."""
     state = RunDir(run_folder).state
     try:
-        stages = tuple(Stage(**stage) for stage in state["schedule"])
-        adaptive = Adaptive(**state["adaptive"]) if state["adaptive"] else None
-    except (KeyError, TypeError):
+        stages = tuple(made(Stage, stage) for stage in state["schedule"])
+        adaptive = made(Adaptive, state["adaptive"]) if state["adaptive"] else None
+    except MISSHAPEN:
         raise _nothing_begun(run_folder) from None
     task = load_task(task_file_of(run_folder))
     with RunDir.locked(run_folder, task=task.name, files=task.files) as run:
@@ -83,8 +85,8 @@ def base_of(run_folder: Path) -> Base:
     state, folder = RunDir(run_folder).state, _task_file(run_folder).parent
     try:
         model, known = state["model"], state["base_sha256"]
-        chat = ChatSettings(**state.get("chat", {}))
-    except (KeyError, TypeError):
+        chat = made(ChatSettings, state.get("chat", {}))
+    except MISSHAPEN:
         raise _nothing_begun(run_folder) from None
     base = find_base(model, folder, chat)
     if base.sha256 != known:
@@ -96,7 +98,7 @@ def base_of(run_folder: Path) -> Base:
 def _task_file(run_folder: Path) -> Path:
     try:
         return RunDir(run_folder).find_task()
-    except (KeyError, TypeError, AttributeError):
+    except MISSHAPEN:
         raise _nothing_begun(run_folder) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -22,6 +21,7 @@ from pilocal.progress import Progress, silent
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens
 from pilocal.retrieve.shipped import ShippedShots
+from pilocal.run_folder.files import read_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import Shipped, read_shipped
 from pilocal.task import LOSSLESS, load_task
@@ -56,7 +56,7 @@ class Run:
         """The content of metrics.json; raises RunError when nothing has been evaluated yet."""
         path = RunDir(self.folder).metrics
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(path)
         except FileNotFoundError:
             raise RunError(self.folder, "nothing was evaluated here yet", fix="run it until evaluate") from None
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pilocal.flow.references import reference_loader
 from pilocal.prompt.probes import make_probes
 from pilocal.prompt.tokens import end_tokens
 from pilocal.run_folder.calibration import forget_calibration
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing, write_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import CHAT_TEMPLATE, FILE, Shipped, read_shipped, template_sha256
 from pilocal.task import AUTO, Retrieval, load_task
@@ -224,8 +223,8 @@ def _card_facts(context: Context) -> Facts:
     ]
     head = ["form", "MB", "KL from the trained adapter, nats per token", "without an adapter"]
     try:
-        metrics = json.loads(context.run.metrics.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        metrics = read_json(context.run.metrics)
+    except MISSHAPEN:
         metrics = None
     return Facts(
         task=context.task.name,

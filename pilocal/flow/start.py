@@ -12,6 +12,7 @@ from pilocal.compress.edits import Change, find_changes
 from pilocal.compress.entries import Entry, Index, read_entries, read_names
 from pilocal.errors import InputError, RunError
 from pilocal.run_folder.adapter import WEIGHTS_FILE, read_adapter, read_start
+from pilocal.run_folder.files import MISSHAPEN
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.run_folder.shipped import read_shipped
@@ -108,7 +109,7 @@ def start_of(state: Mapping[str, Any], where: Path) -> Start | None:
     kept = state.get("start")
     try:
         return Start(**kept) if kept else None
-    except (TypeError, InputError):
+    except (*MISSHAPEN, InputError):
         raise RunError(where, "damaged: start", got=kept, fix="name the run to go on from again, with --from") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.references import reference_loader
 from pilocal.flow.template_rows import Window, generation_parts, request
 from pilocal.prompt.tokens import answer_text, end_tokens, prompt_tokens, token_counter
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.task import Example
 from pilocal.task.slots import stated
 
@@ -33,9 +32,9 @@ def written_template(context: Context, key: str) -> dict[str, Any]:
     `key`, and not written again. Raises ModelError for damaged weights.
     """
     try:
-        kept = json.loads(context.run.written.read_text(encoding="utf-8"))
+        kept = read_json(context.run.written)
         texts = {name: str(kept[name]) for name in ("adapter", "base")} if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         texts = None
     if texts is None:
         texts = {"adapter": _write(context, context.run.adapter), "base": _write(context, None)}

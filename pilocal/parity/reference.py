@@ -17,7 +17,7 @@ from pilocal.base.chat import ChatSettings
 from pilocal.errors import InputError
 from pilocal.parity.replay import Floats, Replay, ReplayStage, ReplayStep, Trace, check_ids, check_lora
 from pilocal.prompt.tokens import Row
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing
 from pilocal.run_folder.hashes import sha256_file
 from pilocal.run_folder.tensors import save_tensors
 from pilocal.task import Lora, Training
@@ -73,7 +73,7 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
 
     fix = "point at a folder that `pilocal parity RUN --record FOLDER` wrote"
     try:
-        content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / FILE)
         if content["format"] != FORMAT:
             got = content["format"]
             raise InputError(folder / FILE, f"only format {FORMAT} is known", got=got, fix="record it again")
@@ -83,7 +83,7 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
         chat = ChatSettings(**content.get("chat", {}))
         trace = _trace(content, folder, len(stages))
         hashes = {"base": content["base_sha256"], "tokenizer": content["tokenizer_sha256"]}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+    except (*MISSHAPEN, SafetensorError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise InputError(folder, f"not a whole reference: {what}", fix=fix) from None
     replay = Replay(base=find_base(model, folder, chat), lora=lora, training=training, stages=stages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from pilocal.errors import InputError, RunError
 from pilocal.report.schedule import schedule_text
 from pilocal.run_folder.adapter import WEIGHTS_FILE
+from pilocal.run_folder.files import MISSHAPEN, parse_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.log import FILE as LOG
 from pilocal.run_folder.log import StepLine, read_log
@@ -191,7 +191,7 @@ def trusting(path: Path) -> Iterator[None]:
     """Raise RunError where the block finds a file of another shape than it should have."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except MISSHAPEN as error:
         said = f"{type(error).__name__}: {error}"
         raise RunError(path, f"damaged: {said}", fix="delete this file and run again what made it") from None
 
@@ -202,7 +202,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _object(text: str, where: object) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise RunError(where, f"damaged: {error}", fix="delete this file and run again what made it") from None
     if not isinstance(found, dict):

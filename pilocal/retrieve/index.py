@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from pilocal.errors import InputError
 from pilocal.packages import require_packages
-from pilocal.run_folder.files import disk_error, write_json
+from pilocal.run_folder.files import MISSHAPEN, disk_error, read_json, write_json
 from pilocal.run_folder.hashes import sha256_file
 
 SPACE = "cosine"
@@ -107,8 +106,8 @@ def open_index(vectors: NDArray[np.float32], path: Path, recall_k: int) -> Neigh
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = read_json(path)
+    except MISSHAPEN:
         return {}
     return facts if isinstance(facts, dict) else {}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pilocal.retrieve.embeddings import EmbeddingVectors, model_hash
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.retrieve.ranking import falling
 from pilocal.retrieve.similarity import COSINE_DECIMALS, ByBleu, ByEmbedding, Similarity, Vectors
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Example, Retrieval
 
@@ -130,11 +129,11 @@ class ShotPicker:
         model = model_hash(self._config.embedding_model, self._models) if embeds else ""
         key = fingerprint(records, dataclasses.asdict(self._config), model, self._bank, self._most)
         try:
-            cached = json.loads(path.read_text(encoding="utf-8"))
+            cached = read_json(path)
             if cached["key"] == key and cached["shots_sha256"] == fingerprint(cached["shots"]):
                 ranking: list[list[int]] = cached["shots"]
                 return ranking
-        except (OSError, ValueError, KeyError, TypeError):
+        except MISSHAPEN:
             pass
         ranking = self._rank_all(folder, progress)
         write_json(path, {"key": key, "shots_sha256": fingerprint(ranking), "shots": ranking})

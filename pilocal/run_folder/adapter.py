@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilocal.errors import InputError
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing, write_json
 from pilocal.task import Lora
 
 if TYPE_CHECKING:
@@ -129,9 +128,9 @@ def read_adapter(folder: Path) -> Adapter:
     from pilocal.run_folder.tensors import read_tensors
 
     try:
-        config = AdapterConfig.from_json(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        config = AdapterConfig.from_json(read_json(folder / CONFIG_FILE))
         return Adapter(config=config, tensors=read_tensors(folder / WEIGHTS_FILE))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MISSHAPEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(folder, f"not a whole adapter: {reason}", fix=POINT) from None
 

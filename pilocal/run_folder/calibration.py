@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
+from pilocal.run_folder.typed import made
 
 FILE = "confidence.json"
 
@@ -61,13 +60,11 @@ def read_calibration(export: Path) -> Calibration | None:
     """Return what RUN/export holds; None where nothing was calibrated. Raises RunError for a damaged file."""
     path = export / FILE
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = Calibration(**values)
-        if not isinstance(found.threshold, int | float | None):
-            raise TypeError(f"threshold: {found.threshold!r}")
+        found = made(Calibration, read_json(path))
+        _ = found.line
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except MISSHAPEN as error:
         fix = "delete this file and run `pilocal evaluate`"
         raise RunError(path, f"damaged: {error}", fix=fix) from None
     return found

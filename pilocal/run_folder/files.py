@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from pilocal.errors import RunError
+from pilocal.task.json_lines import HALF
+from pilocal.task.text import is_deep
+
+MISSHAPEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a file raises that was cut short, changed by hand or written by another program.
+
+Whoever reads one of pilocal's own files catches all of them around everything that trusts its shape.
+"""
+
+MOST_DIGITS = 20
+"""Of a whole number, its sign included; with more it may be none that a float can be."""
 
 FULL = ("the disk is full", "free some space and run again; the run goes on where it was")
 MANY = ("too many files are open", "raise the limit, such as `ulimit -n 4096`, and run again")
@@ -55,6 +66,35 @@ def copy_folder(source: Path, target: Path) -> None:
         if path.is_file():
             with replacing(target / path.relative_to(source), "wb") as file:
                 file.write(path.read_bytes())
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file that pilocal wrote; raises OSError, and ValueError as `parse_json`."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text that pilocal wrote.
+
+    Raises ValueError for one that is none, and for what is never written: a hundred levels, half a surrogate pair, a
+    whole number of more than MOST_DIGITS.
+    """
+    try:
+        value = json.loads(text, parse_int=_integer)
+        deep = is_deep(value)
+    except RecursionError:
+        deep = True
+    if deep:
+        raise ValueError("lists and objects are nested too deeply")
+    if HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("half a surrogate pair, which is no character")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def disk_error(path: Path | str, error: OSError) -> RunError:

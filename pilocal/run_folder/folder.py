@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import disk_error, write_json
+from pilocal.run_folder.files import MISSHAPEN, disk_error, read_json, unreadable, write_json
 from pilocal.run_folder.hashes import sha256_file
+from pilocal.run_folder.typed import fits
 
 BESIDE = ".."
 """Where a task lies from its default run folder, and where run.json does not say it."""
@@ -27,9 +27,10 @@ class RunDir:
         self.state: dict[str, Any] = {"steps": {}}
         if self.file.is_file():
             try:
-                self.state = json.loads(self.file.read_text(encoding="utf-8"))
-                self.state["steps"].items()
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                self.state = _checked(read_json(self.file))
+            except PermissionError as error:
+                raise unreadable(self.file, error) from None
+            except MISSHAPEN:
                 raise RunError(
                     self.file, "damaged run.json", fix="delete this file; finished steps are redone"
                 ) from None
@@ -260,6 +261,45 @@ class RunDir:
     def save(self) -> None:
         """Write run.json."""
         write_json(self.file, self.state)
+
+
+def _checked(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what run.json says if its parts are of the kinds that are written; raises one of MISSHAPEN else."""
+    for name, kind in KINDS.items():
+        if not fits(state.get(name), kind):
+            raise TypeError(name)
+    for step in state["steps"].values():
+        if not all(fits(step.get(name), kind) for name, kind in STEP_KINDS.items()):
+            raise TypeError("steps")
+    return state
+
+
+STEP_KINDS: Mapping[str, Any] = {
+    "key": str,
+    "files": dict[str, int],
+    "finished": str | None,
+    "seconds": float | None,
+    "cleaned": bool | None,
+}
+"""The kinds of what it says about a step that is done."""
+
+
+KINDS: Mapping[str, Any] = {
+    "steps": dict[str, dict[str, Any]],
+    "task": dict[str, str] | None,
+    "task_file": str | None,
+    "model": str | None,
+    "base_sha256": str | None,
+    "seed": int | None,
+    "inputs": dict[str, str] | None,
+    "versions": dict[str, str | None] | None,
+    "backend": dict[str, Any] | None,
+    "schedule": list[dict[str, Any]] | None,
+    "plan": dict[str, Any] | None,
+    "chat": dict[str, Any] | None,
+    "start": dict[str, Any] | None,
+}
+"""The kinds of what run.json says, as far as all of pilocal relies on it."""
 
 
 def _follow(backend: Any, former: Path, folder: Path) -> None:

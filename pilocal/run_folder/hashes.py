@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import cache_folder, write_json
+from pilocal.run_folder.files import MISSHAPEN, cache_folder, read_json, write_json
 
 LARGE = 64 << 20
 """Bytes from which on a hash is worth remembering."""
@@ -39,8 +39,8 @@ def remembered_sha256(path: Path, large: int = LARGE) -> str:
         return sha256_file(path)
     note = cache_folder() / "hashes" / f"{fingerprint(str(path.resolve()))[:32]}.json"
     state = {"path": str(path.resolve()), "size": before.st_size, "changed": before.st_mtime_ns}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(note.read_text(encoding="utf-8"))
+    with suppress(*MISSHAPEN):
+        known = read_json(note)
         if {name: known[name] for name in state} == state:
             return str(known["sha256"])
     sha256 = sha256_file(path)

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pilocal.errors import RunError
+from pilocal.run_folder.files import MISSHAPEN, parse_json
+from pilocal.run_folder.typed import made
 
 LOOK = 2.0
 """Seconds between two looks at whether there is something new to write."""
@@ -50,16 +52,14 @@ class Live:
 def read_live(path: Path) -> Live | None:
     """Return what a live.json says, None where there is none; raises RunError for a damaged one."""
     try:
-        values = json.loads(path.read_bytes())
-        live = Live(**values | {"steps": tuple(map(str, values["steps"]))})
+        values = parse_json(path.read_bytes())
+        live = made(Live, values | {"steps": tuple(map(str, values["steps"]))})
+        right = math.isfinite(live.seconds) and math.isfinite(live.what_seconds)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except MISSHAPEN as error:
         raise RunError(path, f"damaged: {error}", fix="delete it; nothing depends on it") from None
-    texts, numbers = (live.step, live.what, live.note, live.ended), (live.seconds, live.what_seconds)
-    counts = (live.done, live.total)
-    right = all(isinstance(text, str) for text in texts) and all(isinstance(count, int) for count in counts)
-    if not right or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+    if not right:
         raise RunError(path, "damaged: a value of another kind", fix="delete it; nothing depends on it")
     return live
 

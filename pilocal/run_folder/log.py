@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, parse_json, replacing
+from pilocal.run_folder.typed import made
 
 FILE = "metrics.jsonl"
 
@@ -74,11 +75,11 @@ class StepLine:
 
     @classmethod
     def from_json(cls, text: str) -> StepLine:
-        """Read a line; raises ValueError or TypeError for one that is damaged."""
-        values: dict[str, Any] = dict(json.loads(text))
+        """Read a line; raises one of MISSHAPEN for one that is damaged."""
+        values: dict[str, Any] = dict(parse_json(text))
         if "decision" in values:
-            values["decision"] = Decision(**values["decision"])
-        return cls(**values)
+            values["decision"] = made(Decision, values["decision"])
+        return made(cls, values)
 
 
 def read_log(path: Path) -> list[StepLine]:
@@ -86,12 +87,12 @@ def read_log(path: Path) -> list[StepLine]:
 
     Raises RunError for another line that is damaged.
     """
-    texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    texts = path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else []
     lines = []
     for number, text in enumerate(texts, 1):
         try:
             lines.append(StepLine.from_json(text))
-        except (ValueError, TypeError) as error:
+        except MISSHAPEN as error:
             if number < len(texts):
                 fix = "delete the stage's checkpoint folder and this file, and train again"
                 raise RunError(f"{path}:{number}", f"damaged: {error}", fix=fix) from None

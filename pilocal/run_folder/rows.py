@@ -10,7 +10,7 @@ from typing import Any
 from pilocal.errors import RunError
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import Row, tokenize_all
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, parse_json, replacing
 
 FIX = "delete the file and run the same command again"
 
@@ -57,11 +57,11 @@ def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:
 
 def _record(line: str, where: str) -> Record:
     try:
-        record: Record = json.loads(line)
+        record: Record = parse_json(line)
         whole = all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in record["messages"])
         learned, last = record.get("learned", []), len(record["messages"]) - 1
         whole = whole and all(type(number) is int and 0 < number < last for number in learned)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except MISSHAPEN:
         whole = False
     if not whole or not record["messages"]:
         raise RunError(where, "damaged: not a rendered record", got=line, fix=FIX)

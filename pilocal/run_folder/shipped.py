@@ -12,8 +12,9 @@ from unicodedata import category
 
 from pilocal.errors import InputError, ModelError, RunError
 from pilocal.prompt.preamble import Preamble
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing, write_json
 from pilocal.run_folder.hashes import remembered_sha256
+from pilocal.run_folder.typed import made
 from pilocal.task import Example, Retrieval, Scoring, load_examples
 from pilocal.task.slots import KEY as SLOTS
 
@@ -155,13 +156,13 @@ def read_shipped(run: Path) -> Shipped:
     if not path.is_file():
         raise RunError(run, "nothing was exported here yet", fix="`pilocal run TASK --run DIR` first")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path)
         values["slots"] = tuple(values.get("slots", ()))
-        values |= {"retrieval": Retrieval(**values["retrieval"]), "scoring": _scoring(values.get("scoring", {}))}
-        shipped = Shipped(folder=folder, **values)
+        values |= {"retrieval": made(Retrieval, values["retrieval"]), "scoring": _scoring(values.get("scoring", {}))}
+        shipped = made(Shipped, {"folder": folder, **values})
         if shipped.template_sha256 not in (None, template_sha256(shipped.template)):
             raise ValueError("template and template_sha256 do not fit")
-    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+    except (*MISSHAPEN, InputError) as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
     own = shipped.base if shipped.base_files is None else None
     for name in (own, shipped.adapter, shipped.fused, shipped.chat_template, EXAMPLES):
@@ -176,7 +177,7 @@ def template_sha256(template: str) -> str:
 
 
 def _scoring(values: Mapping[str, Any]) -> Scoring:
-    return Scoring(**{**values, "command": tuple(values.get("command", ()))})
+    return made(Scoring, {**values, "command": tuple(values.get("command", ()))})
 
 
 def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:

@@ -6,12 +6,16 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
 
 from pilocal.prompt.soft import Soft
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, replacing
+
+ARCHIVE = (EOFError, RuntimeError, MemoryError, SyntaxError, TokenError, BadZipFile, zlib.error)
+"""What else a damaged archive raises: numpy reads the header of an array as Python writes a dictionary."""
 
 PARTS = ("ids", "log_probs", "tail")
 
@@ -34,9 +38,9 @@ def read_soft(path: Path, key: str) -> list[Soft] | None:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in (*PARTS, "sizes", "sum")}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error):
-        return None
-    if arrays.pop("sum").tobytes() != _sum(arrays, key):
+        if arrays.pop("sum").tobytes() != _sum(arrays, key):
+            return None
+    except (*MISSHAPEN, *ARCHIVE):
         return None
     ends = np.cumsum(arrays["sizes"])[:-1]
     return [Soft(*parts) for parts in zip(*(np.split(arrays[name], ends) for name in PARTS), strict=True)]

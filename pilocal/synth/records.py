@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, parse_json, read_json, replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 
 
@@ -71,9 +71,9 @@ class Records(Generic[L]):
         found = list[L]()
         for line in lines[1:]:
             try:
-                values = json.loads(line) if line.endswith("\n") else {}
+                values = parse_json(line) if line.endswith("\n") else {}
                 found.append(self._kind(**values))
-            except (ValueError, TypeError):
+            except MISSHAPEN:
                 break
         return found
 
@@ -93,10 +93,10 @@ class Remembered:
         self._write, self._path, self._key, self._at_once = write, path, key, at_once
         self._known: dict[str, str] = {}
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             if kept["key"] == key:
                 self._known = {str(request): str(text) for request, text in kept["texts"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except MISSHAPEN:
             pass  # written again
 
     def __call__(self, requests: Sequence[str]) -> list[str]:

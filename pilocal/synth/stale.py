@@ -6,12 +6,11 @@ is corrected is another one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pilocal.compress.entries import Index, read_entries, read_names
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.task import Example
 
@@ -29,9 +28,9 @@ class Memory:
 
     def _read(self) -> dict[str, list[str]]:
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            kept = read_json(self._path)
             return {str(key): [str(text) for text in texts] for key, texts in kept.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except MISSHAPEN:
             return {}
 
     def is_stale(self, example: Example) -> bool:

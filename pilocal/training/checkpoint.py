@@ -16,7 +16,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pilocal.errors import RunError
-from pilocal.run_folder.files import replacing
+from pilocal.run_folder.files import MISSHAPEN, parse_json, replacing
+from pilocal.run_folder.typed import fits
 from pilocal.training.backend import MLX, TORCH
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -112,17 +113,24 @@ class Checkpoints:
                     fix = "finish the run with the version that began it, or delete the folder beside it"
                     raise RunError(path, "a checkpoint of another version of pilocal", got=said.get("format"), fix=fix)
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-            whole = said.get("sha256") == checksum(arrays, self.format)
-        except (SafetensorError, OSError, ValueError):
-            whole = False
-        if not whole:
-            self.warn(f"{path}: damaged checkpoint; {instead}")
-            return None
-        parts: dict[str, dict[str, NDArray[Any]]] = {"adapter": {}, "optimizer": {}}
-        for name, value in arrays.items():
-            kind, _, rest = name.partition(".")
-            parts[kind][rest] = value
-        return Checkpoint(int(said["step"]), tuple(json.loads(said["ends"])), parts["adapter"], parts["optimizer"])
+            if said.get("sha256") == checksum(arrays, self.format):
+                return _state(said, arrays)
+        except (SafetensorError, *MISSHAPEN):
+            pass
+        self.warn(f"{path}: damaged checkpoint; {instead}")
+        return None
+
+
+def _state(said: Mapping[str, str], arrays: Arrays) -> Checkpoint:
+    """Return the state in a file; raises one of MISSHAPEN where its words are not those that are written."""
+    parts: dict[str, dict[str, NDArray[Any]]] = {"adapter": {}, "optimizer": {}}
+    for name, value in arrays.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    ends = parse_json(said["ends"])
+    if not fits(ends, list[int]):
+        raise TypeError("ends")
+    return Checkpoint(int(said["step"]), tuple(ends), parts["adapter"], parts["optimizer"])
 
 
 def checksum(arrays: Arrays, form: Format) -> str:

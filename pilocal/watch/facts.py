@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pilocal.errors import RunError
+from pilocal.run_folder.files import MISSHAPEN
 from pilocal.run_folder.folder import RunDir
 
 TRAIN = "train"
@@ -54,7 +55,7 @@ def read_facts(folder: Path) -> Facts:
         raise RunError(folder, "no run has begun here", fix=fix)
     try:
         return _facts(run)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MISSHAPEN as error:
         what = f"damaged run.json: {type(error).__name__}: {error}"
         raise RunError(run.file, what, fix="delete this file; finished steps are redone") from None
 

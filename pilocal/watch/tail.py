@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from pilocal.run_folder.files import MISSHAPEN
 from pilocal.run_folder.log import StepLine
 
 MARK = 64
@@ -49,7 +50,7 @@ class Tail:
     def _take(self, text: bytes) -> None:
         try:
             line = StepLine.from_json(text.decode())
-        except (ValueError, TypeError):
+        except MISSHAPEN:
             self.damaged += 1
             return
         if is_sound(line):

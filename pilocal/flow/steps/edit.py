@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from pilocal.flow.context import Context
 from pilocal.flow.start import WRITE_SLOTTED, Start, find_edit, read_former
 from pilocal.flow.step import Step
 from pilocal.run_folder.adapter import copy_adapter
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.training.row_order import StagePlan, Stream
 
 SHOWN = 12
@@ -47,9 +46,9 @@ def _start(context: Context) -> Start:
 def _read(context: Context) -> dict[str, Any]:
     path = context.run.edit / "edit.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
         _ = found["touched"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         raise RunError(path, "missing or damaged", fix="delete it and run the same command again") from None
     return found
 

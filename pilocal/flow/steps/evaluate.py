@@ -21,7 +21,7 @@ from pilocal.flow.steps.train import TRAIN
 from pilocal.flow.written_template import written_template
 from pilocal.packages import is_installed
 from pilocal.prompt.tokens import end_tokens
-from pilocal.run_folder.files import replacing, write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, replacing, write_json
 from pilocal.run_folder.hashes import fingerprint
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task.tables import GENPI
@@ -113,10 +113,10 @@ def _answered(context: Context) -> Answered:
     served = read_shipped(run.path)
     key = fingerprint(EXPORT.key(context), *_answering(context), asdict(context.task.generation))
     try:
-        known = json.loads(run.answered.read_text(encoding="utf-8"))
+        known = read_json(run.answered)
         if known["key"] == key:
             return Answered(known["answers"], known["costs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         pass  # answered again
 
     answered = answer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from pilocal.flow.step import Step
 from pilocal.flow.steps.stages import residue_facts
 from pilocal.flow.steps.strength import STRENGTH, adapter_facts
 from pilocal.flow.steps.train import TRAIN
-from pilocal.run_folder.files import write_json
+from pilocal.run_folder.files import MISSHAPEN, read_json, write_json
 from pilocal.run_folder.hashes import fingerprint
 
 if TYPE_CHECKING:
@@ -73,9 +72,9 @@ def _base_says(context: Context, pair: Pair, examples: Sequence[Example], file: 
 def _known(file: Path, key: str, name: str) -> list[Any]:
     """Return the lines that a file has already, under the same key."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return list(found[name]) if found["key"] == key else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         return []
 
 
@@ -87,7 +86,7 @@ def read_retention(context: Context) -> dict[str, Any]:
     key = RETENTION.key(context)
     if not RETENTION.is_done(context):
         context.run.finish(RETENTION.name, key, RETENTION.make(context, key), 0.0)
-    found: dict[str, Any] = json.loads((context.run.retention / "adapter.json").read_text(encoding="utf-8"))["summary"]
+    found: dict[str, Any] = read_json(context.run.retention / "adapter.json")["summary"]
     return found
 
 

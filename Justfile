@@ -63,6 +63,10 @@ gate: setup
 bench *names: setup
     {{ bin }}/python -m tests.bench {{ names }}
 
+# Give broken inputs to every door for some minutes: `just fuzz MINUTES [DOOR...]`; faults go to fuzz-found.jsonl
+fuzz minutes *doors: setup
+    {{ bin }}/python -m tests.fuzz {{ minutes }} {{ doors }}
+
 # Check everything that needs an NVIDIA GPU: tests, parity, the 8B shape's table
 cuda: setup (gpu bin)
 

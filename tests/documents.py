@@ -21,6 +21,7 @@ from pilocal.cli import cli
 from pilocal.task import METRICS, TABLES
 from pilocal.task.load import _Top
 from pilocal.task.schedule import DECAYS, DecaySchedule, Stage
+from pilocal.task.within import bounds_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pilocal"
@@ -40,8 +41,8 @@ Shells complete commands, options and their words: `eval "$(_PILOCAL_COMPLETE=ba
 SETTINGS = """\
 # Settings
 
-Every key of task.toml and of schedule files. An unknown key is an error. How the files fit together is in the
-[README](README.md).
+Every key of task.toml and of schedule files. An unknown key is an error, and so is a number outside of its range. How
+the files fit together is in the [README](README.md).
 """
 
 STAGES = "`until_tau` and `until_shots` may stand above them: the last stage then ends there, and not at 0."
@@ -104,13 +105,15 @@ def metric(name: str) -> str:
     return said.partition(": ")[2]
 
 
-def keys(cls: type[Any]) -> str:
-    """Return the table of a dataclass's fields: key, default, docstring."""
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
-    documented = dict(documented_fields(cls))
+def keys(cls: Any) -> str:
+    """Return the table of a dataclass's fields: key, default, what a number may be, docstring."""
+    bounds, documented = bounds_of(cls), dict(documented_fields(cls))
+    rows = [["key", "default", *(["range"] if bounds else []), "meaning"]]
+    rows.append(["---"] * len(rows[0]))
     for field in dataclasses.fields(cls):
-        lines.append(f"| `{field.name}` | {default(field.default)} | {documented[field.name]} |")
-    return "\n".join(lines) + "\n"
+        within = [str(bounds.get(field.name, ""))] if bounds else []
+        rows.append([f"`{field.name}`", default(field.default), *within, documented[field.name]])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def documented_fields(cls: type[Any]) -> Iterator[tuple[str, str]]:

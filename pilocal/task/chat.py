@@ -99,7 +99,7 @@ def _content(content: Any, where: Line) -> str:
     if isinstance(content, list) and content:
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else part
-            if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            if not isinstance(part, dict) or kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
                 fix = "leave such records out, or write it as text"
                 raise InputError(where, "a part of a message that is not text", got=kind, fix=fix)
         content = "".join(part["text"] for part in content)

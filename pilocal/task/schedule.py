@@ -7,34 +7,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pilocal.errors import InputError, PilocalError, nearest, raise_all
 from pilocal.task.faults import merged
 from pilocal.task.text import absent, meant, path_of
 from pilocal.task.toml import build, line_of, one_of, read_toml, require
+from pilocal.task.within import Within, within
+
+MOST_STAGES, MOST_SHOTS = 100, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One stage of a schedule."""
 
-    tau: float
+    tau: Annotated[float, Within(0, 1)]
     """Share of the template's tokens that is kept: 1 whole, 0 gone."""
-    shots: int
+    shots: Annotated[int, Within(0, MOST_SHOTS)]
     """Solved examples placed before the query."""
-    share: float
+    share: Annotated[float, Within(0, 1)]
     """Share of the run's optimizer steps; 0 for a stage that is evaluated but not trained."""
-    working: float = 0.0
+    working: Annotated[float, Within(0, 1)] = 0.0
     """Share of the working that stands before an answer: 1 whole, 0 the answer alone."""
 
     def __post_init__(self) -> None:
-        require(
-            (0 <= self.tau <= 1, "tau", "must be between 0 and 1"),
-            (self.shots >= 0, "shots", "must not be negative"),
-            (0 <= self.share <= 1, "share", "must be between 0 and 1"),
-            (0 <= self.working <= 1, "working", "must be between 0 and 1"),
-        )
+        require(*within(self))
 
     def facts(self) -> dict[str, float]:
         """Return what a run records of it: the share of the working only where there is one."""
@@ -141,23 +139,23 @@ class DecaySchedule:
 
     decay: str
     """What falls, and how; see the table of decays."""
-    stages: int = 4
+    stages: Annotated[int, Within(2, MOST_STAGES, otherwise="; 2 are the whole prompt and the bare query")] = 4
     """How many stages are trained."""
-    shots: int = 5
+    shots: Annotated[int, Within(0, MOST_SHOTS)] = 5
     """Solved examples in the full prompt."""
-    rate: float = 3.0
+    rate: Annotated[float, Within(0.001, 100)] = 3.0
     """How fast the exponential decays fall; near 0 they are nearly linear."""
-    final: float | None = None
+    final: Annotated[float | None, Within(0, 1, above=True, below=True)] = None
     """The last stage's share of the steps; the others divide the rest equally. By default all stages take the same.
     A step is cheapest in the last stage."""
-    margin: float = 0.05
+    margin: Annotated[float, Within(0, 100)] = 0.05
     """For adaptive: a stage may end once the next, shorter prompt costs less than this, in nats per token, on the
     validation set."""
-    least: float = 0.25
+    least: Annotated[float, Within(0, 1, above=True)] = 0.25
     """For adaptive: share of a stage's steps before the first comparison, and between two."""
-    until_tau: float = 0.0
+    until_tau: Annotated[float, Within(0, 1, below=True)] = 0.0
     """Where tau ends: the share of the template's tokens that stays in every request for good."""
-    until_shots: int = 0
+    until_shots: Annotated[int, Within(0, MOST_SHOTS)] = 0
     """Where the shots end: so many stay before every query for good."""
     fade: str = "prompt"
     """What is shortened: "prompt" (template and shots), "working" (what the records' `working` puts before an answer;
@@ -167,15 +165,8 @@ class DecaySchedule:
     def __post_init__(self) -> None:
         require(
             one_of(self.decay, "decay", DECAYS, ", or [[stage]] tables instead"),
-            (self.stages >= 2, "stages", "must be at least 2: the whole prompt and the bare query"),
-            (self.shots >= 0, "shots", "must not be negative"),
+            *within(self),
             (self.decay != "shots-only" or self.shots > 0, "shots", "must be at least 1 for shots-only"),
-            (self.rate > 0, "rate", "must be above 0"),
-            (self.final is None or 0 < self.final < 1, "final", "must be above 0 and below 1"),
-            (self.margin >= 0, "margin", "must not be negative"),
-            (0 < self.least <= 1, "least", "must be above 0 and at most 1"),
-            (0 <= self.until_tau < 1, "until_tau", "must be at least 0 and below 1"),
-            (self.until_shots >= 0, "until_shots", "must not be negative"),
             (self.until_shots <= max(self.shots, 0), "until_shots", f"must not be above shots, which is {self.shots}"),
             one_of(self.fade, "fade", FADES),
         )
@@ -269,10 +260,7 @@ def load_schedule(path: str | Path) -> Schedule:
     until = {key: values.pop(key) for key in sorted(UNTIL & values.keys())}
     if values:
         raise _beside_stages(path, text, next(iter(values)))
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise InputError(
-            f"{path}:{line_of(text, 'stage')}", "stage must be [[stage]] tables", fix="use double brackets"
-        )
+    _check_tables(tables, f"{path}:{line_of(text, 'stage')}")
     stages = [build(Stage, table, faults, path, text, "stage", nth) for nth, table in enumerate(tables)]
     raise_all(merged(faults))
     schedule = Schedule(tuple(stage for stage in stages if stage is not None))
@@ -282,6 +270,15 @@ def load_schedule(path: str | Path) -> Schedule:
     assert stays is not None
     _check_laws(schedule, stays, path, text)
     return schedule
+
+
+def _check_tables(tables: Any, where: str) -> None:
+    """Raise InputError for anything but [[stage]] tables, and for too many."""
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise InputError(where, "stage must be [[stage]] tables", fix="use double brackets")
+    if len(tables) > MOST_STAGES:
+        fix = f"write at most {MOST_STAGES}"
+        raise InputError(where, "too many [[stage]] tables", got=len(tables), fix=fix)
 
 
 def _check_file(path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pilocal.task.optimizers import OPTIMIZERS
 from pilocal.task.serving_table import Serving
 from pilocal.task.synth_table import Synth
 from pilocal.task.toml import one_of, require
+from pilocal.task.within import Within, within
 
 STARTER = "starter"
 """The name of the bundled base model."""
@@ -46,6 +47,10 @@ ANSWERS, DISTILL, GENPI = OBJECTIVES = ("answers", "distill", "genpi")
 """What a training lowers: the cross-entropy of the answers, the distance from the prompted base, or the cross-entropy
 of the answers and that of the template."""
 
+MOST_STEPS = 10_000_000
+
+LARGEST_SEED = 2**63 - 1
+
 LEAST_WINDOW = 64
 """Tokens of the shortest part into which a template is cut."""
 
@@ -64,17 +69,17 @@ class Retrieval:
     """What "embedding" compares in training: "answer" or "query"; BLEU compares answers."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Hub id or local directory, for similarity = "embedding"."""
-    pool: float = 1.0
+    pool: Annotated[float, Within(0, 1, above=True)] = 1.0
     """Share of the training examples that may be shots, drawn by [training] seed; all of them are trained on."""
 
     def __post_init__(self) -> None:
         answers = self.similarity != "bleu" or self.over == "answer"
         require(
+            *within(self),
             one_of(self.similarity, "similarity", ("bleu", "embedding")),
             one_of(self.over, "over", ("answer", "query")),
             (answers, "over", 'must be "answer" with similarity = "bleu"'),
             (bool(self.embedding_model.strip()), "embedding_model", "must not be empty"),
-            (0 < self.pool <= 1, "pool", "must be above 0 and at most 1"),
         )
 
 
@@ -123,24 +128,21 @@ class Lora:
 
     kind: str = "lora"
     """"lora", or "dora" (weight-decomposed, arXiv 2402.09353), which also learns each output's magnitude."""
-    rank: int = 16
+    rank: Annotated[int, Within(1, 4096)] = 16
     """Rank of each update."""
-    scale: float = 2.0
+    scale: Annotated[float, Within(0, 1000, above=True)] = 2.0
     """Factor on the update; mlx-lm's `scale`, PEFT's alpha / rank."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Within(0, 1, below=True)] = 0.0
     """Share of the update's inputs dropped in training."""
-    layers: int | None = None
+    layers: Annotated[int | None, Within(1, 1000, otherwise="; leave it out for all layers")] = None
     """How many of the last layers get an adapter; by default all."""
     linears: tuple[str, ...] = ()
     """Which linear layers of a layer get an adapter, such as "self_attn.q_proj"; by default all."""
 
     def __post_init__(self) -> None:
         require(
+            *within(self),
             one_of(self.kind, "kind", ("lora", "dora")),
-            (self.rank >= 1, "rank", "must be at least 1"),
-            (self.scale > 0, "scale", "must be above 0"),
-            (0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1"),
-            (self.layers is None or self.layers >= 1, "layers", "must be at least 1; leave it out for all layers"),
         )
 
 
@@ -148,11 +150,11 @@ class Lora:
 class Training:
     """`[training]`: one optimizer through all stages."""
 
-    steps: int = 1000
+    steps: Annotated[int, Within(1, MOST_STEPS)] = 1000
     """Optimizer steps of the whole run; the schedule divides them among its stages."""
-    batch_size: int = 8
+    batch_size: Annotated[int, Within(1, 10_000)] = 8
     """Rows per step."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Within(1, 10_000)] = 1
     """Number of parts in which a step is computed, one after the other: the same gradient in less memory."""
     recompute: bool = False
     """Gradient checkpointing: compute a layer's activations again in the backward pass instead of keeping them."""
@@ -166,22 +168,22 @@ class Training:
     """"answers" lowers the cross-entropy of the answers; "distill" the distance from what the base says with the whole
     prompt, without an adapter: so the adapter learns what it knows beside the answers, too. "genpi" has the adapter
     also write the template from what it changes (GenPI, NAACL 2025)."""
-    distill_top_k: int = 20
+    distill_top_k: Annotated[int, Within(1, 1_000_000)] = 20
     """For "distill": so many of the teacher's likeliest tokens are kept, all others are one."""
-    distill_temperature: float = 1.0
+    distill_temperature: Annotated[float, Within(0, 100, above=True)] = 1.0
     """For "distill": divides teacher's and student's logits."""
     distill_divergence: str = "forward"
     """For "distill": "forward" is KL(teacher, student), "reverse" the other way round, "js" Jensen-Shannon's."""
-    distill_answers: float = 0.0
+    distill_answers: Annotated[float, Within(0, 1, below=True, otherwise='; 1 is "answers"')] = 0.0
     """For "distill": the weight of the answers' cross-entropy; the distance has the rest."""
-    genpi_lambda: float = 0.7
+    genpi_lambda: Annotated[float, Within(0, 1, above=True, below=True, otherwise='; 1 is "answers"')] = 0.7
     """For "genpi": the weight of the answers' cross-entropy in every step; the writing of the template has the rest."""
-    genpi_window: int = 1024
+    genpi_window: Annotated[int, Within(LEAST_WINDOW, 1_000_000)] = 1024
     """For "genpi" and `restate`: the most tokens of the template that one row writes. A longer template is cut into
     overlapping parts, and nothing of it is dropped."""
-    restate: int = 0
+    restate: Annotated[int, Within(0, 10_000)] = 0
     """How many times the template's entries are restated as rows of their own, in an order and a wording of each."""
-    mix: float = 0.0
+    mix: Annotated[float, Within(0, 1, below=True)] = 0.0
     """Share of the rows of every step that are unrelated requests, in whole rows and at least one. They are learned as
     the bare base answers them, by the distance that the distill_* keys describe, so that the rest is not forgotten."""
     mix_queries: str | None = None
@@ -192,63 +194,46 @@ class Training:
     on_policy: bool = False
     """For "distill": after the last stage the student answers the training queries, and the training goes on with what
     the base says with the whole prompt about these answers, beside the answers of the task."""
-    on_policy_steps: int | None = None
+    on_policy_steps: Annotated[int | None, Within(1, MOST_STEPS)] = None
     """Optimizer steps with the student's own answers; by default a quarter of `steps`."""
     optimizer: str = "adamw"
     """"adamw", "adam" or "adafactor"."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Within(0, 10, above=True)] = 1e-4
     """Peak of the learning-rate schedule."""
     lr_schedule: str = "cosine"
     """"cosine" or "linear" (to 0 over the whole run, not per stage) or "constant"; all after the warm-up."""
-    warmup: float = 0.03
+    warmup: Annotated[float, Within(0, 1, below=True)] = 0.03
     """Share of the run's steps in which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Within(0, 10)] = 0.0
     """Decoupled weight decay; not for "adam"."""
-    clip: float = 1.0
+    clip: Annotated[float, Within(0, 1_000_000, above=True)] = 1.0
     """Largest global norm of the gradient."""
-    validate_every: int = 100
+    validate_every: Annotated[int, Within(1, MOST_STEPS)] = 100
     """Steps between two measurements of the validation loss; one more at each stage's end."""
-    patience: int | None = None
+    patience: Annotated[int | None, Within(1, MOST_STEPS, otherwise="; leave it out for never")] = None
     """End the last stage after so many measurements without a new low, and keep the best adapter; by default never."""
-    checkpoint_every: int = 50
+    checkpoint_every: Annotated[int, Within(1, MOST_STEPS)] = 50
     """Steps between two checkpoints; one more at each stage's end."""
-    seed: int = 0
+    seed: Annotated[int, Within(0, LARGEST_SEED)] = 0
     """Seed of the adapter's start, the order of rows, dropout and, with [retrieval] pool, the choice of examples."""
     direct_drop: bool = True
     """Also train the arm direct_drop, the ablation: trained with the whole prompt throughout, asked without it."""
-    direct_drop_steps: int | None = None
+    direct_drop_steps: Annotated[int | None, Within(1, MOST_STEPS)] = None
     """Optimizer steps of the ablation; by default those of the run, at several times its cost."""
 
     def __post_init__(self) -> None:
         require(
-            (self.steps >= 1, "steps", "must be at least 1"),
-            (self.batch_size >= 1, "batch_size", "must be at least 1"),
-            (self.learning_rate > 0, "learning_rate", "must be above 0"),
+            *within(self),
             one_of(self.objective, "objective", OBJECTIVES),
-            (self.distill_top_k >= 1, "distill_top_k", "must be at least 1"),
-            (self.distill_temperature > 0, "distill_temperature", "must be above 0"),
             one_of(self.distill_divergence, "distill_divergence", DIVERGENCES),
-            (0 <= self.distill_answers < 1, "distill_answers", 'must be at least 0 and below 1; 1 is "answers"'),
             *self._template_rows(),
             *self._rows_beside(),
             one_of(self.lr_schedule, "lr_schedule", LR_SCHEDULES),
             one_of(self.optimizer, "optimizer", OPTIMIZERS),
             one_of(self.precision or PRECISIONS[0], "precision", PRECISIONS),
-            (self.accumulate >= 1, "accumulate", "must be at least 1"),
             (self.accumulate <= self.batch_size, "accumulate", "must not be above batch_size"),
             (self._may_decay, "weight_decay", f'must be 0 for "{self.optimizer}"; take "adamw"'),
-            (self.patience is None or self.patience >= 1, "patience", "must be at least 1; leave it out for never"),
-            (0 <= self.warmup < 1, "warmup", "must be at least 0 and below 1"),
-            (self.weight_decay >= 0, "weight_decay", "must not be negative"),
-            (self.clip > 0, "clip", "must be above 0"),
-            (self.validate_every >= 1, "validate_every", "must be at least 1"),
-            (self.checkpoint_every >= 1, "checkpoint_every", "must be at least 1"),
-            (self.seed >= 0, "seed", "must not be negative"),
-            (
-                self.direct_drop_steps is None or (self.direct_drop and self.direct_drop_steps >= 1),
-                "direct_drop_steps",
-                "must be at least 1, and needs direct_drop = true",
-            ),
+            (self.direct_drop_steps is None or self.direct_drop, "direct_drop_steps", "needs direct_drop = true"),
         )
 
     @property
@@ -267,16 +252,11 @@ class Training:
 
     def _template_rows(self) -> tuple[tuple[bool, str, str], ...]:
         return (
-            (0 < self.genpi_lambda < 1, "genpi_lambda", 'must be above 0 and below 1; 1 is "answers"'),
-            (self.genpi_window >= LEAST_WINDOW, "genpi_window", f"must be at least {LEAST_WINDOW}"),
             (self.batch_size >= self.kinds or self.batch_size < 1, "batch_size", f'must be at least 2 for "{GENPI}"'),
-            (self.restate >= 0, "restate", "must not be negative"),
         )
 
     def _rows_beside(self) -> tuple[tuple[bool, str, str], ...]:
-        steps = self.on_policy_steps
         return (
-            (0 <= self.mix < 1, "mix", "must be at least 0 and below 1"),
             (
                 not self.mix or self.batch_size > self.kinds,
                 "mix",
@@ -285,7 +265,7 @@ class Training:
             (not self.mix_prompt or self.mix > 0, "mix_prompt", "needs mix above 0"),
             (self.mix_queries is None or bool(self.mix_queries.strip()), "mix_queries", "must not be empty"),
             (not self.on_policy or self.objective == DISTILL, "on_policy", f'needs objective = "{DISTILL}"'),
-            (steps is None or (self.on_policy and steps >= 1), "on_policy_steps", "must be at least 1, with on_policy"),
+            (self.on_policy_steps is None or self.on_policy, "on_policy_steps", "needs on_policy = true"),
         )
 
     @property
@@ -298,18 +278,16 @@ class Training:
 class Generation:
     """`[generation]`: how an evaluation generates answers; always greedily."""
 
-    max_tokens: int = 256
+    max_tokens: Annotated[int, Within(1, 1_000_000)] = 256
     """Longest answer, in tokens."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Within(1, 10_000)] = 16
     """Answers generated at once in MLX."""
-    timed_requests: int = 20
+    timed_requests: Annotated[int, Within(1, 100_000)] = 20
     """How many test queries are timed in llama.cpp, one at a time."""
 
     def __post_init__(self) -> None:
         require(
-            (self.max_tokens >= 1, "max_tokens", "must be at least 1"),
-            (self.batch_size >= 1, "batch_size", "must be at least 1"),
-            (self.timed_requests >= 1, "timed_requests", "must be at least 1"),
+            *within(self),
         )
 
 
@@ -320,19 +298,18 @@ class Export:
     quant: str = "lossless"
     """What is served: "lossless" (the base, number for number, the adapter beside it), a llama.cpp type into which both
     are fused ("f16", "q8_0", "q4_k_m", ...), or "auto": the smallest type that passes the gate."""
-    gate_rows: int = 64
+    gate_rows: Annotated[int, Within(1, 1_000_000)] = 64
     """Validation rows on which the gate compares the served files with the trained adapter."""
     accept_loss: bool = False
     """Ship what a gate refuses: files that lose more than a tenth of what the adapter adds, or forget too much."""
-    retention: float | None = None
+    retention: Annotated[float | None, Within(0, 100, above=True, otherwise="; leave it out for no limit")] = None
     """How far an adapter may lie from the base on unrelated prompts, in nats per token, such as 0.1. An adapter that
     lies further is not exported. By default it is measured only; see [evaluation] unrelated."""
 
     def __post_init__(self) -> None:
         require(
+            *within(self),
             (bool(self.quant.strip()), "quant", "must not be empty"),
-            (self.gate_rows >= 1, "gate_rows", "must be at least 1"),
-            (self.retention is None or self.retention > 0, "retention", "must be above 0; leave it out for no limit"),
         )
 
 
@@ -343,13 +320,13 @@ class Evaluation:
     unrelated: str | None = None
     """File of your own prompts that have nothing to do with the task, one {"query": "..."} per line. With "answer" in
     a line (and other forms in "accepts"), base and adapter are scored, too. By default 40 general prompts."""
-    unrelated_tokens: int = 32
+    unrelated_tokens: Annotated[int, Within(1, 100_000)] = 32
     """Longest answer of the base to such a prompt, in tokens."""
 
     def __post_init__(self) -> None:
         require(
+            *within(self),
             (self.unrelated is None or bool(self.unrelated.strip()), "unrelated", "must not be empty"),
-            (self.unrelated_tokens >= 1, "unrelated_tokens", "must be at least 1"),
         )
 
 
@@ -361,11 +338,11 @@ class Scoring:
     """For sqlite: the database that the queries run on, read-only; relative to the task folder."""
     command: tuple[str, ...] = ()
     """For command: the program and its arguments; it reads one JSON object per line and prints one mark per line."""
-    timeout: float | None = None
+    timeout: Annotated[float | None, Within(0, 86_400, above=True)] = None
     """Seconds for an answer (python_tests, by default 10), a query (sqlite, 10) or the program (command, 600)."""
-    memory_mb: int = 512
+    memory_mb: Annotated[int, Within(64, 1_048_576)] = 512
     """For python_tests: memory limit of an answer, in MiB."""
-    max_rows: int = 10_000
+    max_rows: Annotated[int, Within(1, 100_000_000)] = 10_000
     """For sqlite: an answer that returns more rows is wrong."""
     strip: bool = True
     """For exact_match: leave white space at both ends of answer and reference out of the comparison; with false they
@@ -373,10 +350,8 @@ class Scoring:
 
     def __post_init__(self) -> None:
         require(
+            *within(self),
             (self.database is None or bool(self.database.strip()), "database", "must not be empty"),
-            (self.timeout is None or self.timeout > 0, "timeout", "must be more than 0"),
-            (self.memory_mb >= 64, "memory_mb", "must be at least 64"),
-            (self.max_rows >= 1, "max_rows", "must be at least 1"),
         )
 
 

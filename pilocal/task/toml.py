@@ -6,7 +6,8 @@ import dataclasses
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -156,7 +157,7 @@ def build(
 
     Unknown keys, wrong types, missing keys and the objections of `__post_init__` are all reported with their lines.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     before = len(faults)
 
@@ -188,6 +189,11 @@ def build(
             for key, problem, fix in error.problems
         ]
         return None
+
+
+@cache
+def _hints(cls: Any) -> Mapping[str, Any]:
+    return get_type_hints(cls)
 
 
 def _fits(value: Any, hint: Any) -> bool:

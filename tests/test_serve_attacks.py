@@ -140,7 +140,9 @@ async def hung_up(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: local", b"\r\n" * 5])
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: local", b"GET / HTTP/1.1\r\nA: b\r\n"]
+)
 def test_a_client_that_does_not_end_its_head_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
 

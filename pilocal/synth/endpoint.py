@@ -79,7 +79,8 @@ class Endpoint:
             try:
                 return self._send(request)
             except urllib.error.HTTPError as error:
-                said = _told(error)
+                with error:  # it holds the connection
+                    said = _told(error)
                 if error.code not in TEMPORARY:
                     fix = f"check the address, [synth] generator_model and the key in {KEY}; what was made is kept"
                     raise RunError(self.url, "the endpoint refuses", got=said, fix=fix) from None

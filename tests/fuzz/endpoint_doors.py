@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import pilocal.synth.endpoint as endpoints
 from tests.fuzz import mutate
@@ -64,7 +65,6 @@ server = cache(_Server)
 
 def _make(random: Random) -> Files:
     server()
-    endpoints.sleep = lambda seconds: None  # type: ignore[assignment]
     return {"head": b"HTTP/1.1 200 OK\r\nContent-Type: application/json", "body": json.dumps(ANSWER).encode()}
 
 
@@ -83,15 +83,14 @@ def _mutate(files: Files, random: Random) -> Files:
 
 
 def _knock(folder: Path, files: Files) -> None:
-    os.environ[endpoints.KEY] = "sk-a-secret"
     server().said = files.get("head", b"") + b"\r\n\r\n" + files.get("body", b"")
     endpoint = endpoints.Endpoint(url=server().url, model="x", budget=2, budget_tokens=1000)
-    try:
-        said = endpoint(["a user asks"])
-        json.dumps(said, ensure_ascii=False).encode()
-    except endpoints.RunError as error:
-        assert "sk-a-secret" not in str(error)
-        raise
+    with patch.dict(os.environ, {endpoints.KEY: "sk-a-secret"}), patch.object(endpoints, "sleep"):
+        try:
+            json.dumps(endpoint(["a user asks"]), ensure_ascii=False).encode()
+        except endpoints.RunError as error:
+            assert "sk-a-secret" not in str(error)
+            raise
 
 
 door(

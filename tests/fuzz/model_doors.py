@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from jinja2 import TemplateError
 
@@ -285,7 +286,13 @@ def _folder() -> Files:
     from pilocal.base.architecture import ARCHITECTURES
     from tests.tiny import CONFIG
 
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 64,
+    }
     config = {**CONFIG, **small, "num_key_value_heads": 1, "tie_word_embeddings": True}
     shapes = ARCHITECTURES["llama"].shapes(config)
     tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
@@ -353,8 +360,8 @@ door(
 
 
 def _knock_name(folder: Path, files: Files) -> None:
-    os.environ["OLLAMA_MODELS"] = str(folder)
-    find_base(files.get("name", b"").decode("utf-8", "replace"), folder)
+    with patch.dict(os.environ, {"OLLAMA_MODELS": str(folder)}):
+        find_base(files.get("name", b"").decode("utf-8", "replace"), folder)
 
 
 NAMES = (

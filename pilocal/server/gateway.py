@@ -109,7 +109,7 @@ class Gateway:
             await self._pages(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["method"] == "OPTIONS":
+        if scope["method"] == "OPTIONS" and "transfer-encoding" not in headers:
             await Reply(send).empty(self._access.preflight_headers(headers))
             return
         send = with_cors(send, self._access.response_headers(headers))

@@ -28,6 +28,9 @@ TRIES = 6
 PATIENCE = 120
 """Seconds until an answer has to be there."""
 
+MARGIN = 5
+"""Seconds that a request which is not answered in time has to say so itself."""
+
 LONGEST_PAUSE = 60
 """Seconds, whatever the endpoint asks for."""
 
@@ -144,7 +147,7 @@ def _in_time(request: urllib.request.Request) -> bytes:
 
     asking = Thread(target=ask, daemon=True)  # what still trickles in afterwards holds nobody up
     asking.start()
-    asking.join(PATIENCE + 5)
+    asking.join(PATIENCE + MARGIN)
     if not found.done():
         raise TimeoutError(f"the answer did not begin within {PATIENCE} s")
     return found.result()

@@ -24,6 +24,7 @@ WHOLE: dict[str, Any] = {
     "b": {"dtype": "F16", "shape": [2], "data_offsets": [16, 20]},
 }
 REST = bytes(20)
+ODD: tuple[Any, ...] = ([], [1], 1, None, "x", {"a": 1}, {"a": []}, {"a": {}})
 
 
 def tensors(header: Any, rest: bytes = REST, said: int | None = None) -> bytes:
@@ -41,7 +42,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         b"",
         b"\0" * 7,
         *(tensors(WHOLE, said=said) for said in (0, 1, 2**31, 2**62, 2**64 - 1)),
-        *(tensors(header) for header in ([], [1], 1, None, "x", {"a": 1}, {"a": []}, {"a": {}})),
+        *map(tensors, ODD),
         tensors(b"[" * 90_000 + b"]" * 90_000),
         tensors(b'{"a": ' + b"9" * 5_000 + b"}"),
         tensors(b"\xff\xfe"),
@@ -78,7 +79,8 @@ def test_tensors_that_lie_are_damaged_in_one_line(tmp_path: Path, data: bytes) -
 
 def test_tensors_that_do_not_lie_are_found(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    arrays = {"a": np.ones((2, 3), np.float16), "empty": np.ones((0, 4), np.float32), "one": np.array(1, np.uint32)}
+    arrays: dict[str, np.ndarray[Any, Any]] = {"a": np.ones((2, 3), np.float16), "one": np.array(1, np.uint32)}
+    arrays["empty"] = np.ones((0, 4), np.float32)
     path.write_bytes(save(arrays, {"format": "np"}))
     found = stored_in(path)
     assert {name: (each.shape, each.nbytes) for name, each in found.items()} == {

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pilocal.synth.endpoint as endpoints
+from pilocal.errors import RunError
 from tests.fuzz import mutate
 from tests.fuzz.door import Door, Files, door
 
@@ -88,7 +89,7 @@ def _knock(folder: Path, files: Files) -> None:
     with patch.dict(os.environ, {endpoints.KEY: "sk-a-secret"}), patch.object(endpoints, "sleep"):
         try:
             json.dumps(endpoint(["a user asks"]), ensure_ascii=False).encode()
-        except endpoints.RunError as error:
+        except RunError as error:
             assert "sk-a-secret" not in str(error)
             raise
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 AGAIN = "copy or download the model again"
 
+MOST_JSON = 64 * 2**20
+"""Bytes of a config.json, or of the list of a model's parts."""
+
+MOST_NAME = 255
+"""Bytes of a file's name, in every file system."""
+
 WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """The numbers that every config.json has."""
 
@@ -260,6 +266,8 @@ def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
     which is downloaded once. A `~` at the beginning of a path is the home folder; `chat` is what the task changes.
     Raises ModelError when the base cannot be had or is not whole, InputError where a package is missing.
     """
+    if "\0" in model or any(len(part.encode("utf-8", "replace")) > MOST_NAME for part in Path(model).parts):
+        raise ModelError(model[:MOST_NAME], "no such model: a name is too long or no path", fix="correct it")
     base = replace(_named(model) or _at(model, relative_to / from_home(model)), chat=chat)
     base.check()
     return base
@@ -314,8 +322,12 @@ def download(model: str) -> Path:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raises ModelError when it is damaged or holds something else."""
     try:
+        if path.stat().st_size > MOST_JSON:
+            raise ModelError(path, f"more than {MOST_JSON >> 20} MiB", got=path.stat().st_size, fix=AGAIN)
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ModelError(path, f"cannot read it: {error.strerror}", fix=AGAIN) from None
+    except (ValueError, RecursionError) as error:
         raise ModelError(path, f"damaged: {error}", fix=AGAIN) from None
     if not isinstance(found, dict):
         raise ModelError(path, "must be a JSON object", got=type(found).__name__, fix=AGAIN)
@@ -344,16 +356,13 @@ def _check_class(path: Path, config: Mapping[str, Any], architecture: Architectu
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare the header's promise with the file's size, which finds a download that was cut short."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ModelError(path, "damaged: the header does not fit the file", got=f"{size} bytes", fix=AGAIN)
-        try:
-            header = json.loads(file.read(length))
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError):
-            raise ModelError(path, "damaged: unreadable header", fix=AGAIN) from None
-    if 8 + length + end != size:
-        raise ModelError(path, f"damaged: {8 + length + end} bytes promised", got=f"{size} bytes", fix=AGAIN)
+    """Compare the header's promise with the file, which finds a download that was cut short, and a file that lies."""
+    from pilocal.run_folder.tensors import stored_in
+
+    try:
+        stored_in(path)
+    except OSError as error:
+        raise ModelError(path, f"cannot read it: {error.strerror}", fix=AGAIN) from None
+    except ValueError as error:
+        problem, _, got = str(error).partition("; got ")
+        raise ModelError(path, f"damaged: {problem}", got=got or None, fix=AGAIN) from None

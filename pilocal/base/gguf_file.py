@@ -93,6 +93,8 @@ def _parts(path: Path, metadata: Mapping[str, Any]) -> tuple[Path, ...]:
     if name is None:
         fix = f"give it its name back, such as model-00001-of-{count:05d}.gguf"
         raise ModelError(path, f"part {number + 1} of {count}, and the name does not say so", fix=fix)
+    if not 0 <= number < count == int(name[2]):
+        raise ModelError(path, f"part {number + 1} of {count}, and the name says otherwise", fix=AGAIN)
     stem = path.name[: name.start()]
     paths = tuple(path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1))
     if number:

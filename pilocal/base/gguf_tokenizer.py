@@ -21,6 +21,10 @@ from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, PREPEND, REPLACE, SPAC
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Types of tokens in a file; the others, for bytes and for rows that nothing uses, need no care."""
 
+MOST_SQUARES = 2**30
+"""Of the lengths of all tokens, which is how long it takes to find where each may be merged; a hundred times what the
+largest vocabularies have."""
+
 AGAIN = "copy or download the file again"
 
 Described = dict[str, Any]
@@ -96,6 +100,8 @@ class _File:
         found = self.read_list("tokens", str)
         if not found:
             raise self.damaged("tokens", "no tokens")
+        if sum(len(token) ** 2 for token in found) > MOST_SQUARES:
+            raise self.damaged("tokens", "tokens that are too long")
         return found
 
     @cached_property

@@ -19,6 +19,9 @@ SETTLED: Mapping[tuple[str, str], str] = {
 }
 """The class that AutoTokenizer takes, in every version, for a model_type and a tokenizer_class, its "Fast" left off."""
 
+MOST_BYTES = 256 * 2**20
+"""Of a file of a tokenizer; the largest that are published have a fifth of it."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the transformers tokenizer of a model folder; raises ModelError when it cannot be loaded."""
@@ -26,13 +29,24 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    _check_sizes(folder)
     try:
         with plain_folder(folder) as plain:
-            return _with_its_own_steps(_tokenizer_class(plain).from_pretrained(plain), folder / "tokenizer.json")
+            # Left open, transformers would ask whether to run code from the folder.
+            found = _tokenizer_class(plain).from_pretrained(plain, trust_remote_code=False)
+            return _with_its_own_steps(found, folder / "tokenizer.json")
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"
         raise ModelError(folder, f"its tokenizer cannot be loaded: {reason}", fix=fix) from None
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ModelError where a file is longer than any tokenizer's: reading it would take all memory."""
+    for path in (*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.model"), *folder.glob("*.txt")):
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            fix = "copy or download the model again"
+            raise ModelError(path, f"more than {MOST_BYTES >> 20} MiB", got=path.stat().st_size, fix=fix)
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from pilocal.errors import ModelError
-from pilocal.llamacpp.library import load_llama_cpp
 from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.control import ControlTokens
 from pilocal.prompt.probes import first_difference
 from pilocal.prompt.render import without_blank_systems
 from pilocal.prompt.settle import DATE_STRING
-
-if TYPE_CHECKING:
-    from llama_cpp import ChatCompletionRequestMessage
 
 TEMPLATE_FIELDS = ("tools",)
 """What of a request a chat template sees beside the messages."""
@@ -28,10 +24,11 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, gguf: Path, template: str | None = None) -> None:
         """Take a chat template, by default that of the file which the tokenizer is from.
 
-        Raises ModelError when it has none.
+        Raises ModelError when it has none, or it is broken.
         """
-        load_llama_cpp()
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+        from jinja2 import TemplateError
+
+        from pilocal.prompt.bounded_jinja import chat_program
 
         template = template or tokenizer.chat_template
         if not template:
@@ -39,7 +36,12 @@ class ChatTemplate:
         self._controls = ControlTokens(
             tokenizer.control_texts(), lambda text, control: tokenizer.tokens(text, special=control)
         )
-        self._format = Jinja2ChatFormatter(template=template, eos_token=tokenizer.eos, bos_token=tokenizer.bos)
+        self._fields = {"eos_token": tokenizer.eos, "bos_token": tokenizer.bos, "add_generation_prompt": True}
+        try:
+            self._program = chat_program(template)
+        except (TemplateError, ValueError, TypeError) as error:
+            what, fix = f"its chat template is broken: {error}", "take another base, or give a chat_template"
+            raise ModelError(gguf, what, fix=fix) from None
 
     def tokens(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> list[int]:
         """Return the tokens of a chat up to where the answer begins; `more` is what else the template may use.
@@ -48,8 +50,7 @@ class ChatTemplate:
         jinja2.TemplateError, ValueError or TypeError when the template does not take the messages.
         """
         (chat, fields), hidden = self._controls.hide((without_blank_systems(messages), more))
-        shown = cast("list[ChatCompletionRequestMessage]", chat)
-        text = self._format(messages=shown, date_string=DATE_STRING, **fields).prompt
+        text = self._program.render(messages=chat, date_string=DATE_STRING, **self._fields, **fields)
         return self._controls.encode(text, hidden)
 
 

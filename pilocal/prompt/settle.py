@@ -31,8 +31,8 @@ SYSTEM_INTO_QUERY = (
 def settle(template: str, *, bos: str | None, eos: str | None) -> str:
     """Return a chat template with what it leaves open written in front of it; one that leaves nothing open as it is.
 
-    `bos` and `eos` are the tokenizer's; None where it has none. Raises jinja2.TemplateError where the template is
-    broken.
+    `bos` and `eos` are the tokenizer's; None where it has none. Raises jinja2.TemplateError, ValueError or TypeError
+    where the template is broken.
 
     >>> settle("{{ bos_token }}{{ messages }}", bos="<s>", eos=None)
     '{{ bos_token }}{{ messages }}'
@@ -41,13 +41,15 @@ def settle(template: str, *, bos: str | None, eos: str | None) -> str:
     """
     from jinja2 import meta
 
-    tree = _parsed(template)
-    asked = meta.find_undeclared_variables(tree)
+    from pilocal.prompt.bounded_jinja import guarded, parsed
+
+    tree = parsed(template)
+    asked = guarded(lambda: meta.find_undeclared_variables(tree))
     lines = [f"{{% set {name} = false %}}" for name in THINKING if name in asked]
     if "date_string" in asked:
         lines.append(f"{{% set date_string = {quoted(DATE_STRING)} %}}")
     if "strftime_now" in asked:
-        dates = {text: _date(text) for text in _formats(tree)}
+        dates = guarded(lambda: {text: _date(text) for text in _formats(tree)})
         known = ", ".join(f"{quoted(text)}: {quoted(date)}" for text, date in dates.items())
         found = f"{{{{ ({{{known}}}).get(format, {quoted(DATE_STRING)}) }}}}"
         lines.append(f"{{% macro strftime_now(format) %}}{found}{{% endmacro %}}")
@@ -65,26 +67,6 @@ def prepend(blocks: str, template: str) -> str:
 def append_to_prompt(template: str, text: str) -> str:
     """Return a chat template that writes a text behind all else where the model is to speak."""
     return template + "{% if add_generation_prompt %}{{ " + quoted(text) + " }}{% endif %}"
-
-
-def _parsed(template: str) -> Any:
-    """Return the syntax tree of a chat template, as transformers reads it."""
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The tag around what an assistant said."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    return environment.parse(template)
 
 
 def _formats(tree: Any) -> Iterator[str]:

@@ -154,17 +154,19 @@ class Layout:
 
     def _text(self, chat: Sequence[Any], where: str, *, add_generation_prompt: bool = True) -> str:
         """Return what the chat template makes of a chat in which the texts of control tokens are hidden."""
+        from pilocal.prompt.bounded_jinja import chat_program
+
         chat = without_blank_systems(chat)
+        fields = {**self._tokenizer.special_tokens_map, "tools": None, "documents": None}
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                chat, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
+            return chat_program(self.template).render(
+                messages=chat, add_generation_prompt=add_generation_prompt, **fields
             )
         except Exception as error:  # a chat template is a program: it raises what it likes
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             roles = ", ".join(str(message["role"]) for message in chat)
             fix = "take another base, or leave out what it refuses"
             raise InputError(where, f"the base's chat template refuses a chat of {roles}: {said}", fix=fix) from None
-        return text
 
     def _takes_system(self) -> bool:
         """Tell whether the chat template writes a system message; some refuse one, and some leave it out."""
@@ -259,7 +261,7 @@ def _settled(tokenizer: Any, template: str) -> str:
 
     try:
         return settle(template, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
-    except TemplateError as error:
+    except (TemplateError, ValueError, TypeError) as error:
         line = getattr(error, "lineno", None)
         where = f"chat template:{line}" if line else "chat template"
         raise InputError(

@@ -25,6 +25,12 @@ VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 """Of a tensor."""
 
+MOST_ITEMS = 2**21
+"""Of an array, and of the tensors or the metadata of a file; the largest vocabularies have an eighth of it."""
+
+MOST_TEXT = 2**24
+"""Bytes of one text."""
+
 AGAIN = "copy, download or export it again"
 
 
@@ -121,7 +127,7 @@ class _Cursor:
         self._at = 8  # after the magic and the version
 
     def header(self, arrays: bool) -> Header:
-        tensors, pairs = self._number("Q"), self._number("Q")
+        tensors, pairs = self._count(), self._count()
         metadata = {}
         for _ in range(pairs):
             key = self._text()
@@ -146,7 +152,7 @@ class _Cursor:
         return name, self._number("I"), tuple(reversed(shape)), self._number("Q")
 
     def _array(self) -> list[Any]:
-        kind, count = self._number("I"), self._number("Q")
+        kind, count = self._number("I"), self._count()
         if kind == STRING:
             return [self._text() for _ in range(count)]
         start = self._at
@@ -154,7 +160,7 @@ class _Cursor:
         return list(struct.unpack_from(f"<{count}{NUMBERS[kind]}", self._data, start))
 
     def _skip_array(self) -> None:
-        kind, count = self._number("I"), self._number("Q")
+        kind, count = self._number("I"), self._count()
         if kind == STRING:
             for _ in range(count):
                 self._move(self._number("Q"))
@@ -163,9 +169,17 @@ class _Cursor:
 
     def _text(self) -> str:
         size = self._number("Q")
+        if size > MOST_TEXT:
+            raise ValueError("no text is so long")
         start = self._at
         self._move(size)
         return self._data[start : self._at].decode()
+
+    def _count(self) -> int:
+        count: int = self._number("Q")
+        if count > MOST_ITEMS:
+            raise ValueError("no file has so many")
+        return count
 
     def _number(self, layout: str) -> Any:
         (value,) = struct.unpack_from(f"<{layout}", self._data, self._at)

@@ -109,7 +109,7 @@ class Gateway:
             await self._pages(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["method"] == "OPTIONS":
+        if scope["method"] == "OPTIONS" and "transfer-encoding" not in headers:
             await Reply(send).empty(self._access.preflight_headers(headers))
             return
         send = with_cors(send, self._access.response_headers(headers))
@@ -117,6 +117,7 @@ class Gateway:
         state = _RequestState(path)
         reply = Reply(send)
         try:
+            _check_lengths(headers)
             self._access.check(path, headers)
             _check_path(path, scope["method"])
             if path not in PATHS:
@@ -299,6 +300,13 @@ class _RequestState:
             confidence=self.confidence,
             first_token_seconds=min(firsts) - self.began if firsts else None,
         )
+
+
+def _check_lengths(headers: Mapping[str, str]) -> None:
+    """Raise Refusal for a body whose end is told in two ways: a proxy may see another request where it ends for us."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        problem = "A request has Content-Length or Transfer-Encoding, not both."
+        raise Refusal(400, problem, code="invalid_length", headers={"Connection": "close"})
 
 
 def _check_path(path: str, method: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from pilocal.server.form import read_form
 from pilocal.server.refusal import Refusal
 from pilocal.server.responses_request import KEPT, OWN, SHARED, as_chat
 from pilocal.server.tool_family import Family
+from pilocal.server.tool_messages import check_depth
 from pilocal.server.tool_request import OLD, ToolRequest, read_tools
 
 CHAT, RESPONSES, COMPLETION = "/v1/chat/completions", "/v1/responses", "/v1/completions"
@@ -61,6 +63,9 @@ FIELDS: Mapping[str, set[str]] = {
     COMPLETION: (COMMON | {"prompt", "best_of", "echo"}) - {"top_logprobs", "max_completion_tokens"},
 }
 """What each endpoint knows; all else is refused."""
+TOKEN = re.compile(r"[0-9]{1,20}")
+DEEPEST = 128
+"""Levels of objects and lists in a request; what goes through it recurses."""
 NOT_DONE = "this server does not do that."
 
 
@@ -133,6 +138,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise Refusal(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(request, dict):
         raise Refusal(400, "The body must be a JSON object.", code="invalid_json")
+    check_depth(request, "body", "the request", DEEPEST)
     return {key: value for key, value in request.items() if value is not None}
 
 
@@ -199,7 +205,7 @@ def _check_stream_options(request: Mapping[str, Any]) -> None:
 
 
 def _check_bias(bias: Mapping[str, Any], vocabulary: int) -> None:
-    if not all(token.isascii() and token.isdecimal() and int(token) < vocabulary for token in bias):
+    if not all(TOKEN.fullmatch(token) and int(token) < vocabulary for token in bias):
         raise _refused("logit_bias", f"Tokens are numbers from 0 to {vocabulary - 1}.")
     if not all(_is_number(value) and abs(value) <= 100 for value in bias.values()):
         raise _refused("logit_bias", "must be from -100 to 100.")

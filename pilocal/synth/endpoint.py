@@ -10,8 +10,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from threading import Thread
 from time import sleep
 from typing import Any
 
@@ -26,8 +28,14 @@ TRIES = 6
 PATIENCE = 120
 """Seconds until an answer has to be there."""
 
+MARGIN = 5
+"""Seconds that a request which is not answered in time has to say so itself."""
+
 LONGEST_PAUSE = 60
 """Seconds, whatever the endpoint asks for."""
+
+MOST_BYTES = 2**24
+"""Of an answer."""
 
 TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may do."""
@@ -74,14 +82,15 @@ class Endpoint:
             try:
                 return self._send(request)
             except urllib.error.HTTPError as error:
-                said = _told(error)
+                with error:  # it holds the connection
+                    said = _told(error)
                 if error.code not in TEMPORARY:
                     fix = f"check the address, [synth] generator_model and the key in {KEY}; what was made is kept"
                     raise RunError(self.url, "the endpoint refuses", got=said, fix=fix) from None
                 pause = _asked_pause(error.headers.get("Retry-After"), pause)
             except (http.client.HTTPException, OSError) as error:
                 said = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
                 said = "no chat completion"
             if turn + 1 < TRIES:
                 sleep(pause)
@@ -104,9 +113,9 @@ class Endpoint:
         if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         sent = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(sent, timeout=PATIENCE) as answer:
-            said = json.loads(_read(answer, time.monotonic() + PATIENCE))
+        said = json.loads(_in_time(sent))
         text: str = said["choices"][0]["message"]["content"] + ""  # None is no text
+        text.encode()  # half a surrogate pair is none, either
         counted = (said.get("usage") or {}).get("total_tokens")
         guess = (len(request) + len(text)) // CHARACTERS
         self.used += counted if isinstance(counted, int) and counted > 0 else guess
@@ -117,11 +126,42 @@ def _key() -> str:
     return os.environ.get(KEY, "").strip()
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection, which would take the key along to whatever it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return no request."""
+
+
+def _in_time(request: urllib.request.Request) -> bytes:
+    """Return the body of an answer; raises TimeoutError when it is not there in time, however its head trickles in."""
+    found: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            ends = time.monotonic() + PATIENCE
+            with urllib.request.build_opener(_NoRedirect).open(request, timeout=PATIENCE) as answer:
+                found.set_result(_read(answer, ends))
+        except BaseException as error:  # whatever it is, it is raised where somebody waits
+            found.set_exception(error)
+
+    asking = Thread(target=ask, daemon=True)  # what still trickles in afterwards holds nobody up
+    asking.start()
+    asking.join(PATIENCE + MARGIN)
+    if not found.done():
+        raise TimeoutError(f"the answer did not begin within {PATIENCE} s")
+    return found.result()
+
+
 def _read(answer: Any, ends: float) -> bytes:
     """Return an answer's body; raises TimeoutError when it is not there at a time, however it trickles in."""
     parts = list[bytes]()
+    size = 0
     while part := answer.read1(1 << 16):
         parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            raise ValueError(f"an answer has at most {MOST_BYTES} bytes")
         if time.monotonic() > ends:
             raise TimeoutError(f"the answer was not complete after {PATIENCE} s")
     return b"".join(parts)
@@ -132,7 +172,7 @@ def _told(error: urllib.error.HTTPError) -> str:
     try:
         body = error.read(1 << 16).decode("utf-8", "replace")
         said = json.loads(body)["error"]["message"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError):
         said = ""
     text = f"{error.code} {error.reason}" + (f": {str(said)[:SHOWN]}" if said else "")
     key = _key()

@@ -270,7 +270,7 @@ def any_value(value: Any, random: Random) -> Any:
     if isinstance(value, str) and random.random() < 0.6:
         return random.choice(WORDS).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if isinstance(value, int | float) and not isinstance(value, bool) and random.random() < 0.5:
-        return random.choice((value + 1, value - 1, -value, 0, value * 1000, value / 2, str(value)))
+        return random.choice((value + 1, value - 1, -value, 0, value * 1000, value // 2, str(value)))
     return copy.deepcopy(random.choice(VALUES))
 
 

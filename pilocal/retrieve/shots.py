@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -29,6 +29,9 @@ from pilocal.task import Example, Retrieval
 
 PROGRESS_EVERY = 100
 """Distinct texts between two calls of `progress`."""
+
+LARGE, AT_ONCE = 12_000, 64
+"""Of a bank with more examples, so many queries are compared at once: each reads all of its vectors."""
 
 SAMPLE = 100
 """Examples whose shots from a shortlist are compared with the best of all."""
@@ -98,10 +101,14 @@ class ShotPicker:
         if not k or not asked:
             return [() for _ in asked]
         make, bank = self._query_vectors
-        found = []
-        for vector, (query, history) in zip(make([query for query, _ in asked]), asked, strict=True):
-            places = falling(np.round(bank @ vector, COSINE_DECIMALS))
-            found.append(tuple(reversed(self._first(k, places, question(query, history)))))
+        found, vectors = list[tuple[int, ...]](), make([query for query, _ in asked])
+        size = AT_ONCE if len(bank) > LARGE else 1  # each alone otherwise, which rounds as one served query does
+        for start in range(0, len(asked), size):
+            some = vectors[start : start + size]
+            cosines = (bank @ some[0])[None] if len(some) == 1 else some @ bank.T
+            for row, (query, history) in zip(cosines, asked[start : start + size], strict=True):
+                places = falling(np.round(row, COSINE_DECIMALS))
+                found.append(tuple(reversed(self._first(k, places, question(query, history)))))
         return found
 
     def _first(self, k: int, places: Iterable[int], own: Question) -> list[int]:
@@ -162,18 +169,23 @@ class ShotPicker:
         ranking: list[list[int]] = [[] for _ in texts]
         done = 0
         for turn, (text, places) in enumerate(zip(holders, similarity.rankings(list(holders)), strict=True), 1):
-            chosen: dict[Question, list[int]] = {}
-            for i in holders[text]:
-                own = self._asked[i]
-                if own not in chosen:
-                    chosen[own] = self._first(self._most, places, own)
-                ranking[i] = chosen[own]
+            for i, chosen in self._shots_of(holders[text], places):
+                ranking[i] = chosen
             done += len(holders[text])
             if progress is not None and (turn % PROGRESS_EVERY == 0 or turn == len(holders)):
                 progress("shots", done, len(texts))
         if isinstance(similarity, ByBleu) and not similarity.is_exact:
             self.shortlist = self._compared(similarity, texts, ranking)
         return ranking
+
+    def _shots_of(self, numbers: Sequence[int], places: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield examples with the same ranking of places, each with its shots; one question is looked for once."""
+        known: dict[Question, list[int]] = {}
+        for i in numbers:
+            own = self._asked[i]
+            if own not in known:
+                known[own] = self._first(self._most, places, own)
+            yield i, known[own]
 
     def _similarity(self, texts: Sequence[str], count: int, folder: Path) -> Similarity:
         """Return what ranks the bank; `texts` are those of all examples, of which so many are different."""

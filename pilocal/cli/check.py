@@ -87,6 +87,7 @@ def _plan(found: Plan) -> dict[str, Any]:
     ]
     known = ("context", "memory", "advice", "hints", "weights", "warnings")
     result = {"stages": stages} | {name: getattr(found, name) for name in known}
+    result["sample"] = dict(found.sample)
     result["saving"] = asdict(found.saving)
     result["gap"] = asdict(found.gap) if found.gap else None
     result["picture"] = str(found.picture) if found.picture else None

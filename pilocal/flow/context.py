@@ -48,6 +48,10 @@ class Context:
     """What the checks found odd about the task's files."""
     team: Any = None
     """The processes that train together, while `followers.leading` lasts."""
+    whole: Task | None = None
+    """The whole task, where `task` has a sample of its examples; see `sampling.sampled`."""
+    shots: Path | None = None
+    """Where the ranking of shots is kept; by default in the run folder."""
 
     @property
     def progress(self) -> Progress:
@@ -138,7 +142,7 @@ class Context:
     @cached_property
     def picker(self) -> ShotPicker:
         """Chooses the shots."""
-        return self._picker(self.run.index, self.max_shots)
+        return self._picker(self.shots or self.run.index, self.max_shots)
 
     def _picker(self, folder: Path | None, most: int) -> ShotPicker:
         return ShotPicker(

@@ -37,6 +37,9 @@ UNLIKELY = 2.0
 SECONDS = 120
 """A census that would take a CPU longer is left out, unless it is asked for."""
 
+QUERIES = 100_000
+"""So is one that would look for the entries in more training queries."""
+
 SYNTH = "`pilocal synth` makes some"
 """What to do about entries that no query asks for."""
 
@@ -108,9 +111,11 @@ def draw_census(gap: Gap, path: Path, title: str) -> None:
 
 
 def takes_long(context: Context) -> bool:
-    """Tell whether the census would take a CPU longer than SECONDS, at a guess."""
+    """Tell whether the census would take a CPU longer than SECONDS, at a guess, or has to read many queries."""
     from pilocal.flow.references import has_accelerator
 
+    if len((context.whole or context.task).train) > QUERIES:
+        return True
     template = context.task.template
     tokens = (len(read_entries(template)) + 4 * EXAMPLES) * (len(template) / 4 + 200)
     return not has_accelerator(context) and seconds_on_cpu(context, tokens) > SECONDS
@@ -145,7 +150,7 @@ def _per_token(teacher: Teacher, rows: Sequence[Row]) -> float:
 
 
 def _census(context: Context, teacher: Teacher) -> list[EntryFacts]:
-    task = context.task
+    task = context.whole or context.task
     entries, asked = read_entries(task.template), [example.learned_queries for example in task.train]
     index = Index(read_names(entries, [query for queries in asked for query in queries]))
     naming, counts = _naming(index, (*task.train, *task.valid)), _naming(index, task.train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,6 +18,7 @@ from pilocal.flow.opening import open_task
 from pilocal.flow.references import has_accelerator
 from pilocal.flow.rendering import SPLITS, RenderedStage, StageBudget, render_stages
 from pilocal.flow.runner import describe
+from pilocal.flow.sampling import parts, sampled
 from pilocal.flow.saving import TIMED, Prices, Saving, saving
 from pilocal.flow.setups import training_setup
 from pilocal.flow.stage_prompts import StagePrompt, one_prompt
@@ -82,6 +83,8 @@ class Plan:
     """What is odd about the task's files, one line each, with its file and mostly its line."""
     prompts: tuple[StagePrompt, ...] = ()
     """What one training example is asked in every stage."""
+    sample: Mapping[str, int] = field(default_factory=dict)
+    """How many examples of a split were looked at, where that was a sample; its whole size is in `about`."""
 
     @property
     def peak(self) -> int:
@@ -149,9 +152,19 @@ def _keep_census(context: Context, gap: Gap) -> Path | None:
 def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan:
     """Return what every stage costs in tokens, memory and, with a probe (one real step), time; `gap` as for `check`.
 
-    Raises InputError when a row is longer than the context, or answers to the test set could not be scored.
+    Of a split with more than `sampling.MANY` examples a sample is looked at. Raises InputError when a row is longer
+    than the context, or answers to the test set could not be scored.
     """
     context.metric.check(context.task.test)
+    whole = parts(context)
+    with sampled(context) as part:
+        found = _plan(part, probe=probe, gap=gap)
+    looked_at = {split: len(getattr(part.task, split)) for split in whole}
+    return replace(found, sample=looked_at, hints=(*_said_of_sample(whole, looked_at), *found.hints))
+
+
+def _plan(context: Context, *, probe: bool, gap: bool | None) -> Plan:
+    """Return what every stage costs by all examples of a context."""
     stages, trained = render_stages(context), context.schedule.trained
     check_teacher(context)
     check_requests(context)
@@ -198,6 +211,12 @@ def _advised(context: Context, gap: Gap) -> list[str]:
     """Return what follows from the gap; no synthesis makes up values for slots."""
     own = WRITE_SLOTTED if context.task.slots else f"`pilocal synth {context.task.folder}` makes some"
     return [hint.replace(SYNTH, own) for hint in gap.hints]
+
+
+def _said_of_sample(whole: Mapping[str, int], looked_at: Mapping[str, int]) -> Iterator[str]:
+    if whole:
+        seen = ", ".join(f"{looked_at[split]:,} of {count:,} {split} examples" for split, count in whole.items())
+        yield f"planned from a sample, {seen}, the longest among them; `pilocal stages` looks at every row"
 
 
 def _said_of_length(over: int) -> Iterator[str]:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 DIM = 512
 """Buckets that the n-grams are hashed into."""
 
+BLOCK = 1_000
+"""Texts whose vectors are made at once, in twice the precision."""
+
 ORDERS = (2, 3, 4)
 """Lengths of the n-grams, in characters."""
 
@@ -29,6 +32,12 @@ class NgramVectors:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector of length 1 per text: (N, DIM) float32."""
+        found = np.zeros((len(texts), DIM), dtype=np.float32)
+        for start in range(0, len(texts), BLOCK):
+            found[start : start + BLOCK] = self._some(texts[start : start + BLOCK])
+        return found
+
+    def _some(self, texts: Sequence[str]) -> NDArray[np.float64]:
         vectors = np.zeros((len(texts), DIM))
         for row, text in zip(vectors, texts, strict=True):
             counts = Counter(_ngrams(text))
@@ -38,7 +47,7 @@ class NgramVectors:
                 scale = 1 + np.log(np.fromiter(counts.values(), dtype=float))
                 row[:] = np.bincount(buckets, weights=np.array(weights) * scale, minlength=DIM)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 def _ngrams(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The shots of every example: chosen by its own text in training, by the query alone if the answer is unknown.
 
-The choice by BLEU is PromptIntern's (EMNLP Findings 2024): the k examples whose labels are most similar.
+The choice by BLEU is PromptIntern's (EMNLP Findings 2024): the k examples whose labels are most similar. Of many
+examples they are found in a shortlist; how good that is, is measured against all and kept with the choice.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.retrieve.bank import Question, check_bank, choose_bank, question
+from pilocal.retrieve.bleu import BleuBank
 from pilocal.retrieve.embeddings import EmbeddingVectors, model_hash
 from pilocal.retrieve.ngrams import NgramVectors
 from pilocal.retrieve.ranking import falling
@@ -25,6 +28,12 @@ from pilocal.task import Example, Retrieval
 
 PROGRESS_EVERY = 100
 """Distinct texts between two calls of `progress`."""
+
+LARGE, AT_ONCE = 12_000, 64
+"""Of a bank with more examples, so many queries are compared at once: each reads all of its vectors."""
+
+SAMPLE = 100
+"""Examples whose shots from a shortlist are compared with the best of all."""
 
 
 class ShotPicker:
@@ -62,6 +71,8 @@ class ShotPicker:
         self._asked = [question(example.query, example.history) for example in self._examples]
         self._bank = choose_bank(len(self._examples), config.pool, seed)
         self._most = k
+        self.shortlist: dict[str, float] = {}
+        """How the shots from a shortlist compare with the best of all; empty where the choice is exact."""
         self._ranking = [] if folder is None else self._ranked(folder, progress)
 
     def for_training(self, i: int, k: int) -> tuple[int, ...]:
@@ -89,10 +100,14 @@ class ShotPicker:
         if not k or not asked:
             return [() for _ in asked]
         make, bank = self._query_vectors
-        found = []
-        for vector, (query, history) in zip(make([query for query, _ in asked]), asked, strict=True):
-            places = falling(np.round(bank @ vector, COSINE_DECIMALS))
-            found.append(tuple(reversed(self._first(k, places, question(query, history)))))
+        found, vectors = list[tuple[int, ...]](), make([query for query, _ in asked])
+        size = AT_ONCE if len(bank) > LARGE else 1  # each alone otherwise, which rounds as one served query does
+        for start in range(0, len(asked), size):
+            some = vectors[start : start + size]
+            cosines = (bank @ some[0])[None] if len(some) == 1 else some @ bank.T
+            for row, (query, history) in zip(cosines, asked[start : start + size], strict=True):
+                places = falling(np.round(row, COSINE_DECIMALS))
+                found.append(tuple(reversed(self._first(k, places, question(query, history)))))
         return found
 
     def _first(self, k: int, places: Iterable[int], own: Question) -> list[int]:
@@ -132,11 +147,13 @@ class ShotPicker:
             cached = read_json(path)
             if cached["key"] == key and cached["shots_sha256"] == fingerprint(cached["shots"]):
                 ranking: list[list[int]] = cached["shots"]
+                self.shortlist = dict(cached.get("shortlist", {}))
                 return ranking
         except MISSHAPEN:
             pass
         ranking = self._rank_all(folder, progress)
-        write_json(path, {"key": key, "shots_sha256": fingerprint(ranking), "shots": ranking})
+        how = {"shortlist": self.shortlist} if self.shortlist else {}
+        write_json(path, {"key": key, "shots_sha256": fingerprint(ranking), **how, "shots": ranking})
         return ranking
 
     def _rank_all(self, folder: Path, progress: Callable[[str, int, int], None] | None) -> list[list[int]]:
@@ -147,18 +164,48 @@ class ShotPicker:
         holders: defaultdict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
             holders[text].append(number)
-        similarity = self._similarity([texts[number] for number in self._bank], folder)
+        similarity = self._similarity(texts, len(holders), folder)
         ranking: list[list[int]] = [[] for _ in texts]
         done = 0
         for turn, (text, places) in enumerate(zip(holders, similarity.rankings(list(holders)), strict=True), 1):
-            for i in holders[text]:
-                ranking[i] = self._first(self._most, places, self._asked[i])
+            for i, chosen in self._shots_of(holders[text], places):
+                ranking[i] = chosen
             done += len(holders[text])
             if progress is not None and (turn % PROGRESS_EVERY == 0 or turn == len(holders)):
                 progress("shots", done, len(texts))
+        if isinstance(similarity, ByBleu) and not similarity.is_exact:
+            self.shortlist = self._compared(similarity, texts, ranking)
         return ranking
 
-    def _similarity(self, bank: Sequence[str], folder: Path) -> Similarity:
+    def _shots_of(self, numbers: Sequence[int], places: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield examples with the same ranking of places, each with its shots; one question is looked for once."""
+        known: dict[Question, list[int]] = {}
+        for i in numbers:
+            own = self._asked[i]
+            if own not in known:
+                known[own] = self._first(self._most, places, own)
+            yield i, known[own]
+
+    def _similarity(self, texts: Sequence[str], count: int, folder: Path) -> Similarity:
+        """Return what ranks the bank; `texts` are those of all examples, of which so many are different."""
+        bank, asked = [texts[number] for number in self._bank], [self._asked[number] for number in self._bank]
         if self._config.similarity == "bleu":
-            return ByBleu(bank)
-        return ByEmbedding(bank, self._embeddings, folder / f"{self._config.over}.hnsw", self._most)
+            return ByBleu(bank, asked, count, self._most)
+        return ByEmbedding(bank, asked, self._embeddings, folder / f"{self._config.over}.hnsw", self._most)
+
+    def _compared(self, similarity: ByBleu, texts: Sequence[str], ranking: list[list[int]]) -> dict[str, float]:
+        """Return how some examples' shots compare with the best of all by BLEU.
+
+        The recall is the share of shots that are as good as the worst of the best.
+        """
+        recalls, found, best = list[float](), list[float](), list[float]()
+        for i in np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int).tolist():
+            exact = self._first(self._most, similarity.exactly(texts[i]), self._asked[i])
+            scores = BleuBank([texts[number] for number in (*ranking[i], *exact)]).scores(texts[i]).tolist()
+            own, others = scores[: len(ranking[i])], scores[len(ranking[i]) :]
+            recalls.append(mean(score >= min(others) for score in own))
+            found.append(mean(own))
+            best.append(mean(others))
+        measured = {"recall": mean(recalls), "mean_bleu": mean(found), "mean_bleu_exact": mean(best)}
+        known: dict[str, float] = {"texts": similarity.shortlist, "sample": len(recalls)}
+        return known | {name: round(value, 6) for name, value in measured.items()}

@@ -29,6 +29,13 @@ def choice_of_shots(repeats: int) -> dict[str, Any]:
     return said(retrieval.retrieval(folder) if folder else {"skipped": True})
 
 
+def large_data(repeats: int) -> dict[str, Any]:
+    """How long 100,000 examples take, and a check of 1,000,000, with how much memory; once, whatever `repeats`."""
+    from tests.bench import scale
+
+    return said(scale.scale())
+
+
 def lossless_export(repeats: int) -> dict[str, Any]:
     """How long the export of an 8B shape takes beside `cp`, and how much memory."""
     from tests.bench import export
@@ -121,6 +128,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "teacher": teachers_pass,
     "memory": predicted_memory,
     "retrieval": choice_of_shots,
+    "scale": large_data,
     "backends": lambda repeats: said(backends.backends(repeats)),
     "export": lossless_export,
     "tokenizers": same_ids,

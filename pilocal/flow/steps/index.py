@@ -26,4 +26,14 @@ def _make(context: Context, key: str) -> list[Path]:
     return sorted(path for path in context.run.index.iterdir() if path.is_file())
 
 
-INDEX = Step(name="index", facts=_facts, make=_make)
+def _note(context: Context) -> str:
+    """Return how good the shots from a shortlist are, where the choice is not exact."""
+    known = context.picker.shortlist
+    if not known:
+        return ""
+    share = known["mean_bleu"] / known["mean_bleu_exact"] if known["mean_bleu_exact"] else 1.0
+    what = f"shots from shortlists of {known['texts']:g}"
+    return f"{what}: recall {known['recall']:.3f}, {share:.4f} of exact BLEU, on {known['sample']:g} examples"
+
+
+INDEX = Step(name="index", facts=_facts, make=_make, note=_note)

@@ -6,14 +6,18 @@ import json
 import os
 import platform
 import socket
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pilocal.errors import SandboxError
+from pilocal.evaluate.scoring.metrics import make_metric
 from pilocal.sandbox.run import Limits, Outcome, run_apart
 from pilocal.sandbox.syscalls import REFUSED, REFUSED_EVERYWHERE
+from pilocal.task import Scoring
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what the kernel refuses on Linux")
 
@@ -123,9 +127,10 @@ said["environment"] = " ".join(os.environ.values())
 
 @linux
 def test_no_link_and_no_handle_leads_out_of_the_folder() -> None:
-    code = """
-os.symlink("/root", "home"); os.symlink("../../../../..", "up")
-attempt("symlink")(lambda: os.listdir("home"))
+    code = f"SECRET = {__file__!r}" + """
+os.symlink(SECRET, "secret"); os.symlink("../../../../..", "up")
+attempt("symlink")(lambda: open("secret"))
+attempt("climb")(lambda: open("up" + SECRET))
 attempt("hard link")(lambda: os.link("/usr/bin/env", "env"))
 attempt("write through")(lambda: open("up/usr/new", "w"))
 attempt("replace")(lambda: os.rename("main.py", "/usr/main.py"))
@@ -207,3 +212,47 @@ for limit in ("AS", "NPROC", "NOFILE", "CPU", "FSIZE", "MEMLOCK"):
 def test_time_that_is_lost_in_c_ends_as_well(sleep: str) -> None:
     outcome = run(sleep, seconds=1)
     assert outcome.code == -9 or outcome.limit == "time", outcome
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("database") / "rivers.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("create table t as select 1 as x")
+        connection.commit()
+    return path
+
+
+FOR_EVER = "with recursive t(x) as (select 1 union all select x + 1 from t)"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"{FOR_EVER} select count(*) from t",
+        f"{FOR_EVER} select sum(length(randomblob(1000000))) from t",
+        f"{FOR_EVER} select group_concat(randomblob(100000)) from t",
+        f"{FOR_EVER} select randomblob(1000000) from t limit 9999",
+        f"{FOR_EVER} select x, randomblob(500000) as y from t order by y",
+        "with recursive t(x) as (select '' union select randomblob(900000) from t) select count(*) from t",
+        "select zeroblob(2000000000)",
+        "select printf('%.*c', 2000000000, 'x')",
+        "attach 'other.sqlite' as other",
+        "pragma writable_schema = 1",
+        "pragma hard_heap_limit = 0",
+        "select load_extension('x')",
+        "select * from pragma_database_list",
+        "select readfile('/etc/passwd')",
+        "select writefile('x', 'y')",
+        "create virtual table f using fts5(x)",
+        "vacuum into 'copy.sqlite'",
+        "select 1; drop table t",
+        f"select {'(' * 5000}1{')' * 5000}",
+        "select '\0' || x'00' from \ud800",
+    ],
+)  # fmt: skip
+def test_no_query_lasts_grows_or_leaves(query: str, database: Path) -> None:
+    metric = make_metric("sqlite", Scoring(database=database.name, timeout=1.0), database.parent)
+    assert metric.objection(query) is not None
+    assert metric.objection("select x from t") is None
+    assert [path.name for path in database.parent.iterdir()] == [database.name]

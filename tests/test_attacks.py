@@ -127,7 +127,9 @@ said["environment"] = " ".join(os.environ.values())
 
 @linux
 def test_no_link_and_no_handle_leads_out_of_the_folder() -> None:
-    code = f"SECRET = {__file__!r}" + """
+    code = (
+        f"SECRET = {__file__!r}"
+        + """
 os.symlink(SECRET, "secret"); os.symlink("../../../../..", "up")
 attempt("symlink")(lambda: open("secret"))
 attempt("climb")(lambda: open("up" + SECRET))
@@ -142,6 +144,7 @@ attempt("keyring")(lambda: call(250 if sys.maxsize and os.uname().machine == "x8
 attempt("core")(lambda: __import__("resource").setrlimit(4, (1 << 20, 1 << 20)))
 attempt("host name")(lambda: socket.sethostname("mine"))
 """
+    )
     found = tried(code)
     root = found.pop("root")
     assert "'program'" in root

@@ -28,7 +28,9 @@ def load_tokenizer(folder: Path) -> Any:
     logging.set_verbosity_error()
     try:
         with plain_folder(folder) as plain:
-            return _with_its_own_steps(_tokenizer_class(plain).from_pretrained(plain), folder / "tokenizer.json")
+            # Left out, a folder with a program of its own is asked about on the terminal.
+            tokenizer = _tokenizer_class(plain).from_pretrained(plain, trust_remote_code=False)
+            return _with_its_own_steps(tokenizer, folder / "tokenizer.json")
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"

@@ -81,6 +81,11 @@ class Base:
         """Where another program finds it: the path, or the Hub id."""
         return str(self.path.resolve()) if self.local else self.model
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub that its files are of; None for one that lies where the user said."""
+        return None if self.local else self.folder.name
+
     @cached_property
     def gguf_file(self) -> GgufFile:
         """What the file of a base in GGUF says of itself; raises ModelError for one that cannot be used."""

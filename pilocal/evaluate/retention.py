@@ -83,7 +83,9 @@ class Pair:
             for file, found in zip(files, self._log_probs(None, rows, 0), strict=True):
                 np.save(file, found)
             adapted = self._log_probs(self.adapter, rows, len(rows))
-            lines = [self._line(np.load(file), found) for file, found in zip(files, adapted, strict=True)]
+            lines = [
+                self._line(np.load(file, allow_pickle=False), found) for file, found in zip(files, adapted, strict=True)
+            ]
         asked = [example for example in examples if example.answer]
         answers = iter(self._says(self.adapter, asked, "unrelated: adapter") if asked else ())
         for line, example, answer in zip(lines, examples, said, strict=True):

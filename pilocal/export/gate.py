@@ -83,7 +83,7 @@ class Gate:
                 if adapted:
                     np.save(self._file(number), found)
                 else:
-                    sums += divergence(np.load(self._file(number)), found)
+                    sums += divergence(np.load(self._file(number), allow_pickle=False), found)
                 done = number + 1 + (0 if adapted else len(self._rows))
                 self._progress("gate: reference", done, 2 * len(self._rows))
         self._without = sums / self._tokens
@@ -95,7 +95,7 @@ class Gate:
         with Engine(files.fused or files.base, longest, files.adapter) as engine:
             for number, row in enumerate(self._rows):
                 found = row.pick(engine.log_probs(row.tokens[:-1], row.offset - 1))
-                sums += divergence(np.load(self._file(number)), found)
+                sums += divergence(np.load(self._file(number), allow_pickle=False), found)
                 self._progress(f"gate: {files.quant}", number + 1, len(self._rows))
         return Loss(kl=sums / self._tokens, kl_without=self._without, tokens=self._tokens)
 

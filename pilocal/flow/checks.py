@@ -81,13 +81,25 @@ def checked_context(
             chosen = _checked_backend(task, base, chosen, find=backend is not None)
     raise_all(faults)
     assert base is not None
-    said = list(task.warnings)
+    said = [*task.warnings, *_moved(run, base)]
     _warn_of_examples(task, schedule, said.append)
     for warning in said:
         listeners.warn(warning)
     begun = start or start_of(run.state, run.file)
     known: dict[str, Any] = {"task": task, "schedule": schedule, "run": run, "base": base, "backend": chosen}
     return Context(**known, metric=metric, listeners=listeners, start=begun, warnings=said)
+
+
+def _moved(run: RunDir, base: Base) -> list[str]:
+    """Return a warning where a run began with other files of the base that the task still names alike."""
+    state = run.state
+    if state.get("model") != base.model or state.get("base_sha256") in (None, base.sha256):
+        return []
+    was, now = state.get("base_revision"), base.revision
+    moved = f" (revision {was[:12]}, now {now[:12]})" if was and now and was != now else ""
+    return [
+        f"{base.path}: not the files of {base.model} that this run began with{moved}; what depends on them is redone"
+    ]
 
 
 def _base_faults(task: Task, base: Base, *, to_export: bool) -> list[PilocalError]:

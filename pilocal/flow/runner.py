@@ -109,6 +109,7 @@ def describe(context: Context) -> None:
         seed=task.training.seed,
         model=task.model,
         base_sha256=context.base.sha256,
+        **({"base_revision": context.base.revision} if context.base.revision else {}),
         chat=context.base.chat.facts,
         inputs=hashes(task.files),
         warnings=list(context.warnings),

@@ -28,7 +28,7 @@ class EmbeddingVectors:
 
         folder = relative_to / model
         try:
-            self._model = SentenceTransformer(str(folder) if folder.is_dir() else model)
+            self._model = SentenceTransformer(str(folder) if folder.is_dir() else model, trust_remote_code=False)
         except Exception as error:  # whatever the folder or the network makes the libraries raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             fix = 'check embedding_model and the network, give a local directory, or set similarity = "bleu"'

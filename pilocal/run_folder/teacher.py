@@ -36,7 +36,7 @@ def write_soft(path: Path, said: Sequence[Soft], key: str) -> None:
 def read_soft(path: Path, key: str) -> list[Soft] | None:
     """Return what was written with this key; None where nothing was, it is damaged, or the key is another."""
     try:
-        with path.open("rb") as opened, np.load(opened) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*PARTS, "sizes", "sum")}
         if arrays.pop("sum").tobytes() != _sum(arrays, key):
             return None

@@ -177,7 +177,7 @@ def become(spec: dict[str, Any]) -> NoReturn:
     set_limits(spec)
     if LINUX:
         give_up_rights(spec)
-    # Every other descriptor closes itself here.
+    # Every other descriptor but those in spec["keep"] closes itself here.
     os.execve(spec["argv"][0], spec["argv"], spec["environment"])
 
 
@@ -230,7 +230,8 @@ def launch(spec: dict[str, Any]) -> dict[str, Any]:
         except BaseException as error:
             os.write(tell, (getattr(error, "strerror", None) or repr(error)).encode()[:500])
         os._exit(1)
-    os.close(tell)
+    for kept in (tell, *spec["keep"]):
+        os.close(kept)  # the other end of a pipe learns when the program is gone
     broken = os.read(told, 500)
     if broken:
         os.waitpid(program, 0)

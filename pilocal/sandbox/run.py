@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,6 +96,15 @@ def run_apart(argv: Sequence[str], files: Mapping[str, str], limits: Limits) -> 
 
     Standard input is empty. Raises SandboxError when this machine offers no isolation.
     """
+    with started(argv, files, limits) as program:
+        return program.wait()
+
+
+@contextmanager
+def started(
+    argv: Sequence[str], files: Mapping[str, str], limits: Limits, keep: Sequence[int] = ()
+) -> Iterator[Program]:
+    """Yield a program that runs as in `run_apart` and has the descriptors `keep` beside; it is ended afterwards."""
     # On Linux the program sees another folder there, which lives in memory.
     place = nullcontext(FOLDER) if launcher.LINUX else tempfile.TemporaryDirectory(prefix="pilocal-")
     with place as temporary:
@@ -109,8 +118,13 @@ def run_apart(argv: Sequence[str], files: Mapping[str, str], limits: Limits) -> 
             "seconds": limits.seconds,
             "memory": limits.memory_mb * MIB,
             "disk": limits.disk_mb * MIB,
+            "keep": list(keep),
         }
-        return _launch(spec | _isolation(), limits)
+        program = Program(spec | _isolation(), limits)
+        try:
+            yield program
+        finally:
+            program.end()
 
 
 def _libraries() -> dict[str, str]:
@@ -153,74 +167,96 @@ def _tree() -> tuple[dict[str, str], dict[str, str]]:
     return links, seen
 
 
-def _launch(spec: dict[str, Any], limits: Limits) -> Outcome:
-    began = time.monotonic()
-    reading, writing = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", launcher.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(writing,),
-            env=_libraries(),
-            # The terminal's Ctrl-C is for pilocal, which then ends this.
-            start_new_session=True,
-        )
-    finally:
-        os.close(writing)
-    with process, os.fdopen(reading, "rb") as control:
-        assert process.stdin
+class Program:
+    """A program that runs apart, and its launcher."""
+
+    def __init__(self, spec: dict[str, Any], limits: Limits) -> None:
+        """Start it; what must be said to the launcher is in `spec`."""
+        self._limits, self._began = limits, time.monotonic()
+        reading, writing = os.pipe()
+        self._control = os.fdopen(reading, "rb")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", launcher.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(writing, *spec["keep"]),
+                env=_libraries(),
+                # The terminal's Ctrl-C is for pilocal, which then ends this.
+                start_new_session=True,
+            )
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            os.close(writing)
+        assert self._process.stdin
         try:
             with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(spec | {"control": writing}).encode() + b"\n")
-                process.stdin.flush()
-            texts, flooded = _read(process, limits)
-            said = control.read()
-        finally:
-            with suppress(BrokenPipeError):
-                process.stdin.close()
+                self._process.stdin.write(json.dumps(spec | {"control": writing}).encode() + b"\n")
+                self._process.stdin.flush()
+        except BaseException:
+            self.end()
+            raise
+
+    def stop(self) -> None:
+        """End it, if it has not ended."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def end(self) -> None:
+        """End it, and wait until nothing of it is left."""
+        self.stop()
+        with self._process:
+            self._control.close()
             try:
-                process.wait(GRACE)
+                self._process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                process.kill()
-    stdout, stderr = (bytes(text[: limits.output]).decode("utf-8", "replace") for text in texts)
-    result: dict[str, Any] = {"broken": stderr.strip()[-300:] or f"exit status {process.returncode}"}
-    if said:
-        result = json.loads(said)
-    elif process.returncode < 0:
-        # The launcher was killed: by us, since it was long overdue, or by a machine that is out of memory.
-        result = {"code": process.returncode, "limit": "time", "seconds": time.monotonic() - began}
-    if "broken" in result:
-        raise SandboxError("sandbox", "cannot keep a program apart here", got=result["broken"], fix=_advice())
-    limit = "output" if flooded else result["limit"]
-    return Outcome(code=result["code"], stdout=stdout, stderr=stderr, limit=limit, seconds=result["seconds"])
+                self._process.kill()
 
+    def wait(self) -> Outcome:
+        """Wait for its end, and tell it; raises SandboxError where it could not be kept apart."""
+        texts, flooded = self._read()
+        said = self._control.read()
+        self.end()
+        stdout, stderr = (bytes(text[: self._limits.output]).decode("utf-8", "replace") for text in texts)
+        code = self._process.returncode
+        result: dict[str, Any] = {"broken": stderr.strip()[-300:] or f"exit status {code}"}
+        if said:
+            result = json.loads(said)
+        elif code < 0:
+            # The launcher was killed: by us, since it was long overdue, or by a machine that is out of memory.
+            result = {"code": code, "limit": "time", "seconds": time.monotonic() - self._began}
+        if "broken" in result:
+            raise SandboxError("sandbox", "cannot keep a program apart here", got=result["broken"], fix=_advice())
+        limit = "output" if flooded else result["limit"]
+        return Outcome(code=result["code"], stdout=stdout, stderr=stderr, limit=limit, seconds=result["seconds"])
 
-def _read(process: subprocess.Popen[bytes], limits: Limits) -> tuple[tuple[bytearray, bytearray], bool]:
-    """Return what was written to standard output and error, and whether it was too much; that ends the program."""
-    texts, flooded = (bytearray(), bytearray()), False
-    ends = time.monotonic() + limits.seconds + GRACE
-    assert process.stdin
-    with selectors.DefaultSelector() as selector:
-        for pipe, text in zip((process.stdout, process.stderr), texts, strict=True):
-            assert pipe
-            selector.register(pipe, selectors.EVENT_READ, text)
-        while selector.get_map():
-            ready = selector.select(max(0.0, ends - time.monotonic()))
-            if not ready:
-                process.kill()
-                ends += GRACE
-            for key, _ in ready:
-                piece = os.read(key.fd, 1 << 16)
-                if not piece:
-                    selector.unregister(key.fileobj)
-                elif len(key.data) <= limits.output:
-                    key.data.extend(piece)
-                if len(key.data) > limits.output and not flooded:
-                    flooded = True
-                    process.stdin.close()
-    return texts, flooded
+    def _read(self) -> tuple[tuple[bytearray, bytearray], bool]:
+        """Return what was written to standard output and error, and whether it was too much; that ends the program."""
+        texts, flooded, process = (bytearray(), bytearray()), False, self._process
+        ends = time.monotonic() + self._limits.seconds + GRACE
+        with selectors.DefaultSelector() as selector:
+            for pipe, text in zip((process.stdout, process.stderr), texts, strict=True):
+                assert pipe
+                selector.register(pipe, selectors.EVENT_READ, text)
+            while selector.get_map():
+                ready = selector.select(max(0.0, ends - time.monotonic()))
+                if not ready:
+                    process.kill()
+                    ends += GRACE
+                for key, _ in ready:
+                    piece = os.read(key.fd, 1 << 16)
+                    if not piece:
+                        selector.unregister(key.fileobj)
+                    elif len(key.data) <= self._limits.output:
+                        key.data.extend(piece)
+                    if len(key.data) > self._limits.output and not flooded:
+                        flooded = True
+                        self.stop()
+        return texts, flooded
 
 
 def _advice() -> str:

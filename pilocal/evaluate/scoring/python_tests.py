@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import secrets
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,24 +16,14 @@ from numpy.typing import NDArray
 from pilocal.errors import InputError
 from pilocal.evaluate.scoring.metrics import Metric, same_texts
 from pilocal.progress import Progress, silent
-from pilocal.sandbox.run import Limits, run_apart
+from pilocal.sandbox.judge import tests_hold
+from pilocal.sandbox.run import Limits
 from pilocal.task import Example, Scoring
 
 TIMEOUT = 10.0
 """Seconds for one answer, unless `[scoring] timeout` says otherwise."""
 
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
-
-PROGRAM = """\
-import os, sys
-os.unlink(sys.argv[0])
-write, names = os.write, {{"__name__": "answer"}}
-exec(compile({answer!r}, "answer.py", "exec"), names)
-exec(compile({tests!r}, "tests.py", "exec"), names)
-sys.stdout.flush()
-write(1, {nonce!r})
-"""
-"""What runs an answer. It prints the nonce only after the last assert, and each run has its own nonce."""
 
 
 def make(scoring: Scoring, folder: Path) -> Metric:
@@ -62,7 +50,7 @@ class PythonTests(Metric):
         if lacking:
             what = f"{len(lacking)} of {len(examples)} records have no tests; the first is {lacking[0]}"
             raise InputError(self._where, what, fix='add "tests": ["assert ..."] to each')
-        self._passes("", "assert True")
+        tests_hold("", "", "assert True", "", self._limits)
 
     def marks(
         self, answers: Sequence[str], examples: Sequence[Example], progress: Progress = silent
@@ -70,7 +58,7 @@ class PythonTests(Metric):
         """Return 1 for each answer whose asserts hold and 0 for any other, (N, 1)."""
         marks = np.zeros((len(answers), 1))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            passed = pool.map(self._passes, map(code_of, answers), map(tests_of, examples))
+            passed = pool.map(self._passes, answers, examples)
             for number, right in enumerate(passed):
                 marks[number] = right
                 progress("tests", number + 1, len(answers))
@@ -90,11 +78,9 @@ class PythonTests(Metric):
         """Tell of each program whether it is another's text; without tests nothing else can be told."""
         return same_texts([code_of(answer) for answer in answers], [code_of(other) for other in others])
 
-    def _passes(self, answer: str, tests: str) -> bool:
-        nonce = secrets.token_hex(16)
-        program = PROGRAM.format(answer=answer, tests=tests, nonce=nonce.encode())
-        outcome = run_apart([sys.executable, "-I", "-S", "main.py"], {"main.py": program}, self._limits)
-        return outcome.code == 0 and outcome.limit is None and outcome.stdout.endswith(nonce)
+    def _passes(self, answer: str, example: Example) -> bool:
+        setup, tests = parts_of(example)
+        return tests_hold(code_of(answer), setup, tests, code_of(example.answer), self._limits)
 
 
 def code_of(answer: str) -> str:
@@ -107,9 +93,13 @@ def code_of(answer: str) -> str:
     return fenced[1] if fenced else answer
 
 
+def parts_of(example: Example) -> tuple[str, str]:
+    """Return an example's `setup` and its tests, either of which may be empty."""
+    tests = example.extra.get("tests", "")
+    return str(example.extra.get("setup", "")), "\n".join(map(str, tests)) if isinstance(tests, list) else str(tests)
+
+
 def tests_of(example: Example) -> str:
     """Return what is run after an example's answer; empty if there is nothing."""
-    tests = example.extra.get("tests", "")
-    text = "\n".join(map(str, tests)) if isinstance(tests, list) else str(tests)
-    setup = example.extra.get("setup", "")
-    return f"{setup}\n{text}" if text.strip() else ""
+    setup, tests = parts_of(example)
+    return f"{setup}\n{tests}" if tests.strip() else ""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
-import sqlite3
+import selectors
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.errors import InputError
+from pilocal.evaluate.scoring import queries
 from pilocal.evaluate.scoring.metrics import Metric
 from pilocal.progress import Progress, silent
 from pilocal.task import Example, Scoring
 from pilocal.task.text import absent
 
-ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-"""What a query may do; everything else (writing, ATTACH, PRAGMA, loading extensions) is refused by SQLite itself."""
-
-LONGEST = 1 << 20
-"""Bytes of the longest text, blob or query."""
-
 TIMEOUT = 10.0
 """Seconds for one query, unless `[scoring] timeout` says otherwise."""
 
-INSTRUCTIONS = 10_000
-"""How many of SQLite's instructions run between two looks at the clock."""
+SPARE = 5.0
+"""Seconds beyond twice its limit after which a query's process is killed; a busy machine is often late."""
 
 TOLERANCE = 1e-6
 """Relative difference below which two numbers are the same, unless both are whole."""
@@ -41,11 +42,7 @@ Rows = list[tuple[Any, ...]]
 
 
 class Refused(Exception):
-    """A query that runs, but whose rows are not accepted."""
-
-
-WRONG = (sqlite3.Error, UnicodeError, Refused)
-"""What a wrong query may end in."""
+    """A query that does not run, or whose rows are not accepted."""
 
 
 def make(scoring: Scoring, folder: Path) -> Metric:
@@ -68,21 +65,21 @@ class Sqlite(Metric):
         self.path, self.scoring = folder / scoring.database, scoring
         if not self.path.is_file():
             raise InputError(self.path, absent(self.path, "no such database"), fix="correct [scoring] database")
+        self._worker = Worker(self.path.resolve())
+        weakref.finalize(self, self._worker.stop)
         try:
-            with self._open() as connection:
-                connection.execute("select count(*) from sqlite_master").fetchone()
-        except sqlite3.Error as error:
+            self._rows("select count(*) from sqlite_master")
+        except Refused as error:
             raise InputError(self.path, f"not an SQLite database: {error}", fix="correct [scoring] database") from None
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise InputError if reference queries do not run: how many, and what is wrong with the first."""
         faults: list[tuple[Example, str]] = []
-        with self._open() as connection:
-            for example in examples:
-                try:
-                    self._rows(connection, example.answer)
-                except WRONG as error:
-                    faults.append((example, str(error)))
+        for example in examples:
+            try:
+                self._rows(example.answer)
+            except Refused as error:
+                faults.append((example, str(error)))
         if faults:
             first, why = faults[0]
             what = f"{len(faults)} of {len(examples)} reference queries do not run; the first, {first.id}: {why}"
@@ -93,68 +90,106 @@ class Sqlite(Metric):
     ) -> NDArray[np.float64]:
         """Return 1 for an answer that is right and 0 for one that is not, (N, 1)."""
         marks = np.zeros((len(answers), 1))
-        with self._open() as connection:
-            for number, (answer, example) in enumerate(zip(answers, examples, strict=True)):
-                wanted = self._rows(connection, example.answer)
-                got = self._try(connection, answer)
-                if got is not None:
-                    marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
+        for number, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+            wanted = self._rows(example.answer)
+            got = self._try(answer)
+            if got is not None:
+                marks[number] = same_rows(got, wanted, ordered=is_ordered(example.answer))
         return marks
 
     def objection(self, answer: str) -> str | None:
         """Refuse a query that does not run."""
-        with self._open() as connection:
-            return None if self._try(connection, answer) is not None else "the query does not run"
+        return None if self._try(answer) is not None else "the query does not run"
 
     def agree(self, answers: Sequence[str], others: Sequence[str], queries: Sequence[str]) -> list[bool]:
         """Tell of each query whether it returns the rows of another."""
         found = []
-        with self._open() as connection:
-            for answer, other in zip(answers, others, strict=True):
-                got, wanted = self._try(connection, answer), self._try(connection, other)
-                both = got is not None and wanted is not None
-                found.append(both and same_rows(got or [], wanted or [], ordered=is_ordered(other)))
+        for answer, other in zip(answers, others, strict=True):
+            got, wanted = self._try(answer), self._try(other)
+            both = got is not None and wanted is not None
+            found.append(both and same_rows(got or [], wanted or [], ordered=is_ordered(other)))
         return found
 
     def files(self) -> list[Path]:
         """Return the database."""
         return [self.path]
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
-            connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LONGEST)
-            connection.execute("pragma temp_store = memory")
-            connection.set_authorizer(_authorize)
-            yield connection
-
-    def _try(self, connection: sqlite3.Connection, query: str) -> Rows | None:
+    def _try(self, query: str) -> Rows | None:
         """Return a query's rows; None where it does not run."""
         try:
-            return self._rows(connection, query)
-        except WRONG:
+            return self._rows(query)
+        except Refused:
             return None
 
-    def _rows(self, connection: sqlite3.Connection, query: str) -> Rows:
-        """Return a query's rows; raises one of WRONG."""
-        ends = time.monotonic() + (self.scoring.timeout or TIMEOUT)
-        connection.set_progress_handler(lambda: time.monotonic() > ends, INSTRUCTIONS)
-        with closing(connection.execute(query)) as cursor:
-            if cursor.description is None:
-                raise Refused("not a query")
-            rows: Rows = cursor.fetchmany(self.scoring.max_rows + 1)
-        if len(rows) > self.scoring.max_rows:
-            raise Refused(f"more than {self.scoring.max_rows} rows ([scoring] max_rows)")
-        return rows
+    def _rows(self, query: str) -> Rows:
+        """Return a query's rows; raises Refused where it does not run."""
+        seconds, max_rows = self.scoring.timeout or TIMEOUT, self.scoring.max_rows
+        said = self._worker.ask({"query": query, "seconds": seconds, "max_rows": max_rows}, 2 * seconds + SPARE)
+        if "error" in said:
+            raise Refused(said["error"])
+        return [tuple(map(_value, row)) for row in said["rows"]]
 
 
-def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    """Tell SQLite whether a query may perform an action; `second` is the name of a function."""
-    allowed = action in ALLOWED and second != "load_extension"
-    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+class Worker:
+    """The process that runs queries (`queries.py`), started when it is first needed and after it was ended."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, question: dict[str, Any], patience: float) -> dict[str, Any]:
+        """Return what it says, or the error of a query that takes longer than some seconds, or too much memory."""
+        with self._lock:
+            process = self._process = self._process or self._start()
+            assert process.stdin
+            said = b""
+            try:
+                with suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(question).encode() + b"\n")
+                    process.stdin.flush()
+                said = self._line(process, patience)
+            finally:
+                if not said.endswith(b"\n"):
+                    self._end()
+            if not said.endswith(b"\n"):
+                return {"error": "interrupted: it took too long, or too much memory"}
+            found: dict[str, Any] = json.loads(said)
+            return found
+
+    def stop(self) -> None:
+        """End it, if it is there."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Return a new process, which Ctrl-C does not reach and which ends with this one."""
+        command = [sys.executable, "-I", "-S", queries.__file__, str(self._database)]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
+
+    def _line(self, process: subprocess.Popen[bytes], patience: float) -> bytes:
+        """Return a line of its output, or what there is of one when it ends or the time is over."""
+        ends, pieces = time.monotonic() + patience, [b""]
+        assert process.stdout
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not pieces[-1].endswith(b"\n") and selector.select(max(0.0, ends - time.monotonic())):
+                pieces.append(os.read(process.stdout.fileno(), 1 << 16))
+                if not pieces[-1]:
+                    break
+        return b"".join(pieces)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            with suppress(BrokenPipeError), process:
+                pass
+
+
+def _value(value: Any) -> Any:
+    return bytes.fromhex(value["blob"]) if isinstance(value, dict) else value
 
 
 def is_ordered(query: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import resource
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -185,8 +186,8 @@ def test_silent_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_as_many_connections_are_taken_as_the_system_has_files_for(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for files in (100, 256, 1_000_000, protocol.resource.RLIM_INFINITY):
-        monkeypatch.setattr(protocol.resource, "getrlimit", lambda which, files=files: (files, files))
+    for files in (100, 256, 1_000_000, resource.RLIM_INFINITY):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, files=files: (files, files))
         most_connections.cache_clear()
         found.append(most_connections())
     most_connections.cache_clear()

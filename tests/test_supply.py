@@ -17,25 +17,37 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [path for folder in ("pilocal", "tests", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
+SAFE = {"np": ("allow_pickle", "False"), "numpy": ("allow_pickle", "False"), "torch": ("weights_only", "True")}
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
 def faults(text: str) -> list[str]:
     """Return what in a program would run code that it reads."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            roots = {name.partition(".")[0] for name in names}
-            found += sorted(roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            found += ["trust_remote_code"] * (ast.unparse(node.value) != "False")
-        if isinstance(node, ast.Dict):
-            pairs = zip(node.keys, node.values, strict=True)
-            found += [f"{ast.unparse(key)} in a table" for key, value in pairs if key and _trusts(key, value)]
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
-            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            wanted = {"np": ("allow_pickle", "False"), "numpy": ("allow_pickle", "False"),
-                      "torch": ("weights_only", "True")}.get(ast.unparse(node.func.value))  # fmt: skip
-            found += [f"load without {wanted[0]}={wanted[1]}"] if wanted and given.get(wanted[0]) != wanted[1] else []
-    return found
+    return [fault for node in ast.walk(ast.parse(text)) for fault in (*_imports(node), *_trust(node), *_loads(node))]
+
+
+def _imports(node: ast.AST) -> list[str]:
+    if not isinstance(node, ast.Import | ast.ImportFrom):
+        return []
+    names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+    return sorted({name.partition(".")[0] for name in names} & UNPICKLERS)
+
+
+def _trust(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.keyword):
+        return ["trust_remote_code"] * (node.arg == "trust_remote_code" and ast.unparse(node.value) != "False")
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return [f"{ast.unparse(key)} in a table" for key, value in pairs if key and _trusts(key, value)]
+    return []
+
+
+def _loads(node: ast.AST) -> list[str]:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "load":
+        return []
+    name, value = SAFE.get(ast.unparse(node.func.value), ("", ""))
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    return [f"load without {name}={value}"] if name and given.get(name) != value else []
 
 
 def _trusts(key: ast.expr, value: ast.expr) -> bool:

@@ -160,6 +160,7 @@ class ShotPicker:
         """Return each example's best shots, most similar first; examples with the same text are ranked together."""
         if not self._most:
             return [[] for _ in self._examples]
+        tell = progress or _silent
         texts = [getattr(example, self._config.over) for example in self._examples]
         holders: defaultdict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
@@ -171,10 +172,9 @@ class ShotPicker:
             for i, chosen in self._shots_of(holders[text], places):
                 ranking[i] = chosen
             done += len(holders[text])
-            if progress is not None and (turn % PROGRESS_EVERY == 0 or turn == len(holders)):
-                progress("shots", done, len(texts))
-        if isinstance(similarity, ByBleu) and not similarity.is_exact:
-            self.shortlist = self._compared(similarity, texts, ranking)
+            if turn % PROGRESS_EVERY == 0 or turn == len(holders):
+                tell("shots", done, len(texts))
+        self.shortlist = self._compared(similarity, texts, ranking)
         return ranking
 
     def _shots_of(self, numbers: Sequence[int], places: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
@@ -193,11 +193,13 @@ class ShotPicker:
             return ByBleu(bank, asked, count, self._most)
         return ByEmbedding(bank, asked, self._embeddings, folder / f"{self._config.over}.hnsw", self._most)
 
-    def _compared(self, similarity: ByBleu, texts: Sequence[str], ranking: list[list[int]]) -> dict[str, float]:
-        """Return how some examples' shots compare with the best of all by BLEU.
+    def _compared(self, similarity: Similarity, texts: Sequence[str], ranking: list[list[int]]) -> dict[str, float]:
+        """Return how some examples' shots compare with the best of all by BLEU; nothing where they are the best.
 
         The recall is the share of shots that are as good as the worst of the best.
         """
+        if not isinstance(similarity, ByBleu) or similarity.is_exact:
+            return {}
         recalls, found, best = list[float](), list[float](), list[float]()
         for i in np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int).tolist():
             exact = self._first(self._most, similarity.exactly(texts[i]), self._asked[i])
@@ -209,3 +211,7 @@ class ShotPicker:
         measured = {"recall": mean(recalls), "mean_bleu": mean(found), "mean_bleu_exact": mean(best)}
         known: dict[str, float] = {"texts": similarity.shortlist, "sample": len(recalls)}
         return known | {name: round(value, 6) for name, value in measured.items()}
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Tell nobody how far it is."""

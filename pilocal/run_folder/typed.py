@@ -36,14 +36,16 @@ def fits(value: Any, hint: Any) -> bool:
     (True, False, False, True)
     """
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
     if origin in (Union, UnionType):
         return any(fits(value, option) for option in inner)
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)
     if origin in (dict, Mapping):
         return isinstance(value, dict) and all(fits(each, inner[1]) for each in value.values())
-    if hint in (int, float):
-        return isinstance(value, (int,) if hint is int else (int, float)) and not isinstance(value, bool)
-    return value is None if hint is type(None) else isinstance(value, hint)
+    return hint is Any or _is_a(value, hint)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -163,21 +163,26 @@ class Bench:
         line = self.command.line(self.task)
         done = pilocal(*line)
         assert done.returncode == 0, done.stderr
-        before = {path.relative_to(self.folder / "before") for path in (self.folder / "before").rglob("*")}
-        own = [path for path in sorted(self.task.rglob("*")) if path.is_file() and path.stat().st_size > 1]
-        own = [path for path in own if path.relative_to(self.task) not in before and not path.is_symlink()]
+        own = self._written()
         if not own:
             return ""
         cut = own[nth % len(own)]
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
         done = pilocal(*line)
-        if "Traceback" in done.stderr:
-            return f"{cut.name}: a traceback: {_last(done.stderr)}"
-        if done.returncode == 0:
-            wrong = self._again(line, None if self.command.remakes else cut)
-            return f"{cut.name}: {wrong}" if wrong else ""
         said = _last(done.stderr)
-        return "" if cut.name in said else f"{cut.name} is cut, but the line is {said!r}"
+        if "Traceback" in done.stderr:
+            return f"{cut.name}: a traceback: {said}"
+        if done.returncode:
+            return "" if cut.name in said else f"{cut.name} is cut, but the line is {said!r}"
+        wrong = self._again(line, None if self.command.remakes else cut)
+        return f"{cut.name}: {wrong}" if wrong else ""
+
+    def _written(self) -> list[Path]:
+        """Return the files that the command wrote, of which a half would be less."""
+        before = self.folder / "before"
+        found = [path for path in sorted(self.task.rglob("*")) if path.is_file() and not path.is_symlink()]
+        new = [path for path in found if not (before / path.relative_to(self.task)).exists()]
+        return [path for path in new if path.stat().st_size > 1]
 
     def _two(self, line: Sequence[str]) -> str:
         first = Forked(run, list(line), self.task, None, 0, self.folder / "aside", self.folder / "count")

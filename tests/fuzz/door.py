@@ -15,7 +15,7 @@ from random import Random
 Files = dict[str, bytes]
 """An input: the files of a folder by their names in it, or the parts of a request by names of the door's own."""
 
-MODULES = ("tests.fuzz.task_doors", "tests.fuzz.run_doors", "tests.fuzz.log_doors")
+MODULES = ("tests.fuzz.task_doors", "tests.fuzz.run_doors", "tests.fuzz.kept_doors", "tests.fuzz.log_doors")
 """The modules that hold doors."""
 
 DOORS: dict[str, Door] = {}

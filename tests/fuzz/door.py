@@ -16,7 +16,7 @@ Files = dict[str, bytes]
 """An input: the files of a folder by their names in it, or the parts of a request by names of the door's own."""
 
 MODULES = (
-    *("tests.fuzz.task_doors", "tests.fuzz.run_doors", "tests.fuzz.log_doors"),
+    *("tests.fuzz.task_doors", "tests.fuzz.run_doors", "tests.fuzz.kept_doors", "tests.fuzz.log_doors"),
     *("tests.fuzz.model_doors", "tests.fuzz.server_doors", "tests.fuzz.endpoint_doors"),
 )
 """The modules that hold doors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from pilocal.run_folder.files import MISSHAPEN, cache_folder, read_json, write_j
 
 LARGE = 64 << 20
 """Bytes from which on a hash is worth remembering."""
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 SETTLED = 2.0
 """Seconds after which a file that changes again gets another time of change, on every file system."""
@@ -41,7 +44,7 @@ def remembered_sha256(path: Path, large: int = LARGE) -> str:
     state = {"path": str(path.resolve()), "size": before.st_size, "changed": before.st_mtime_ns}
     with suppress(*MISSHAPEN):
         known = read_json(note)
-        if {name: known[name] for name in state} == state:
+        if {name: known[name] for name in state} == state and SHA256.fullmatch(known["sha256"]):
             return str(known["sha256"])
     sha256 = sha256_file(path)
     if path.stat().st_mtime_ns == before.st_mtime_ns and time.time() - before.st_mtime > SETTLED:

@@ -38,6 +38,8 @@ class Door:
     """Gives an input to pilocal. Its files lie in the folder already, unless `lay` is false."""
     lay: bool = True
     """Whether the files of an input are written into a folder for each knock."""
+    whole: bool = True
+    """Whether a good input has all that it names, so that pilocal has nothing to say against it."""
     short: int = 100
     """Inputs in the test suite."""
     seconds: float = 5.0

@@ -146,5 +146,5 @@ def knock_import(folder: Path, files: Files) -> None:
     from_logs(folder / "task", found, sieve, Setup(name="task", model="starter", base=None))
 
 
-door(Door(name="logs", make=log_files, mutate=mutate_log, knock=knock_read, short=150))
-door(Door(name="logs to a task", make=log_files, mutate=mutate_log, knock=knock_import, short=20))
+door(Door(name="logs", make=log_files, mutate=mutate_log, knock=knock_read, whole=False, short=150))
+door(Door(name="logs to a task", make=log_files, mutate=mutate_log, knock=knock_import, whole=False, short=20))

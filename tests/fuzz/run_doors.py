@@ -99,6 +99,7 @@ door(
         make=lambda random: finished() | {"run/stages/0/checkpoint/step-0000001.safetensors": b"x", "run/.a.tmp": b"x"},
         mutate=changing("run/run.json"),
         knock=knock_run,
+        whole=False,  # no base lies beside it
         short=30,
     )
 )

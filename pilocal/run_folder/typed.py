@@ -40,10 +40,15 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if origin in (Union, UnionType):
         return any(fits(value, option) for option in inner)
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(fits(each, inner[1]) for each in value.values())
+    if origin is not None:
+        return _holds(value, origin, inner)
     if hint in (int, float):
         return isinstance(value, (int,) if hint is int else (int, float)) and not isinstance(value, bool)
     return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _holds(value: Any, origin: Any, inner: Sequence[Any]) -> bool:
+    """Tell whether a value is a list, or an object, of what an annotation says."""
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(each, inner[1]) for each in value.values())
+    return isinstance(value, list | tuple) and all(fits(each, inner[0]) for each in value)

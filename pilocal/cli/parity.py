@@ -19,7 +19,9 @@ from pilocal.task import PRECISIONS
     help="Replay what --record wrote instead of a run; MLX need not be installed.",
 )
 @click.option("--record", type=FOLDER, help="Keep MLX's replay in this folder, for --reference.")
-@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Optimizer steps of the replay.")
+@click.option(
+    "--steps", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Optimizer steps of the replay."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, min_open=True),

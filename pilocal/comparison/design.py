@@ -10,6 +10,7 @@ from pilocal.comparison.arms import DEFAULT_ARMS, ComparedArm, parse_arms
 from pilocal.errors import InputError
 from pilocal.task import Example, Task
 from pilocal.task.schedule import DecaySchedule
+from pilocal.task.tables import LARGEST_SEED
 
 LINEAR = DecaySchedule(decay="linear")
 
@@ -44,8 +45,10 @@ class Design:
 
     def check(self, task: Task) -> None:
         """Raise InputError if there is no seed, a rate is none, or an arm or the curve asks for what there is not."""
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise InputError("--seeds", "seeds are different whole numbers from 0", got=self.seeds, fix="write 0,1,2")
+        seeds = set(self.seeds)
+        if not seeds or len(seeds) < len(self.seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+            what = f"seeds are different whole numbers from 0 to {LARGEST_SEED:,}"
+            raise InputError("--seeds", what, got=self.seeds, fix="write 0,1,2")
         for arm in self.arms:
             if arm.strength != 1 and task.lora.kind == "dora":
                 what, fix = "a DoRA has no strength: its magnitudes cannot be weighed", 'take [lora] kind = "lora"'

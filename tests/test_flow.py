@@ -15,12 +15,13 @@ from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.plan import plan_run
 from pilocal.flow.runner import run_steps, step_named
-from pilocal.flow.steps import EDIT, MIX, ON_POLICY, STEPS, TEACHER
+from pilocal.flow.steps import EDIT, MIX, ON_POLICY, STEPS, STRENGTH, TEACHER
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import token_counter
 from pilocal.run_folder.shipped import read_shipped
 
-NAMES = [step.name for step in STEPS if step not in (TEACHER, MIX, EDIT, ON_POLICY)]  # they have to be asked for
+ASKED_FOR = (TEACHER, MIX, EDIT, ON_POLICY, STRENGTH)
+NAMES = [step.name for step in STEPS if step not in ASKED_FOR]
 
 SCHEDULE = """\
 [[stage]]

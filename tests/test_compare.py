@@ -361,11 +361,7 @@ def test_an_arm_that_is_none_is_one_line(name: str, said: str) -> None:
             ("--curve", "6,400"),
             "--curve: the training set does not have so many examples; got 400; write numbers between",
         ),
-        (("--seeds", "1,1"), "--seeds: seeds are different whole numbers from 0"),
-        (
-            ("--seeds", "99999999999999999999"),
-            "--seeds: seeds are different whole numbers from 0 to 9,223,372,036,854,775",
-        ),
+        (("--seeds", f"1,{2**63}"), "--seeds: seeds are different whole numbers from 0 to 9,223,372,036"),
         (("--training-price", "3"), "--training-price: needs --price; give both"),
     ],
 )

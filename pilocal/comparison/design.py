@@ -45,10 +45,7 @@ class Design:
 
     def check(self, task: Task) -> None:
         """Raise InputError if there is no seed, a rate is none, or an arm or the curve asks for what there is not."""
-        seeds = set(self.seeds)
-        if not seeds or len(seeds) < len(self.seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
-            what = f"seeds are different whole numbers from 0 to {LARGEST_SEED:,}"
-            raise InputError("--seeds", what, got=self.seeds, fix="write 0,1,2")
+        _check_seeds(self.seeds)
         for arm in self.arms:
             if arm.strength != 1 and task.lora.kind == "dora":
                 what, fix = "a DoRA has no strength: its magnitudes cannot be weighed", 'take [lora] kind = "lora"'
@@ -61,6 +58,13 @@ class Design:
         if len(set(self.residue)) < len(self.residue) or not all(0 <= rate <= 1 for rate in self.residue):
             what, fix = "rates are distinct numbers from 0 to 1", "write 0,0.05,0.1,0.2"
             raise InputError("--residue", what, got=self.residue, fix=fix)
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    known = set(seeds)
+    if not known or len(known) < len(seeds) or min(known) < 0 or max(known) > LARGEST_SEED:
+        what = f"seeds are different whole numbers from 0 to {LARGEST_SEED:,}"
+        raise InputError("--seeds", what, got=seeds, fix="write 0,1,2")
 
 
 def subset(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:

@@ -111,7 +111,7 @@ def arrows() -> set[tuple[str, str]]:
 def test_no_way_to_import_is_overlooked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, names: list[str]
 ) -> None:
-    monkeypatch.setattr("tests.test_architecture.PACKAGE", tmp_path / "pilocal")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "pilocal")
     path = tmp_path / "pilocal" / "export" / "new.py"
     path.parent.mkdir(parents=True)
     path.write_text(code)

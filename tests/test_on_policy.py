@@ -180,7 +180,7 @@ def test_answers_that_do_not_fit_behind_the_whole_prompt_are_left_out(finished: 
     ("settings", "message"),
     [
         ("on_policy = true", 'on_policy needs objective = "distill"'),
-        (f"{DISTILL}\non_policy_steps = 3", "on_policy_steps must be at least 1, with on_policy"),
+        (f"{DISTILL}\non_policy_steps = 3", "on_policy_steps needs on_policy = true"),
         (f"{DISTILL}\non_policy = true\non_policy_steps = 0", "on_policy_steps must be at least 1"),
     ],
 )

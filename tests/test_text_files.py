@@ -148,8 +148,8 @@ def test_schedules_are_read_as_strictly(tmp_path: Path) -> None:
         (stage.format("1.0") + "[[stage]]\nshots = " + "9" * 400, f"s.toml:6: {LARGE}"),
         (stage.format("[" * 3000 + "]" * 3000), "nested too deeply"),
         (
-            stage.format("2.0") * 300,
-            "s.toml:2: tau must be between 0 and 1, and 299 more like it, the last on line 1198",
+            stage.format("2.0") * 100,
+            "s.toml:2: tau must be between 0 and 1, and 99 more like it, the last on line 398",
         ),
     ):
         path.write_text(text)

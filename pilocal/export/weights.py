@@ -45,7 +45,12 @@ class BaseWeights:
         config = base.config
         self._check_method(config.get("quantization_config"))
         for path in base.weight_files:
-            self._stored |= stored_in(path)
+            try:
+                self._stored |= stored_in(path)
+            except ValueError as error:
+                raise ExportError(
+                    path, f"cut short or damaged: {error}", fix="copy or download the model again"
+                ) from None
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()

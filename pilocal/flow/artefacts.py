@@ -46,7 +46,7 @@ class Artefacts:
 def _checked(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return them if they have the shape that `add` gives them; raises one of MISSHAPEN else."""
     for entry in entries.values():
-        if not all(Path(name).name == name for name in entry["files"]):
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in entry["files"]):
             raise ValueError("files of another folder")
         _ = entry.get("floats") and floats_line(entry["floats"])
         _ = "kl" in entry and (entry["bytes"] / 1e6, f"{entry['kl']:.2g}", f"{entry['kl_without']:.2g}")

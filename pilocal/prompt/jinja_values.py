@@ -98,7 +98,7 @@ def weight(value: Any, *, held: bool = False) -> int:
     Raises TooMuch where it is too large, as a list that holds another twice, which holds another twice.
 
     >>> weight(["ab", {"c": 1}]), weight(["ab", {"c": 1}], held=True)
-    (99, 96)
+    (131, 128)
     """
     text, items = 0, 0
     todo = [value]

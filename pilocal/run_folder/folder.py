@@ -148,8 +148,8 @@ class RunDir:
 
     @property
     def strength(self) -> Path:
-        """How strong an adapter the validation examples ask for, beside the answers that say so."""
-        return self.path / "strength" / "strength.json"
+        """How strong an adapter the validation examples ask for, and the answers that say so."""
+        return self.path / "strength"
 
     @property
     def edit(self) -> Path:

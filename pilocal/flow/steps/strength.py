@@ -19,6 +19,8 @@ from pilocal.run_folder.adapter import Adapter, copy_adapter, read_adapter
 from pilocal.run_folder.files import write_json
 from pilocal.task import AUTO
 
+FILE = "strength.json"
+
 TENTHS = (10, 9, 8, 7, 6, 5)
 """The strengths from which "auto" chooses, in tenths."""
 
@@ -45,7 +47,7 @@ def chosen_strength(context: Context) -> dict[str, Any]:
     """Return the strength that "auto" chose and the validation scores that it saw; nothing where it did not choose."""
     if context.task.export.strength != AUTO:
         return {}
-    found: dict[str, Any] = json.loads(context.run.strength.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((context.run.strength / FILE).read_text(encoding="utf-8"))
     return found
 
 
@@ -95,8 +97,8 @@ def _choose(context: Context, key: str, adapter: Adapter) -> tuple[float, list[P
             break
         chosen = strength
     found = {"strength": chosen, "rows": len(records), "scores": {f"{one:g}": score for one, score in scores.items()}}
-    write_json(context.run.strength, found)
-    return chosen, [context.run.strength, *files]
+    write_json(context.run.strength / FILE, found)
+    return chosen, [context.run.strength / FILE, *files]
 
 
 def _answers(
@@ -107,7 +109,7 @@ def _answers(
         adapter.write(Path(folder))
         answering = Answering(
             context=context,
-            folder=context.run.strength.parent / f"{strength:g}",
+            folder=context.run.strength / f"{strength:g}",
             key=key,
             title=f"strength {strength:g}: answers",
             max_tokens=context.task.generation.max_tokens,

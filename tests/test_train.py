@@ -450,8 +450,8 @@ def fit_and_die(base: Path, folder: Path, moment: str, count: int, telling: Conn
         os.fsync = dying(os.fsync)
     if moment == "replace":
         Path.replace = dying(Path.replace)  # type: ignore[method-assign]
-    how = {"lora": Lora(rank=4, dropout=0.1), "progress": lambda *said, **_: telling.send(said)}
-    fit(Base.at(base), folder, KILLED, KILLED_STEPS, **how)
+    lora = Lora(rank=4, dropout=0.1)
+    fit(Base.at(base), folder, KILLED, KILLED_STEPS, lora=lora, progress=lambda *said, **_: telling.send(said))
 
 
 KILLED = Training(batch_size=4, learning_rate=1e-2, checkpoint_every=2, validate_every=5, seed=3)

@@ -31,7 +31,6 @@ SAID = {
     "disk broken": "the disk fails",
     "no more files": "too many files are open",
     "read-only": "the disk is read-only",
-    VANISHED: "gone",
 }
 """What an error's line has to say."""
 

@@ -181,7 +181,8 @@ class Bench:
         before = self.folder / "before"
         found = [path for path in sorted(self.task.rglob("*")) if path.is_file() and not path.is_symlink()]
         new = [path for path in found if not (before / path.relative_to(self.task)).exists()]
-        return [path for path in new if path.stat().st_size > 1]
+        read = [path for path in new if path.parent.name != "checkpoint"]  # nobody reads those of a finished training
+        return [path for path in read if path.stat().st_size > 1]
 
     def _two(self, line: Sequence[str]) -> str:
         first = Forked(run, list(line), self.task, None, 0, self.folder / "aside", self.folder / "count")

@@ -18,13 +18,12 @@ from pilocal.server.recognition import Recognition
 from pilocal.server.refusal import Refusal, server_error
 from pilocal.server.request import CHATS, SLOTS
 from pilocal.server.slot_values import all_slots, check_slots
+from pilocal.task.export_table import STRONGEST
 
 INTERNALIZED, FULL_PROMPT = SHIPPED.serve, BASE_FULL_PROMPT.serve
 """The arms of a task; a request to the bare base has the arm `base`."""
 STRENGTH_HEADER = "X-Pilocal-Adapter-Scale"
 """The header that gives an adapter's strength, in a request and in its response."""
-STRONGEST = 2.0
-"""The largest strength."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 SEARCHED, SEARCHED_PER_TOKEN = 2**17, 32
 """Characters of a chat, and more for each token of the context, in which the template is looked for unseen."""

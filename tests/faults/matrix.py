@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ class Bench:
             return ""
         if fault in ERRORS and status == 0:
             return ""  # what could not be written is not needed, such as live.json
-        if fault in (CLOCK,) and status != 0:
+        if fault == CLOCK and status != 0:
             return f"exit status {status}: {_last(said)}"
         if status not in (0, 1):
             return f"exit status {status}: {_last(said)}"
@@ -187,7 +188,7 @@ class Bench:
     def _two(self, line: Sequence[str]) -> str:
         first = Forked(run, list(line), self.task, None, 0, self.folder / "aside", self.folder / "count")
         while not list(self.task.rglob(".lock")) and first.runs():
-            pass
+            time.sleep(0.01)
         second = pilocal(*line)
         status, _, said = first.ends(600)
         if status:

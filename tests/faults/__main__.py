@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.faults.kills import Lives
 from tests.faults.matrix import COMMANDS, FAULTS, Bench, cells
 from tests.faults.tasks import made
 
@@ -19,7 +20,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--moments", type=int, default=3, help="writes at which each fault happens; 0 for every one")
     parser.add_argument("--seed", type=int, default=0, help="draws them")
     parser.add_argument("--only", default="", help="commands between commas")
+    parser.add_argument("--kills", type=int, default=0, help="instead: kill one training so many times")
+    parser.add_argument("--steps", type=int, default=5000, help="of that training (5000)")
+    parser.add_argument("--backend", choices=("mlx", "torch"), default="mlx", help="of that training (mlx)")
     options = parser.parse_args(words)
+    if options.kills:
+        return killed(Lives(options.backend, options.steps, options.kills, options.seed))
     table: dict[str, dict[str, str]] = defaultdict(dict)
     wrong = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -42,6 +48,14 @@ def main(words: Sequence[str]) -> int:
     for fault in FAULTS:
         sys.stdout.write(f"| {fault} | {' | '.join(table[name].get(fault, '') for name in names)} |\n")
     sys.stdout.write("".join(f"\n{line}" for line in wrong))
+    return 1 if wrong else 0
+
+
+def killed(lives: Lives) -> int:
+    """Kill one training over and over; return the exit status."""
+    with tempfile.TemporaryDirectory() as temporary:
+        wrong = lives.survive(Path(temporary).resolve(), lambda text: sys.stderr.write(f"{text}\n"))
+    sys.stdout.write(f"seed {lives.seed}: {wrong or 'survived'}\n")
     return 1 if wrong else 0
 
 

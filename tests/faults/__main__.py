@@ -6,12 +6,22 @@ import argparse
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.faults.kills import Lives
-from tests.faults.matrix import COMMANDS, FAULTS, Bench, cells
+from tests.faults.matrix import COMMANDS, FAULTS, Bench, Command, cells
+from tests.faults.serving import ServeBench
 from tests.faults.tasks import made
+
+
+def bench_of(command: Command) -> Callable[[Path], Bench | ServeBench]:
+    """Return what makes the bench of a command in a folder."""
+    return lambda folder: Bench(command, folder, made(command.name))
+
+
+BENCHES: dict[str, Callable[[Path], Bench | ServeBench]] = {each.name: bench_of(each) for each in COMMANDS}
+BENCHES["serve"] = ServeBench
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,20 +39,20 @@ def main(words: Sequence[str]) -> int:
     table: dict[str, dict[str, str]] = defaultdict(dict)
     wrong = []
     with tempfile.TemporaryDirectory() as temporary:
-        for command in COMMANDS:
-            if options.only and command.name not in options.only.split(","):
+        for name, bench_in in BENCHES.items():
+            if options.only and name not in options.only.split(","):
                 continue
-            bench = Bench(command, Path(temporary).resolve() / command.name, made(command.name))
+            bench = bench_in(Path(temporary).resolve() / name)
             tried: dict[str, list[int]] = defaultdict(lambda: [0, 0])
             for fault, nth in cells(bench.writes, options.moments or bench.writes, options.seed):
                 said = bench.cell(fault, nth)
                 tried[fault][0] += not said
                 tried[fault][1] += 1
                 if said:
-                    wrong.append(f"{command.name}, {fault}, write {nth} of {bench.writes}: {said}")
+                    wrong.append(f"{name}, {fault}, write {nth} of {bench.writes}: {said}")
                     sys.stderr.write(f"{wrong[-1]}\n")
-            table[command.name] = {fault: f"{good} of {count}" for fault, (good, count) in tried.items()}
-            sys.stderr.write(f"{command.name}: {bench.writes} writes, done\n")
+            table[name] = {fault: f"{good} of {count}" for fault, (good, count) in tried.items()}
+            sys.stderr.write(f"{name}: {bench.writes} writes, done\n")
     names = list(table)
     sys.stdout.write(f"| fault | {' | '.join(names)} |\n| --- |{' --: |' * len(names)}\n")
     for fault in FAULTS:

@@ -109,7 +109,7 @@ class MlxTeam(Team):
 
     def numbers(self, mine: Sequence[int]) -> Sequence[int]:
         """Return the leader's numbers."""
-        found: list[int] = np.array(self.copy(mx.array(mine, dtype=mx.int32))).tolist()
+        found: list[int] = np.array(self.copy(mx.array(list(mine), dtype=mx.int32))).tolist()
         return found
 
     def exchange(self, order: Order | None) -> Order:

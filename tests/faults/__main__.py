@@ -36,29 +36,32 @@ def main(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     if options.kills:
         return killed(Lives(options.backend, options.steps, options.kills, options.seed))
-    table: dict[str, dict[str, str]] = defaultdict(dict)
-    wrong = []
+    table: dict[str, dict[str, str]] = {}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name, bench_in in BENCHES.items():
-            if options.only and name not in options.only.split(","):
-                continue
-            bench = bench_in(Path(temporary).resolve() / name)
-            tried: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-            for fault, nth in cells(bench.writes, options.moments or bench.writes, options.seed):
-                said = bench.cell(fault, nth)
-                tried[fault][0] += not said
-                tried[fault][1] += 1
-                if said:
-                    wrong.append(f"{name}, {fault}, write {nth} of {bench.writes}: {said}")
-                    sys.stderr.write(f"{wrong[-1]}\n")
-            table[name] = {fault: f"{good} of {count}" for fault, (good, count) in tried.items()}
-            sys.stderr.write(f"{name}: {bench.writes} writes, done\n")
+            if not options.only or name in options.only.split(","):
+                bench = bench_in(Path(temporary).resolve() / name)
+                table[name] = tried(name, bench, options.moments, options.seed, wrong)
+                sys.stderr.write(f"{name}: {bench.writes} writes, done\n")
     names = list(table)
     sys.stdout.write(f"| fault | {' | '.join(names)} |\n| --- |{' --: |' * len(names)}\n")
     for fault in FAULTS:
         sys.stdout.write(f"| {fault} | {' | '.join(table[name].get(fault, '') for name in names)} |\n")
     sys.stdout.write("".join(f"\n{line}" for line in wrong))
     return 1 if wrong else 0
+
+
+def tried(name: str, bench: Bench | ServeBench, moments: int, seed: int, wrong: list[str]) -> dict[str, str]:
+    """Try a command's cells; return how many of each fault it survived, and add to `wrong` what it did not."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for fault, nth in cells(bench.writes, moments or bench.writes, seed):
+        said = bench.cell(fault, nth)
+        found[fault].append(not said)
+        if said:
+            wrong.append(f"{name}, {fault}, write {nth} of {bench.writes}: {said}")
+            sys.stderr.write(f"{wrong[-1]}\n")
+    return {fault: f"{sum(good)} of {len(good)}" for fault, good in found.items()}
 
 
 def killed(lives: Lives) -> int:

@@ -148,11 +148,14 @@ class ServeBench:
             return ""
         if served.started:
             return "" if served.answers == self.expected else f"an answer is missing: {served.said}"
-        line = last_line(served.said)
+        return self._refused(fault, served)
+
+    def _refused(self, fault: str, served: Served) -> str:
+        """Return what is wrong with how a server refused to start."""
         if fault == CLOCK or served.status != 1 or len(served.said.splitlines()) != 1:
             return f"exit status {served.status}: {served.said}"
         told = [SAID[fault], os.strerror(ERRORS[fault])] if fault in ERRORS else [self.task.name]
-        return "" if any(each in line for each in told) else f"the line does not say it: {line!r}"
+        return "" if any(each in served.said for each in told) else f"the line does not say it: {served.said!r}"
 
     def _again(self) -> str:
         """Serve by the same command, and return what is wrong."""

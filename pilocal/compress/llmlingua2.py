@@ -28,6 +28,7 @@ from pilocal.errors import ModelError
 from pilocal.packages import keep_torch_apart, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
+from pilocal.task.hub import is_hub_id
 
 FAMILIES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}
 """The `model_type`s whose tokens llmlingua can join to words, and the name by which it knows each."""
@@ -105,7 +106,7 @@ class LLMLingua2(WordRemoval):
         checkpoint = self.config.checkpoint
         folder = self.tools.folder / checkpoint
         if not folder.is_dir():
-            if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1:
+            if not is_hub_id(checkpoint):
                 raise ModelError(checkpoint, "no such checkpoint", fix=ADVICE)
             folder = self.tools.download(checkpoint)
         try:

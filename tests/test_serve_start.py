@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -207,3 +208,16 @@ def test_an_interrupted_server_ends_and_has_warned_of_nothing(runs: list[Path], 
     text = server.said.read_text()
     assert "Traceback" not in text
     assert "Warning" not in text
+
+
+def test_a_server_that_is_interrupted_twice_gives_up_an_answer_without_a_word(runs: list[Path], tmp_path: Path) -> None:
+    with running(runs[:1], tmp_path) as server, endless(server):
+        server.process.send_signal(signal.SIGINT)
+        until = time.monotonic() + 60
+        while "Shutting down" not in server.said.read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 130
+    text = server.said.read_text()
+    assert "Traceback" not in text
+    assert "ERROR" not in text

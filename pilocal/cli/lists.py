@@ -23,17 +23,6 @@ class UserPath(click.Path):
         return super().convert(from_home(value) if isinstance(value, str) else value, param, ctx)
 
 
-class UserFile(click.File):
-    """A file to append to, whose path is read as a `UserPath` is."""
-
-    def __init__(self) -> None:
-        super().__init__("a", encoding="utf-8", lazy=False)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the open file."""
-        return super().convert(from_home(value) if isinstance(value, str) else value, param, ctx)
-
-
 FOLDER = UserPath()
 
 

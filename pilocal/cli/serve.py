@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pilocal.cli.lists import FOLDER, UserFile, Word
+from pilocal.cli.lists import FOLDER, Word
+
+if TYPE_CHECKING:
+    from pilocal.errors import PilocalError
+    from pilocal.server import RequestLogEntry
 
 
 @click.command()
@@ -71,9 +76,9 @@ from pilocal.cli.lists import FOLDER, UserFile, Word
     multiple=True,
     help="Origin whose web pages may use the server, such as http://localhost:3000; repeatable. * lets every page.",
 )
-@click.option("--log", type=UserFile(), help="Append one JSON object per request to this file.")
+@click.option("--log", type=FOLDER, help="Append one JSON object per request to this file.")
 @click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
-def serve(runs: tuple[Path, ...], log: IO[str] | None, **options: Any) -> None:
+def serve(runs: tuple[Path, ...], log: Path | None, **options: Any) -> None:
     """Serve finished runs with llama.cpp, behind an OpenAI-compatible API; clients send the bare query.
 
     A request's model is a task's name, or base. Several runs share one base in memory. If a request still carries its
@@ -81,26 +86,30 @@ def serve(runs: tuple[Path, ...], log: IO[str] | None, **options: Any) -> None:
     header X-Pilocal-Fallback: full-prompt, the base answers with the full prompt. There is a page at /, and /metrics
     for Prometheus.
     """
-    from pilocal.server import RequestLogEntry, ServeOptions
+    from pilocal.server import RequestLog, ServeOptions
     from pilocal.server import serve as start
 
     if options["log_contents"] and log is None:
         raise click.UsageError("--log-contents needs --log")
 
-    def write(entry: RequestLogEntry) -> None:
-        if log is None:
-            click.echo(entry.line(), err=True)
-        else:
-            click.echo(entry.json(), file=log)
-            log.flush()
+    def say(text: object) -> None:
+        with suppress(OSError):  # nobody reads it any more, or its disk is full: requests are answered all the same
+            click.echo(text, err=True)
+
+    def show(entry: RequestLogEntry) -> None:
+        say(entry.line())
 
     def ready(names: Sequence[str], port: int) -> None:
         page = f"http://{options['host']}:{port}/"
-        click.echo(f"serving {', '.join(names)} at {page}v1; the page is at {page}", err=True)
+        say(f"serving {', '.join(names)} at {page}v1; the page is at {page}")
 
-    def warn(text: str) -> None:
-        click.echo(f"warning: {text}", err=True)
+    def warn(text: object) -> None:
+        say(f"warning: {text}")
+
+    def unlogged(error: PilocalError) -> None:
+        warn(f"{error}; requests are answered, and not logged until then")
 
     if "*" in options["allow_origins"]:
         warn("--allow-origin *: every web page that somebody opens here can use this server")
-    start(runs, ServeOptions(**options), log=write, ready=ready, warn=warn)
+    with RequestLog(log, unlogged) if log else nullcontext() as file:
+        start(runs, ServeOptions(**options), log=file.write if file else show, ready=ready, warn=warn)

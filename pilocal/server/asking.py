@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -94,7 +95,8 @@ class Asking:
         return Asking(route, self.client, self._cancelled)
 
     def _tell(self) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
+        with suppress(RuntimeError):  # the loop is closed: the server was stopped, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def first_news(self) -> None:
         """Wait until something has come; raises what the engine failed with."""

@@ -1,11 +1,15 @@
-"""One line of the request log."""
+"""The request log: its lines, and the file that they are appended to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+from pilocal.errors import PilocalError
+from pilocal.run_folder.files import disk_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,3 +70,37 @@ class RequestLogEntry:
         """
         fields = {key: value for key, value in asdict(self).items() if value is not None}
         return json.dumps(fields, ensure_ascii=False)
+
+
+class RequestLog:
+    """A file that finished requests are appended to, one JSON object per line; a context manager.
+
+    Several servers may share it. Where the disk fails, requests are answered all the same, and left out of the file.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[PilocalError], object]) -> None:
+        """Open the file, and tell `warn` once the disk begins to fail; raises RunError where it cannot be opened."""
+        self._path, self._warn = path, warn
+        self._fails = self._is_cut = False
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise disk_error(path, error) from None
+
+    def write(self, entry: RequestLogEntry) -> None:
+        """Append a line; where a full disk cuts it, the next stands on a line of its own."""
+        line = b"\n" * self._is_cut + entry.json().encode(errors="backslashreplace") + b"\n"
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            if not self._fails:
+                self._warn(disk_error(self._path, error))
+            self._fails = True
+        else:
+            self._is_cut, self._fails = written < len(line), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -56,8 +58,14 @@ def serve(
             # uvicorn would log the whole URL of a WebSocket, query and all.
             quiet: dict[str, Any] = {"access_log": False, "ws": "none", "lifespan": "off"}
             config = uvicorn.Config(app, http=Protocol, timeout_graceful_shutdown=options.grace, **quiet)
+            logging.getLogger("uvicorn.error").addFilter(is_fault)
             sys.setswitchinterval(SWITCH)
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def is_fault(record: logging.LogRecord) -> bool:
+    """Tell whether a line of uvicorn's log is worth telling: not that a server which is stopped gives up an answer."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def listen(host: str, port: int, *, loopback_only: bool) -> socket.socket:

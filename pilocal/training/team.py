@@ -8,12 +8,13 @@ backend has a way of its own to send orders and to add up gradients.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
 from pilocal.prompt.tokens import Row
+from pilocal.training.heartbeat import WORDS, Heartbeat
 
 
 class Kind(IntEnum):
@@ -47,6 +48,7 @@ class Team(ABC):
     size: int = 1
 
     def __init__(self) -> None:
+        self._heartbeat: Heartbeat | None = None
         self.busy = False
         """Whether an order is being carried out, so that no other may be given."""
 
@@ -75,5 +77,20 @@ class Team(ABC):
         """Give an order (the leader) or get it (the others, with None); raises TrainingError when one is gone."""
 
     @abstractmethod
+    def numbers(self, mine: Sequence[int]) -> Sequence[int]:
+        """Return the leader's numbers, of 32 bits; each process gives as many."""
+
+    def watch(self, address: str | None) -> None:
+        """From now on notice processes that are stopped; `address` is the leader's, None where it is not known."""
+        if self.size == 1:
+            return
+        self._heartbeat = Heartbeat(self.rank, self.size)
+        if self.rank == 0:
+            self.numbers(self._heartbeat.listen(address))
+        else:
+            self._heartbeat.connect(address, self.numbers([0] * (1 + WORDS)))
+
     def leave(self) -> None:
         """Be alone again; call it however the training ended."""
+        if self._heartbeat is not None:
+            self._heartbeat.leave()

@@ -6,8 +6,9 @@ import re
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 HEAD_END, LAST_CHUNK = b"\r\n\r\n", b"\r\n0\r\n\r\n"
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -127,6 +128,11 @@ class Connection:
             self.close()
         return True
 
+    @property
+    def received(self) -> int:
+        """Bytes of the answer that have come."""
+        return len(self._received)
+
     def hang_up(self) -> None:
         """Close the connection amid the answer."""
         self.reply.ended = time.perf_counter()
@@ -169,10 +175,16 @@ class Clients:
         self._selector.close()
 
 
-def post(body: bytes, path: str = "/v1/chat/completions") -> bytes:
+def post(body: bytes, path: str = "/v1/chat/completions", headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """Return a request as bytes."""
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head += "".join(f"\r\n{name}: {value}" for name, value in headers.items())
     return head.encode() + HEAD_END + body
+
+
+def get(path: str) -> bytes:
+    """Return a request for what is at a path."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1".encode() + HEAD_END
 
 
 def never(number: int) -> bool:
@@ -181,12 +193,12 @@ def never(number: int) -> bool:
 
 
 def replies(
-    port: int, requests: Iterable[bytes], clients: int, hangs_up: Callable[[int], bool] = never
+    port: int, requests: Iterable[bytes], clients: int, hangs_up: Callable[[int], bool] = never, status: int = 200
 ) -> Iterator[Reply]:
     """Send requests from so many clients, each its next as soon as its last is answered; yield what came of each.
 
     Who hangs up does so at the first bytes of the answer. Raises ConnectionError or TimeoutError for a server that is
-    gone, and RuntimeError for any answer that is not 200.
+    gone, and RuntimeError for any answer that has another status.
     """
     left = enumerate(requests)
     with Clients(port, clients) as all_clients:
@@ -198,7 +210,7 @@ def replies(
                     if not hangs_up(reply.number):
                         continue
                     connection.hang_up()
-                elif reply.status != 200:
+                elif reply.status != status:
                     raise RuntimeError(f"{reply.status}: {reply.body[:500]!r}")
                 busy -= not _next(connection, left)
                 yield reply

@@ -39,10 +39,14 @@ AT_A_WRITE = (*SIGNALS, *ERRORS, VANISHED, CLOCK)
 
 
 class Injection:
-    """What happens at the nth write below a folder; the writes are counted where no fault is given."""
+    """What happens at the nth write below a folder; the writes are counted where no fault is given.
 
-    def __init__(self, folder: Path, fault: str | None, nth: int, aside: Path) -> None:
+    With `reads`, opening a file to read it counts, too.
+    """
+
+    def __init__(self, folder: Path, fault: str | None, nth: int, aside: Path, *, reads: bool = False) -> None:
         self.folder, self.fault, self.nth, self.aside = f"{folder}{os.sep}", fault, nth, aside
+        self.reads = reads
         self.count = 0
         self._busy = False
 
@@ -54,16 +58,21 @@ class Injection:
         if self._busy or event not in ("open", "os.rename"):
             return
         path = arguments[0] if event == "open" else arguments[1]
-        if not isinstance(path, str | bytes | os.PathLike) or (event == "open" and not arguments[2] & WRITES):
+        if not isinstance(path, str | bytes | os.PathLike):
             return
-        if not str(Path(os.fsdecode(path)).absolute()).startswith(self.folder):
+        if event == "open" and not self.reads and not arguments[2] & WRITES:
             return
+        if str(Path(os.fsdecode(path)).absolute()).startswith(self.folder):
+            self.moment(os.fsdecode(path))
+
+    def moment(self, path: str) -> None:
+        """Count something that is done to a file, and let the fault happen if it is time."""
         self.count += 1
         if self.fault is None or self.count < self.nth:
             return
         self._busy = True  # what it does itself is not counted
         try:
-            self._happen(os.fsdecode(path))
+            self._happen(path)
         finally:
             self._busy = False
 

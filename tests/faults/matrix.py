@@ -136,16 +136,16 @@ class Bench:
         if fault in ERRORS and status == 0:
             return ""  # what could not be written is not needed, such as live.json
         if fault == CLOCK and status != 0:
-            return f"exit status {status}: {_last(said)}"
+            return f"exit status {status}: {last_line(said)}"
         if status not in (0, 1):
-            return f"exit status {status}: {_last(said)}"
-        told = fault not in SAID or SAID[fault] in _last(said)
-        return "" if status == 0 or told else f"the line does not say it: {_last(said)!r}"
+            return f"exit status {status}: {last_line(said)}"
+        told = fault not in SAID or SAID[fault] in last_line(said)
+        return "" if status == 0 or told else f"the line does not say it: {last_line(said)!r}"
 
     def _again(self, line: Sequence[str], besides: Path | None = None) -> str:
         done = pilocal(*line)
         if done.returncode:
-            return f"again: exit status {done.returncode}: {_last(done.stderr)}"
+            return f"again: exit status {done.returncode}: {last_line(done.stderr)}"
         found = digest(self.task)
         odd = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
         odd = [name for name in odd if self.task / name != besides]
@@ -169,7 +169,7 @@ class Bench:
         cut = own[nth % len(own)]
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
         done = pilocal(*line)
-        said = _last(done.stderr)
+        said = last_line(done.stderr)
         if "Traceback" in done.stderr:
             return f"{cut.name}: a traceback: {said}"
         if done.returncode:
@@ -192,9 +192,9 @@ class Bench:
         second = pilocal(*line)
         status, _, said = first.ends(600)
         if status:
-            return f"the first one: {_last(said)}"
+            return f"the first one: {last_line(said)}"
         if "Traceback" in second.stderr:
-            return f"the second one: {_last(second.stderr)}"
+            return f"the second one: {last_line(second.stderr)}"
         return self._again(line)
 
 
@@ -238,6 +238,7 @@ def _timeless(value: Any) -> Any:
     return [_timeless(one) for one in value] if isinstance(value, list) else value
 
 
-def _last(said: str) -> str:
+def last_line(said: str) -> str:
+    """Return the last line that says something."""
     lines = [line for line in said.strip().splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -6,8 +6,9 @@ JACCL) can do.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def launched_rank() -> int | None:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), None)
 
 
+def leader_address() -> str | None:
+    """Return the address of the first process, as mlx.launch tells it; None where MPI started it."""
+    hosts = os.environ.get("MLX_HOSTFILE")
+    if hosts and Path(hosts).is_file():
+        place = str(json.loads(Path(hosts).read_text(encoding="utf-8"))[0][0])
+    else:
+        place = os.environ.get("MLX_JACCL_COORDINATOR", "")
+    return place.rpartition(":")[0].strip("[]") or os.environ.get("NCCL_HOST_IP")
+
+
 class MlxTeam(Team):
     """The processes of a training; `MlxTeam()` is one process alone."""
 
@@ -48,15 +59,14 @@ class MlxTeam(Team):
     def join(cls) -> MlxTeam:
         """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
         try:
-            return cls(mx.distributed.init(strict=True))
+            team = cls(mx.distributed.init(strict=True))
         except RuntimeError as error:
             fix = "see that every host of `mlx.launch` runs this command and reaches the others"
             raise TrainingError(
                 "mlx.distributed", "the other processes were not met", got=str(error), fix=fix
             ) from None
-
-    def leave(self) -> None:
-        """Do nothing: MLX's group goes with the process."""
+        team.watch(leader_address())
+        return team
 
     def part(self, batch: Batch) -> Batch | None:
         """Return this process's share of a batch, or None when there are fewer rows than processes."""
@@ -96,6 +106,11 @@ class MlxTeam(Team):
                 raise TrainingError(
                     "mlx.distributed", f"{name} differs between hosts", got=f"{others} of them", fix=fix
                 )
+
+    def numbers(self, mine: Sequence[int]) -> Sequence[int]:
+        """Return the leader's numbers."""
+        found: list[int] = np.array(self.copy(mx.array(list(mine), dtype=mx.int32))).tolist()
+        return found
 
     def exchange(self, order: Order | None) -> Order:
         """Give an order (the leader) or get it."""

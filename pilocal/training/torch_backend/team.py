@@ -23,7 +23,7 @@ from pilocal.training.backend import torchrun_rank
 from pilocal.training.team import Order, Team
 
 PATIENCE = timedelta(days=30)
-"""How long a process waits for the leader, which renders and compresses alone; a dead one is noticed at once."""
+"""How long a process waits for the leader, which renders and compresses alone; heartbeats notice one that is gone."""
 
 
 def local_device(device: str) -> str:
@@ -49,10 +49,12 @@ class TorchTeam(Team):
             where, what = "torch.distributed", "the other processes were not met"
             raise TrainingError(where, what, got=str(error).splitlines()[0], fix=fix) from None
         team.rank, team.size = dist.get_rank(), dist.get_world_size()
+        team.watch(os.environ.get("MASTER_ADDR"))
         return team
 
     def leave(self) -> None:
         """Be alone again; call it however the training ended, or gloo's threads end the process with an abort."""
+        super().leave()
         if self.size > 1:
             dist.destroy_process_group()
         self.rank, self.size = 0, 1
@@ -89,6 +91,11 @@ class TorchTeam(Team):
             where, what = "torch.distributed", f"{names[0]} differs between processes"
             others = sum(map(bool, everyones))
             raise TrainingError(where, what, got=f"{others} of them", fix=f"make {names[0]} the same everywhere")
+
+    def numbers(self, mine: Sequence[int]) -> Sequence[int]:
+        """Return the leader's numbers."""
+        found: Sequence[int] = self.share(mine)
+        return found
 
     def exchange(self, order: Order | None) -> Order:
         """Give an order (the leader) or get it."""

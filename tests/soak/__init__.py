@@ -1,0 +1,1 @@
+"""A server under load for long: `python -m tests.soak [MINUTES]`."""

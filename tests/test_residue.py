@@ -236,7 +236,7 @@ def test_another_trainer_is_told_what_to_ask_with(form: str, tiny_base: Base, tm
     done = pilocal("stages", folder, "--schedule", folder / "schedule.toml", "--format", form)
     assert done.returncode == 0, done.stderr
     how = (folder / "run" / form / "how.txt").read_text()
-    assert "the query after what stays of the prompt, as in the last stage's test.jsonl" in how
+    assert "the query after what stays of the prompt, as in the last stage's valid.jsonl" in how
     assert "bare query" not in how
 
 

@@ -11,8 +11,8 @@ from pilocal.prompt.tokens import Row
 def warn_of_answers(context: Context, rows: Mapping[str, Sequence[Row]]) -> None:
     """Warn of answers that come back otherwise than they are written, and of those that an evaluation would cut.
 
-    `rows` are those of the last answers, the last stage's, by split: its completions are the answers alone, as in every
-    stage without a working.
+    `rows` are those of the last answers, by split: their completions are the answers alone, as in every stage without a
+    working.
     """
     layout = context.base.layout
     if layout.before_answer or layout.after_answer:

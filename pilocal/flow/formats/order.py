@@ -11,7 +11,7 @@ from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Record
 from pilocal.run_folder.files import replacing, write_json
 
-LAST = "the last stage's test.jsonl of the run"
+LAST = "the last stage's valid.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def asked_with(residue: Preamble) -> str:
     """Return what the trained model is asked with.
 
     >>> asked_with(Preamble()), asked_with(Preamble("Be brief.", 1))
-    ('the bare query', "the query after what stays of the prompt, as in the last stage's test.jsonl of the run")
+    ('the bare query', "the query after what stays of the prompt, as in the last stage's valid.jsonl")
     """
     if residue.slots:
         return f"the query with the values of the slots ({', '.join(residue.slots)}), as in {LAST}"

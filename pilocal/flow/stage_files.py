@@ -1,7 +1,7 @@
 """The data sets of all stages, written by reference; and that no row of them is too long, without cutting every row.
 
-The tokens of each example are counted once. Of a split with many examples only those rows are cut whole that have the
-most tokens by the sum of their parts.
+The tokens of each example are counted once. Of many rows only those are cut whole that have the most tokens by the sum
+of their parts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,23 @@ from pilocal.prompt.render import render
 from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.run_folder.references import FADED, forget_examples, header_of, write_examples, write_references
 from pilocal.run_folder.rows import write_records
+from pilocal.task import Example
 from pilocal.task.working import working_of
 
 MANY = 5_000
-"""Of a split with more rows only the longest are cut whole."""
+"""Where all stages have more rows, only the longest of each are cut whole."""
 
 LONGEST = 64
-"""So many of them."""
+"""So many of every split."""
+
+ROUGH = 5_000
+"""Of a split with more examples only those are asked alone whose answers may come to harm."""
 
 EVERY = 1_000
 """Examples between two words of progress."""
+
+NEAR = 8
+"""Tokens by which an answer that is cut alone may have fewer than in its row."""
 
 
 def write_stages(context: Context) -> list[Path]:
@@ -74,23 +81,51 @@ def check_rows(context: Context, asked: dict[str, list[Asked]]) -> None:
     raise_all(faults)
 
 
-def _asked_alone(context: Context, split: str, asked: Sequence[Asked]) -> tuple[list[Row], list[int]]:
-    """Return of each example, asked alone, its last answer behind a single token, and the tokens of its whole row."""
-    answers, sizes = list[Row](), list[int]()
-    for done, (example, _) in enumerate(asked, 1):
-        row = tokenize_all(render("", [], example), context.base.tokenizer, f"{split} {example.id}")[-1]
-        sizes.append(len(row.tokens))
-        answers.append(Row(row.tokens[len(row.tokens) - len(row.last_answer) - 1 :], 1))
-        if done % EVERY == 0 or done == len(asked):
-            context.progress(f"tokens: {split}", done, len(asked))
+def _asked_alone(context: Context, split: str, asked: Sequence[Asked]) -> tuple[list[Row | None], list[int]]:
+    """Return of each example, asked alone, its last answer behind a single token, and the tokens of its whole row.
+
+    Of many examples the tokens are those of the texts, and None stands for an answer that comes back as it is written
+    and is not cut.
+    """
+    answers, sizes = list[Row | None](), list[int]()
+    for start in range(0, len(asked), EVERY):
+        some = [example for example, _ in asked[start : start + EVERY]]
+        lengths, harmless = _rough(context, some) if len(asked) > ROUGH else ([], [False] * len(some))
+        for example, known in zip(some, harmless, strict=True):
+            where = f"{split} {example.id}"
+            row = None if known else tokenize_all(render("", [], example), context.base.tokenizer, where)[-1]
+            if len(asked) <= ROUGH and row:
+                sizes.append(len(row.tokens))
+            answers.append(row and Row(row.tokens[len(row.tokens) - len(row.last_answer) - 1 :], 1))
+        sizes += lengths
+        context.progress(f"tokens: {split}", start + len(some), len(asked))
     return answers, sizes
+
+
+def _rough(context: Context, examples: Sequence[Example]) -> tuple[list[int], list[bool]]:
+    """Return the tokens of all texts of each example, and whether its answer comes back, and within max_tokens."""
+    tokenizer, limit = context.base.tokenizer.backend_tokenizer, context.task.generation.max_tokens
+
+    def cut(texts: list[str]) -> list[list[int]]:
+        return [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    asked = cut(
+        ["\n".join([*each.slots.values(), *(text for _, text in each.history), each.query]) for each in examples]
+    )
+    answers = cut([each.answer for each in examples])
+    said = tokenizer.decode_batch(answers, skip_special_tokens=False)
+    harmless = [
+        text == example.answer and len(answer) + NEAR <= limit
+        for text, example, answer in zip(said, examples, answers, strict=True)
+    ]
+    return [len(query) + len(answer) for query, answer in zip(asked, answers, strict=True)], harmless
 
 
 def _longest(
     context: Context, number: int, split: str, asked: Sequence[Asked], sizes: dict[str, list[int]]
 ) -> Sequence[int]:
-    """Return the places of the rows that may be a stage's longest of a split: all of few."""
-    if len(asked) <= MANY:
+    """Return the places of the rows that may be a stage's longest of a split: all where there are few."""
+    if len(context.schedule.stages) * sum(map(len, sizes.values())) <= MANY or len(asked) <= LONGEST:
         return range(len(asked))
     working, shots_of = context.schedule.stages[number].working, sizes["train"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +69,7 @@ class Example:
     @property
     def facts(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        known = asdict(self)
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
         del known["line"]  # where it stands changes nothing
         del known["unlearned"]  # an example of one turn is told as ever, so that old runs go on
         if not self.slots:

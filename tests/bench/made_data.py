@@ -84,12 +84,15 @@ def records(maker: Maker, count: int) -> Iterator[str]:
             yield json.dumps({"query": query, "answer": answer}) + "\n"
 
 
-def write_task(folder: Path, count: int, others: int = 1000, seed: int = 0, words: int = 400) -> Path:
-    """Write a task on the starter with `count` training examples, and `others` for validation and test each."""
+def write_task(
+    folder: Path, count: int, others: int = 1000, seed: int = 0, words: int = 400, base: Path | None = None
+) -> Path:
+    """Write a task on `base`, or the starter, with `count` training examples, and `others` for validation and test."""
     folder.mkdir(parents=True)
     maker = Maker(seed)
     (folder / "template.md").write_text(maker.template(words), encoding="utf-8")
-    (folder / "task.toml").write_text('name = "made"\n', encoding="utf-8")
+    model = f'model = "{base.as_posix()}"\n' if base else ""
+    (folder / "task.toml").write_text(f'name = "made"\n{model}', encoding="utf-8")
     lines = records(maker, count + 2 * others)
     for split, some in (("train", count), ("valid", others), ("test", others)):
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:

@@ -142,3 +142,17 @@ def test_of_many_rows_the_longest_are_cut_and_one_too_long_is_found(
     (copy / "train.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="tokens over the model's context"):
         staged(copy, tmp_path / "long")
+
+
+def test_of_many_answers_the_same_is_said_as_of_few(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = write_task(tmp_path / "task", 40, 5, words=60)
+    with (copy / "task.toml").open("a", encoding="utf-8") as file:
+        file.write("[generation]\nmax_tokens = 30\n")
+    said: list[list[str]] = [[], []]
+    staged(copy, tmp_path / "few", said[0].append)
+    monkeypatch.setattr(stage_files, "ROUGH", 0)
+    staged(copy, tmp_path / "many", said[1].append)
+    assert said[0] == said[1]
+    assert any("reference answers are longer than [generation] max_tokens = 30" in line for line in said[0])

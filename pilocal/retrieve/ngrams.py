@@ -21,9 +21,10 @@ ORDERS = (2, 3, 4)
 """Lengths of the n-grams, in characters."""
 
 LETTER_BITS = (64 - BLOCK_BITS) // ORDERS[-1]
-"""Bits of a character in the number of an n-gram: rarer characters than the 8,191 commonest of a pool have none."""
+"""Bits of a character in the number of an n-gram."""
 
-LETTER = 2**LETTER_BITS - 1
+LETTERS = 2**LETTER_BITS - 1
+"""Characters that have a number: the commonest of a pool."""
 
 LEARNED = 20_000
 """Texts that the idf is learned from; of a larger pool some, spread evenly."""
@@ -47,7 +48,7 @@ class NgramVectors:
         letters = Counter[str]()
         for text in pool:
             letters.update(_spaced(text))
-        commonest = sorted(letters, key=lambda letter: (-letters[letter], letter))[:LETTER]
+        commonest = sorted(letters, key=lambda letter: (-letters[letter], letter))[:LETTERS]
         self._letters = np.array([0, *map(ord, commonest)], dtype=np.uint32)
         self._numbers = np.zeros(0x110000, dtype=np.uint16)
         self._numbers[self._letters[1:]] = np.arange(1, len(self._letters))
@@ -119,7 +120,7 @@ class NgramVectors:
         for order in ORDERS:
             end = int(np.searchsorted(grams, np.uint64(1 << order * LETTER_BITS)))
             shifts = np.arange(order - 1, -1, -1, dtype=np.uint64) * np.uint64(LETTER_BITS)
-            numbers = (grams[begin:end, None] >> shifts) & np.uint64(LETTER)
+            numbers = (grams[begin:end, None] >> shifts) & np.uint64(2**LETTER_BITS - 1)
             text = self._letters[numbers].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
             found += [text[start : start + order] for start in range(0, len(text), order)]
             begin = end

@@ -59,7 +59,7 @@ def write_references(path: Path, header: Mapping[str, Any], chosen: Iterable[Seq
     with replacing(path) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
         for number, shots in enumerate(chosen):
-            file.write(json.dumps({"example": number, "shots": list(shots)}) + "\n")
+            file.write(f'{{"example": {number}, "shots": {list(shots)}}}\n')
     return path
 
 

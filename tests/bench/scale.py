@@ -53,7 +53,7 @@ def scale(count: int = 100_000, checked: int = 1_000_000, seed: int = 0) -> dict
         }
         if checked:
             words = words_of_template(seed + 1)
-            large = write_task(Path(made) / "large", checked, seed=seed + 1, words=words, base=base)
+            large = write_task(Path(made) / "large", checked, seed=seed + 1, words=words, base=base, alike=10)
             result["check"] = pilocal("check", large)
             result["met"][f"check_in_{CHECK_SECONDS}_seconds"] = result["check"]["seconds"] <= CHECK_SECONDS
     return result

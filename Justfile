@@ -46,8 +46,12 @@ lint: setup
 quick: setup
     {{ bin }}/pytest -x -n 2 --dist loadfile -m "not slow and not browser and not processes"
 
-# Lint, types and tests: what CI runs
-check: lint test
+# Lint, types, known vulnerabilities and tests
+check: lint audit test
+
+# Known vulnerabilities of what is installed; those that tests/accepted.toml accepts are no fault
+audit: setup
+    {{ bin }}/python -m tests.audit
 
 # Mend what can be mended automatically
 fix: setup
@@ -81,11 +85,13 @@ gpu environment device="cuda":
     {{ environment }}/python -m pilocal parity --reference tests/parity/starter --device {{ device }}
     {{ environment }}/python -m tests.bench backends
 
-# Build wheel and sdist into dist/ and try each in an empty environment
+# Build wheel, sdist and a bill of materials into dist/, try each in an empty environment, and audit this one
 release: setup
     rm -rf dist
     {{ bin }}/uv build --python {{ bin }}/python --out-dir dist
+    {{ bin }}/python -m tests.sbom dist
     {{ bin }}/python -m tests.release dist
+    {{ bin }}/python -m tests.audit --strict
 
 # Create the environment and install everything into it
 setup: (install ".[dev]")

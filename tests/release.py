@@ -1,7 +1,8 @@
 """Whether a release is whole: `python -m tests.release DIST`, as `just release` and the release workflow run it.
 
-DIST holds the wheel and the sdist. Each is installed into an empty environment, where a task is made, checked, trained
-for a few steps, exported and asked. It runs on Linux and macOS; llama.cpp is compiled where there is no wheel of it.
+DIST holds the wheel, the sdist and the bill of materials that tests/sbom.py wrote. Wheel and sdist are each installed
+into an empty environment, where a task is made, checked, trained for a few steps, exported and asked. It
+runs on Linux and macOS; llama.cpp is compiled where there is no wheel of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.sbom import sbom_faults
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pilocal"
@@ -47,12 +50,13 @@ def faults(dist: Path, *, tag: str = "") -> list[str]:
     """
     own = version()
     names = [path.name for path in built(dist)]
-    wanted = [f"pilocal-{own}-py3-none-any.whl", f"pilocal-{own}.tar.gz"]
+    wanted = [f"pilocal-{own}-py3-none-any.whl", f"pilocal-{own}.cdx.json", f"pilocal-{own}.tar.gz"]
     if names != wanted:
-        return [f"{dist} should hold {' and '.join(wanted)}; got {names}"]
-    with zipfile.ZipFile(dist / wanted[0]) as wheel, tarfile.open(dist / wanted[1]) as sdist:
-        there = {wanted[0]: set(wheel.namelist()), wanted[1]: {name.partition("/")[2] for name in sdist.getnames()}}
-    found = _changes(own, tag)
+        return [f"{dist} should hold {', '.join(wanted)}; got {names}"]
+    with zipfile.ZipFile(dist / wanted[0]) as wheel, tarfile.open(dist / wanted[2]) as sdist:
+        there = {wanted[0]: set(wheel.namelist()), wanted[2]: {name.partition("/")[2] for name in sdist.getnames()}}
+    bill = json.loads((dist / wanted[1]).read_text())
+    found = _changes(own, tag) + [f"{wanted[1]}: {fault}" for fault in sbom_faults(bill, own, ROOT)]
     files = [f"pilocal/{each}" for each in DATA] + [str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")]
     for name, inside in there.items():
         found += [f"{name} lacks {file}" for file in files if file not in inside]
@@ -107,6 +111,8 @@ def main(words: Sequence[str]) -> int:
         sys.stderr.write("\n".join(found) + "\n")
         return 1
     for file in built(dist):
+        if file.suffix == ".json":
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             python = folder / "venv" / "bin" / "python"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pilocal.base.base import download
+from pilocal.base.hub import download
 from pilocal.compress import CompressedTemplate, Tools, compress_template, compression_facts
 from pilocal.compress.llmlingua2 import LLMLingua2, word_levels
 from pilocal.compress.outline import Outline

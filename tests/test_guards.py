@@ -33,7 +33,6 @@ LONG_FUNCTIONS: dict[str, int] = {
     "pilocal/starter/build.py:train": 62,
 }
 COMPLEX: dict[str, int] = {
-    "pilocal/compress/llmlingua2.py:LLMLingua2._find": 13,
     "pilocal/compress/outline.py:Outline.__post_init__": 16,
     "pilocal/compress/outline.py:Outline._finish": 25,
     "pilocal/compress/outline.py:Outline._read": 21,

@@ -218,6 +218,12 @@ def test_a_program_of_the_users_gives_the_marks(tmp_path: Path) -> None:
             "import time; time.sleep(60)",
             "the program took longer than 0.5 s; fix it and run again; the answers are kept",
         ),
+        (
+            # What it starts outlives it in another session, with its output open.
+            "import os, time; os.fork() or (os.setsid(), time.sleep(60)); time.sleep(60)",
+            "the program took longer than 0.5 s",
+        ),
+        ("while True: print('1' * 65536)", "the program printed more than 67,108,864 bytes"),
         ("import sys; sys.stdin.read(); print(1)", "must print 2 lines, one for each answer; got 1"),
         ("import sys; sys.stdin.read(); print('1\\ngood')", "line 2 must be a number from 0 to 1; got 'good'"),
         ("import sys; sys.stdin.read(); print('2\\n0')", "line 1 must be a number from 0 to 1; got '2'"),

@@ -85,6 +85,11 @@ def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda content: content["losses"].pop(), "not a whole reference: steps or weights are missing"),
         (lambda content: content["lora"].update(dropout=0.1), "random dropout cannot be replayed"),
         (lambda content: content["training"].update(later=1), "not a whole reference"),
+        (lambda content: content["training"].update(seed="0"), "not a whole reference: seed is '0'"),
+        (lambda content: content["rows"][0]["tokens"].append([]), "not a whole reference: tokens is"),
+        (lambda content: content["rows"][0].update(offset=9999), "not a whole reference: offset is 9999 in a row of"),
+        (lambda content: content["stages"][0]["steps"][0]["rows"].append(-1), "not a whole reference: rows is"),
+        (lambda content: content["stages"][0]["steps"][0].update(rate="x"), "not a whole reference: rate is 'x'"),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused_in_one_line(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 
 from tests import release
 from tests.release import DATA, ROOT, faults, smoke, version
+from tests.sbom import sbom_faults
 
 BUILD = """
 import sys
@@ -22,6 +26,21 @@ made = sys.argv[1]  # setuptools writes its own into it
 build_meta.build_wheel(made)
 build_meta.build_sdist(made)
 """
+
+
+def bill() -> dict[str, Any]:
+    """What tests/sbom.py would write, without asking a registry."""
+    extras, lines = requirements()
+    names = {re.split(r"[\[<>=~;]", line)[0] for line in lines + [each for extra in extras.values() for each in extra]}
+    parts = [{"name": name, "version": "1", "purl": f"pkg:pypi/{name}@1"} for name in names - {"pilocal"}]
+    return {"metadata": {"component": {"name": "pilocal", "version": version()}}, "components": parts}
+
+
+def requirements() -> tuple[dict[str, list[str]], list[str]]:
+    """The extras that a release lists, and what pilocal always needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return {name: lines for name, lines in extras.items() if name not in ("all", "dev")}, project["dependencies"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +56,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy2(ROOT / name, root / name)
     made = tmp_path_factory.mktemp("dist")
     (made / ".gitignore").write_text("*")  # as `uv build` leaves one
+    (made / f"pilocal-{version()}.cdx.json").write_text(json.dumps(bill()))
     subprocess.run([sys.executable, "-c", BUILD, made], cwd=root, capture_output=True, check=True)
     return made
 
@@ -62,6 +82,16 @@ def test_what_a_release_lacks_is_named(dist: Path, tmp_path: Path, monkeypatch: 
     assert "should hold pilocal-" in faults(tmp_path / "empty")[0]
     monkeypatch.setattr(release, "DATA", (*DATA, "no/such/file"))
     assert len(faults(dist)) == 2
+
+
+def test_a_bill_of_materials_has_everything_that_is_needed() -> None:
+    whole = bill()
+    assert sbom_faults(whole, version(), ROOT) == []
+    assert sbom_faults(whole, "9.9.9", ROOT) == ["it is not of pilocal 9.9.9"]
+    for name in ("mlx-lm", "peft", "matplotlib"):
+        parts = [part for part in whole["components"] if part["name"] != name]
+        assert sbom_faults({**whole, "components": parts}, version(), ROOT) == [f"it lacks {name}"]
+    assert "it lacks numpy" in sbom_faults({}, version(), ROOT)
 
 
 def test_the_installed_wheel_works_away_from_the_source(dist: Path, tmp_path: Path) -> None:
@@ -91,9 +121,11 @@ def test_the_release_workflow_tries_both_files_on_linux_and_macos() -> None:
     assert jobs["smoke"]["needs"] == "build"
     ran = [step.get("run", "") for step in jobs["smoke"]["steps"]]
     assert any("python -m tests.release dist" in line for line in ran)
-    assert any("uv build" in step.get("run", "") for step in jobs["build"]["steps"])
+    made = " ".join(step.get("run", "") for step in jobs["build"]["steps"])
+    assert "uv build" in made and "python -m tests.sbom dist" in made
     recipe = (ROOT / "Justfile").read_text().split("\nrelease")[1].split("\n\n")[0]
-    assert "uv build" in recipe and "-m tests.release dist" in recipe
+    for part in ("uv build", "-m tests.sbom dist", "-m tests.release dist", "-m tests.audit --strict"):
+        assert part in recipe
 
 
 def test_issue_templates_ask_for_what_doctor_says() -> None:

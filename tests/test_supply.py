@@ -84,6 +84,25 @@ def test_a_path_is_never_asked_of_the_hub(model: str, tmp_path: Path, monkeypatc
         find_base(model, tmp_path)
 
 
+def test_a_hub_id_stays_with_its_revision(starter: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, str | None]]()
+    folder = tmp_path / ("a" * 40)
+    folder.symlink_to(starter.folder)
+
+    def snapshot(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    for model, revision in (("owner/name", None), ("owner/name@v1", "v1"), ("owner/name@refs/pr/1", "refs/pr/1")):
+        base = find_base(model, tmp_path)
+        assert asked.pop() == ("owner/name", revision)
+        assert (base.model, base.address, base.revision) == (model, "owner/name", "a" * 40)
+    with pytest.raises(ModelError, match="no revision after the @; give owner/name@REVISION or owner/name"):
+        find_base("owner/name@", tmp_path)
+    assert not asked
+
+
 def test_a_base_that_moved_under_its_name_is_noticed(starter: Base, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     hub = Base(starter.folder, "owner/name", local=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
 from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
+from pilocal.base.hub import download
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import InputError, ModelError, nearest
@@ -19,6 +20,7 @@ from pilocal.prompt.default_system import QUERY
 from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
 from pilocal.run_folder.hashes import fingerprint, remembered_sha256
 from pilocal.task import STARTER
+from pilocal.task.hub import is_hub_id, split_hub_id
 from pilocal.task.text import absent, from_home, meant
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Base:
 
     folder: Path
     model: str
-    """What the task calls it: "starter", a directory, or a Hub id."""
+    """What the task calls it: "starter", a directory, or a Hub id, pinned or not."""
     local: bool
     """Whether it lies where the user said; False for a copy of a Hub id's files."""
     chat: ChatSettings = OWN
@@ -78,8 +80,8 @@ class Base:
 
     @property
     def address(self) -> str:
-        """Where another program finds it: the path, or the Hub id."""
-        return str(self.path.resolve()) if self.local else self.model
+        """Where another program finds it: the path, or the Hub id without its revision."""
+        return str(self.path.resolve()) if self.local else split_hub_id(self.model)[0]
 
     @property
     def revision(self) -> str | None:
@@ -268,8 +270,9 @@ def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
     """Return the checked base that a task names.
 
     It is the starter, "smollm2", a directory, a GGUF file (the first, if it has parts), "ollama:NAME", or a Hub id,
-    which is downloaded once. A `~` at the beginning of a path is the home folder; `chat` is what the task changes.
-    Raises ModelError when the base cannot be had or is not whole, InputError where a package is missing.
+    which is downloaded once; with owner/name@REVISION that commit, tag or branch is. A `~` at the start of a path is
+    the home folder; `chat` is what the task changes. Raises ModelError when the base cannot be had or is not whole,
+    InputError where a package is missing.
     """
     if "\0" in model or any(len(part.encode("utf-8", "replace")) > MOST_NAME for part in Path(model).parts):
         raise ModelError(model[:MOST_NAME], "no such model: a name is too long or no path", fix="correct it")
@@ -294,34 +297,11 @@ def _at(model: str, path: Path) -> Base:
     if path.is_file():
         return Base.of_gguf(path, model)
     missing = absent(path, "no such model")
-    if model.startswith((".", "/", "~")) or model.count("/") != 1 or missing != "no such model" or _is_gguf(model):
+    if not is_hub_id(model) or missing != "no such model":
         fix = f'give a directory, a GGUF file, "{OLLAMA}NAME", a Hub id such as owner/name, or "{STARTER}"'
         near = meant(path) or nearest(model, (STARTER, SMOLLM2))
         raise ModelError(model, missing, fix=f"did you mean {near}?" if near else fix)
     return Base(download(model), model, local=False)
-
-
-def _is_gguf(model: str) -> bool:
-    return model.lower().endswith(".gguf")
-
-
-def download(model: str) -> Path:
-    """Return the local folder of a Hub id's newest files, of which those that are there already are not fetched again.
-
-    Raises ModelError when there is no such id, or no network and no copy.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=wanted))
-    except HFValidationError as error:
-        raise ModelError(model, f"not a Hub id: {error}", fix="give owner/name") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fix = "check the id and the network, or give a local directory"
-        raise ModelError(model, f"cannot be downloaded: {reason}", fix=fix) from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import os
 import random
 import warnings
@@ -26,8 +25,10 @@ from pilocal.compress.protect import Place
 from pilocal.compress.removal import WordRemoval
 from pilocal.errors import ModelError
 from pilocal.packages import keep_torch_apart, require_packages
+from pilocal.run_folder.files import MISSHAPEN, read_json
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.task import Compression
+from pilocal.task.hub import is_hub_id
 
 FAMILIES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}
 """The `model_type`s whose tokens llmlingua can join to words, and the name by which it knows each."""
@@ -105,28 +106,36 @@ class LLMLingua2(WordRemoval):
         checkpoint = self.config.checkpoint
         folder = self.tools.folder / checkpoint
         if not folder.is_dir():
-            if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1:
+            if not is_hub_id(checkpoint):
                 raise ModelError(checkpoint, "no such checkpoint", fix=ADVICE)
             folder = self.tools.download(checkpoint)
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelError(folder, "no config.json: not a checkpoint", fix=ADVICE) from None
-        except ValueError as error:
-            raise ModelError(folder / "config.json", f"damaged: {error}", fix="copy or download it again") from None
-        kinds = config.get("architectures") or ["no architecture"]
-        if not any("ForTokenClassification" in kind for kind in kinds):
-            what = "the wrong kind of model: it does not classify tokens"
-            raise ModelError(folder, what, got=", ".join(kinds), fix=ADVICE)
-        labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-        if labels != 2:
-            raise ModelError(
-                folder, "the wrong kind of model: it needs two labels, drop and keep", got=labels, fix=ADVICE
-            )
-        if config.get("model_type") not in FAMILIES:
-            what = f"llmlingua reads only {' and '.join(FAMILIES)} models"
-            raise ModelError(folder, what, got=config.get("model_type"), fix=ADVICE)
+        checked_checkpoint(folder)
         return folder
+
+
+def checked_checkpoint(folder: Path) -> str:
+    """Return the `model_type` of a checkpoint; raises ModelError for one that is damaged or of the wrong kind."""
+    path = folder / "config.json"
+    try:
+        config = read_json(path)
+        kinds = config.get("architectures") or ["no architecture"]
+        labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+        kind = config.get("model_type")
+        classifies = any("ForTokenClassification" in each for each in kinds)
+    except FileNotFoundError:
+        raise ModelError(folder, "no config.json: not a checkpoint", fix=ADVICE) from None
+    except MISSHAPEN as error:
+        what = " ".join(str(error).split())
+        raise ModelError(path, f"damaged: {what}", fix="copy or download it again") from None
+    if not classifies:
+        what = "the wrong kind of model: it does not classify tokens"
+        raise ModelError(folder, what, got=", ".join(map(str, kinds)), fix=ADVICE)
+    if labels != 2:
+        what = "the wrong kind of model: it needs two labels, drop and keep"
+        raise ModelError(folder, what, got=labels, fix=ADVICE)
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ModelError(folder, f"llmlingua reads only {' and '.join(FAMILIES)} models", got=kind, fix=ADVICE)
+    return kind
 
 
 def word_levels(outline: Outline, judged: Sequence[tuple[str, int]]) -> list[float]:
@@ -201,7 +210,7 @@ def _load(folder: Path, device: str, count_tokens: Callable[[str], int]) -> Any:
         def encode(self, text: str) -> range:
             return range(count_tokens(text))
 
-    family = FAMILIES[json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]]
+    family = FAMILIES[checked_checkpoint(folder)]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Its own __init__ would download a tokenizer for its price estimates; the rest of it is here.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pilocal.base.base import find_base
-from pilocal.base.places import OLLAMA
+from pilocal.base.hub import asks_hub, downloaded_bytes, offered_bytes
 
 WEIGHTS = (".safetensors", ".gguf")
 
@@ -28,8 +27,7 @@ class BaseSize:
 
 def base_size(model: str) -> BaseSize:
     """Return how large a base is; the Hub is asked about one that was not downloaded, unless it is offline."""
-    path = Path(model).expanduser()
-    if not path.exists() and model.count("/") == 1 and not model.startswith((".", "/", "~", OLLAMA)):
+    if asks_hub(model):
         return _on_the_hub(model)
     try:
         base = find_base(model, Path())
@@ -43,31 +41,11 @@ def _on_the_hub(model: str) -> BaseSize:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if size := _downloaded(model):
+        if size := downloaded_bytes(model):
             return BaseSize(model=model, bytes=size, here=True)
-        return BaseSize(model=model, bytes=_offered(model))
+        return BaseSize(model=model, bytes=offered_bytes(model))
     except HFValidationError as error:
         return BaseSize(model=model, fault=f"{model}: not a Hub id: {' '.join(str(error).split())}")
     except Exception as error:
         said = (str(error).splitlines() or [repr(error)])[0]
         return BaseSize(model=model, fault=f"{model} is not downloaded, and cannot be: {said}")
-
-
-def _downloaded(model: str) -> int:
-    """Return the bytes of a model's weights in the Hub's cache; 0 where it is not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return 0
-    return sum(file.stat().st_size for file in folder.rglob(f"*{WEIGHTS[0]}"))
-
-
-def _offered(model: str) -> int | None:
-    """Return the bytes of a model's weights on the Hub; None where it does not tell."""
-    from huggingface_hub import HfApi
-
-    found: Any = HfApi().model_info(model, files_metadata=True, timeout=20)
-    return sum(file.size or 0 for file in found.siblings if file.rfilename.endswith(WEIGHTS[0])) or None

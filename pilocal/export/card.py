@@ -24,6 +24,8 @@ class Facts:
     """The base's Hub id, or the path of its folder or file."""
     base_hashes: Sequence[str] = ()
     """The SHA-256 of each of its files, where it is in GGUF."""
+    base_revision: str | None = None
+    """The commit of its files, where they are the Hub's."""
     metrics: Mapping[str, Any] | None = None
     """The content of metrics.json."""
     gate: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
@@ -131,6 +133,8 @@ def _fenced(text: str) -> str:
 
 
 def _hashed(facts: Facts) -> str:
+    if facts.base_revision:
+        return f" (revision {facts.base_revision})"
     return f" (SHA-256 {', '.join(facts.base_hashes)})" if facts.base_hashes else ""
 
 

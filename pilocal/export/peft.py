@@ -67,6 +67,7 @@ def write_peft(base: Base, adapter: Path, folder: Path, facts: Facts) -> list[Pa
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": facts.base,
+        **({"revision": facts.base_revision} if facts.base_revision else {}),
         "r": trained.rank,
         "lora_alpha": trained.scale * trained.rank,
         "lora_dropout": 0.0,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from pilocal.base.base import Base, download
+from pilocal.base.base import Base
+from pilocal.base.hub import download
 from pilocal.base.language_model import BaseModel
 from pilocal.compress import TOLERANCE, CompressedTemplate, Tools, compress_template
 from pilocal.flow.listeners import QUIET, Listeners

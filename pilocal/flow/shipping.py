@@ -229,6 +229,7 @@ def _card_facts(context: Context) -> Facts:
     return Facts(
         task=context.task.name,
         base=context.base.address,
+        base_revision=context.base.revision,
         base_hashes=tuple(context.base.file_hashes.values()) if context.base.gguf else (),
         metrics=metrics,
         gate=(head, rows) if rows else None,

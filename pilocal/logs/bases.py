@@ -12,6 +12,7 @@ from typing import Any
 from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import machine_memory, on_cpu
+from pilocal.base.hub import asks_hub
 from pilocal.base.places import SMOLLM2, ollama_blob, ollama_models, packaged_smollm2
 from pilocal.base.recipe import count_parameters
 from pilocal.errors import PilocalError
@@ -102,7 +103,7 @@ def named_base(model: str) -> Base | None:
     if known:
         known.check()
         return known
-    if model.count("/") == 1 and not model.startswith((".", "~", "/")) and not Path(model).exists():
+    if asks_hub(model):
         return None
     return find_base(model, Path.cwd())
 

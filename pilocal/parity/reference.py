@@ -20,6 +20,7 @@ from pilocal.prompt.tokens import Row
 from pilocal.run_folder.files import MISSHAPEN, read_json, replacing
 from pilocal.run_folder.hashes import sha256_file
 from pilocal.run_folder.tensors import save_tensors
+from pilocal.run_folder.typed import fits, made
 from pilocal.task import Lora, Training
 
 FILE, ARRAYS = "reference.json", "arrays.safetensors"
@@ -78,9 +79,9 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
             got = content["format"]
             raise InputError(folder / FILE, f"only format {FORMAT} is known", got=got, fix="record it again")
         stages = _stages(content)
-        lora = Lora(**content["lora"] | {"linears": tuple(content["lora"]["linears"])})
-        training, model = Training(**content["training"]), str(content["model"])
-        chat = ChatSettings(**content.get("chat", {}))
+        lora = made(Lora, content["lora"] | {"linears": tuple(content["lora"]["linears"])})
+        training, model = made(Training, content["training"]), str(content["model"])
+        chat = made(ChatSettings, content.get("chat", {}))
         trace = _trace(content, folder, len(stages))
         hashes = {"base": content["base_sha256"], "tokenizer": content["tokenizer_sha256"]}
     except (*MISSHAPEN, SafetensorError) as error:
@@ -96,18 +97,27 @@ def load_reference(folder: Path) -> tuple[Replay, Trace, dict[str, Any]]:
 
 
 def _stages(content: Mapping[str, Any]) -> tuple[ReplayStage, ...]:
-    """Return the stages of a reference.json, each step with its rows."""
-    rows = [
-        Row(tuple(row["tokens"]), row["offset"], gaps=tuple((begin, end) for begin, end in row.get("gaps", ())))
-        for row in content["rows"]
-    ]
+    """Return the stages of a reference.json, each step with its rows; raises one of MISSHAPEN where it is damaged."""
+    rows = [_row(row) for row in content["rows"]]
 
-    def steps(stage: Mapping[str, Any]) -> tuple[ReplayStep, ...]:
-        return tuple(ReplayStep(step["rate"], tuple(rows[i] for i in step["rows"])) for step in stage["steps"])
+    def step(of: Mapping[str, Any]) -> ReplayStep:
+        numbers = of["rows"]
+        if not fits(numbers, list[int]) or min(numbers, default=0) < 0:
+            raise ValueError(f"rows is {numbers!r:.60}")
+        return made(ReplayStep, {"rate": of["rate"], "rows": tuple(rows[number] for number in numbers)})
 
     return tuple(
-        ReplayStage(stage["number"], stage["tau"], stage["shots"], steps(stage)) for stage in content["stages"]
+        made(ReplayStage, {**stage, "steps": tuple(step(each) for each in stage["steps"])})
+        for stage in content["stages"]
     )
+
+
+def _row(of: Mapping[str, Any]) -> Row:
+    gaps = tuple((begin, end) for begin, end in of.get("gaps", ()))
+    row = made(Row, {"tokens": tuple(of["tokens"]), "offset": of["offset"], "gaps": gaps})
+    if not 0 < row.offset < len(row.tokens):
+        raise ValueError(f"offset is {row.offset} in a row of {len(row.tokens)} tokens")
+    return row
 
 
 def _trace(content: Mapping[str, Any], folder: Path, stages: int) -> Trace:
@@ -115,7 +125,7 @@ def _trace(content: Mapping[str, Any], folder: Path, stages: int) -> Trace:
     from safetensors.numpy import load_file
 
     arrays = load_file(folder / ARRAYS)
-    trace = Trace(content["losses"], content["gradient_norms"])
+    trace = made(Trace, {"losses": content["losses"], "norms": content["gradient_norms"]})
     trace.starts = [_part(arrays, f"start.{nth}.") for nth in range(stages)]
     trace.gradients = [_part(arrays, f"gradient.{nth}.") for nth in range(stages)]
     trace.adapter = _part(arrays, "end.")

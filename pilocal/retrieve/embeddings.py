@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pilocal.errors import InputError
 from pilocal.packages import keep_torch_apart, quiet_bitsandbytes, require_packages
 from pilocal.run_folder.hashes import fingerprint, sha256_file
+from pilocal.task.hub import split_hub_id
 
 
 class EmbeddingVectors:
@@ -27,8 +28,9 @@ class EmbeddingVectors:
         from sentence_transformers import SentenceTransformer
 
         folder = relative_to / model
+        name, revision = (str(folder), None) if folder.is_dir() else split_hub_id(model)
         try:
-            self._model = SentenceTransformer(str(folder) if folder.is_dir() else model, trust_remote_code=False)
+            self._model = SentenceTransformer(name, revision=revision, trust_remote_code=False)
         except Exception as error:  # whatever the folder or the network makes the libraries raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             fix = 'check embedding_model and the network, give a local directory, or set similarity = "bleu"'

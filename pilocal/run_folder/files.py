@@ -34,6 +34,7 @@ KNOWN = {
     errno.ENFILE: MANY,
     errno.EROFS: ("the disk is read-only", "make it writable, or take a folder on another one"),
     errno.EIO: ("the disk fails", "copy the run to another one and run again there; it goes on where it was"),
+    errno.ENAMETOOLONG: ("a name in the path is too long for the file system", "take a shorter one"),
     errno.ENOENT: ("the file or its folder is gone", "put it back and run again; the run goes on where it was"),
 }
 """What is said of the errors that a disk gives, and what to do."""

@@ -26,7 +26,7 @@ from pilocal.task.tables import (
     Scoring,
     Training,
 )
-from pilocal.task.text import absent, from_home, meant, path_of
+from pilocal.task.text import absent, from_home, holds, meant, path_of
 from pilocal.task.toml import build, line_of, one_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
@@ -49,7 +49,8 @@ class _Top:
     name: str
     """The task's name; clients of the server send it as `model`."""
     model: str = STARTER
-    """The base: "starter" (bundled), a local directory, or a Hub id."""
+    """The base: "starter" (bundled), a local directory, a GGUF file, "ollama:NAME", or a Hub id.
+    owner/name@REVISION stays with one commit, tag or branch."""
     chat_template: str | None = None
     """File of a chat template, in Jinja, in the place of the base's own: for training, export and serving alike."""
     template: str = "template.md"
@@ -119,7 +120,7 @@ class Task:
 
 def task_folder(task: str | Path) -> Path:
     """Return the folder of a task, which may be named by its task.toml."""
-    return Path(task).parent if Path(task).is_file() else Path(task)
+    return Path(task).parent if holds(Path(task).is_file) else Path(task)
 
 
 def load_task(task: str | Path, *, data: bool = True) -> Task:
@@ -129,8 +130,8 @@ def load_task(task: str | Path, *, data: bool = True) -> Task:
     """
     task = path_of(task)
     folder = task_folder(task)
-    path = task if task.is_file() else folder / "task.toml"
-    if not path.is_file():
+    path = task if holds(task.is_file) else folder / "task.toml"
+    if not holds(path.is_file):
         near = meant(task)
         fix = f"did you mean {near}?" if near else "`pilocal init DIR` makes one"
         raise InputError(path, absent(path, "no such task"), fix=fix)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pilocal.errors import InputError, PilocalError, nearest, raise_all
 from pilocal.task.faults import merged
-from pilocal.task.text import absent, meant, path_of
+from pilocal.task.text import absent, holds, meant, path_of
 from pilocal.task.toml import build, line_of, one_of, read_toml, require
 from pilocal.task.within import Within, within
 
@@ -283,7 +283,7 @@ def _check_tables(tables: Any, where: str) -> None:
 
 def _check_file(path: Path) -> None:
     """Raise InputError for the name of a decay in the place of a file."""
-    near = None if path.exists() or meant(path) else nearest(path.stem, DECAYS)
+    near = None if holds(path.exists) or meant(path) else nearest(path.stem, DECAYS)
     if near:
         fix = f'write a file with decay = "{near}"'
         raise InputError(path, absent(path, "no such schedule file"), fix=fix)

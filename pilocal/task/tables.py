@@ -63,7 +63,7 @@ class Retrieval:
     over: str = "answer"
     """What "embedding" compares in training: "answer" or "query"; BLEU compares answers."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Hub id or local directory, for similarity = "embedding"."""
+    """Hub id or local directory, for similarity = "embedding"; owner/name@REVISION stays with one commit or tag."""
     pool: Annotated[float, Within(0, 1, above=True)] = 1.0
     """Share of the training examples that may be shots, drawn by [training] seed; all of them are trained on."""
 
@@ -96,7 +96,7 @@ class Compression:
     ladder: str | None = None
     """For "ladder": the folder of your texts, one per tau of the schedule, named after it, such as 0.67.md."""
     checkpoint: str = "microsoft/llmlingua-2-bert-base-multilingual-cased-meetingbank"
-    """For "llmlingua2": Hub id or local directory."""
+    """For "llmlingua2": Hub id or local directory; owner/name@REVISION stays with one commit or tag."""
     device: str = "auto"
     """For "llmlingua2": "cuda", "mps" or "cpu"; "auto" takes the first that is available."""
 

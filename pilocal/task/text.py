@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import gc
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,24 @@ def beside(path: Path) -> Path:
     return made if made != path else path.with_suffix(".new.jsonl")
 
 
+def holds(question: Callable[[], bool]) -> bool:
+    """Return what a question about a path is answered with; False for a path that no file system can have.
+
+    Until 3.14, Python's own raise OSError for one that is too long.
+
+    >>> holds(Path("x" * 300).exists), holds(Path(".").is_dir)
+    (False, True)
+    """
+    try:
+        return question()
+    except OSError:
+        return False
+
+
 def absent(path: Path, what: str) -> str:
     """Return what is wrong with a path where nothing is: a link that leads nowhere, or else `what`."""
     for each in (path, *path.parents):
-        if each.is_symlink() and not each.exists():
+        if holds(each.is_symlink) and not holds(each.exists):
             link = f"a link to {each.readlink()}, which is not there"
             return link if each == path else f"it lies behind {each}, {link}"
     return what
@@ -108,14 +122,14 @@ def absent(path: Path, what: str) -> str:
 def meant(path: Path) -> Path | None:
     """Return the path that one where nothing is may mean: a part of its name is another there; None for none."""
     for part in (*reversed(path.parents), path):
-        if part.exists():
+        if holds(part.exists):
             continue
         try:
             near = nearest(part.name, [each.name for each in part.parent.iterdir() if not each.name.startswith(".")])
         except OSError:
             return None
         found = part.with_name(near) / path.relative_to(part) if near else None
-        return found if found and found.exists() else None
+        return found if found and holds(found.exists) else None
     return None
 
 

@@ -18,6 +18,7 @@ Files = dict[str, bytes]
 MODULES = (
     *("tests.fuzz.task_doors", "tests.fuzz.run_doors", "tests.fuzz.kept_doors", "tests.fuzz.log_doors"),
     *("tests.fuzz.model_doors", "tests.fuzz.server_doors", "tests.fuzz.endpoint_doors"),
+    "tests.fuzz.folder_doors",
 )
 """The modules that hold doors."""
 

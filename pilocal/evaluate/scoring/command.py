@@ -7,8 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,12 @@ from pilocal.task.slots import KEY as SLOTS
 TIMEOUT = 600.0
 """Seconds for all answers of one arm, unless `[scoring] timeout` says otherwise."""
 
+PRINTED = 2**26
+"""Bytes that the program may print, and as many on stderr."""
+
+SHORTEST, LONGEST = 0.01, 0.5
+"""Seconds between two looks at a program that works: longer and longer ones."""
+
 TAIL = 300
 """How many of the last characters on stderr the error quotes."""
 
@@ -34,7 +44,8 @@ def make(scoring: Scoring, folder: Path) -> Metric:
 class Command(Metric):
     """The mean of the marks that a program prints.
 
-    The program runs in the task folder, once per arm, with the user's own rights. It reads one JSON object per line:
+    The program runs in the task folder, once per arm, with the user's own rights and environment: one that runs what
+    the model wrote has to confine it, as `python_tests` does. It reads one JSON object per line:
     `id`, `query`, `answer` (the reference), `prediction` (the model's answer) and whatever else the test record holds.
     It prints one number from 0 to 1 per line, in the same order.
     """
@@ -95,30 +106,49 @@ class Command(Metric):
         return [path for path in (self._folder / part for part in self._command) if path.is_file()]
 
     def _run(self, text: str) -> str:
-        """Return what the program prints; on a time-out, it and all that it started are killed."""
-        process = subprocess.Popen(
-            self._argv,
-            cwd=self._folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            printed, said = process.communicate(text, self._timeout)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise self._fault(f"the program took longer than {self._timeout:g} s") from None
-            raise
+        """Return what the program prints; on a time-out, it and all that it started are killed.
+
+        It writes into files: a pipe would stay open as long as anything that it has started, even in another session.
+        """
+        with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as said:
+            told.write(text.encode())
+            told.seek(0)
+            process = subprocess.Popen(
+                self._argv, cwd=self._folder, stdin=told, stdout=printed, stderr=said, start_new_session=True
+            )
+            try:
+                self._wait(process, (printed, said))
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            texts = [_text(file) for file in (printed, said)]
         if process.returncode:
-            raise self._fault(f"the program ended with status {process.returncode}", got=said.strip()[-TAIL:] or None)
-        return printed
+            got = texts[1].strip()[-TAIL:] or None
+            raise self._fault(f"the program ended with status {process.returncode}", got=got)
+        return texts[0]
+
+    def _wait(self, process: subprocess.Popen[bytes], files: Sequence[IO[bytes]]) -> None:
+        """Wait for the end; raises InputError for a program that takes too long or prints without end."""
+        ends, pause = time.monotonic() + self._timeout, SHORTEST
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause)
+            if any(os.fstat(file.fileno()).st_size > PRINTED for file in files):
+                raise self._fault(f"the program printed more than {PRINTED:,} bytes")
+            if process.returncode is not None:
+                return
+            left = ends - time.monotonic()
+            if left <= 0:
+                raise self._fault(f"the program took longer than {self._timeout:g} s")
+            pause = min(2 * pause, LONGEST, left)
 
     def _fault(self, problem: str, got: object = None) -> InputError:
         fix = "fix it and run again; the answers are kept"
         return InputError(self._where, problem, got=got, fix=fix)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

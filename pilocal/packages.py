@@ -7,7 +7,8 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -38,6 +39,9 @@ INSTALL: Mapping[str, str] = {
     "wandb": "wandb",
 }
 """What `pip install` takes, by the name that is imported."""
+
+OPEN_FILES = 2048
+"""What a large model in many files takes; macOS begins with 256."""
 
 OTHERWISE: Mapping[str, str] = {
     "bitsandbytes": "take --weights packed, which keeps MLX's own four bits",
@@ -161,13 +165,40 @@ def import_mlx_lm() -> None:
     import transformers
 
     known = vars(transformers)
-    if "AutoTokenizer" in known:  # somebody has paid for it
-        return
-    known["AutoTokenizer"] = _AutoTokenizerLater()
+    paid = "AutoTokenizer" in known  # by somebody else
+    if not paid:
+        known["AutoTokenizer"] = _AutoTokenizerLater()
     try:
-        importlib.import_module("mlx_lm")
+        with _own_open_files():
+            importlib.import_module("mlx_lm")
     finally:
-        del known["AutoTokenizer"]
+        if not paid:
+            del known["AutoTokenizer"]
+
+
+@contextmanager
+def _own_open_files() -> Iterator[None]:
+    """Keep the most files that may be open, and let OPEN_FILES of them be open at once.
+
+    As it is imported, mlx-lm 0.32 lowers the most to 4,096 for good, and fails where it is less.
+    """
+    import resource
+
+    change = resource.setrlimit
+
+    def but_open_files(which: int, limits: tuple[int, int]) -> None:
+        if which != resource.RLIMIT_NOFILE:
+            change(which, limits)
+
+    resource.setrlimit = but_open_files
+    try:
+        yield
+    finally:
+        resource.setrlimit = change
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        change(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class _AutoTokenizerLater:

@@ -73,7 +73,7 @@ def test_the_openai_client_reads_the_usage(server: Server) -> None:
     ("field", "value", "said"),
     [
         ("max_tokens", 0, "at least 1"),
-        ("max_tokens", -1, "at least 1"),
+        ("max_tokens", -2, "at least 1"),
         ("max_tokens", 1.5, "a whole number"),
         ("max_tokens", "5", "a whole number"),
         ("max_tokens", True, "a whole number"),
@@ -90,9 +90,6 @@ def test_the_openai_client_reads_the_usage(server: Server) -> None:
         ("seed", 2**63, "from"),
         ("seed", "x", "a whole number"),
         ("top_k", 2**40, "from 0"),
-        ("stop", "", "empty"),
-        ("stop", [""], "empty"),
-        ("stop", ["a", ""], "empty"),
         ("stop", list("abcde"), "at most 4"),
         ("stop", [3], "text"),
         ("stop", {"a": 1}, "text"),

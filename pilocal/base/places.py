@@ -10,6 +10,7 @@ from typing import Any
 
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
+from pilocal.task.text import from_home, home_folder
 
 OLLAMA = "ollama:"
 """What a model of Ollama's begins with."""
@@ -73,8 +74,8 @@ def _again(name: str) -> str:
 
 def _ollama_folder() -> Path:
     if folder := os.environ.get("OLLAMA_MODELS"):
-        return Path(folder).expanduser()
-    return Path.home() / ".ollama" / "models"
+        return Path(from_home(folder))
+    return home_folder() / ".ollama" / "models"
 
 
 def _manifest(folder: Path, name: str) -> Path | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -80,8 +82,16 @@ def cli() -> None:
     """Put a recurring prompt into the weights of a local model, prove that nothing was lost, ship it to llama.cpp."""
 
 
+def _open_streams() -> None:
+    """Give a process that was started with a closed stream, as some services are, one that leads nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def main() -> None:
     """Run the command line; the one place where errors become lines and exit statuses."""
+    _open_streams()
     try:
         status = cli.main(prog_name="pilocal", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pilocal.cli.lists import Word
-from pilocal.task.text import byte_size
+from pilocal.task.text import byte_size, home_folder
 
 if TYPE_CHECKING:
     from pilocal.doctor.diagnose import Report
@@ -33,7 +32,7 @@ def doctor(model: str, backend: str, as_json: bool) -> None:
 
     report = diagnose(model, backend)
     text = json.dumps(report.as_json(), indent=2) if as_json else "\n".join(_lines(report))
-    home = str(Path.home())
+    home = str(home_folder())
     click.echo(text.replace(home, "~") if home != "/" else text)
     if not report.works:
         click.get_current_context().exit(1)

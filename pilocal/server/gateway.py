@@ -52,6 +52,8 @@ LONG_BODY = 16 * 2**10
 """Bytes from which a request is read beside the event loop, which goes on meanwhile."""
 FORMS = (b'"grammar"', b'"json_schema"', b'"tools"')
 """Of a request with such a field the form of its answer is read beside the event loop, too: it may take a second."""
+ONE_MODEL = "/v1/models/"
+"""What a model's name follows."""
 GET_PATHS = (*PATHS_WITHOUT_KEY, "/metrics", "/v1/models", "/shadow")
 """The paths that are fetched with GET; the others take POST."""
 
@@ -113,11 +115,11 @@ class Gateway:
             await Reply(send).empty(self._access.preflight_headers(headers))
             return
         send = with_cors(send, self._access.response_headers(headers))
-        path = scope["path"]
+        scope["path"] = path = _plain_path(scope["path"])
         state = _RequestState(path)
         reply = Reply(send)
         try:
-            _check_lengths(headers)
+            _check_body(headers)
             self._access.check(path, headers)
             _check_path(path, scope["method"])
             if path not in PATHS:
@@ -302,18 +304,43 @@ class _RequestState:
         )
 
 
-def _check_lengths(headers: Mapping[str, str]) -> None:
-    """Raise Refusal for a body whose end is told in two ways: a proxy may see another request where it ends for us."""
+def _check_body(headers: Mapping[str, str]) -> None:
+    """Raise Refusal for a body whose end is told in two ways, as a proxy may see another request where it ends for us.
+
+    And for one that is packed.
+    """
+    if (packed := headers.get("content-encoding", "identity")) != "identity":
+        problem = f"Content-Encoding: {packed} is not unpacked here; send the body as it is."
+        raise Refusal(415, problem, code="unsupported_encoding")
     if "content-length" in headers and "transfer-encoding" in headers:
         problem = "A request has Content-Length or Transfer-Encoding, not both."
         raise Refusal(400, problem, code="invalid_length", headers={"Connection": "close"})
 
 
+def _plain_path(path: str) -> str:
+    """Return the path that a client means: without the host, as through a proxy, and without empty parts.
+
+    >>> _plain_path("http://127.0.0.1:8000/v1/models"), _plain_path("//v1/models/"), _plain_path("/")
+    ('/v1/models', '/v1/models', '/')
+    """
+    if path.startswith(("http://", "https://")):
+        path = "/".join(path.split("/")[3:])
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
 def _check_path(path: str, method: str) -> None:
     """Raise Refusal for what this server does not offer."""
-    allowed = {"POST"} if path in PATHS else {"GET", "HEAD"} if path in GET_PATHS else set[str]()
+    allowed = (
+        {"POST"}
+        if path in PATHS
+        else {"GET", "HEAD"}
+        if path in GET_PATHS or path.startswith(ONE_MODEL)
+        else set[str]()
+    )
     if not allowed:
-        raise Refusal(404, f"There is nothing at {path}.", code="unknown_url")
+        end = next((known for known in PATHS if path.endswith(known.removeprefix("/v1"))), None)
+        fix = f" It is at {end}: the base URL of a client ends with one /v1." if end else ""
+        raise Refusal(404, f"There is nothing at {path}.{fix}", code="unknown_url")
     if method not in allowed:
         raise Refusal(405, f"{path} takes {' and '.join(sorted(allowed))}.", headers={"Allow": ", ".join(allowed)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -25,6 +25,12 @@ class Refusal(Exception):
         self.status = status
         self.headers = headers
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def no_such_model(name: object, names: Collection[str]) -> Refusal:
+    """Return the refusal of a model that the server does not have; `names` are those that it has."""
+    message = f"The model {name!r} does not exist. This server has: {', '.join(names)}."
+    return Refusal(404, message, param="model", code="model_not_found")
 
 
 def server_error(message: str) -> Refusal:

@@ -46,6 +46,12 @@ NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "repeat_penalty": (ANY, 0.01, 100),
 }
 """What each number may be; beyond some of OpenAI's bounds lie numbers that are infinite in float32."""
+NOTHING: Mapping[str, Any] = {
+    "tools": [],
+    "stop": [],
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), -1),
+}
+"""What says as much as null."""
 FLAGS = ("stream", "echo", "store")
 TEXTS = ("model", "grammar", "user", "prompt_cache_key", "safety_identifier", "service_tier")
 """What is text; from the third on they are labels, which change no answer."""
@@ -139,7 +145,26 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise Refusal(400, "The body must be a JSON object.", code="invalid_json")
     check_depth(request, "body", "the request", DEEPEST)
-    return {key: value for key, value in request.items() if value is not None}
+    return _settled(request)
+
+
+def _settled(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request without what clients send to say nothing: nulls, no tools, no stop, no limit.
+
+    Some leave a list empty, send "" for no text, or -1 for as many tokens as there is room for, as LM Studio and
+    llama.cpp take it. A call that is asked for without tools stays, and is refused.
+    """
+    if isinstance(stop := request.get("stop"), str | list):
+        request = {**request, "stop": [text for text in ([stop] if isinstance(stop, str) else stop) if text != ""]}
+    said = {name: value for name, value in request.items() if value is not None and value != NOTHING.get(name)}
+    return said if "tools" in said else {name: said[name] for name in said if not _says_no_tools(name, said[name])}
+
+
+def _says_no_tools(name: str, value: Any) -> bool:
+    """Tell whether a field says nothing where there are no tools."""
+    if name == "parallel_tool_calls":
+        return isinstance(value, bool)
+    return name == "tool_choice" and value in ("auto", "none")
 
 
 def _finite(text: str) -> float:
@@ -189,8 +214,6 @@ def _check_stop(stop: Any) -> None:
         raise _refused("stop", "must be text, or a list of texts.", "invalid_type")
     if len(texts) > MOST_STOPS:
         raise _refused("stop", f"at most {MOST_STOPS} texts.", "invalid_value")
-    if "" in texts:
-        raise _refused("stop", "a text must not be empty.", "invalid_value")
 
 
 def _check_stream_options(request: Mapping[str, Any]) -> None:

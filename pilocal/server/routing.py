@@ -15,7 +15,7 @@ from pilocal.server.chat import PromptTokens
 from pilocal.server.full_prompt import PromptWriter, ShareSampler
 from pilocal.server.prompt_stripping import Chat
 from pilocal.server.recognition import Recognition
-from pilocal.server.refusal import Refusal, server_error
+from pilocal.server.refusal import Refusal, no_such_model, server_error
 from pilocal.server.request import CHATS, SLOTS
 from pilocal.server.slot_values import all_slots, check_slots
 from pilocal.task.export_table import STRONGEST
@@ -101,12 +101,12 @@ class Router:
         name = request.get("model")
         if name is None and len(self._known) == 1:
             return names[0]
-        known = f"This server has: {', '.join(names)}."
         if name is None:
-            raise Refusal(400, f"model: name one. {known}", param="model", code="missing_model")
+            raise Refusal(
+                400, f"model: name one. This server has: {', '.join(names)}.", param="model", code="missing_model"
+            )
         if name not in names:
-            message = f"The model {name!r} does not exist. {known}"
-            raise Refusal(404, message, param="model", code="model_not_found")
+            raise no_such_model(name, names)
         return str(name)
 
     def route(

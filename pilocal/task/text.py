@@ -133,6 +133,14 @@ def meant(path: Path) -> Path | None:
     return None
 
 
+def home_folder() -> Path:
+    """Return the user's home folder; the root for a user who has none, as of a container that runs as a bare number."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def from_home(name: str) -> str:
     """Return a path that the user wrote, with the home folder for a `~` at its beginning; any other as it is.
 

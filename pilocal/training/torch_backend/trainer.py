@@ -233,7 +233,8 @@ class TorchTrainer:
             if before is None:
                 return self._keys_and_values(tokens)
             cache = deepcopy(before)
-            cache.crop(known)
+            if surplus := cache.get_seq_length() - known:
+                cache.crop(-surplus)
             return self._keys_and_values(tokens[known:], cache)
 
     def head(self, states_ND: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from pilocal.flow.run import run_task
 from pilocal.flow.saving import Prices, Saving
 from pilocal.flow.verdicts import Verdict, further_hints, verdicts
 from pilocal.report.page import LARGEST
+from pilocal.run_folder.rows import read_records
 from pilocal.training.memory import Need
 from tests.forked import pilocal as command
 from tests.reports import Page, commands_of, missing_of
@@ -105,8 +106,8 @@ def test_each_stage_shows_a_row_as_it_will_be_trained_on(task: Path, plan: Plan,
     run_task(task, task / "schedule.toml", tmp_path / "run", until="stages", listeners=heard)
     assert len(plan.prompts) == len(plan.stages) == 3
     for number, prompt in enumerate(plan.prompts):
-        lines = (tmp_path / "run" / "stages" / str(number) / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        assert tuple(json.loads(lines[prompt.line - 1])["messages"]) == prompt.messages
+        records = read_records(tmp_path / "run" / "stages" / str(number), "train")
+        assert tuple(records[prompt.line - 1]["messages"]) == prompt.messages
         assert 0 < prompt.tokens < plan.stages[number].longest_row
         assert prompt.messages[-2]["content"] in prompt.text
     tokens = [prompt.tokens for prompt in plan.prompts]

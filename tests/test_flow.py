@@ -18,6 +18,7 @@ from pilocal.flow.runner import run_steps, step_named
 from pilocal.flow.steps import EDIT, MIX, ON_POLICY, STEPS, STRENGTH, TEACHER
 from pilocal.progress import Progress
 from pilocal.prompt.tokens import token_counter
+from pilocal.run_folder.rows import read_records
 from pilocal.run_folder.shipped import read_shipped
 
 ASKED_FOR = (TEACHER, MIX, EDIT, ON_POLICY, STRENGTH)
@@ -181,11 +182,10 @@ def test_metrics_keep_the_contract(finished: Path) -> None:
     assert {"pi_score", "prompt_token_reduction", "speedup", "speedup_cached"} <= set(metrics)
 
 
-def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished: Path) -> None:
+def test_the_stages_shrink_to_the_bare_query(finished: Path) -> None:
     sizes = []
     for stage in range(3):
-        lines = (finished / "run" / "stages" / str(stage) / "train.jsonl").read_text().splitlines()
-        records = [json.loads(line)["messages"] for line in lines]
+        records = [one["messages"] for one in read_records(finished / "run" / "stages" / str(stage), "train")]
         assert len(records) == 9
         sizes.append(sum(len(message["content"]) for record in records for message in record))
     assert sizes[0] > sizes[1] > sizes[2]
@@ -195,8 +195,8 @@ def test_the_stage_files_are_mlx_lms_own_and_shrink_to_the_bare_query(finished: 
 def test_no_answer_of_validation_or_test_is_ever_a_shot(finished: Path) -> None:
     train = {json.loads(line)["query"] for line in (finished / "train.jsonl").read_text().splitlines()}
     for split in ("train", "valid", "test"):
-        for line in (finished / "run" / "stages" / "0" / f"{split}.jsonl").read_text().splitlines():
-            *before, query, _ = json.loads(line)["messages"]
+        for record in read_records(finished / "run" / "stages" / "0", split):
+            *before, query, _ = record["messages"]
             shots = [message["content"] for message in before if message["role"] == "user"]
             assert len(shots) == 2
             assert set(shots) <= train - {query["content"]}

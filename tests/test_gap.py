@@ -15,6 +15,8 @@ import pilocal
 from pilocal.base.base import Base
 from pilocal.chart import LONGEST_NAME
 from pilocal.flow.gap import EntryFacts, Gap
+from pilocal.training.mlx import teacher as mlx_teacher
+from pilocal.training.mlx.forward import read_prefix
 from tests.forked import pilocal as command
 from tests.test_chart import texts
 from tests.test_flow import make_task
@@ -78,7 +80,16 @@ def test_the_census_names_the_entries_that_no_training_query_touches(small_house
     assert [facts["entry"] for facts in kept["entries"]] == [facts.entry for facts in gap.entries]
 
 
-def test_both_backends_take_the_same_census(small_house: Path) -> None:
+def test_both_backends_take_the_same_census_and_read_of_each_template_what_is_new(
+    small_house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+
+    def counted(model: Any, prefix: Any, before: Any = ()) -> Any:
+        read.append(prefix.size)
+        return read_prefix(model, prefix, before)
+
+    monkeypatch.setattr(mlx_teacher, "read_prefix", counted)
     found = [
         pilocal.check(small_house, probe=False, gap=True, backend=pilocal.Backend(name=name, device=device)).gap
         for name, device in (("mlx", None), ("torch", "cpu"))
@@ -86,6 +97,8 @@ def test_both_backends_take_the_same_census(small_house: Path) -> None:
     for one, other in zip(*(gap.entries for gap in found if gap), strict=True):
         assert (one.entry, one.queries) == (other.entry, other.queries)
         assert one.nats == pytest.approx(other.nats, abs=1e-3)
+    assert len(read) > 10
+    assert sum(read) < 0.7 * len(read) * max(read)
 
 
 def facts(**changes: Any) -> Gap:

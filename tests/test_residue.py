@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -236,7 +237,10 @@ def test_another_trainer_is_told_what_to_ask_with(form: str, tiny_base: Base, tm
     done = pilocal("stages", folder, "--schedule", folder / "schedule.toml", "--format", form)
     assert done.returncode == 0, done.stderr
     how = (folder / "run" / form / "how.txt").read_text()
-    assert "the query after what stays of the prompt, as in the last stage's test.jsonl" in how
+    said = re.search(r"the query after what stays of the prompt, as in (\S+\.jsonl)", how)
+    assert said
+    shown = json.loads((folder / "run" / form / said[1]).read_text().splitlines()[0])["messages"]
+    assert len(shown) > 2
     assert "bare query" not in how
 
 

@@ -27,6 +27,7 @@ from pilocal.flow.listeners import Listeners
 from pilocal.flow.opening import open_task
 from pilocal.flow.runner import run_steps, step_named
 from pilocal.prompt.render import render
+from pilocal.run_folder.rows import read_records
 from pilocal.task import Example, Lora, Training
 from tests.forked import Forked, pilocal
 from tests.test_flow import make_task
@@ -140,9 +141,9 @@ def test_openai_gets_a_valid_train_and_valid_file_for_every_trained_stage(folder
         "1/train.jsonl", "1/valid.jsonl", "2/train.jsonl", "2/valid.jsonl",
     ]  # fmt: skip
     for path in made.rglob("*.jsonl"):
-        own = folder / "run" / "stages" / path.relative_to(made)
+        own = read_records(folder / "run" / "stages" / path.parent.relative_to(made), path.stem)
         lines = path.read_text().splitlines()
-        assert [faults(line) for line in lines] == [[] for _ in own.read_text().splitlines()]
+        assert [faults(line) for line in lines] == [[] for _ in own]
     shot = json.loads((made / "1" / "train.jsonl").read_text().splitlines()[0])["messages"][2]
     assert (shot["role"], shot["weight"]) == ("assistant", 0)
     assert "1/train.jsonl" in printed and "the model of the job before" in printed

@@ -31,6 +31,8 @@ AGAIN = "copy or download the model again"
 MOST_JSON = 64 * 2**20
 """Bytes of a config.json, or of the list of a model's parts."""
 
+POINTER = b"version https://git-lfs"
+
 MOST_NAME = 255
 """Bytes of a file's name, in every file system."""
 
@@ -188,7 +190,7 @@ class Base:
         if self.gguf:
             parts = list(self.file_hashes.values())
             return parts[0] if len(parts) == 1 and not changes else fingerprint(parts, *changes)
-        names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
         files = [self.folder / name for name in names if (self.folder / name).is_file()]
         hashes = [(path.name, remembered_sha256(path)) for path in (*files, *self.weight_files)]
         return fingerprint(hashes, *changes)
@@ -253,7 +255,9 @@ class Base:
         _check_class(self.config_path, self.config, self.architecture)
         _check_numbers(self.config_path, self.config)
         if not self.weight_files:
-            raise ModelError(folder, "no model*.safetensors", fix=AGAIN)
+            raise ModelError(folder, "no model*.safetensors", fix=_instead(folder))
+        for path in (*self.weight_files, folder / "tokenizer.json"):
+            _check_fetched(path)
         for path in self.weight_files:
             _check_safetensors(path)
         index = folder / "model.safetensors.index.json"
@@ -338,6 +342,26 @@ def _check_class(path: Path, config: Mapping[str, Any], architecture: Architectu
     if names and architecture.causal.lower() not in [name.lower() for name in names]:
         fix = f"take a base of the class {architecture.causal}"
         raise ModelError(path, "architectures and model_type do not belong together", got=names[0], fix=fix)
+
+
+def _instead(folder: Path) -> str:
+    """Return what to do about a folder without weights, by what it has instead."""
+    if (folder / "adapter_config.json").is_file():
+        return "this is an adapter: name the model that it was made for"
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pth")):
+        return "its weights are pickles, which can run code as they are read: take the model as safetensors or GGUF"
+    return AGAIN
+
+
+def _check_fetched(path: Path) -> None:
+    """Raise ModelError for what Git leaves in a file's place where Git LFS is not installed."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+    except OSError:
+        return  # what reads it says why
+    if pointer:
+        raise ModelError(path, "a pointer of Git LFS, not the file", fix=f"run `git lfs pull` in {path.parent}")
 
 
 def _check_safetensors(path: Path) -> None:

@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path) -> Any:
         with plain_folder(folder) as plain:
             # Left open, transformers would ask whether to run code from the folder.
             found = _tokenizer_class(plain).from_pretrained(plain, trust_remote_code=False)
-            return _with_its_own_steps(found, folder / "tokenizer.json")
+            return _with_its_own_template(_with_its_own_steps(found, folder / "tokenizer.json"), folder)
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"
@@ -67,6 +67,14 @@ def _declared(folder: Path) -> tuple[str, str]:
         return str(model["model_type"]), str(tokenizer["tokenizer_class"]).removesuffix("Fast")
     except (OSError, ValueError, KeyError, TypeError):
         return "", ""
+
+
+def _with_its_own_template(tokenizer: Any, folder: Path) -> Any:
+    """Return a tokenizer; if it has no chat template with that of chat_template.json, where models that see have it."""
+    path = folder / "chat_template.json"
+    if not tokenizer.chat_template and path.is_file():
+        tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8-sig")).get("chat_template")
+    return tokenizer
 
 
 def _with_its_own_steps(tokenizer: Any, file: Path) -> Any:

@@ -22,6 +22,7 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.shipped import check_name
 from pilocal.task import AUTO, LOSSLESS, Evaluation, Task
 from pilocal.task.schedule import Schedule
+from pilocal.task.text import uncollected
 from pilocal.task.working import KEY, working_of
 from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
 
@@ -241,8 +242,12 @@ def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) ->
 
 def _warn_of_examples(task: Task, schedule: Schedule, warn: Callable[[str], None]) -> None:
     """Warn of what is odd about the examples of a task without faults."""
-    _warn_of_contradictions(task, warn)
+    with uncollected():
+        _warn_of_contradictions(task, warn)
     _warn_of_no_working(task, schedule, warn)
+    if schedule.stages[0].tau < 1:
+        fix = "put a [[stage]] with tau = 1 and share = 0 first to compare with the whole template"
+        warn(f"the schedule begins at tau {schedule.stages[0].tau:g}, which is all that a full prompt has of it; {fix}")
     warn_of_misfits(task, warn)
 
 

@@ -98,7 +98,7 @@ def _waste(folder: Path) -> Iterator[Waste]:
 
 def _trainings(run: RunDir) -> dict[str, list[Path]]:
     """Return the folders of each training step's stages."""
-    stages = sorted(run.stage(0).parent.glob("*")) if run.stage(0).parent.is_dir() else []
+    stages = sorted(run.stage(0).parent.glob("[0-9]*")) if run.stage(0).parent.is_dir() else []
     return {TRAIN.name: stages, ON_POLICY.name: [run.on_policy], DIRECT_DROP.name: [run.direct_drop]}
 
 

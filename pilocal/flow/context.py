@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,8 @@ class Context:
     """The whole task, where `task` has a sample of its examples; see `sampling.sampled`."""
     shots: Path | None = None
     """Where the ranking of shots is kept; by default in the run folder."""
+    keys: dict[str, str] = field(default_factory=dict, init=False)
+    """The keys of steps that do not change any more, once they are known."""
 
     @property
     def progress(self) -> Progress:

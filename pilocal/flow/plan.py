@@ -152,7 +152,7 @@ def _keep_census(context: Context, gap: Gap) -> Path | None:
 def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan:
     """Return what every stage costs in tokens, memory and, with a probe (one real step), time; `gap` as for `check`.
 
-    Of a split with more than `sampling.MANY` examples a sample is looked at. Raises InputError when a row is longer
+    Where a split has more than `sampling.MANY` examples a sample is looked at. Raises InputError when a row is longer
     than the context, or answers to the test set could not be scored.
     """
     context.metric.check(context.task.test)

@@ -7,6 +7,7 @@ test have answers alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -17,8 +18,10 @@ from pilocal.flow.context import Context
 from pilocal.flow.template_rows import generation_examples, generation_parts, restated_examples
 from pilocal.prompt.render import Record, render
 from pilocal.prompt.tokens import Row, token_counter, tokenize_all
+from pilocal.run_folder.references import FADED
 from pilocal.task import Example
 from pilocal.task.schedule import Stage
+from pilocal.task.tables import GENPI
 from pilocal.task.working import faded
 
 SPLITS = ("train", "valid", "test")
@@ -71,17 +74,23 @@ def render_stages(context: Context) -> list[RenderedStage]:
 
     Raises InputError, or Faults with every such stage, when a row is longer than the base's context.
     """
-    limit, faults = context.base.context, list[PilocalError]()
-    asked, rendered = _asked(context), []
-    for number, (stage, template) in enumerate(zip(context.schedule.stages, context.templates, strict=True)):
+    faults = list[PilocalError]()
+    asked, rendered = rows_to_ask(context), []
+    for number, template in enumerate(context.templates):
         done = _render_stage(context, number, template, asked)
-        where, fix = f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)", SHORTER
-        if done.generation and stage.tau == 0:
-            fix = f"lower [training] genpi_window (now {context.task.training.genpi_window})"
-        faults += over_context(where, "the longest row", done.budget.longest_row, limit, fix=fix)
+        faults += stage_over_context(context, number, done.budget.longest_row)
         rendered.append(done)
     raise_all(faults)
     return rendered
+
+
+def stage_over_context(context: Context, number: int, longest: int) -> list[InputError]:
+    """Return the fault of a stage whose longest row has so many tokens, if that is more than the base's context."""
+    stage, training, fix = context.schedule.stages[number], context.task.training, SHORTER
+    if training.objective == GENPI and stage.tau == 0:
+        fix = f"lower [training] genpi_window (now {training.genpi_window})"
+    where = f"stage {number} (tau {stage.tau:g}, {stage.shots} shots)"
+    return over_context(where, "the longest row", longest, context.base.context, fix=fix)
 
 
 def over_context(where: str, what: str, tokens: int, limit: int, *, fix: str = SHORTER) -> list[InputError]:
@@ -105,7 +114,7 @@ def choose_shots(context: Context) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
-def _asked(context: Context) -> dict[str, list[Asked]]:
+def rows_to_ask(context: Context) -> dict[str, list[Asked]]:
     """Return what is asked in every stage, by the file that it is written into."""
     task, shots, count = context.task, choose_shots(context), token_counter(context.base.tokenizer)
     found = {split: list(zip(getattr(task, split), shots[split], strict=True)) for split in SPLITS}
@@ -120,16 +129,13 @@ def _asked(context: Context) -> dict[str, list[Asked]]:
 def _render_stage(
     context: Context, number: int, template: CompressedTemplate, asked: dict[str, list[Asked]]
 ) -> RenderedStage:
-    task, stage = context.task, context.schedule.stages[number]
+    stage = context.schedule.stages[number]
     records: dict[str, list[Record]] = {}
     rows: dict[str, list[list[Row]]] = {}
     for done, split in enumerate(asked, 1):
         records[split], rows[split] = [], []
         for example, chosen in asked[split]:
-            nearest = chosen[len(chosen) - stage.shots :]
-            # The test's answers are what an evaluation compares with, which asks for the answer alone.
-            shown = faded(example, stage.working) if split in ("train", "valid") else example
-            record = render(template.text, [task.train[i] for i in nearest], shown)
+            record = record_of(context, number, split, example, chosen)
             records[split].append(record)
             rows[split].append(tokenize_all(record, context.base.tokenizer, f"stage {number}, {split} {example.id}"))
         context.progress("render", number * len(asked) + done, len(asked) * len(context.schedule.stages))
@@ -139,6 +145,18 @@ def _render_stage(
     train = flat["train"] + flat.get(RESTATED, [])
     budget = _budget(context, stage, number, template, flat)
     return RenderedStage(records, train, flat["valid"], budget, flat.get(GENERATION, []))
+
+
+def record_of(context: Context, number: int, split: str, example: Example, chosen: Sequence[int]) -> Record:
+    """Return the record of a stage that asks an example; `chosen` are the shots of the stage that has the most."""
+    stage, nearest = context.schedule.stages[number], nearest_of(context, number, chosen)
+    shown = faded(example, stage.working) if split in FADED else example
+    return render(context.templates[number].text, [context.task.train[i] for i in nearest], shown)
+
+
+def nearest_of(context: Context, number: int, chosen: Sequence[int]) -> Sequence[int]:
+    """Return those of the shots that a stage has."""
+    return chosen[max(0, len(chosen) - context.schedule.stages[number].shots) :]
 
 
 def _budget(

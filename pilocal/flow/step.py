@@ -42,11 +42,18 @@ class Step:
     """Return a remark about the finished step, or nothing."""
     trains: bool = False
     """Whether several processes may share its work."""
+    settled: bool = False
+    """Whether its key is the same as long as a context lives: nothing in the run folder is part of it."""
 
     def key(self, context: Context) -> str:
         """Return the fingerprint of everything that determines what the step writes."""
+        if self.name in context.keys:
+            return context.keys[self.name]
         needed = [step.key(context) for step in self.needs]
-        return fingerprint(pilocal.__version__, self.name, *needed, *self.facts(context))
+        key = fingerprint(pilocal.__version__, self.name, *needed, *self.facts(context))
+        if self.settled:  # it takes a second for 100,000 examples, and is asked for again and again
+            context.keys[self.name] = key
+        return key
 
     def is_done(self, context: Context) -> bool:
         """Tell whether the step was finished with today's inputs and its files are whole."""

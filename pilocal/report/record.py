@@ -17,6 +17,7 @@ from pilocal.run_folder.files import MISSHAPEN, parse_json
 from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.log import FILE as LOG
 from pilocal.run_folder.log import StepLine, read_log
+from pilocal.run_folder.references import begins_with_header
 
 COMPARISON, BENCH, ARTEFACTS = "compare.json", "bench.json", "artefacts.json"
 
@@ -142,7 +143,8 @@ class Record:
     def count_rows(self, split: str) -> int | None:
         """Return how many records of a split were rendered; None before that."""
         path = self.run.stage(0) / f"{split}.jsonl"
-        return len(_lines(path)) if path.is_file() else None
+        lines = _lines(path) if path.is_file() else None
+        return None if lines is None else len(lines) - (bool(lines) and begins_with_header(lines[0]))
 
     @property
     def task_file(self) -> Path:

@@ -14,7 +14,11 @@ DECIMALS = 9
 """Decimals that scores (0 to 100) are rounded to, so that ties are ties whatever the order of the arithmetic."""
 
 KEY_BITS = 20
-"""Bits of the share of n-grams by which a shortlist is made; whole numbers, so that it is the same everywhere."""
+"""Bits of the likeness by which a shortlist is made; whole numbers, so that it is the same everywhere."""
+
+PLACE_BITS = 32
+LAST_PLACE = 2**PLACE_BITS - 1
+"""Bits of the number of a text below them, and the largest such number."""
 
 
 class Shortlist(NamedTuple):
@@ -80,18 +84,19 @@ class BleuBank:
         return scores
 
     def shortlist(self, reference: str, most: int, looked_up: int) -> Shortlist:
-        """Return the `most` texts that share the largest part of their n-grams with the reference, scored exactly.
+        """Return the `most` texts that are alike in length and share most n-grams with the reference, scored exactly.
 
         The longest n-grams count first, and among them the rarest, until `looked_up` places of texts were looked up.
         """
         own = self._counted(reference)
-        near, whole = self._near(own, looked_up)
-        shared, self._shared[near] = self._shared[near].astype(np.int64), 0
+        near, shared, whole = self._near(own, looked_up)
         if len(near) > most:
-            share = (shared << KEY_BITS) // np.maximum(self._all[near], _total(own))
+            sizes, total = self._all[near], _total(own)
+            # The share of the longer one's n-grams, and once more how alike they are in length, which BLEU looks at.
+            share = ((shared * np.minimum(sizes, total)) << KEY_BITS) // np.maximum(sizes, total) ** 2
             # Ties go by number.
-            order = (share << 32) - near
-            near, whole = near[np.argpartition(-order, most)[:most]], False
+            keys = (share << PLACE_BITS) | (LAST_PLACE - near)
+            near, whole = LAST_PLACE - (np.partition(keys, len(keys) - most)[len(keys) - most :] & LAST_PLACE), False
         near.sort()
         matches = self._matches(own, near)
         scores = np.zeros(len(near))
@@ -99,8 +104,8 @@ class BleuBank:
         scores[found] = self._bleu(matches[:, found], near[found], own.length)
         return Shortlist(near, scores, whole)
 
-    def _near(self, own: Counted, looked_up: int) -> tuple[NDArray[np.int64], bool]:
-        """Return the texts with some n-gram of a text, and whether these are all; count how many they share."""
+    def _near(self, own: Counted, looked_up: int) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+        """Return the texts with some n-gram of a text, how many each shares, and whether these are all texts."""
         ngrams, taken, left = self._ngrams, list[Any](), 0
         begins, ends = ngrams.begins[own.grams].tolist(), ngrams.begins[own.grams + 1].tolist()
         for begin, end in zip(reversed(begins), reversed(ends), strict=True):
@@ -116,7 +121,9 @@ class BleuBank:
         # Each once: where it came last.
         places = np.arange(len(near), dtype=np.int32)
         self._last[near] = places
-        return near[self._last[near] == places], not left
+        near = near[self._last[near] == places]
+        shared, self._shared[near] = self._shared[near].astype(np.int64), 0
+        return near, shared, not left
 
     def _matches(self, own: Counted, near: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return how many n-grams of each order some texts share with one: (ORDER, S)."""

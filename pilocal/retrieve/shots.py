@@ -61,8 +61,8 @@ class ShotPicker:
 
         Without a folder nothing is ranked, and only shots for queries are available. `seed` draws the bank; `where`
         names the training file in errors; an embedding model's directory is relative to `models`; `progress` is called
-        with ("shots", examples done, their number). Raises InputError when an example would find fewer than `k` shots,
-        or when the embedding model cannot be loaded.
+        with what is done, how much of it and how much there is. Raises InputError when an example would find fewer than
+        `k` shots, or when the embedding model cannot be loaded.
         """
         check_bank(examples, config, k, seed, where)
         self._examples = tuple(examples)
@@ -71,9 +71,10 @@ class ShotPicker:
         self._asked = [question(example.query, example.history) for example in self._examples]
         self._bank = choose_bank(len(self._examples), config.pool, seed)
         self._most = k
+        self._tell = progress or _silent
         self.shortlist: dict[str, float] = {}
         """How the shots from a shortlist compare with the best of all; empty where the choice is exact."""
-        self._ranking = [] if folder is None else self._ranked(folder, progress)
+        self._ranking = [] if folder is None else self._ranked(folder)
 
     def for_training(self, i: int, k: int) -> tuple[int, ...]:
         """Return the k training examples most similar to example i by `config.similarity`, least similar first.
@@ -108,6 +109,8 @@ class ShotPicker:
             for row, (query, history) in zip(cosines, asked[start : start + size], strict=True):
                 places = falling(np.round(row, COSINE_DECIMALS))
                 found.append(tuple(reversed(self._first(k, places, question(query, history)))))
+            if size > 1:
+                self._tell("shots of queries", len(found), len(asked))
         return found
 
     def _first(self, k: int, places: Iterable[int], own: Question) -> list[int]:
@@ -130,14 +133,14 @@ class ShotPicker:
     @functools.cached_property
     def _query_vectors(self) -> tuple[Vectors, NDArray[np.float32]]:
         queries = [self._examples[number].query for number in self._bank]
-        make = self._embeddings if self._config.similarity == "embedding" else NgramVectors(queries)
+        make = self._embeddings if self._config.similarity == "embedding" else NgramVectors(queries, self._tell)
         return make, make(queries)
 
     @functools.cached_property
     def _embeddings(self) -> Vectors:
         return EmbeddingVectors(self._config.embedding_model, self._models)
 
-    def _ranked(self, folder: Path, progress: Callable[[str, int, int], None] | None) -> list[list[int]]:
+    def _ranked(self, folder: Path) -> list[list[int]]:
         path = folder / "shots.json"
         records = [(example.history, example.query, example.answer) for example in self._examples]
         embeds = self._config.similarity == "embedding"
@@ -151,16 +154,15 @@ class ShotPicker:
                 return ranking
         except MISSHAPEN:
             pass
-        ranking = self._rank_all(folder, progress)
+        ranking = self._rank_all(folder)
         how = {"shortlist": self.shortlist} if self.shortlist else {}
         write_json(path, {"key": key, "shots_sha256": fingerprint(ranking), **how, "shots": ranking})
         return ranking
 
-    def _rank_all(self, folder: Path, progress: Callable[[str, int, int], None] | None) -> list[list[int]]:
+    def _rank_all(self, folder: Path) -> list[list[int]]:
         """Return each example's best shots, most similar first; examples with the same text are ranked together."""
         if not self._most:
             return [[] for _ in self._examples]
-        tell = progress or _silent
         texts = [getattr(example, self._config.over) for example in self._examples]
         holders: defaultdict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
@@ -173,7 +175,7 @@ class ShotPicker:
                 ranking[i] = chosen
             done += len(holders[text])
             if turn % PROGRESS_EVERY == 0 or turn == len(holders):
-                tell("shots", done, len(texts))
+                self._tell("shots", done, len(texts))
         self.shortlist = self._compared(similarity, texts, ranking)
         return ranking
 

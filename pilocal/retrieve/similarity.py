@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from heapq import merge
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +27,11 @@ NEIGHBOURS = 50
 EXACT_PAIRS = 12_000**2
 """Up to so many pairs of a text and a text of the bank, each different, BLEU finds the best of all."""
 
-SHORTLIST = 128
+SHORTLIST = 64
 """The least number of texts in a shortlist, and NEAR_EACH for each shot, where there are more pairs."""
-NEAR_EACH = 16
+NEAR_EACH = 10
 
-LOOKED_UP = 96
+LOOKED_UP = 128
 """Places of texts that are looked up for each text in a shortlist."""
 
 Scores = Mapping[int, float] | NDArray[np.floating[Any]]
@@ -91,7 +90,7 @@ class _Distinct:
         """Yield the numbers of distinct texts, given in the order of their falling scores; ties go by number."""
         for _, texts in groupby(ranked, key=lambda text: scores[text]):
             held = [self._places[text] for text in texts]
-            yield from held[0] if len(held) == 1 else merge(*held)
+            yield from held[0] if len(held) == 1 else sorted(chain.from_iterable(held))
 
 
 class ByBleu:
@@ -123,8 +122,9 @@ class ByBleu:
 
     def _nearest(self, text: str) -> Iterator[int]:
         near = self._bleu.shortlist(text, self.shortlist, LOOKED_UP * self.shortlist)
-        scores = dict(zip(near.numbers.tolist(), near.scores.tolist(), strict=True))
-        yield from self._distinct.places(sorted(scores, key=lambda number: -scores[number]), scores)
+        order = np.argsort(-near.scores, kind="stable")
+        scores = dict(zip(near.numbers[order].tolist(), near.scores[order].tolist(), strict=True))
+        yield from self._distinct.places(scores, scores)
         yield from range(self._distinct.count) if near.whole else self.exactly(text)
 
 

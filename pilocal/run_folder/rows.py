@@ -1,4 +1,4 @@
-"""The rendered records of a run, RUN/stages/N/SPLIT.jsonl: one reader and one writer."""
+"""The rendered records of a run, RUN/stages/N/SPLIT.jsonl, whole or by reference: one reader, a line at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pilocal.errors import RunError
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.run_folder.files import MISSHAPEN, parse_json, replacing
-
-FIX = "delete the file and run the same command again"
+from pilocal.run_folder.references import FIX, References, is_header
 
 
 def write_records(folder: Path, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
@@ -43,21 +42,36 @@ def read_rows_of_each(folder: Path, split: str, tokenizer: Any) -> list[list[Row
 
 def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:
     """Yield where each record stands ("FILE:LINE") and the record; raises RunError as `read_records`."""
-    path = folder / f"{split}.jsonl"
+    path, references = folder / f"{split}.jsonl", None
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}:{number}"
+        value = _json(line, where)
+        if number == 1 and is_header(value):
+            references = References(path, value)
+        else:
+            yield where, references.record(value, where) if references else _record(value, line, where)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file without their ends; raises RunError where it is not there, or no text."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from (line.removesuffix("\n") for line in file)
     except FileNotFoundError:
         raise RunError(path, "the rendered rows are gone", fix="run the same command again") from None
     except UnicodeDecodeError as error:
         raise RunError(path, f"damaged: {error}", fix=FIX) from None
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
-        where = f"{path}:{number}"
-        yield where, _record(line, where)
 
 
-def _record(line: str, where: str) -> Record:
+def _json(line: str, where: str) -> Any:
     try:
-        record: Record = parse_json(line)
+        return parse_json(line)
+    except MISSHAPEN:
+        raise RunError(where, "damaged: not a rendered record", got=line, fix=FIX) from None
+
+
+def _record(record: Any, line: str, where: str) -> Record:
+    try:
         whole = all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in record["messages"])
         learned, last = record.get("learned", []), len(record["messages"]) - 1
         whole = whole and all(type(number) is int and 0 < number < last for number in learned)
@@ -65,4 +79,5 @@ def _record(line: str, where: str) -> Record:
         whole = False
     if not whole or not record["messages"]:
         raise RunError(where, "damaged: not a rendered record", got=line, fix=FIX)
-    return record
+    found: Record = record
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from pilocal.task.formats import foreign_file, foreign_record
 from pilocal.task.json_lines import Line, read_json
 from pilocal.task.slots import KEY as SLOTS
 from pilocal.task.slots import read_slots, stated
+from pilocal.task.text import uncollected
 from pilocal.task.toml import read_text
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Example:
     @property
     def facts(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        known = asdict(self)
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
         del known["line"]  # where it stands changes nothing
         del known["unlearned"]  # an example of one turn is told as ever, so that old runs go on
         if not self.slots:
@@ -199,13 +200,14 @@ def read_split(path: Path, split: str, slots: Sequence[str] | None = None) -> Sp
         read.faults.append(foreign)
         return read
     seen: dict[str, int] = {}
-    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                _take(line, Line(path, number), f"{split}-{number}", seen, read)
-            except PilocalError as fault:
-                read.faults.append(fault)
+    with uncollected():
+        # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    _take(line, Line(path, number), f"{split}-{number}", seen, read)
+                except PilocalError as fault:
+                    read.faults.append(fault)
     if read.left_out and not read.examples and not read.faults:
         fix = 'give some of them "weight": 1'
         read.faults.append(InputError(path, 'every answer of every record has "weight": 0', fix=fix))

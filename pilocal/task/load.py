@@ -26,7 +26,7 @@ from pilocal.task.tables import (
     Scoring,
     Training,
 )
-from pilocal.task.text import absent, from_home, holds, meant, path_of
+from pilocal.task.text import absent, from_home, holds, meant, path_of, uncollected
 from pilocal.task.toml import build, line_of, one_of, read_text, read_toml, require
 
 PATHS: Mapping[str, tuple[str, ...]] = {
@@ -243,5 +243,6 @@ def _read_contents(
         contents[split] = tuple(read.examples)
         faults += read.faults
         warnings.append(read.warning)
-    find_leaks(contents, files, faults)
+    with uncollected():
+        find_leaks(contents, files, faults)
     return contents, tuple(warning for warning in warnings if warning)

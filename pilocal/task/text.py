@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,15 @@ def byte_size(number: int) -> str:
             return f"{left:.0f} {unit}" if unit == "B" else f"{left:.1f} {unit}"
         left /= 1024
     return f"{left:,.1f} GiB"
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python look for no cycles while many objects are made that have none: it would look at all of them often."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -64,6 +64,10 @@ class Maker:
             return " ".join(draw.choices(self._words[:2000], cum_weights=self._weights[:2000], k=draw.randint(1, 4)))
         return self._names[int(NAMES * draw.random() ** 2)]
 
+    def word(self, number: int) -> str:
+        """Return one of the words."""
+        return self._words[number]
+
     def template(self, words: int) -> str:
         """Return a prompt of about so many words, in lines."""
         draw, lines, left = self._draw, list[str](), words
@@ -74,23 +78,37 @@ class Maker:
         return "\n".join(lines) + "\n"
 
 
-def records(maker: Maker, count: int) -> Iterator[str]:
-    """Yield lines of JSONL whose queries all differ."""
+def records(maker: Maker, count: int, alike: int = 1) -> Iterator[str]:
+    """Yield lines of JSONL whose queries all differ, `alike` of them in a row in their last word alone."""
     seen = set[str]()
     while len(seen) < count:
         query, answer = maker.example()
-        if (asked := query.casefold()) not in seen:
-            seen.add(asked)
-            yield json.dumps({"query": query, "answer": answer}) + "\n"
+        for number in range(alike):
+            said = f"{query} {maker.word(number)}" if number else query
+            if (asked := said.casefold()) not in seen:
+                seen.add(asked)
+                yield json.dumps({"query": said, "answer": answer}) + "\n"
 
 
-def write_task(folder: Path, count: int, others: int = 1000, seed: int = 0, words: int = 400) -> Path:
-    """Write a task on the starter with `count` training examples, and `others` for validation and test each."""
+def write_task(
+    folder: Path,
+    count: int,
+    others: int = 1000,
+    seed: int = 0,
+    words: int = 400,
+    base: Path | None = None,
+    alike: int = 1,
+) -> Path:
+    """Write a task on `base`, or the starter, with `count` training examples, and `others` for validation and test.
+
+    `alike` is as for `records`: more examples are made in the same time.
+    """
     folder.mkdir(parents=True)
     maker = Maker(seed)
     (folder / "template.md").write_text(maker.template(words), encoding="utf-8")
-    (folder / "task.toml").write_text('name = "made"\n', encoding="utf-8")
-    lines = records(maker, count + 2 * others)
+    model = f'model = "{base.as_posix()}"\n' if base else ""
+    (folder / "task.toml").write_text(f'name = "made"\n{model}', encoding="utf-8")
+    lines = records(maker, count + 2 * others, alike)
     for split, some in (("train", count), ("valid", others), ("test", others)):
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(next(lines) for _ in range(some))

@@ -70,7 +70,7 @@ def write_hosted(
     if len(stages[0].train) < host.least_rows:
         what = f"{host.title} wants at least {host.least_rows} training examples; these are {len(stages[0].train)}"
         warn(f"{folder}: {what}")
-    order = Order(folder, lines, _how(host, folder, residue))
+    order = Order(folder, lines, _how(host, folder, lines, residue))
     write_order(order)
     return order
 
@@ -113,10 +113,10 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _how(host: Host, folder: Path, residue: Preamble) -> list[str]:
+def _how(host: Host, folder: Path, lines: Sequence[dict[str, Any]], residue: Preamble) -> list[str]:
     return [
         f"train them in this order; the files are in {folder}; order.json has the settings of each job",
         *host.how,
         "tokens are counted with this task's base; the host's own count differs",
-        f"after the last job, send {asked_with(residue)}" + ("" if residue else ": no template, no shots"),
+        f"after the last job, send {asked_with(residue, lines)}" + ("" if residue else ": no template, no shots"),
     ]

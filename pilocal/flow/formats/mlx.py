@@ -100,5 +100,5 @@ def _how(folder: Path, lines: Sequence[dict[str, Any]], residue: Preamble) -> li
         "train them in this order; each stage starts from the adapter of the stage before:",
         f"cd {folder}",
         *(f"mlx_lm.lora --config {line['config']}" for line in lines),
-        f"{last}/adapters is the final adapter: ask it with {asked_with(residue)}",
+        f"{last}/adapters is the final adapter: ask it with {asked_with(residue, lines)}",
     ]

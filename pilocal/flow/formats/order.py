@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pilocal.prompt.preamble import Preamble
 from pilocal.prompt.render import Record
 from pilocal.run_folder.files import replacing, write_json
 
-LAST = "the last stage's test.jsonl of the run"
+
+class Records(Protocol):
+    """Records that are counted, and may be read from a file each time."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +30,8 @@ class StageSet:
     """Its number in the schedule."""
     tau: float
     shots: int
-    train: Sequence[Record]
-    valid: Sequence[Record]
+    train: Records
+    valid: Records
     tokens: int
     """Tokens of all training records, prompt and completion, by the base's tokenizer."""
     longest: int
@@ -65,15 +73,17 @@ def stage_line(stage: StageSet, epochs: float, **more: Any) -> dict[str, Any]:
     }
 
 
-def asked_with(residue: Preamble) -> str:
-    """Return what the trained model is asked with.
+def asked_with(residue: Preamble, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the trained model is asked with; `lines` are those of `stage_line`, by which a file is named.
 
-    >>> asked_with(Preamble()), asked_with(Preamble("Be brief.", 1))
-    ('the bare query', "the query after what stays of the prompt, as in the last stage's test.jsonl of the run")
+    >>> lines = [{"valid": "1/valid.jsonl"}, {"valid": "2/valid.jsonl"}]
+    >>> asked_with(Preamble(), lines), asked_with(Preamble("Be brief.", 1), lines)
+    ('the bare query', 'the query after what stays of the prompt, as in 2/valid.jsonl')
     """
+    shown = f"as in {lines[-1]['valid']}"
     if residue.slots:
-        return f"the query with the values of the slots ({', '.join(residue.slots)}), as in {LAST}"
-    return f"the query after what stays of the prompt, as in {LAST}" if residue else "the bare query"
+        return f"the query with the values of the slots ({', '.join(residue.slots)}), {shown}"
+    return f"the query after what stays of the prompt, {shown}" if residue else "the bare query"
 
 
 def write_order(order: Order) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pilocal.errors import InputError, did_you_mean
@@ -14,12 +16,17 @@ from pilocal.flow.opening import default_run, open_task
 from pilocal.flow.rendering import RESTATED
 from pilocal.flow.runner import run_steps
 from pilocal.flow.steps import STAGES
-from pilocal.prompt.render import each_answer
+from pilocal.prompt.render import Record, each_answer
+from pilocal.prompt.tokens import tokenize_all
+from pilocal.run_folder.rows import located_records
 from pilocal.task.tables import GENPI
 from pilocal.training.learning_rate import learning_rate
 
 MLX = "mlx"
 """The format of stock mlx_lm.lora."""
+
+EVERY = 100
+"""Records between two words of progress."""
 
 
 def write_stages(
@@ -75,30 +82,59 @@ def _warn_of_weights(context: Context, form: str) -> None:
     context.warn(f"{context.task.files['train']}: {what}; leave these rows out, or the turns")
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The records of a stage, read from their files anew each time."""
+
+    folder: Path
+    splits: tuple[str, ...]
+    apart: bool
+    """Whether each answer that is learned has a record of its own."""
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Record]:
+        for split in self.splits:
+            for _, record in located_records(self.folder, split):
+                yield from each_answer(record) if self.apart else (record,)
+
+
 def _stage_sets(context: Context, form: str) -> list[StageSet]:
     training, total = context.task.training, context.task.training.steps
     sets, first, steps = list[StageSet](), 0, context.schedule.steps(total)
-    for done, number in enumerate(context.schedule.trained, 1):
+    for number in context.schedule.trained:
         stage = context.schedule.stages[number]
-        train, valid = context.train_rows(number), context.rows(number, "valid")
-        records = {"train": context.records(number, "train"), "valid": context.records(number, "valid")}
-        if training.restate:
-            records["train"] += context.records(number, RESTATED)
-        if form == MLX:  # it learns the last answer of a record alone
-            records = {split: [one for each in some for one in each_answer(each)] for split, some in records.items()}
+        train, tokens, longest = _measured(context, form, number, "train")
+        valid, _, longest_valid = _measured(context, form, number, "valid")
         sets.append(
             StageSet(
                 number=number,
                 tau=stage.tau,
                 shots=stage.shots,
                 working=stage.working,
-                train=records["train"],
-                valid=records["valid"],
-                tokens=sum(len(row.tokens) for row in train),
-                longest=max(len(row.tokens) for row in (*train, *valid)),
+                train=train,
+                valid=valid,
+                tokens=tokens,
+                longest=max(longest, longest_valid),
                 rates=[learning_rate(step, total, training) for step in range(first, first + steps[number])],
             )
         )
         first += steps[number]
-        context.progress(form, done, len(context.schedule.trained))
     return sets
+
+
+def _measured(context: Context, form: str, number: int, split: str) -> tuple[_Stored, int, int]:
+    """Return the records of a stage, the tokens of all their rows, and those of the longest; one row at a time."""
+    restates = split == "train" and context.task.training.restate
+    splits, folder = (split, RESTATED) if restates else (split,), context.run.stage(number)
+    apart = form == MLX  # it learns the last answer of a record alone
+    count, tokens, longest = 0, 0, 0
+    for done, (where, record) in enumerate((one for each in splits for one in located_records(folder, each)), 1):
+        count += len(each_answer(record)) if apart else 1
+        for row in tokenize_all(record, context.base.tokenizer, where):
+            tokens, longest = tokens + len(row.tokens), max(longest, len(row.tokens))
+        if done % EVERY == 0 or done == len(getattr(context.task, split)):
+            context.progress(f"{form}: stage {number}, {split}", done, max(done, len(getattr(context.task, split))))
+    return _Stored(folder, splits, apart, count), tokens, longest

@@ -20,4 +20,4 @@ def _make(context: Context, key: str) -> list[Path]:
     return sorted(path for path in context.run.templates.iterdir() if path.is_file())
 
 
-COMPRESS = Step(name="compress", facts=_facts, make=_make)
+COMPRESS = Step(name="compress", facts=_facts, make=_make, settled=True)

@@ -36,4 +36,4 @@ def _note(context: Context) -> str:
     return f"{what}: recall {known['recall']:.3f}, {share:.4f} of exact BLEU, on {known['sample']:g} examples"
 
 
-INDEX = Step(name="index", facts=_facts, make=_make, note=_note)
+INDEX = Step(name="index", facts=_facts, make=_make, note=_note, settled=True)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.flow.context import Context
-from pilocal.flow.rendering import render_stages
+from pilocal.flow.stage_files import write_stages
 from pilocal.flow.step import Step
 from pilocal.flow.steps.compress import COMPRESS
 from pilocal.flow.steps.index import INDEX
 from pilocal.flow.template_rows import template_facts
-from pilocal.run_folder.rows import write_records
 from pilocal.task.schedule import Stage
 
 
@@ -34,11 +33,7 @@ def _shape(stage: Stage) -> tuple[float, ...]:
 
 
 def _make(context: Context, key: str) -> list[Path]:
-    return [
-        write_records(context.run.stage(number), split, records)
-        for number, stage in enumerate(render_stages(context))
-        for split, records in stage.records.items()
-    ]
+    return write_stages(context)
 
 
-STAGES = Step(name="stages", needs=(COMPRESS, INDEX), facts=_facts, make=_make)
+STAGES = Step(name="stages", needs=(COMPRESS, INDEX), facts=_facts, make=_make, settled=True)

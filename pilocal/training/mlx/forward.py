@@ -59,10 +59,14 @@ class PrefixCache:
         return "causal"
 
 
-def read_prefix(model: Any, prefix_P: mx.array) -> list[KeysValues]:
-    """Return each layer's keys and values for tokens that rows begin with, for `completion_states`, computed now."""
+def read_prefix(model: Any, prefix_P: mx.array, before: Sequence[KeysValues] = ()) -> list[KeysValues]:
+    """Return each layer's keys and values for tokens that rows begin with, for `completion_states`, computed now.
+
+    `before` are those of what stands before the tokens, which are returned as well.
+    """
     levels = [Level(prefix_P[None], None)]
-    pasts = _descend(model.model, levels, 0, False) if runs_layers(model) else _descend_whole(model, levels)
+    layered = runs_layers(model)
+    pasts = _descend(model.model, levels, 0, False, before) if layered else _descend_whole(model, levels, before)
     mx.eval(pasts)
     return [past for past in pasts if past]
 

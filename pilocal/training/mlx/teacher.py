@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilocal.prompt.soft import Soft, soften
-from pilocal.prompt.tokens import Row
+from pilocal.prompt.tokens import Row, common_prefix
 from pilocal.task import Training
 from pilocal.training.mlx.batches import make_batch
 from pilocal.training.mlx.forward import KeysValues, completion_states, levels_of, read_prefix
@@ -40,20 +40,25 @@ class MlxTeacher:
         return self._each(rows, training.distill_temperature, soft)
 
     def losses(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        """Return the cross-entropy of each completion token of each row, in nats."""
+        """Return the cross-entropy of each completion token of each row, in nats.
+
+        Of what all rows begin with only that is read which the rows before did not begin with.
+        """
 
         def loss(log_probs_CV: mx.array, row: Row) -> NDArray[np.float32]:
             targets_C1 = mx.array(row.completion)[:, None]
             return -np.array(mx.take_along_axis(log_probs_CV, targets_C1, axis=-1))[:, 0]
 
-        return self._each(rows, 1.0, loss)
+        return self._each(rows, 1.0, loss, goes_on=True)
 
-    def _each(self, rows: Sequence[Row], temperature: float, read: Callable[[mx.array, Row], Said]) -> list[Said]:
+    def _each(
+        self, rows: Sequence[Row], temperature: float, read: Callable[[mx.array, Row], Said], *, goes_on: bool = False
+    ) -> list[Said]:
         """Return what `read` makes of the log-probabilities (C, V) of each row's completion tokens."""
         order = RowOrder(list(rows), TEACHER_BATCH * self._training.batch_size, (0,), share=self._share)
         numbers, found = {id(row): number for number, row in enumerate(rows)}, dict[int, Said]()
         for some in order.in_order():
-            states = self._states(some, order.prefix)
+            states = self._states(some, self._prefix(some[0].tokens[: order.prefix], goes_on), order.prefix)
             for part in by_completions(some, TEACHER_LOGITS // self._model.args.vocab_size):
                 logits_NV = head(self._model, mx.concatenate([next(states) for _ in part])).astype(mx.float32)
                 logits_NV = logits_NV / temperature
@@ -65,9 +70,8 @@ class MlxTeacher:
                     begin = end
         return [found[number] for number in range(len(rows))]
 
-    def _states(self, rows: Sequence[Row], prefix: int) -> Iterator[mx.array]:
+    def _states(self, rows: Sequence[Row], before: list[KeysValues], prefix: int) -> Iterator[mx.array]:
         """Yield the hidden states (C, D) that predict each row's completion tokens, and none of the padding's."""
-        before = self._prefix(rows[0].tokens[:prefix])
         batch = make_batch(rows, prefix, share=self._share)
         _, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
         levels = levels_of(mx.array([]), shots_GS, groups_B, tokens_BT)
@@ -76,8 +80,15 @@ class MlxTeacher:
             said_CD = states_CD[: len(row.tokens) - row.offset]
             yield said_CD[mx.array(row.places)] if row.gaps else said_CD
 
-    def _prefix(self, tokens: tuple[int, ...]) -> list[KeysValues]:
-        """Return the keys and values of what all rows begin with; the last are kept, for the rows to come."""
+    def _prefix(self, tokens: tuple[int, ...], goes_on: bool) -> list[KeysValues]:
+        """Return the keys and values of what all rows begin with; the last are kept, for the rows to come.
+
+        With `goes_on` those of the same beginning are taken from them. That may change the last digits, so what is kept
+        in a file is read whole.
+        """
         if tokens != self._read[0]:
-            self._read = tokens, read_prefix(self._model, mx.array(tokens)) if tokens else []
+            known, kept = self._read
+            shared = common_prefix([tokens, known]) if goes_on and tokens and known else 0
+            before = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in kept] if shared else []
+            self._read = tokens, read_prefix(self._model, mx.array(tokens[shared:]), before) if tokens else []
         return self._read[1]

@@ -227,10 +227,15 @@ class TorchTrainer:
         with self._answering():
             return self._completion_states(rows, before)
 
-    def read_prefix(self, tokens: Sequence[int]) -> Any:
-        """Return the keys and values of tokens that rows begin with."""
+    def read_prefix(self, tokens: Sequence[int], before: Any = None, known: int = 0) -> Any:
+        """Return the keys and values of tokens that rows begin with, of which `before` has the first `known`."""
         with self._answering():
-            return self._keys_and_values(tokens)
+            if before is None:
+                return self._keys_and_values(tokens)
+            cache = deepcopy(before)
+            if surplus := cache.get_seq_length() - known:
+                cache.crop(-surplus)
+            return self._keys_and_values(tokens[known:], cache)
 
     def head(self, states_ND: torch.Tensor) -> torch.Tensor:
         """Return the logits (N, vocabulary) of hidden states, without gradients."""
@@ -265,11 +270,11 @@ class TorchTrainer:
         prefix = shared_prefix(rows) if self.share and len(rows) > 1 else 0
         return prefix if prefix >= SHORTEST_PREFIX else 0
 
-    def _keys_and_values(self, tokens: Sequence[int]) -> Any:
-        """Return what a model that is run on `tokens` keeps of them."""
+    def _keys_and_values(self, tokens: Sequence[int], cache: Any = None) -> Any:
+        """Return what a model that is run on `tokens`, behind what a cache holds, keeps of all."""
         from transformers import DynamicCache
 
-        cache = DynamicCache()
+        cache = DynamicCache() if cache is None else cache
         self.model.model(torch.tensor([tokens], device=self.device), **self._behind(cache))
         return cache
 

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Origin whose web pages may use the server, such as http://localhost:3000; repeatable. * lets every page.",
 )
-@click.option("--log", type=FOLDER, help="Append one JSON object per request to this file.")
+@click.option("--log", type=FOLDER, help="Append one JSON object per request to this file; - is stdout.")
 @click.option("--log-contents", is_flag=True, help="With --log: also what was asked and answered.")
 def serve(runs: tuple[Path, ...], log: Path | None, **options: Any) -> None:
     """Serve finished runs with llama.cpp, behind an OpenAI-compatible API; clients send the bare query.
@@ -111,5 +111,7 @@ def serve(runs: tuple[Path, ...], log: Path | None, **options: Any) -> None:
 
     if "*" in options["allow_origins"]:
         warn("--allow-origin *: every web page that somebody opens here can use this server")
+    if log == Path("-"):
+        log = Path("/dev/stdout")
     with RequestLog(log, unlogged) if log else nullcontext() as file:
         start(runs, ServeOptions(**options), log=file.write if file else show, ready=ready, warn=warn)

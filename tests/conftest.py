@@ -36,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach the tests' processes in a shell's background, too, and measure where that is asked for."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if is_installed("hypothesis"):
+        from hypothesis import HealthCheck, settings
+
+        # A busy machine is no fault of the test.
+        settings.register_profile("pilocal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("pilocal")
     if config.getoption("--write-slow"):
         config.pluginmanager.register(Durations())
 

@@ -79,7 +79,7 @@ def compress(template: str, tau: float, count: Callable[[str], int] = words, **s
     return Rules(Compression(**settings), tools(count)).compress(template, tau)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(template=TEMPLATES, taus=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 @pytest.mark.parametrize("count", [words, len, letters_in_pairs])
 def test_a_smaller_tau_never_has_more_tokens(count: Callable[[str], int], template: str, taus: list[float]) -> None:
@@ -89,7 +89,7 @@ def test_a_smaller_tau_never_has_more_tokens(count: Callable[[str], int], templa
         assert count(smaller) <= count(larger)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(template=TEMPLATES, tau=st.floats(0, 1))
 def test_the_budget_is_never_exceeded(template: str, tau: float) -> None:
     for count in (words, len):
@@ -97,14 +97,14 @@ def test_the_budget_is_never_exceeded(template: str, tau: float) -> None:
         assert count(text) <= tau * count(template)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(template=TEMPLATES, tau=st.floats(0, 1), part=st.floats(0, 1))
 def test_texts_are_nested(template: str, tau: float, part: float) -> None:
     outer = iter(compress(template, tau).split())
     assert all(word in outer for word in compress(template, tau * part).split())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(template=TEMPLATES)
 def test_the_outline_loses_nothing(template: str) -> None:
     outline = Outline(template)

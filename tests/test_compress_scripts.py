@@ -125,7 +125,7 @@ def test_texts_are_nested_and_no_cluster_is_cut(form: str, method: str, tools: T
 
 
 @pytest.mark.parametrize("count", [words, len])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(template=TEMPLATES, tau=st.floats(0.01, 0.99))
 def test_what_meets_tau_is_removed_as_before(count: Callable[[str], int], template: str, tau: float) -> None:
     outline, config = Outline(template), Compression()

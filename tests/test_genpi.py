@@ -39,7 +39,7 @@ def by_letters(text: str) -> int:
     return len(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     words=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["", " ", "\n\n", "\t", "  "])), max_size=60),
     limit=st.integers(64, 300),

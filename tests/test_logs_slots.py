@@ -176,7 +176,7 @@ def test_text_that_looks_like_a_slot_is_escaped(tmp_path: Path) -> None:
             assert rendered == rows[row_of(example)][0]["content"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     before=st.text("{}\\ xq.\n", max_size=12),
     between=st.text("{}\\ xq.\n", max_size=12),

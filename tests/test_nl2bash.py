@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pilocal.task import Task, load_task
@@ -64,7 +64,6 @@ def test_no_question_and_no_command_of_the_real_files_is_in_two_splits(whole: Ta
 PAIRS = st.lists(st.tuples(st.sampled_from(["a", "A ", "b", "c", "d"]), st.sampled_from(["ls", "pwd", "wc", "x  y"])))
 
 
-@settings(deadline=None)
 @given(pairs=PAIRS)
 def test_groups_share_nothing_and_lose_nothing(script: ModuleType, pairs: list[tuple[str, str]]) -> None:
     groups = script.groups(pairs)

@@ -30,7 +30,7 @@ def strict(text: str) -> Any:
     character=st.sampled_from('{}[]",:\\0123.eE+-tfn \t\n\x0bé'),
     change=st.sampled_from(["insert", "replace", "remove", "none"]),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_an_object_is_read_exactly_where_json_has_one(text: str, place: int, character: str, change: str) -> None:
     place %= len(text)
     put = {"insert": character + text[place], "replace": character, "remove": "", "none": text[place]}[change]

@@ -264,7 +264,7 @@ def test_questions_with_different_answers_are_counted() -> None:
 # BLEU
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(st.text(alphabet="ab c.,-|\n'é", max_size=30), min_size=2, max_size=5))
 def test_the_banks_bleu_is_sacrebleus(texts: list[str]) -> None:
     reference, *bank = texts

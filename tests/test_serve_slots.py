@@ -104,7 +104,7 @@ def test_what_is_not_clear_is_not_read(template: str, shapes: dict[str, Shape], 
     assert SlottedWording(template, shapes).find(text, whole=whole) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.fixed_dictionaries({"today": st.text("ab .,:-1", min_size=1), "user": st.text("xy '.", min_size=1)}))
 def test_whatever_is_read_is_what_stood_there(values: dict[str, str]) -> None:
     """A value may look like the text around it: then nothing is read, but never anything else."""

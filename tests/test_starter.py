@@ -13,7 +13,7 @@ from pilocal.starter.episodes import CODES, DOMAINS, FIRST_TEST_SEED, SEPARATORS
 from pilocal.starter.tokenizer import must_be_single
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**40))
 def test_an_episode_is_decided_by_its_seed_and_says_every_code_in_its_template(seed: int) -> None:
     episode = invent(seed)

@@ -93,7 +93,6 @@ OPTIONS = st.fixed_dictionaries({"eager": st.booleans(), "parallel": st.booleans
 
 @each_family
 @given(calls=CALLS, before=st.sampled_from(["", "Let me see.", "<b>", "\n\n"]), places=PLACES, eager=st.booleans())
-@settings(deadline=None)
 def test_calls_are_read_as_they_were_written(
     family: Family, calls: list[tuple[str, str]], before: str, places: list[int], eager: bool
 ) -> None:
@@ -107,7 +106,7 @@ def test_calls_are_read_as_they_were_written(
 
 @each_family
 @given(text=TEXTS, places=PLACES, options=OPTIONS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_stream_is_the_whole_however_it_is_cut(
     family: Family, text: str, places: list[int], options: dict[str, bool]
 ) -> None:
@@ -118,7 +117,7 @@ def test_a_stream_is_the_whole_however_it_is_cut(
 
 @each_family
 @given(text=TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_nothing_is_lost_and_calls_are_whole(family: Family, text: str) -> None:
     content, calls = read(family, text)
     for name, arguments in calls:
@@ -133,7 +132,7 @@ def test_nothing_is_lost_and_calls_are_whole(family: Family, text: str) -> None:
 
 @each_family
 @given(text=st.text(st.sampled_from('<>[]|/{}"toolcaTOOL_pyhn \n'), max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_content_is_held_back_only_where_a_call_may_begin(family: Family, text: str) -> None:
     stream, said = CallStream(family, NAMES, Random(1)), ""
     marks = (*family.marks, *family.thoughts)

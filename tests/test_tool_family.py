@@ -57,7 +57,7 @@ def test_a_chat_template_without_tools_has_no_family(name: str) -> None:
 
 @pytest.mark.parametrize("layout", TOOL_LAYOUTS.values(), ids=list(TOOL_LAYOUTS))
 @given(calls=CALLS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_a_chat_template_writes_is_read(layout: ToolLayout, calls: list[tuple[str, str]]) -> None:
     calls = calls[:1] if layout.family.one_at_a_time else calls
     made = [

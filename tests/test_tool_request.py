@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pilocal.llamacpp.chat import ChatTemplate
@@ -270,7 +270,6 @@ def test_a_template_of_one_call_a_message_gets_one_after_the_other() -> None:
 
 
 @given(keys=st.lists(st.text(min_size=1, max_size=30), unique=True, min_size=1, max_size=50))
-@settings(deadline=None)
 def test_short_ids_stay_apart(keys: list[str]) -> None:
     short = [short_id(key) for key in keys]
     assert len(set(short)) == len(keys)

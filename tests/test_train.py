@@ -123,7 +123,7 @@ OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", "tiny_tied_base", "tiny_float_base", *OTHERS])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 5),
@@ -166,7 +166,7 @@ def test_other_architectures_share_exactly(kind: str, prefix: int, groups: int) 
 
 
 @pytest.mark.parametrize("fixture", ["tiny_deep_base", "tiny_qwen3_base"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 10**6),
     prefix=st.sampled_from([0, 20]),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ModelError
 from pilocal.packages import require_packages
+from pilocal.run_folder.files import MISSHAPEN, read_json
 from pilocal.task.text import from_home, home_folder
 
 OLLAMA = "ollama:"
@@ -102,7 +102,7 @@ def _names(folder: Path) -> list[str]:
 def _layers(manifest: Path) -> list[tuple[str, str]]:
     """Return the kind and digest of every layer; raises ModelError for a damaged manifest."""
     try:
-        found: Any = json.loads(manifest.read_text(encoding="utf-8"))
+        found: Any = read_json(manifest)
         return [(str(layer["mediaType"]), str(layer["digest"])) for layer in found["layers"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except MISSHAPEN:
         raise ModelError(manifest, "the manifest is damaged", fix="pull the model again") from None

@@ -318,7 +318,7 @@ def any_safetensors(data: bytes, random: Random) -> bytes:
         return said.to_bytes(8, "little") + header + rest
     if kind == 3:
         said = random.choice((0, 1, length - 1, length + 1, len(data), 2**31, 2**62, 2**63, 2**64 - 1))
-        return said.to_bytes(8, "little") + data[8:]
+        return (said % 2**64).to_bytes(8, "little") + data[8:]
     return any_bytes(data, random) if kind == 4 else data[: 8 + length] + any_bytes(rest, random)
 
 

@@ -115,6 +115,14 @@ def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -
 
 
 @pytest.fixture(scope="session")
+def tiny_smollm3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """SmolLM3 in MLX 4-bit: the last of four layers is not rotated."""
+    folder = tmp_path_factory.mktemp("bases") / "smollm3-4bit"
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4}
+    return make_base(folder, starter.folder, model_type="smollm3", rope_scaling=None, tie_word_embeddings=True, **sizes)
+
+
+@pytest.fixture(scope="session")
 def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vocabularies.qwen_like(tmp_path_factory.mktemp("tokenizers") / "qwen")
 

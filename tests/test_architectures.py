@@ -32,6 +32,7 @@ ROWS = 2048
 
 LLAMA_2 = {"num_key_value_heads": 8, "rope_scaling": None}
 MISTRAL = {"model_type": "mistral", "rope_scaling": None, "rope_theta": 1e6, "sliding_window": None}
+SMOLLM_3 = {"model_type": "smollm3", "num_hidden_layers": 4, "rope_scaling": None, "rope_theta": 5e6}
 QWEN_2 = {"model_type": "qwen2", "rope_scaling": None, "rope_theta": 1e6, "use_sliding_window": False}
 QWEN_3 = {"model_type": "qwen3", "rope_scaling": None, "rope_theta": 1e6, "head_dim": 64}
 
@@ -40,6 +41,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with biases": ("llama 3", {"attention_bias": True, "mlp_bias": True}),
     "llama, linear scaling": ("llama 2", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
     "mistral": ("llama 2, loaded as LlamaTokenizer", MISTRAL),
+    "smollm3": ("llama 3", SMOLLM_3),
+    "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),
@@ -90,7 +93,7 @@ def edited(base: Base, folder: Path, **changes: Any) -> Base:
 def test_an_unknown_architecture_is_refused_by_name(
     kind: str | None, bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
-    line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, qwen2, qwen3"
+    line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, smollm3, qwen2, qwen3"
     with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
         edited(bases("qwen2"), tmp_path / "base", model_type=kind).check()
 

@@ -20,7 +20,7 @@ from pilocal.export.q4_1 import q4_1_rows
 from pilocal.export.ship import Files, ship
 from pilocal.export.weights import BaseWeights
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, kl, llama, mlx_logits, read_field, tokens_T
-from tests.tiny import make_adapter, make_base
+from tests.tiny import OTHERS, make_adapter, make_base
 
 
 def tensors(gguf: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -39,9 +39,6 @@ def expected(base: Base) -> dict[str, np.ndarray]:
         architecture.tensor(name): interleave(weights.read(name), count) if count else weights.read(name)
         for name, count in heads.items()
     }
-
-
-OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
 
 
 @pytest.fixture(scope="module")

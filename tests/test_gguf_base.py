@@ -27,7 +27,15 @@ from tests.gguf_models import write_model
 from tests.test_export import F16_TOLERANCE, kl, llama_logits, mlx_logits
 from tests.tiny import make_base
 
-KINDS = ("tiny_base", "tiny_tied_base", "tiny_biased_base", "tiny_qwen2_base", "tiny_qwen3_base", "linear")
+KINDS = (
+    "tiny_base",
+    "tiny_tied_base",
+    "tiny_biased_base",
+    "tiny_smollm3_base",
+    "tiny_qwen2_base",
+    "tiny_qwen3_base",
+    "linear",
+)
 """Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases and with norms."""
 
 ROUNDED = 0.02

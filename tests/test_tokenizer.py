@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.base import tokenizer
+from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.tokenizer import load_tokenizer
 from tests.texts import hard_texts
 from tests.vocabularies import KINDS
@@ -40,7 +41,7 @@ def test_tokenizer_and_base_are_loaded_without_pytorch_and_mlx_lm_still_loads_it
     assert "hello<|eot_id|>" in done.stdout
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["llama 2, loaded as LlamaTokenizer", "llama 3", "qwen", "smollm"])
 def test_the_tokenizer_is_the_one_that_auto_tokenizer_finds(
     kind: str, model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.mlx.batches import Batches, make_batch
 from pilocal.training.row_order import StagePlan, shared_prefix
 from tests import forked
+from tests.tiny import OTHERS
 
 LORA = Lora(rank=4)
 
@@ -117,9 +118,6 @@ def plain_loss(model: Any, rows: list[Row]) -> Any:
         total = total + nn.losses.cross_entropy(logits, mx.array(row.completion)).sum()
         count += len(row.completion)
     return total / count
-
-
-OTHERS = ["tiny_biased_base", "tiny_mistral_base", "tiny_qwen2_base", "tiny_qwen3_base"]
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", "tiny_tied_base", "tiny_float_base", *OTHERS])

@@ -16,6 +16,9 @@ from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+OTHERS = ("tiny_biased_base", "tiny_mistral_base", "tiny_smollm3_base", "tiny_qwen2_base", "tiny_qwen3_base")
+"""Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
+
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],

@@ -53,6 +53,8 @@ class Architecture:
     """Whether `sliding_window` in config.json is in use unless `use_sliding_window` says otherwise."""
     rotating_caches: bool = False
     """Whether mlx-lm keeps only a window of keys and values in a layer that `layer_types` names sliding."""
+    unrotated: int | None = None
+    """llama.cpp leaves every so many-th layer without rotation (NoPE), whatever config.json says."""
     layered: str | None = None
     """mlx-lm's class that `training.mlx.forward` runs layer by layer; None: it runs the model as a whole."""
 
@@ -124,6 +126,21 @@ class Architecture:
         layers = range(int(config["num_hidden_layers"]))
         return outer | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
 
+    def rotates_as_llama_cpp(self, config: Mapping[str, Any]) -> bool:
+        """Tell whether the layers without rotation are those that llama.cpp leaves without; 0 in config.json is one.
+
+        >>> smollm3 = ARCHITECTURES["smollm3"]
+        >>> [smollm3.rotates_as_llama_cpp({"num_hidden_layers": 4, **said}) for said in (
+        ...     {}, {"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 2})]
+        [True, True, False, False]
+        """
+        if self.unrotated is None:
+            return True
+        layers = range(1, int(config["num_hidden_layers"]) + 1)
+        step = config.get("no_rope_layer_interval", self.unrotated)
+        said = config.get("no_rope_layers") or [int(layer % step != 0) for layer in layers]
+        return list(said) == [int(layer % self.unrotated != 0) for layer in layers]
+
     def has_window(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.
 
@@ -161,6 +178,7 @@ LLAMA = Architecture(
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": LLAMA,
     "mistral": replace(LLAMA, causal="MistralForCausalLM", windows=True),
+    "smollm3": replace(LLAMA, causal="SmolLM3ForCausalLM", gguf_name="smollm3", rotating_caches=False, unrotated=4),
     "qwen2": Architecture(
         causal="Qwen2ForCausalLM",
         gguf_name="qwen2",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pilocal.base.architecture import ARCHITECTURES
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, Header, TensorInfo, check_whole, read_gguf
 
@@ -20,7 +21,7 @@ TYPES = frozenset(
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 """How the file of a part ends, as llama.cpp names it."""
 
-KINDS = ("llama", "qwen2", "qwen3")
+KINDS = tuple(dict.fromkeys(architecture.gguf_name for architecture in ARCHITECTURES.values()))
 """The architectures that are read; Mistral's files say "llama"."""
 
 

@@ -14,6 +14,8 @@ from pilocal.packages import keep_torch_apart
 SETTLED: Mapping[tuple[str, str], str] = {
     ("llama", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
     ("llama", "TokenizersBackend"): "PreTrainedTokenizerFast",
+    ("smollm3", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
+    ("smollm3", "TokenizersBackend"): "PreTrainedTokenizerFast",
     ("qwen2", "Qwen2Tokenizer"): "Qwen2Tokenizer",
     ("qwen3", "Qwen2Tokenizer"): "Qwen2Tokenizer",
 }

@@ -80,6 +80,7 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     made["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
     made["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     made["hidden_act"] = "silu"
+    made["pad_token_id"] = None  # some classes name one of their own, which a small vocabulary does not have
     return made
 
 

@@ -22,7 +22,7 @@ from tests import vocabularies
 from tests.durations import Durations, name_of, slow_tests
 from tests.reports import make_reported
 from tests.served import make_run
-from tests.tiny import make_adapter, make_base
+from tests.tiny import GRANITE, make_adapter, make_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -112,6 +112,13 @@ def tiny_mistral_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -
     """Mistral in MLX 4-bit."""
     folder = tmp_path_factory.mktemp("bases") / "mistral-4bit"
     return make_base(folder, starter.folder, model_type="mistral", rope_scaling=None, rope_theta=1e6)
+
+
+@pytest.fixture(scope="session")
+def tiny_granite_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Granite 3 in MLX 4-bit: embeddings, scores, residuals and logits are scaled."""
+    folder = tmp_path_factory.mktemp("bases") / "granite-4bit"
+    return make_base(folder, starter.folder, **GRANITE)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, make_adapter, make_base
+from tests.tiny import CONFIG, GRANITE, make_adapter, make_base
 
 ROWS = 2048
 
@@ -41,6 +41,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with biases": ("llama 3", {"attention_bias": True, "mlp_bias": True}),
     "llama, linear scaling": ("llama 2", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
     "mistral": ("llama 2, loaded as LlamaTokenizer", MISTRAL),
+    "granite": ("llama 3", {**GRANITE, "tie_word_embeddings": False}),
+    "granite, tied": ("llama 3", GRANITE),
     "smollm3": ("llama 3", SMOLLM_3),
     "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
@@ -93,7 +95,7 @@ def edited(base: Base, folder: Path, **changes: Any) -> Base:
 def test_an_unknown_architecture_is_refused_by_name(
     kind: str | None, bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
-    line = f"not supported; got {kind!r}; take a base of one of these types: llama, mistral, smollm3, qwen2, qwen3"
+    line = f"not supported; got {kind!r}; take a base of one of these types: {', '.join(ARCHITECTURES)}"
     with pytest.raises(ModelError, match=line if kind else "not supported; take a base"):
         edited(bases("qwen2"), tmp_path / "base", model_type=kind).check()
 

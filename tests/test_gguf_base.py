@@ -31,6 +31,7 @@ KINDS = (
     "tiny_base",
     "tiny_tied_base",
     "tiny_biased_base",
+    "tiny_granite_base",
     "tiny_smollm3_base",
     "tiny_qwen2_base",
     "tiny_qwen3_base",

@@ -16,7 +16,10 @@ from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-OTHERS = ("tiny_biased_base", "tiny_mistral_base", "tiny_smollm3_base", "tiny_qwen2_base", "tiny_qwen3_base")
+OTHERS = (
+    *("tiny_biased_base", "tiny_mistral_base", "tiny_granite_base", "tiny_smollm3_base"),
+    *("tiny_qwen2_base", "tiny_qwen3_base"),
+)
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
 CONFIG: dict[str, Any] = {
@@ -39,6 +42,19 @@ CONFIG: dict[str, Any] = {
         "original_max_position_embeddings": 64,
     },
     "tie_word_embeddings": False,
+}
+
+
+GRANITE: dict[str, Any] = {
+    "model_type": "granite",
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 0.6,
+    "residual_multiplier": 0.8,
+    "tie_word_embeddings": True,
 }
 
 

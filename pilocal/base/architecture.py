@@ -55,6 +55,8 @@ class Architecture:
     """Whether mlx-lm keeps only a window of keys and values in a layer that `layer_types` names sliding."""
     unrotated: int | None = None
     """llama.cpp leaves every so many-th layer without rotation (NoPE), whatever config.json says."""
+    multipliers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """GGUF's names of numbers that scale embeddings, scores, residuals and logits, by config.json's."""
     layered: str | None = None
     """mlx-lm's class that `training.mlx.forward` runs layer by layer; None: it runs the model as a whole."""
 
@@ -178,6 +180,20 @@ LLAMA = Architecture(
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": LLAMA,
     "mistral": replace(LLAMA, causal="MistralForCausalLM", windows=True),
+    "granite": replace(
+        LLAMA,
+        causal="GraniteForCausalLM",
+        gguf_name="granite",
+        scalings=frozenset({"default", "linear"}),
+        rotating_caches=False,
+        multipliers={
+            "attention_multiplier": "attention.scale",
+            "embedding_multiplier": "embedding_scale",
+            "logits_scaling": "logit_scale",
+            "residual_multiplier": "residual_scale",
+        },
+        layered="mlx_lm.models.granite.GraniteModel",
+    ),
     "smollm3": replace(LLAMA, causal="SmolLM3ForCausalLM", gguf_name="smollm3", rotating_caches=False, unrotated=4),
     "qwen2": Architecture(
         causal="Qwen2ForCausalLM",

@@ -248,12 +248,12 @@ class Base:
     def check(self) -> None:
         """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
         if self.gguf:
-            _check_numbers(self.config_path, self.config)
+            _check_numbers(self.config_path, self.config, self.architecture)
             _ = self.gguf_weights
             return
         folder = self.folder
         _check_class(self.config_path, self.config, self.architecture)
-        _check_numbers(self.config_path, self.config)
+        _check_numbers(self.config_path, self.config, self.architecture)
         if not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=_instead(folder))
         for path in (*self.weight_files, folder / "tokenizer.json"):
@@ -323,10 +323,10 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
     """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
     whole = (*WHOLE, *(key for key in OPTIONAL if config.get(key)))
-    numbers = ("rms_norm_eps", *(["rope_theta"] if config.get("rope_theta") else []))
+    numbers = ("rms_norm_eps", *architecture.multipliers, *(["rope_theta"] if config.get("rope_theta") else []))
     for key in (*whole, *numbers):
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"

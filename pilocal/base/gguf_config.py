@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.rope import llama3_scaling
 from pilocal.errors import ModelError
@@ -21,7 +22,10 @@ NUMBERS = {
 }
 """Names in config.json, and GGUF's, of what every file has."""
 
-FRACTIONS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear")
+FRACTIONS = {
+    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear"),
+    *(key for architecture in ARCHITECTURES.values() for key in architecture.multipliers.values()),
+}
 """What need not be a whole number."""
 
 OTHERWISE = (
@@ -46,8 +50,9 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
     A Llama with a window is a Mistral.
     """
+    multipliers = ARCHITECTURES[file.architecture].multipliers
     for key in OTHERWISE:
-        if file.get(key):
+        if key not in multipliers.values() and file.get(key):
             raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
     config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
     heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")
@@ -67,6 +72,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
+    config |= {name: _number(file, key) for name, key in multipliers.items()}
     if file.architecture == "llama" and file.get("attention.sliding_window"):
         config |= {"model_type": "mistral", "sliding_window": _number(file, "attention.sliding_window")}
     for key in ("attention.value_length", "rope.dimension_count"):

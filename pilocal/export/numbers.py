@@ -93,6 +93,9 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     if _scaling(config) == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(config["rope_scaling"]["factor"]))
+    architecture = architecture_of(config)
+    for name, key in architecture.multipliers.items():
+        writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
 

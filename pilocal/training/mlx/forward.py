@@ -105,6 +105,13 @@ def runs_layers(model: Any) -> bool:
     return f"{type(inner).__module__}.{type(inner).__qualname__}" in LAYERED and getattr(inner, "swa_idx", None) is None
 
 
+def embedded(inner: Any, tokens: mx.array) -> mx.array:
+    """Return the hidden states that enter the first layer, (..., D)."""
+    hidden: mx.array = inner.embed_tokens(tokens)
+    scale = getattr(inner, "embedding_multiplier", 1)  # Granite's
+    return hidden if scale == 1 else hidden * scale
+
+
 def _descend_whole(
     model: Any, levels: Sequence[Level], before: Sequence[KeysValues] = ()
 ) -> list[KeysValues | tuple[()]]:
@@ -124,7 +131,7 @@ def _descend(
     *lower, last = inner.layers[first:]
     pasts: list[KeysValues | tuple[()]] = [*before] or [()] * (len(lower) + 1)
     for inputs, above in levels:
-        hidden_NTD = inputs if first else inner.embed_tokens(inputs)
+        hidden_NTD = inputs if first else embedded(inner, inputs)
         pasts = [_handed_down(past, above) for past in pasts]
         for number, layer in enumerate(lower):
             hidden_NTD, own = _block(layer, hidden_NTD, pasts[number], recompute)
@@ -141,7 +148,7 @@ def _layers(
     *lower, last = inner.layers[first:]
     pasts = _descend(inner, levels[:-1], first, recompute, before)
     rows, above = levels[-1]
-    hidden_BTD = rows if first else inner.embed_tokens(rows)
+    hidden_BTD = rows if first else embedded(inner, rows)
     pasts = [_handed_down(past, above) for past in pasts]
     for layer, past in zip(lower, pasts, strict=False):
         hidden_BTD, _ = _block(layer, hidden_BTD, past, recompute)
@@ -206,8 +213,9 @@ def _completions(layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()],
     visible_BCS = mx.arange(keys.shape[2]) <= offset + at_BC1
     seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=attention.scale, mask=visible_BCS[:, None])
     hidden_BCD = mx.take_along_axis(hidden_BTD, at_BC1, axis=1)
-    hidden_BCD = hidden_BCD + attention.o_proj(seen.transpose(0, 2, 1, 3).flatten(2))
-    out_BCD: mx.array = hidden_BCD + layer.mlp(layer.post_attention_layernorm(hidden_BCD))
+    part = getattr(layer, "residual_multiplier", 1)  # Granite's
+    hidden_BCD = hidden_BCD + attention.o_proj(seen.transpose(0, 2, 1, 3).flatten(2)) * part
+    out_BCD: mx.array = hidden_BCD + layer.mlp(layer.post_attention_layernorm(hidden_BCD)) * part
     return out_BCD
 
 

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from pilocal.base.device import machine_memory
 from pilocal.training.memory import SHARE_OF_MEMORY
 from pilocal.training.mlx.batches import Batch
-from pilocal.training.mlx.forward import KeysValues, PrefixCache, runs_layers
+from pilocal.training.mlx.forward import KeysValues, PrefixCache, embedded, runs_layers
 
 
 def first_adapted(model: Any) -> int:
@@ -70,7 +70,7 @@ class Below:
     def _run(self, tokens: Sequence[int]) -> tuple[mx.array, list[KeysValues | tuple[()]]]:
         """Run tokens behind the prefix; return their hidden states (T, D) and each layer's keys and values."""
         inner = self.model.model
-        hidden_1TD = inner.embed_tokens(mx.array(list(tokens))[None])
+        hidden_1TD = embedded(inner, mx.array(list(tokens))[None])
         found: list[KeysValues | tuple[()]] = []
         for layer, past in zip(inner.layers, self.pasts, strict=False):
             cache = PrefixCache(past)

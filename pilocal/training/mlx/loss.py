@@ -130,4 +130,5 @@ def head(model: Any, states: mx.array) -> mx.array:
     """Return the logits of final hidden states, through the model's own head or its tied embeddings."""
     output = getattr(model, "lm_head", None) or model.model.embed_tokens.as_linear
     logits: mx.array = output(states)
-    return logits
+    scaling = getattr(model, "logits_scaling", 1)  # Granite's
+    return logits if scaling == 1 else logits / scaling

@@ -240,12 +240,14 @@ class TorchTrainer:
     def head(self, states_ND: torch.Tensor) -> torch.Tensor:
         """Return the logits (N, vocabulary) of hidden states, without gradients."""
         with self._answering():
-            logits_NV: torch.Tensor = self.model.lm_head(states_ND).float()
-        return logits_NV
+            return self._logits(states_ND)
 
     def _completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
-        logits_NV: torch.Tensor = self.model.lm_head(self._completion_states(rows)).float()
-        return logits_NV
+        return self._logits(self._completion_states(rows))
+
+    def _logits(self, states_ND: torch.Tensor) -> torch.Tensor:
+        logits_NV: torch.Tensor = self.model.lm_head(states_ND).float()
+        return logits_NV / getattr(self.model.config, "logits_scaling", 1)  # Granite's
 
     def _completion_states(self, rows: Sequence[Row], before: Any = None) -> torch.Tensor:
         prefix = self._prefix(rows) if before is None else before.get_seq_length()

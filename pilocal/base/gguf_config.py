@@ -50,11 +50,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
     A Llama with a window is a Mistral.
     """
-    multipliers = ARCHITECTURES[file.architecture].multipliers
-    for key in OTHERWISE:
-        if key not in multipliers.values() and file.get(key):
-            raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
-    config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
+    config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()} | _multipliers(file)
     heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")
     if rows is None or len(rows.shape) != 2:
         raise ModelError(file.path, "no token_embd.weight: the file is damaged", fix=AGAIN)
@@ -72,7 +68,6 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
-    config |= {name: _number(file, key) for name, key in multipliers.items()}
     if file.architecture == "llama" and file.get("attention.sliding_window"):
         config |= {"model_type": "mistral", "sliding_window": _number(file, "attention.sliding_window")}
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -80,6 +75,15 @@ def config_of(file: GgufFile) -> dict[str, Any]:
             what = f"{file.architecture}.{key} is not the dimension of a head, {size}"
             raise ModelError(file.path, what, got=file.get(key), fix=ANOTHER)
     return config | {"rope_scaling": _rope_scaling(file, config["rope_theta"], size)}
+
+
+def _multipliers(file: GgufFile) -> dict[str, Any]:
+    """Return the numbers that scale parts of the model; raises ModelError where its kind has none of them."""
+    known = ARCHITECTURES[file.architecture].multipliers
+    for key in set(OTHERWISE).difference(known.values()):
+        if file.get(key):
+            raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
+    return {name: _number(file, key) for name, key in known.items()}
 
 
 def _number(file: GgufFile, key: str, default: float | None = None) -> Any:

@@ -30,7 +30,7 @@ DATE = re.compile(
     rf"\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.]\d{{2,4}}|\d+\s*\u6708|\b(?:{NAMED})\b",
     re.IGNORECASE,
 )
-DATED = re.compile(rf"(?:\d+(?:st|nd|rd|th)?|{CALENDAR}|of|the|de|at|der|den|t|z|[^\w])+", re.IGNORECASE)
+DATED = re.compile(rf"(?:\d++(?:st|nd|rd|th)?|{CALENDAR}|of|the|de|at|der|den|t|z|[^\w])+", re.IGNORECASE)
 """What a date may have beside it."""
 
 TIME = re.compile(
@@ -95,7 +95,11 @@ def are_names(values: Sequence[str]) -> bool:
 
 
 def is_dated(value: str) -> bool:
-    """Tell whether a value may be a part of a date or a time."""
+    """Tell whether a value may be a part of a date or a time.
+
+    >>> is_dated("21st of May"), is_dated("1" * 5000 + " x")
+    (True, False)
+    """
     return bool(re.search(r"\w", value)) and DATED.fullmatch(value) is not None
 
 

@@ -37,6 +37,9 @@ LETTER = r"[A-Za-z\u00c0-\u024f\d]"
 WEAK = rf"(?:\d(?:[\d.:/-]*\d)?(?:st|nd|rd|th|t|z)?|{CALENDAR})(?!{LETTER})"
 """What belongs to the date beside it, although it was the same in all requests."""
 
+LONGEST_DATE = 200
+"""Characters of a text that may be parts of the date beside it."""
+
 BEFORE = re.compile(rf"(?<!{LETTER})(?:{WEAK}[ \t,/-]*)+$", re.IGNORECASE)
 BEHIND = re.compile(rf"(?:[ \t]*[,/-]?[ \t]*{WEAK}|\.[ \t]*(?:\d{{4}}|{CALENDAR})(?!{LETTER}))+", re.IGNORECASE)
 
@@ -108,7 +111,8 @@ class Skeleton:
         """Add the parts of a date that were the same in all requests, such as the year, to those that changed."""
         if not most_have(self.values[number], is_dated):
             return
-        before, behind = BEFORE.search(self.texts[number]), BEHIND.match(self.texts[number + 1])
+        before = BEFORE.search(self.texts[number][-LONGEST_DATE:])
+        behind = BEHIND.match(self.texts[number + 1][:LONGEST_DATE])
         self.take_in(number, before[0] if before else "", behind[0] if behind else "")
 
     def _take_in_braces(self, number: int) -> None:

@@ -120,6 +120,7 @@ class CallStream:
         """Whether what follows is left out, so that the answer need not go on."""
         self._input: deque[str] = deque()
         self._deltas: list[Delta] = []
+        self._pieces: list[str] = []  # of the last delta's content, or of its arguments
         self._step: Callable[[str], None] = self._content
         self._gap = ""  # white space that is content only if more content follows
         self._said = False
@@ -164,6 +165,7 @@ class CallStream:
             self._step(self._input.popleft())
 
     def _taken(self) -> list[Delta]:
+        self._join()
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -180,13 +182,16 @@ class CallStream:
 
     def _put_content(self, text: str) -> None:
         if self._deltas and "content" in self._deltas[-1]:
-            self._deltas[-1]["content"] += text
+            self._pieces.append(text)
         elif text:
-            self._deltas.append({"content": text})
+            self._join()
+            self._deltas.append({"content": ""})
+            self._pieces.append(text)
 
     def _put_call(self, name: str) -> None:
         function = {"name": name, "arguments": ""}
         call = {"index": self.calls, "id": new_id(self._random), "type": "function", "function": function}
+        self._join()
         self._deltas.append({"tool_calls": [call]})
         self.calls += 1
         if not self._said:
@@ -195,9 +200,20 @@ class CallStream:
     def _put_arguments(self, text: str) -> None:
         pieces: list[dict[str, Any]] = self._deltas[-1].get("tool_calls", []) if self._deltas else []
         if not pieces or "id" in pieces[0]:
-            pieces = [{"index": self.calls - 1, "function": {"arguments": ""}}]
-            self._deltas.append({"tool_calls": pieces})
-        pieces[0]["function"]["arguments"] += text
+            self._join()
+            self._deltas.append({"tool_calls": [{"index": self.calls - 1, "function": {"arguments": ""}}]})
+        self._pieces.append(text)
+
+    def _join(self) -> None:
+        """Lay the pieces of the last delta together, which one by one would take ever longer."""
+        text, self._pieces = "".join(self._pieces), []
+        if not text:
+            return
+        last = self._deltas[-1]
+        if "content" in last:
+            last["content"] = text
+        else:
+            last["tool_calls"][0]["function"]["arguments"] = text
 
     # What comes in
 

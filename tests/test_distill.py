@@ -175,9 +175,9 @@ def test_what_all_rows_begin_with_is_read_once_for_all_batches(
     read = list[int]()
     for place in (teacher, TorchTrainer):
 
-        def counted(model: Any, tokens: Any, of: Any = place.read_prefix) -> Any:
+        def counted(model: Any, tokens: Any, *before: Any, of: Any = place.read_prefix) -> Any:
             read.append(len(tokens))
-            return of(model, tokens)
+            return of(model, tokens, *before)
 
         monkeypatch.setattr(place, "read_prefix", counted)
     monkeypatch.setattr(forward, "runs_layers", lambda model: layers_run_alone)
@@ -311,7 +311,7 @@ def test_a_prompt_that_is_too_long_for_the_teacher_alone_is_one_line(long_templa
     schedule = ("--schedule", long_template / "schedule.toml")
     done = command("check", long_template, *schedule, "--no-probe", "--gap")
     assert done.returncode == 0, done.stderr
-    assert "the schedule begins at tau 0.1, which is all that a full prompt has of it" in done.stdout + done.stderr
+    assert "it begins at tau 0.1, which is all that a full prompt has of it" in done.stdout + done.stderr
     assert re.search(r"hint: no census: the whole prompt is \d+ tokens over the model's context", done.stdout)
     text = (long_template / "task.toml").read_text()
     (long_template / "task.toml").write_text(text.replace("[training]", '[training]\nobjective = "distill"'))

@@ -53,7 +53,8 @@ def test_the_reference_is_replayed_where_mlx_cannot_be_imported() -> None:
         text=True,
         cwd=Path(__file__).parent.parent,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("parity: torch: ")]  # its progress
+    assert (done.returncode, said) == (0, [])
     result = json.loads(done.stdout)
     assert result["backends"] == ["recorded", "torch"]
     assert [stage["steps"] for stage in result["stages"]] == [3, 3, 3]

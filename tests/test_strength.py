@@ -25,7 +25,9 @@ def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ratio(folder: Path) -> float:
     """Return how much of what was trained last is in the run's adapter."""
     run = folder / "run"
-    now, trained = (read_adapter(path).tensors for path in (run / "adapter", sorted((run / "stages").iterdir())[-1]))
+    now, trained = (
+        read_adapter(path).tensors for path in (run / "adapter", sorted((run / "stages").glob("[0-9]*"))[-1])
+    )
     found = {
         round(float(np.linalg.norm(now[name]) / np.linalg.norm(trained[name])), 5)
         for name in now

@@ -245,9 +245,6 @@ def _warn_of_examples(task: Task, schedule: Schedule, warn: Callable[[str], None
     with uncollected():
         _warn_of_contradictions(task, warn)
     _warn_of_no_working(task, schedule, warn)
-    if schedule.stages[0].tau < 1:
-        fix = "put a [[stage]] with tau = 1 and share = 0 first to compare with the whole template"
-        warn(f"the schedule begins at tau {schedule.stages[0].tau:g}, which is all that a full prompt has of it; {fix}")
     warn_of_misfits(task, warn)
 
 

@@ -48,6 +48,9 @@ def open_task(
     task = load_task(task_folder)
     path = schedule_path or task.files.get("schedule")
     schedule = load_schedule(path) if path else DEFAULT
+    if (begins := schedule.stages[0].tau) < 1:
+        fix = "put a [[stage]] with tau = 1 and share = 0 first to compare with the whole template"
+        listeners.warn(f"{path}: it begins at tau {begins:g}, which is all that a full prompt has of it; {fix}")
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:

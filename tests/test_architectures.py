@@ -122,6 +122,7 @@ def test_a_scaling_that_llama_cpp_does_not_compute_is_refused_by_name(
     [
         ({"model_type": "mistral", "sliding_window": 4096}, 4096),
         ({"model_type": "mistral", "sliding_window": None}, 32768),
+        ({"model_type": "llama", "max_position_embeddings": None}, 2048),
         ({"model_type": "mistral", "sliding_window": 65536}, 32768),
         ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, 32768),
         ({"model_type": "qwen2", "sliding_window": 4096}, 32768),

@@ -157,7 +157,7 @@ class Base:
         Where a layer sees only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp
         computes none for these architectures, and up to there nothing differs.
         """
-        longest = int(self.config.get("max_position_embeddings", 2048))
+        longest = int(self.config.get("max_position_embeddings") or 2048)
         windowed = self.architecture.has_window(self.config)
         return min(longest, int(self.config["sliding_window"])) if windowed else longest
 

@@ -17,6 +17,7 @@ from pilocal.run_folder.hashes import remembered_sha256
 from pilocal.run_folder.typed import made
 from pilocal.task import Example, Retrieval, Scoring, load_examples
 from pilocal.task.slots import KEY as SLOTS
+from pilocal.task.text import holds
 
 BARE_BASE = "base"
 """The name under which the server's bare base answers."""
@@ -162,11 +163,13 @@ def read_shipped(run: Path) -> Shipped:
         shipped = made(Shipped, {"folder": folder, **values})
         if shipped.template_sha256 not in (None, template_sha256(shipped.template)):
             raise ValueError("template and template_sha256 do not fit")
+        if shipped.base_files == {}:
+            raise ValueError("base_files names no file")
     except (*MISSHAPEN, InputError) as error:
         raise RunError(path, f"damaged: {error}", fix="delete this file and run `pilocal export`") from None
     own = shipped.base if shipped.base_files is None else None
     for name in (own, shipped.adapter, shipped.fused, shipped.chat_template, EXAMPLES):
-        if name is not None and not (folder / name).is_file():
+        if name is not None and not holds((folder / name).is_file):
             raise RunError(folder / name, "the file is gone", fix="`pilocal export` makes it again")
     return shipped if shipped.base_files is None else _with_base(shipped, shipped.base_files)
 
@@ -186,7 +189,7 @@ def _with_base(shipped: Shipped, files: Mapping[str, str]) -> Shipped:
     fix = f"put the file with the SHA-256 {first[1]} back there or into {shipped.folder}, or run `pilocal run` again"
     for folder in (shipped.folder, named.parent):
         paths = {folder / name: sha256 for name, sha256 in files.items()}
-        if not all(path.is_file() for path in paths):
+        if not all(holds(path.is_file) for path in paths):
             continue
         for path, sha256 in paths.items():
             if (got := remembered_sha256(path)) != sha256:

@@ -37,7 +37,8 @@ class Ledger:
     def _write(self, where: Line, reason: str, detail: str, *, kept: bool) -> None:
         self.first.setdefault(reason, str(where))
         line = {"file": str(where.path), "line": where.number, "reason": reason, "detail": detail, "kept": kept}
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        self.file.write(text.encode(errors="backslashreplace").decode())  # half a surrogate pair is no character
 
     @property
     def said(self) -> list[str]:

@@ -10,6 +10,8 @@ from pilocal.errors import InputError
 from pilocal.server.api_key import ApiKey
 from pilocal.server.refusal import Refusal
 
+NAME = re.compile(r"[\w.:/\[\]*+-]{1,255}", re.ASCII)
+"""What a host or an origin consists of."""
 PATHS_WITHOUT_KEY = ("/", "/health")
 ANY = "*"
 """Stands for every origin."""
@@ -60,11 +62,11 @@ class Access:
         host = headers.get("host")
         if self._hosts and host is not None and _name(host) not in self._hosts:
             known = ", ".join(sorted(self._hosts))
-            message = f"Host: {host!r} is not a name of this server, which has: {known}. See --allow-origin."
+            message = f"Host: {_shown(host)} is not a name of this server, which has: {known}. See --allow-origin."
             raise Refusal(403, message, code="host_not_allowed")
         origin = headers.get("origin")
         if origin is not None and not self._allows(origin) and not _is_own(origin, host):
-            message = f"Origin: web pages of {origin!r} may not use this server. --allow-origin lets them."
+            message = f"Origin: web pages of {_shown(origin)} may not use this server. --allow-origin lets them."
             raise Refusal(403, message, code="origin_not_allowed")
         self._check_key(path, headers)
 
@@ -133,3 +135,12 @@ def _is_own(origin: str, host: str | None) -> bool:
     """Tell whether an origin is the server's own, at its own port."""
     scheme, _, authority = origin.lower().partition("://")
     return scheme in DEFAULT_PORTS and host is not None and authority == host.lower()
+
+
+def _shown(value: str) -> str:
+    """Return a header's value as a refusal repeats it, unless more than a name has come into it.
+
+    >>> _shown("evil.example:80"), _shown("a b: Bearer key")
+    ("'evil.example:80'", 'what this one holds')
+    """
+    return repr(value) if NAME.fullmatch(value) else "what this one holds"

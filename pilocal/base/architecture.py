@@ -133,15 +133,15 @@ class Architecture:
 
         >>> smollm3 = ARCHITECTURES["smollm3"]
         >>> [smollm3.rotates_as_llama_cpp({"num_hidden_layers": 4, **said}) for said in (
-        ...     {}, {"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 2})]
+        ...     {}, {"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 0})]
         [True, True, False, False]
         """
         if self.unrotated is None:
             return True
+        if (said := config.get("no_rope_layers")) is None:
+            return bool(config.get("no_rope_layer_interval", self.unrotated) == self.unrotated)
         layers = range(1, int(config["num_hidden_layers"]) + 1)
-        step = config.get("no_rope_layer_interval", self.unrotated)
-        said = config.get("no_rope_layers") or [int(layer % step != 0) for layer in layers]
-        return list(said) == [int(layer % self.unrotated != 0) for layer in layers]
+        return bool(said == [int(layer % self.unrotated != 0) for layer in layers])
 
     def has_window(self, config: Mapping[str, Any]) -> bool:
         """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.

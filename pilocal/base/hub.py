@@ -7,14 +7,14 @@ from typing import Any
 
 from pilocal.errors import ModelError
 from pilocal.task.hub import is_hub_id, split_hub_id
-from pilocal.task.text import from_home
+from pilocal.task.text import from_home, holds
 
 WEIGHTS = ".safetensors"
 
 
 def asks_hub(model: str) -> bool:
     """Tell whether the Hub is asked for a base of this name: it can be a Hub id, and there is no such path here."""
-    return is_hub_id(model) and not Path(from_home(model)).exists()
+    return is_hub_id(model) and not holds(Path(from_home(model)).exists)
 
 
 def download(model: str) -> Path:

@@ -51,8 +51,10 @@ def naming(path: Path) -> Iterator[None]:
 
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ExportError for a setting of config.json under which llama.cpp would compute another model."""
-    if not architecture_of(config).rotates_as_llama_cpp(config):
-        what, fix = "llama.cpp leaves every fourth layer without rotation", "take a base whose layers are those"
+    architecture = architecture_of(config)
+    if not architecture.rotates_as_llama_cpp(config):
+        what = f"llama.cpp leaves one of {architecture.unrotated} layers without rotation, the last of them"
+        fix = "take a base whose layers are those"
         raise ExportError("no_rope_layers", what, got=config.get("no_rope_layers"), fix=fix)
     ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
     for key, values in COMPUTED.items():

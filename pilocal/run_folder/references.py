@@ -133,15 +133,20 @@ def _line(example: Example) -> str:
     return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
-def _read_examples(path: Path) -> Iterator[Example]:
+def located_lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
+    """Yield where each line stands ("FILE:LINE") and the line; raises RunError where `what` is gone, or no text."""
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
-                yield _example(line, f"{path}:{number}")
+                yield f"{path}:{number}", line.removesuffix("\n")
     except FileNotFoundError:
-        raise RunError(path, "the examples of the rendered rows are gone", fix="run the same command again") from None
+        raise RunError(path, f"{what} are gone", fix="run the same command again") from None
     except UnicodeDecodeError as error:
         raise RunError(path, f"damaged: {error}", fix=FIX) from None
+
+
+def _read_examples(path: Path) -> Iterator[Example]:
+    return (_example(line, where) for where, line in located_lines(path, "the examples of the rendered rows"))
 
 
 def _example(line: str, where: str) -> Example:

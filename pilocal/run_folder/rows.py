@@ -11,7 +11,7 @@ from pilocal.errors import RunError
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import Row, tokenize_all
 from pilocal.run_folder.files import MISSHAPEN, parse_json, replacing
-from pilocal.run_folder.references import FIX, References, is_header
+from pilocal.run_folder.references import FIX, References, is_header, located_lines
 
 
 def write_records(folder: Path, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
@@ -43,24 +43,12 @@ def read_rows_of_each(folder: Path, split: str, tokenizer: Any) -> list[list[Row
 def located_records(folder: Path, split: str) -> Iterator[tuple[str, Record]]:
     """Yield where each record stands ("FILE:LINE") and the record; raises RunError as `read_records`."""
     path, references = folder / f"{split}.jsonl", None
-    for number, line in enumerate(_lines(path), 1):
-        where = f"{path}:{number}"
+    for number, (where, line) in enumerate(located_lines(path, "the rendered rows")):
         value = _json(line, where)
-        if number == 1 and is_header(value):
+        if number == 0 and is_header(value):
             references = References(path, value)
         else:
             yield where, references.record(value, where) if references else _record(value, line, where)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file without their ends; raises RunError where it is not there, or no text."""
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from (line.removesuffix("\n") for line in file)
-    except FileNotFoundError:
-        raise RunError(path, "the rendered rows are gone", fix="run the same command again") from None
-    except UnicodeDecodeError as error:
-        raise RunError(path, f"damaged: {error}", fix=FIX) from None
 
 
 def _json(line: str, where: str) -> Any:

@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, GRANITE, make_adapter, make_base
+from tests.tiny import CONFIG, GEMMA3, GRANITE, make_adapter, make_base
 
 ROWS = 2048
 
@@ -45,6 +45,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, tied": ("smollm", GRANITE),
     "smollm3": ("llama 3", SMOLLM_3),
     "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
+    "gemma3": ("gemma", {**GEMMA3, "tie_word_embeddings": False}),
+    "gemma3, tied": ("gemma", GEMMA3),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),

@@ -33,6 +33,17 @@ CHATML_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}"
+    "{{ '<start_of_turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\n' }}"
+    "{{ (first if loop.first else '') + turn['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+"""As Gemma 3 writes chats."""
+
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 SMOLLM_SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"),
@@ -206,11 +217,13 @@ def sentencepiece_like(
     spaces: str = "each",
     pieces: Mapping[str, float] | None = None,
     special: Iterable[str] = ("<unk>", "<s>", "</s>"),
+    bos: str = "<s>",
     **config: Any,
 ) -> Path:
     """Write a tokenizer as Llama 2 and Mistral up to 7B v0.3 have it, from pieces and their scores or trained.
 
-    `spaces` says before which texts one is laid: "each", as in their own tokenizer.json, or as Metaspace calls it.
+    `spaces` says before which texts one is laid: "each", as in their own tokenizer.json, or as Metaspace calls it; with
+    "none" it is Gemma's, which lays none and has a step that cuts at spaces when there are none left.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers.tokenization_utils_base import generate_merges
@@ -224,14 +237,34 @@ def sentencepiece_like(
     if spaces == "each":
         steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
         tokenizer.normalizer = normalizers.Sequence(steps)
+    elif spaces == "none":
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=spaces, split=False)
-    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(parts)
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if spaces != "none" else [])])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    ids = [("<s>", tokenizer.token_to_id("<s>"))]
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", ids)
+    ids = [(bos, tokenizer.token_to_id(bos))]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", ids)
     return _write(folder, tokenizer, {**SPM_CONFIG, **config})
+
+
+def gemma_like(folder: Path) -> Path:
+    """Write a tokenizer as Gemma 3 has it: SentencePiece without a space before texts, and system in the first turn."""
+    names = {"<s>": "<bos>", "</s>": "<eos>"}
+    pieces = {names.get(piece, piece): score for piece, score in pieces_of(sentencepiece_model()).items()}
+    return sentencepiece_like(
+        folder,
+        spaces="none",
+        pieces=pieces,
+        special=("<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),
+        bos="<bos>",
+        tokenizer_class="GemmaTokenizer",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=GEMMA_TEMPLATE,
+    )
 
 
 def _write(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> Path:
@@ -253,6 +286,7 @@ KINDS: Mapping[str, Callable[[Path], Path]] = {
     "spaces never": lambda folder: sentencepiece_like(folder, spaces="never"),
     "llama 3": llama3,
     "llama 3, merged to the end": lambda folder: llama3(folder, whole_words=False),
+    "gemma": gemma_like,
     "qwen": qwen_like,
     "smollm": smollm_like,
 }

@@ -105,12 +105,14 @@ class ModelFile:
         """Return the tensors that the base does not store."""
         return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
 
-    def reorders(self, target: str) -> bool:
-        """Tell whether llama.cpp wants a tensor's rows in another order."""
-        return self._heads(target) is not None
+    def changes(self, target: str) -> bool:
+        """Tell whether llama.cpp wants a tensor's rows in another order, or added to a number."""
+        return self._heads(target) is not None or bool(self.architecture.offset(self.names[target]))
 
-    def ordered(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return a tensor's rows in llama.cpp's order."""
+    def changed(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return a tensor's rows as llama.cpp wants them."""
+        if offset := self.architecture.offset(self.names[target]):
+            return rows + np.float32(offset)
         heads = self._heads(target)
         return rows if heads is None else interleave(rows, heads)
 

@@ -311,9 +311,4 @@ def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: 
     """Return what the base's weights take in memory: as in the files, or every one of them in float32."""
     if not as_float32:
         return sum(path.stat().st_size for path in files)
-    sizes = read_sizes(config, Lora())
-    outputs = {name: b for name, (_, b) in linears(sizes).items()}
-    layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width
-    layer += architecture_of(config).biases_and_norms(config, outputs, sizes.head_dim)
-    ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2) + sizes.width
-    return 4 * (sizes.layers * layer + ends)
+    return 4 * architecture_of(config).parameters(config)

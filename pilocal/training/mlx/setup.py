@@ -49,8 +49,7 @@ class Setup:
         """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""
         config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
-        share = self.base.shares_prefix
-        works = [survey(sizes, plan, training, share=share) for plan in plans]
+        works = [survey(sizes, plan, training) for plan in plans]
         machine = Machine(memory=machine_memory(), base=self._base_bytes())
         if probe:
             progress("probe", 0, 1)
@@ -87,9 +86,6 @@ class Setup:
         with self.team.order(Order(Kind.FIT)):
             self.team.check_same(self.same())
             trainer.meet()
-        if not trainer.shares_prefix:
-            what = "its layers keep other caches than plain keys and values; every row is computed whole"
-            warn(f"{self.base.model}: {what}")
         return trainer
 
     def join(self) -> MlxTrainer:

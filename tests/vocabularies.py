@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, SPACE
+from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, SPACE, TEKKEN_SPLIT
 from pilocal.starter.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 SIZE = 2040
@@ -54,11 +54,6 @@ LLAMA3_SPECIAL = (
     *("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in (0, 1))),
     *("<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{i}|>" for i in range(3, 248))),
-)
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -134,6 +129,18 @@ def qwen_like(folder: Path, **options: Any) -> Path:
         "chat_template": CHATML_TEMPLATE,
     }
     return byte_level(folder, QWEN2_SPLIT, QWEN_SPECIAL, config, nfc=True, **options)
+
+
+def tekken_like(folder: Path) -> Path:
+    """Write a tokenizer as Mistral Nemo has it: Tekken's pattern, words that are tokens whole."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": INST_TEMPLATE,
+    }
+    special = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]")
+    return byte_level(folder, TEKKEN_SPLIT, special, config, bos=True, whole_words=True)
 
 
 def smollm_like(folder: Path, **options: Any) -> Path:
@@ -289,5 +296,6 @@ KINDS: Mapping[str, Callable[[Path], Path]] = {
     "gemma": gemma_like,
     "qwen": qwen_like,
     "smollm": smollm_like,
+    "tekken": tekken_like,
 }
 """Every kind, and who writes it."""

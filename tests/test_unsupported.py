@@ -87,6 +87,32 @@ def test_a_gguf_file_says_it_by_its_metadata(key: str, value: int, line: str, tm
     assert refused(path).startswith(f"{path}: {line}")
 
 
+WRITES = "{{ turn['role'] }}{% for part in turn['content'] %}{{ part['text'] }}{% endfor %}<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (
+            f"{{% for turn in messages %}}{WRITES}{{% endfor %}}",
+            "leaves out what messages say, as one",
+        ),
+        (
+            "{% if not tools %}{{ raise_exception('it needs tools') }}{% endif %}",
+            "a chat of user: it needs tools",
+        ),
+        ("{{ tools | length }}", "the base's chat template refuses a chat of user: "),
+    ],
+)
+def test_a_chat_template_of_images_or_tools_is_refused(
+    template: str, line: str, tiny_base: Base, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_base.folder, tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=line):
+        _ = Base.at(folder).layout
+
+
 def refused(path: Path) -> str:
     """What is said of a base; one line."""
     with pytest.raises(ModelError) as caught:

@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, GEMMA3, GRANITE, make_adapter, make_base
+from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, make_adapter, make_base
 
 ROWS = 2048
 
@@ -48,6 +48,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
     "gemma3": ("gemma", {**GEMMA3, "tie_word_embeddings": False}),
     "gemma3, tied": ("gemma", GEMMA3),
+    "phi3": ("phi", {**PHI3, "tie_word_embeddings": False}),
+    "phi3, tied": ("phi", PHI3),
+    "phi3 without scaling": ("phi", {**PHI3, "rope_scaling": None, "partial_rotary_factor": 1.0}),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),
@@ -207,7 +210,8 @@ def test_both_tokenizers_give_the_same_ids(name: str, tokenizers: dict[str, Path
         found = differences(load_tokenizer(tokenizers[name]), model, texts)
     assert found.texts == len(texts)
     # Texts that begin with a space are spared one by "always", and Tekken knows marks: llama.cpp follows neither.
-    follows_not = {"spaces always": rf"(^|<s>|</s>|<unk>)[ {SPACE}]", "tekken": "[^\\x00-\\x7f]"}
+    follows_not = dict.fromkeys(("tekken", "phi"), "[^\\x00-\\x7f]")
+    follows_not["spaces always"] = rf"(^|<s>|</s>|<unk>)[ {SPACE}]"
     spared = re.compile(follows_not.get(name, "$^"))
     assert [text for text in found.unexplained if not spared.search(text)] == []
     assert len(found.new_letters) < 0.002 * len(texts)
@@ -363,7 +367,7 @@ def test_merges_that_no_scores_describe_are_refused(tokenizers: dict[str, Path],
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_an_added_token_that_takes_spaces_is_refused(flag: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     described = json.loads((tokenizers["qwen"] / "tokenizer.json").read_text())
-    described["added_tokens"][1][flag] = True
+    described["added_tokens"][1] |= {flag: True, "special": False}
     folder = changed(tokenizers["qwen"], tmp_path / "changed", added_tokens=described["added_tokens"])
     with pytest.raises(ExportError, match=r"in other places; got '<\|im_start\|>'"):
         vocabulary(folder, tmp_path)

@@ -54,8 +54,8 @@ def test_every_number_of_the_file_is_the_base_s(which: str, request: pytest.Fixt
     base = request.getfixturevalue(which)
     made = export_lossless(base, tmp_path)
     found, wanted = tensors(made.path), expected(base)
-    scaled = (base.config.get("rope_scaling") or {}).get("rope_type") == "llama3"
-    assert set(found) == set(wanted) | ({"rope_freqs.weight"} if scaled else set())
+    added = {"llama3": {"rope_freqs.weight"}, "longrope": {"rope_factors_long.weight", "rope_factors_short.weight"}}
+    assert set(found) == set(wanted) | added.get(str((base.config["rope_scaling"] or {}).get("rope_type")), set())
     for name, tensor in wanted.items():
         kind, got = found[name]
         assert np.array_equal(got, tensor), name

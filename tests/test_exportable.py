@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "an infinite bias of a group": (weight("lm_head.biases", -np.inf), "lm_head.biases holds numbers that are infin"),
     "a norm that is NaN": (weight(NORM, -np.nan), f"{NORM} holds numbers that are infinite or NaN"),
     "a greedy token": (
-        tokenizer(lambda said: said["added_tokens"][-1].update(lstrip=True)),
+        tokenizer(lambda said: said["added_tokens"][-1].update(lstrip=True, special=False)),
         "llama.cpp would find this token in other places",
     ),
     "a token too many": (tokenizer(_one_token_more), "'<more>' has no embedding among 2048; got 2048"),

@@ -18,7 +18,7 @@ from pilocal.base.blas import load_fast_blas
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OTHERS = (
     *("tiny_biased_base", "tiny_mistral_base", "tiny_granite_base", "tiny_smollm3_base"),
-    *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base"),
+    *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_phi3_base"),
 )
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
@@ -75,6 +75,20 @@ GEMMA3: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 """All layers but the sixth see 24 tokens."""
+
+
+PHI3: dict[str, Any] = {
+    "model_type": "phi3",
+    "num_attention_heads": 4,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 512,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + i / 8 for i in range(24)],
+        "long_factor": [2 + i for i in range(24)],
+    },
+    "tie_word_embeddings": True,
+}
 
 
 def make_base(
@@ -136,7 +150,7 @@ def make_adapter(
     config = json.loads((base.folder / "config.json").read_text())
     model, _ = load_model(base.folder)
     model.freeze()
-    keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    keys = [*ARCHITECTURES[config["model_type"]].matrices]
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, config["num_hidden_layers"], parameters, use_dora=kind == "dora")
     mx.random.seed(seed)

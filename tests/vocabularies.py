@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, SPACE, TEKKEN_SPLIT
+from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, O200K_SPLIT, QWEN2_SPLIT, SPACE, TEKKEN_SPLIT
 from pilocal.starter.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 SIZE = 2040
@@ -43,6 +43,12 @@ GEMMA_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 """As Gemma 3 writes chats."""
+
+PHI_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""As Phi-4-mini writes chats."""
 
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 SMOLLM_SPECIAL = (
@@ -141,6 +147,27 @@ def tekken_like(folder: Path) -> Path:
     }
     special = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]")
     return byte_level(folder, TEKKEN_SPLIT, special, config, bos=True, whole_words=True)
+
+
+def phi_like(folder: Path) -> Path:
+    """Write a tokenizer as Phi-4-mini has it.
+
+    Its pattern is GPT-4o's, and removes what it does not find: nothing. Its marks take the white space behind them.
+    """
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "chat_template": PHI_TEMPLATE,
+    }
+    special = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
+    byte_level(folder, O200K_SPLIT, special, config)
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    described["added_tokens"] = [{**token, "rstrip": True} for token in described["added_tokens"]]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    return folder
 
 
 def smollm_like(folder: Path, **options: Any) -> Path:
@@ -297,5 +324,6 @@ KINDS: Mapping[str, Callable[[Path], Path]] = {
     "qwen": qwen_like,
     "smollm": smollm_like,
     "tekken": tekken_like,
+    "phi": phi_like,
 }
 """Every kind, and who writes it."""

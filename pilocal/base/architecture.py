@@ -29,6 +29,9 @@ LAYER_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_
 LOCAL_THETA = "rope.freq_base_swa"
 """GGUF's name of the base of the rope in layers with a window."""
 
+LONGROPE = "longrope"
+"""A scaling with one factor for each frequency up to `original_max_position_embeddings` tokens, and another beyond."""
+
 ALWAYS = None
 """Instead of a setting: a bias that every such model has."""
 
@@ -42,6 +45,8 @@ class Architecture:
     gguf_name: str
     neighbours: bool
     """Whether llama.cpp rotates a head's neighbouring rows; else, as Hugging Face, rows that are half a head apart."""
+    matrices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(MATRICES))
+    """GGUF's names of a layer's linear layers, by Hugging Face's."""
     layer_norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(LAYER_NORMS))
     """GGUF's names of norms over a layer's width, by Hugging Face's."""
     norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -54,6 +59,8 @@ class Architecture:
     """Kinds of rope scaling that llama.cpp computes."""
     rope_theta: float = 10_000.0
     """The base of the rope in mlx-lm where config.json names none."""
+    partial_rotary: bool = False
+    """Whether `partial_rotary_factor` in config.json may leave a part of each head without rotation."""
     reads_rope_parameters: bool = False
     """Whether mlx-lm by itself reads the rope settings as transformers 5 writes them."""
     settings: Mapping[str, tuple[Any, ...]] = field(
@@ -86,7 +93,7 @@ class Architecture:
             return f"{OUTER_NAMES[module]}.weight"
         match module.split(".", 3):
             case ["model", "layers", layer, inner] if kind == "weight" or (kind == "bias" and inner in self.biases):
-                if known := {**MATRICES, **self.layer_norms, **self.norms}.get(inner):
+                if known := {**self.matrices, **self.layer_norms, **self.norms}.get(inner):
                     return f"blk.{layer}.{known}.{kind}"
         fix = "take a plain base, without parts that were added"
         raise ExportError(name, f"GGUF's {self.gguf_name} has no such tensor", fix=fix)
@@ -134,8 +141,9 @@ class Architecture:
         size = head_dim(config)
         queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
         outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
         layer: dict[str, tuple[int, ...]] = {}
-        for name in MATRICES:
+        for name in self.matrices:
             module = name.rpartition(".")[2]
             inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
             layer[f"{name}.weight"] = (outputs.get(module, width), inputs)
@@ -148,6 +156,11 @@ class Architecture:
             outer["lm_head.weight"] = (rows, width)
         layers = range(int(config["num_hidden_layers"]))
         return outer | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
+
+    def linears(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return (inputs, outputs) of every linear layer of a block."""
+        shapes = self.shapes(config)
+        return {name: shapes[f"model.layers.0.{name}.weight"][::-1] for name in self.matrices}  # type: ignore[misc]
 
     def computed_otherwise(self, config: Mapping[str, Any]) -> str | None:
         """Return a setting under which llama.cpp would compute another model, whatever its file says; None for none.
@@ -242,6 +255,22 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         norms=_HEAD_NORMS,
         reads_rope_parameters=True,
     ),
+    "phi3": replace(
+        LLAMA,
+        causal="Phi3ForCausalLM",
+        gguf_name="phi3",
+        neighbours=False,
+        matrices={
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+        biases={},
+        scalings=frozenset({"default", LONGROPE}),
+        windows=True,
+        partial_rotary=True,
+    ),
     "gemma3_text": Architecture(
         causal="Gemma3ForCausalLM",
         gguf_name="gemma3",
@@ -284,6 +313,12 @@ def local_theta(config: Mapping[str, Any]) -> float:
 def kv_heads(config: Mapping[str, Any]) -> int:
     """Return how many heads keys and values have."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def rotated(config: Mapping[str, Any]) -> int:
+    """Return how many dimensions of a head are rotated."""
+    part = config.get("partial_rotary_factor") if architecture_of(config).partial_rotary else None
+    return int(head_dim(config) * (1.0 if part is None else part))
 
 
 def head_dim(config: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.hub import download
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
+from pilocal.base.rope import is_longrope, short_factors
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.base.unsupported import check_answers, refusal
 from pilocal.errors import InputError, ModelError, nearest
@@ -138,7 +139,7 @@ class Base:
             if rope.get("rope_type", "default") != "default":
                 scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
                 config["rope_scaling"] = config.get("rope_scaling") or scaling
-        return config
+        return short_factors(config)
 
     @property
     def architecture(self) -> Architecture:
@@ -160,11 +161,14 @@ class Base:
     def context(self) -> int:
         """The longest sequence that the model was made for, in tokens.
 
-        Where a layer sees only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp
-        computes none for these architectures, and up to there nothing differs.
+        With rope factors for short and for long contexts, it is the longest that has the short ones. Where a layer sees
+        only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp computes none for these
+        architectures, and up to there nothing differs.
         """
         longest = int(self.config.get("max_position_embeddings") or 2048)
         windowed = self.architecture.has_window(self.config)
+        if is_longrope(self.config):
+            longest = min(longest, int(self.config["original_max_position_embeddings"] or longest))
         return min(longest, int(self.config["sliding_window"])) if windowed else longest
 
     @property

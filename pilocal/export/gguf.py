@@ -6,6 +6,7 @@ Source: the GGUF specification (https://github.com/ggml-org/ggml/blob/master/doc
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from pilocal.base.base import AGAIN, Base
+from pilocal.base.rope import is_longrope
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.numbers import add_numbers, check_settings, interleave, naming, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
@@ -28,6 +30,9 @@ from pilocal.prompt.pre_tokenizers import ascii_alone
 from pilocal.prompt.probes import make_probes
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32
+
+NAMES_THAT_CUT = re.compile(r"(phi)-?(3)|(modern)-(bert)", re.IGNORECASE)
+"""Names of models by which llama.cpp decides how it cuts text, whatever the tokenizer says."""
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""
@@ -94,7 +99,7 @@ class ModelFile:
     def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:
         """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""
         writer = GGUFWriter(None, self.architecture.gguf_name)
-        writer.add_name(name)
+        writer.add_name(NAMES_THAT_CUT.sub(lambda found: " ".join(filter(None, found.groups())), name))
         writer.add_file_type(kind)
         writer.add_string(BASE_HASH, self.base.sha256)
         writer.add_context_length(self.base.context)
@@ -104,7 +109,11 @@ class ModelFile:
 
     def extra(self) -> list[Tensor]:
         """Return the tensors that the base does not store."""
-        return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
+        if self._factors is None:
+            return []
+        longrope = is_longrope(self._config)  # what llama.cpp takes for long contexts is what it takes for short ones
+        names = ("rope_factors_long", "rope_factors_short") if longrope else ("rope_freqs",)
+        return [whole(f"{name}.weight", self._factors) for name in names]
 
     def changes(self, target: str) -> bool:
         """Tell whether llama.cpp wants a tensor's rows in another order, or added to a number."""

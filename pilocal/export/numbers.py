@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import LOCAL_THETA, architecture_of, head_dim, kv_heads, local_theta
-from pilocal.base.rope import llama3_factors
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, architecture_of, head_dim, kv_heads, local_theta, rotated
+from pilocal.base.rope import llama3_factors, longrope_scale
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
 
@@ -54,9 +55,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     if key := architecture_of(config).computed_otherwise(config):
         raise ExportError(key, what, got=config.get(key), fix="take a base that is as its kind was released")
     ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
+    own = {"partial_rotary_factor"} if architecture_of(config).partial_rotary else set()
     for key, values in COMPUTED.items():
         for place in (config, *ropes):
-            if key in place and place[key] not in values:
+            if key in place and key not in own and place[key] not in values:
                 fix = f"take a base with {values[0]!r}"
                 raise ExportError(key, what, got=place[key], fix=fix)
 
@@ -74,7 +76,19 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
         if not (isinstance(scaling.get(name), int | float) and scaling[name] > 0):
             what, fix = f"{kind} needs a {name} above 0", "copy or download the model again"
             raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
+    if kind == LONGROPE:
+        return _short_factors(config)
     return llama3_factors(_rope_theta(config), head_dim(config), scaling) if kind == "llama3" else None
+
+
+def _short_factors(config: Mapping[str, Any]) -> Float32:
+    """Return Phi's factors for short contexts; raises ExportError where they do not fit its heads."""
+    factors, original = config["rope_scaling"].get("short_factor"), config.get("original_max_position_embeddings")
+    numbers = [each for each in factors if isinstance(each, int | float)] if isinstance(factors, list) else []
+    if len(numbers) != rotated(config) // 2 or min(numbers) <= 0 or not isinstance(original, int) or original < 2:
+        what, fix = f"longrope needs {rotated(config) // 2} numbers as short_factor", "copy or download the model again"
+        raise ExportError("rope_scaling", what, got=len(numbers), fix=fix)
+    return np.array(numbers, np.float32)
 
 
 def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -87,11 +101,14 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_head_count_kv(kv_heads(config))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
+    writer.add_rope_dimension_count(rotated(config))
     writer.add_rope_freq_base(_rope_theta(config))
     if _scaling(config) == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(config["rope_scaling"]["factor"]))
+    if _scaling(config) == LONGROPE:
+        writer.add_rope_scaling_orig_ctx_len(int(config["original_max_position_embeddings"]))
+        writer.add_rope_scaling_attn_factors(longrope_scale(config))
     architecture = architecture_of(config)
     if architecture.full_every is not None:
         writer.add_sliding_window(int(config["sliding_window"]))

@@ -24,6 +24,16 @@ TEKKEN_SPLIT = (
 )
 """Tekken's pattern (tokenizer.json of Mistral-Nemo-Instruct-2407): words end before a capital."""
 
+_APOSTROPHE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    + _APOSTROPHE
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    + _APOSTROPHE
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The pattern of GPT-4o's tokenizer (tiktoken's o200k_base), which Phi-4-mini has."""
+
 SPACE = "\u2581"
 """What stands for a space in a token of SentencePiece's."""
 
@@ -55,8 +65,17 @@ class PreTokenizer:
         """Tell whether a tokenizer.json with these steps cuts text in this way."""
         if len(steps) != len(self.steps) or whole_words != self.whole_words:
             return False
-        pairs = zip(self.steps, steps, strict=True)
+        pairs = zip(self.steps, map(_keeping, steps), strict=True)
         return all(found is not None and step.items() <= found.items() for step, found in pairs)
+
+
+def _keeping(step: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a step as one that keeps what its pattern finds; every pattern here finds all of a text.
+
+    Some tokenizer.json say so, others that what the pattern does not find is removed.
+    """
+    removes = step and step["type"] == "Split" and (step["behavior"], step["invert"]) == ("Removed", True)
+    return {**step, "behavior": "Isolated", "invert": False} if step and removes else step
 
 
 def bytes_left_out(vocabulary: Collection[str]) -> list[Mapping[str, Any]]:
@@ -88,6 +107,7 @@ PRE_TOKENIZERS = (
     PreTokenizer("qwen2", _isolated(QWEN2_SPLIT), aliases=("deepseek-r1-qwen",)),
     PreTokenizer("smollm", _SMOLLM, aliases=("refact",)),
     PreTokenizer("tekken", _isolated(TEKKEN_SPLIT), True, True, ascii_alone=True),
+    PreTokenizer("gpt-4o", _isolated(O200K_SPLIT), aliases=("llama4",), ascii_alone=True),
 )
 """Every one that llama.cpp and Hugging Face's tokenizers share."""
 

@@ -46,6 +46,8 @@ class Sizes:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    linears: Mapping[str, tuple[int, int]]
+    """Inputs and outputs of every linear layer of a block."""
     adapted: int
     """How many of the last layers have an adapter."""
     adapter: int
@@ -121,11 +123,12 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),
         vocabulary=int(config["vocab_size"]),
+        linears=architecture_of(config).linears(config),
         adapted=lora.layers or int(config["num_hidden_layers"]),
         adapter=0,
     )
-    check_lora(lora, sizes.layers, list(linears(sizes)))
-    chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
+    check_lora(lora, sizes.layers, list(sizes.linears))
+    chosen = [(a, b) for name, (a, b) in sizes.linears.items() if not lora.linears or name in lora.linears]
     weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
     return replace(sizes, adapter=sizes.adapted * weights)
 
@@ -138,20 +141,6 @@ def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
     for name in lora.linears:
         if name not in known:
             raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
-
-
-def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of every linear layer of a block."""
-    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    return {
-        "self_attn.q_proj": (sizes.width, queries),
-        "self_attn.k_proj": (sizes.width, keys),
-        "self_attn.v_proj": (sizes.width, keys),
-        "self_attn.o_proj": (queries, sizes.width),
-        "mlp.gate_proj": (sizes.width, sizes.intermediate),
-        "mlp.up_proj": (sizes.width, sizes.intermediate),
-        "mlp.down_proj": (sizes.intermediate, sizes.width),
-    }
 
 
 def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
@@ -182,10 +171,10 @@ def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
 def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
     lower, predicting = sizes.adapted - 1, load.rows * load.completion
-    weights = {name: a * b for name, (a, b) in linears(sizes).items()}
-    shared = weights["self_attn.k_proj"] + weights["self_attn.v_proj"]
-    matrices = lower * load.tokens * sum(weights.values()) + load.tokens * shared
-    matrices += predicting * (sum(weights.values()) - shared + sizes.vocabulary * sizes.width)
+    weights = sum(a * b for a, b in sizes.linears.values())
+    shared = 2 * sizes.width * sizes.kv_heads * sizes.head_dim
+    matrices = lower * load.tokens * weights + load.tokens * shared
+    matrices += predicting * (weights - shared + sizes.vocabulary * sizes.width)
     scores = lower * load.scores + predicting * load.reach
     attention = 2 * scores * sizes.heads * sizes.head_dim
     passes = 3 if recompute else 2

@@ -14,7 +14,7 @@ from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED
-from pilocal.training.memory import linears, read_sizes, smaller
+from pilocal.training.memory import read_sizes, smaller
 from pilocal.training.torch_backend.packed import AT_ONCE
 
 KEPT = {"width": 16, "intermediate": 6}
@@ -43,7 +43,7 @@ def estimate(
     when `lora` does not fit the base.
     """
     sizes = read_sizes(config, lora)
-    shapes = linears(sizes).values()
+    shapes = sizes.linears.values()
     ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2)
     size = 4 if precision == "float32" else 2
     blocks = sizes.layers * sum(a * b for a, b in shapes)

@@ -45,8 +45,7 @@ def checked_context(
 
     Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With
     `to_export` the base is looked through for what the export would refuse, unless the run was trained on it already.
-    Without `weights` those of the base are neither needed nor looked at. Raises InputError, ModelError, or Faults with
-    all that is wrong.
+    Without `weights` the base's are not looked at. Raises InputError, ModelError, or Faults with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes

@@ -216,8 +216,7 @@ def _plan(context: Context, *, probe: bool, gap: bool | None, machine: int | Non
     plans = [
         StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation, mix) for n in trained
     ]
-    options = {} if machine is None else {"unified": machine}
-    setup = training_setup(context.task, context.base, context.backend, **options)
+    setup = training_setup(context.task, context.base, context.backend, **_planned_for(machine))
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))
     own = [needs.get(number) for number in range(len(stages))]
@@ -232,7 +231,7 @@ def _plan(context: Context, *, probe: bool, gap: bool | None, machine: int | Non
         forecast.advice,
         saving(context, stages, own, timed=found is not None or (probe and _is_soon_read(context, stages))),
         (
-            *(_hints(context) if machine is None else _task_hints(context)),
+            *_hints(context, machine),
             *_said_of_length(over),
             *(_advised(context, found) if found else ()),
         ),
@@ -241,6 +240,11 @@ def _plan(context: Context, *, probe: bool, gap: bool | None, machine: int | Non
         machine=machine,
         prompts=one_prompt(context, stages),
     )
+
+
+def _planned_for(machine: int | None) -> dict[str, int]:
+    """Return what the setup of MLX is told of another machine."""
+    return {} if machine is None else {"unified": machine}
 
 
 def _is_soon_read(context: Context, stages: Sequence[RenderedStage]) -> bool:
@@ -273,20 +277,17 @@ def _said_of_length(over: int) -> Iterator[str]:
         yield f"no census: the whole prompt is {over} tokens over the model's context"
 
 
-def _hints(context: Context) -> Iterator[str]:
-    """Yield what every request costs beside the bare query, and how the training could be faster here."""
-    yield from _task_hints(context)
+def _hints(context: Context, machine: int | None) -> Iterator[str]:
+    """Yield what every request costs beside the bare query, and how the training could be faster if it is here."""
+    yield from _request_hints(context)
+    yield from _rate_hints(context)
+    if machine is not None:
+        return
     if context.backend.name == MLX and context.base.config["hidden_size"] >= WIDE and not has_accelerator(context):
         how = "--backend torch" if is_installed("torch") else "pip install 'pilocal[torch]', then --backend torch"
         yield f"on a CPU PyTorch trains such a base two to three times as fast as MLX: {how}"
     if context.backend.device == "cpu" and context.task.training.precision is None and AMX in processor_flags():
         yield 'this processor multiplies bfloat16 in hardware: [training] precision = "bfloat16" is faster here'
-
-
-def _task_hints(context: Context) -> Iterator[str]:
-    """Yield what does not depend on the machine."""
-    yield from _request_hints(context)
-    yield from _rate_hints(context)
 
 
 def _rate_hints(context: Context) -> Iterator[str]:

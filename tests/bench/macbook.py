@@ -33,6 +33,7 @@ QWEN3: Mapping[str, Any] = {
     "hidden_size": 5120,
     "head_dim": 128,
     "vocab_size": 151936,
+    "rope_scaling": None,
 }
 
 BASES: Mapping[str, Mapping[str, Any]] = {

@@ -212,6 +212,8 @@ def is_large(path: Any) -> bool:
     [
         ({"model_type": "gemma9"}, "this architecture is not supported; got 'gemma9'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "this kind cannot be exported; got 'longrope'"),
+        ({"quantization": {"bits": 4}}, "config.json quantization: needs bits and a group_size; got {'bits': 4}"),
+        ({"quantization": "4bit"}, "config.json quantization: needs bits and a group_size; got '4bit'"),
         ({"num_hidden_layers": None}, "num_hidden_layers must be a whole number above 0"),
     ],
 )

@@ -36,9 +36,8 @@ from pilocal.training.row_order import StagePlan
 MODELLESS = ("rules", "ladder")
 """The compressors that load no model."""
 
-UNSEEN = (
-    "of the base only config.json and the tokenizer were looked at; `pilocal check` where it is to be trained sees all"
-)
+UNSEEN = "of the base only sizes and tokenizer were looked at; where it is to be trained, `pilocal check` reads it all"
+"""What a check for another machine leaves out."""
 
 AMX = "amx_bf16"
 """Linux's word for a processor with products of bfloat16 matrices: Intel's, from Sapphire Rapids on."""

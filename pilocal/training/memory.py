@@ -334,7 +334,7 @@ def base_bytes(config: Mapping[str, Any], *, packed: bool, precision: str | None
     """Return what the base's weights take in memory, by what config.json says.
 
     Unless they stay `packed`, all are floats of the `precision`, float32 by default; else those that are not packed
-    are, by default as in the files.
+    are, by default as in the files. Raises InputError for a quantization without sizes.
     """
     said = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     size = 4 if (precision or (said if packed else "float32")) == "float32" else 2
@@ -348,8 +348,12 @@ def base_bytes(config: Mapping[str, Any], *, packed: bool, precision: str | None
 def _packed_bytes(config: Mapping[str, Any], module: str, inputs: int, size: int) -> float | None:
     """Return the bytes of a weight with its share of its group's scale and bias, as mlx-lm packs; None for floats."""
     every = config.get("quantization") or {}
-    how = every.get(module, every)  # a module may have its own
-    if not how or inputs % int(how["group_size"]):
-        return None
-    of_group = 2 * size if how.get("mode", "affine") == "affine" else 1  # the others have a byte for a scale
-    return float(int(how["bits"]) / 8 + of_group / int(how["group_size"]))
+    try:
+        how = every.get(module, every)  # a module may have its own
+        if not how or inputs % how["group_size"]:
+            return None
+        of_group = 2 * size if how.get("mode", "affine") == "affine" else 1  # the others have a byte for a scale
+        return float(how["bits"] / 8 + of_group / how["group_size"])
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
+        fix = "copy or download the model again"
+        raise InputError("config.json quantization", "needs bits and a group_size", got=every, fix=fix) from None

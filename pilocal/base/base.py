@@ -15,6 +15,7 @@ from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.hub import download
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
 from pilocal.base.tokenizer import load_tokenizer
+from pilocal.base.unsupported import check_answers, refusal
 from pilocal.errors import InputError, ModelError, nearest
 from pilocal.prompt.default_system import QUERY
 from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
@@ -40,6 +41,7 @@ WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_
 """The numbers that every config.json has."""
 
 OPTIONAL = ("head_dim", "max_position_embeddings", "num_key_value_heads", "sliding_window")
+ROPES = ("rope_theta", "rope_local_base_freq")
 """The numbers that it may have."""
 
 
@@ -128,6 +130,11 @@ class Base:
         """
         config = dict(self.file)
         rope = config.get("rope_parameters")
+        if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
+            local = rope.get("sliding_attention")
+            if isinstance(local, dict) and local.get("rope_type", "default") == "default" and "rope_theta" in local:
+                config.setdefault("rope_local_base_freq", local["rope_theta"])
+                rope = config["rope_parameters"] = rope["full_attention"]
         if isinstance(rope, dict):
             config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
             if rope.get("rope_type", "default") != "default":
@@ -140,8 +147,7 @@ class Base:
         """What its kind of model is like; raises ModelError for one that is not supported."""
         kind = self.config.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            fix = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
-            raise ModelError(self.config_path, "this architecture is not supported", got=kind, fix=fix)
+            raise refusal(self.config_path, self.file)
         return architecture_of(self.config)
 
     @property
@@ -149,7 +155,7 @@ class Base:
         """Whether mlx-lm by itself finds in config.json the rope settings that `config` has."""
         if self.architecture.reads_rope_parameters:
             return True
-        names = {"rope_theta": 10000.0, "rope_scaling": None}
+        names = {"rope_theta": 10000.0, "rope_local_base_freq": 10000.0, "rope_scaling": None}
         return all(self.file.get(name, default) == self.config.get(name, default) for name, default in names.items())
 
     @property
@@ -162,15 +168,6 @@ class Base:
         longest = int(self.config.get("max_position_embeddings") or 2048)
         windowed = self.architecture.has_window(self.config)
         return min(longest, int(self.config["sliding_window"])) if windowed else longest
-
-    @property
-    def shares_prefix(self) -> bool:
-        """Whether what several rows begin with may be computed once for all of them, in every backend.
-
-        It may where mlx-lm keeps every key and value. A window that it does not compute, as in Mistral 7B v0.1, forbids
-        nothing: transformers masks by position, and no row is longer than it.
-        """
-        return self.architecture.keeps_everything(self.config)
 
     @property
     def quantized(self) -> bool:
@@ -256,7 +253,7 @@ class Base:
             _ = self.gguf_weights
             return
         folder = self.folder
-        _check_class(self.config_path, self.config, self.architecture)
+        check_answers(folder, self.config, self.architecture.causal)
         _check_numbers(self.config_path, self.config, self.architecture)
         if self.weights and not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=_instead(folder))
@@ -330,23 +327,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
     """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
-    whole = (*WHOLE, *(key for key in OPTIONAL if config.get(key)))
-    numbers = ("rms_norm_eps", *architecture.multipliers, *(["rope_theta"] if config.get("rope_theta") else []))
+    whole = (*WHOLE, *architecture.required, *(key for key in OPTIONAL if config.get(key)))
+    numbers = ("rms_norm_eps", *architecture.multipliers, *(key for key in ROPES if config.get(key)))
     for key in (*whole, *numbers):
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
         if not known or value <= 0:
             raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)
-
-
-def _check_class(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
-    """Raise ModelError for a config.json that is another model's than one for chats."""
-    said = config.get("architectures")
-    names = [str(name) for name in said] if isinstance(said, list) else []
-    if names and architecture.causal.lower() not in [name.lower() for name in names]:
-        fix = f"take a base of the class {architecture.causal}"
-        raise ModelError(path, "architectures and model_type do not belong together", got=names[0], fix=fix)
 
 
 def _instead(folder: Path) -> str:

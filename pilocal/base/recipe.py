@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 
 from pilocal.base.base import Base
 from pilocal.errors import PilocalError
@@ -77,7 +77,7 @@ def count_parameters(base: Base) -> int:
 
     Raises ModelError for one that is damaged or of a kind that is not supported.
     """
-    return sum(map(prod, base.architecture.shapes(base.config).values()))
+    return base.architecture.parameters(base.config)
 
 
 def size_of(model: str, base: Base | None) -> float | None:

@@ -24,6 +24,7 @@ from pilocal.errors import ExportError, ModelError
 from pilocal.export.numbers import add_numbers, check_settings, interleave, naming, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
+from pilocal.prompt.pre_tokenizers import ascii_alone
 from pilocal.prompt.probes import make_probes
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32
@@ -105,12 +106,14 @@ class ModelFile:
         """Return the tensors that the base does not store."""
         return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
 
-    def reorders(self, target: str) -> bool:
-        """Tell whether llama.cpp wants a tensor's rows in another order."""
-        return self._heads(target) is not None
+    def changes(self, target: str) -> bool:
+        """Tell whether llama.cpp wants a tensor's rows in another order, or added to a number."""
+        return self._heads(target) is not None or bool(self.architecture.offset(self.names[target]))
 
-    def ordered(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return a tensor's rows in llama.cpp's order."""
+    def changed(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return a tensor's rows as llama.cpp wants them."""
+        if offset := self.architecture.offset(self.names[target]):
+            return rows + np.float32(offset)
         heads = self._heads(target)
         return rows if heads is None else interleave(rows, heads)
 
@@ -141,16 +144,22 @@ def check_exportable(base: Base) -> None:
         model.writer("check", LlamaFileType.MOSTLY_F16)
 
 
-def check_tokens(base: Base) -> None:
+def check_tokens(base: Base, texts: Iterable[tuple[str, str]] = ()) -> None:
     """Raise ModelError now where llama.cpp would cut chats into other tokens than training does.
 
     Asks llama.cpp itself, with the base's own GGUF file, or with one that holds the vocabulary alone. Where that cannot
-    be written, nothing is checked before the export.
+    be written, nothing is checked before the export. Where llama.cpp follows the tokenizer for ASCII text alone, all
+    `texts` are compared, each with where it is from.
     """
-    from pilocal.llamacpp.chat import check_probes
+    from pilocal.llamacpp.chat import check_probes, check_texts
+
+    def check(gguf: Path, template: str | None = None) -> None:
+        check_probes(gguf, make_probes("x", base.tokenizer), template, where=base.path)
+        if ascii_alone(base.tokenizer):
+            check_texts(gguf, template, base.tokenizer, texts)
 
     if base.gguf:
-        check_probes(base.gguf, make_probes("x", base.tokenizer), base.layout.template)
+        check(base.gguf, base.layout.template)
         return
     with suppress(OSError), TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
@@ -158,7 +167,7 @@ def check_tokens(base: Base) -> None:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.close()
-        check_probes(path, make_probes("x", base.tokenizer), where=base.folder)
+        check(path)
 
 
 def to_float16(tensor: Float32, folder: Path, name: str) -> NDArray[np.float16]:

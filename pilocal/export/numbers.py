@@ -9,13 +9,12 @@ from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import architecture_of, head_dim, kv_heads
+from pilocal.base.architecture import LOCAL_THETA, architecture_of, head_dim, kv_heads, local_theta
 from pilocal.base.rope import llama3_factors
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
 
 COMPUTED: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1, None),
     "rope_traditional": (False, None),
 }
@@ -51,17 +50,15 @@ def naming(path: Path) -> Iterator[None]:
 
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ExportError for a setting of config.json under which llama.cpp would compute another model."""
-    architecture = architecture_of(config)
-    if not architecture.rotates_as_llama_cpp(config):
-        what = f"llama.cpp leaves one of {architecture.unrotated} layers without rotation, the last of them"
-        fix = "take a base whose layers are those"
-        raise ExportError("no_rope_layers", what, got=config.get("no_rope_layers"), fix=fix)
+    what = "llama.cpp computes this model in another way"
+    if key := architecture_of(config).computed_otherwise(config):
+        raise ExportError(key, what, got=config.get(key), fix="take a base that is as its kind was released")
     ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
     for key, values in COMPUTED.items():
         for place in (config, *ropes):
             if key in place and place[key] not in values:
                 fix = f"take a base with {values[0]!r}"
-                raise ExportError(key, "llama.cpp computes this model in another way", got=place[key], fix=fix)
+                raise ExportError(key, what, got=place[key], fix=fix)
 
 
 def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
@@ -96,6 +93,9 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(config["rope_scaling"]["factor"]))
     architecture = architecture_of(config)
+    if architecture.full_every is not None:
+        writer.add_sliding_window(int(config["sliding_window"]))
+        writer.add_float32(f"{architecture.gguf_name}.{LOCAL_THETA}", local_theta(config))
     for name, key in architecture.multipliers.items():
         writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])

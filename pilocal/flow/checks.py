@@ -106,7 +106,7 @@ def _moved(run: RunDir, base: Base) -> list[str]:
 
 def _base_faults(task: Task, base: Base, *, to_export: bool) -> list[PilocalError]:
     """Return what is wrong with a base: what the export would refuse, if it comes to that, and what its chat takes."""
-    found = _export_faults(base) if to_export else []
+    found = _export_faults(task, base) if to_export else []
     if not found:
         with _collecting(found):
             _check_prompts(task, base)
@@ -163,7 +163,7 @@ def check_quant(task: Task, quant: str, where: str) -> None:
         raise InputError(where, what, got=quant, fix=fix)
 
 
-def _export_faults(base: Base) -> list[PilocalError]:
+def _export_faults(task: Task, base: Base) -> list[PilocalError]:
     """Return what the export would refuse of a base, and what no training could learn from."""
     from pilocal.export.finite import check_finite
     from pilocal.export.gguf import check_exportable, check_tokens
@@ -174,7 +174,7 @@ def _export_faults(base: Base) -> list[PilocalError]:
             check(base)
     if base.weights and not faults and is_installed("llama_cpp"):
         with _collecting(faults):
-            check_tokens(base)
+            check_tokens(base, _texts(task))
     return faults
 
 
@@ -185,6 +185,16 @@ def _check_config(base: Base) -> None:
     with naming(base.config_path):
         check_settings(base.config)
         rope_factors(base.config)
+
+
+def _texts(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield every text of a task with where it is from."""
+    yield str(task.files["template"]), task.template
+    for name, pool in (("train", task.train), ("valid", task.valid), ("test", task.test)):
+        for example in pool:
+            where = f"{task.files[name]}:{example.line}"
+            turns = (text for _, text in example.history)
+            yield from ((where, text) for text in (*turns, *example.slots.values(), example.query, example.answer))
 
 
 def _was_trained(run: RunDir, base: Base) -> bool:

@@ -124,6 +124,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "last-layers": partial(step, "last_layers"),
     "compile": partial(step, "compilation"),
     "growth": partial(step, "growth"),
+    "windows": partial(step, "windows"),
     "run-steps": steps_of_a_run,
     "teacher": teachers_pass,
     "memory": predicted_memory,

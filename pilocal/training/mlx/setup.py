@@ -54,8 +54,7 @@ class Setup:
         """
         config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
-        share = self.base.shares_prefix
-        works = [survey(sizes, plan, training, share=share) for plan in plans]
+        works = [survey(sizes, plan, training) for plan in plans]
         memory = machine_memory() if self.unified is None else lent_memory(self.unified)
         machine = Machine(memory=memory, base=self._base_bytes())
         if probe and self.unified is None:
@@ -99,9 +98,6 @@ class Setup:
         with self.team.order(Order(Kind.FIT)):
             self.team.check_same(self.same())
             trainer.meet()
-        if not trainer.shares_prefix:
-            what = "its layers keep other caches than plain keys and values; every row is computed whole"
-            warn(f"{self.base.model}: {what}")
         return trainer
 
     def join(self) -> MlxTrainer:

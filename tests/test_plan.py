@@ -39,7 +39,7 @@ def parts(tiny_base: Base, rows: list[Row], training: Training) -> tuple[Sizes, 
 
     config = tiny_base.config
     sizes = read_sizes(config, LORA)
-    return sizes, [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)], base_bytes(config, [], as_float32=True)
+    return sizes, [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)], base_bytes(config, packed=False)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", *OTHERS])
@@ -54,7 +54,7 @@ def test_the_sizes_are_the_models(fixture: str, request: pytest.FixtureRequest) 
         model = load_base(base)
         config = base.config
         total = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
-        assert base_bytes(config, [], as_float32=True) == total
+        assert base_bytes(config, packed=False) == total
         add_lora(model, lora, 0)
         trainable = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
         assert read_sizes(config, lora).adapter == trainable

@@ -62,6 +62,8 @@ class Base:
     """What the task changes about how it writes chats."""
     gguf: Path | None = None
     """The GGUF file that it is, or its first part; `folder` then only holds it."""
+    weights: bool = True
+    """Whether its weights are looked at; without, they need not be there, and only a plan can be made."""
 
     @classmethod
     def at(cls, folder: Path) -> Base:
@@ -178,7 +180,9 @@ class Base:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files of weights, sorted by name; all parts of a base in GGUF."""
+        """The files of weights, sorted by name; all parts of a base in GGUF. None where weights are not looked at."""
+        if not self.weights:
+            return ()
         return self.gguf_file.parts if self.gguf else tuple(sorted(self.folder.glob("model*.safetensors")))
 
     @cached_property
@@ -247,7 +251,7 @@ class Base:
         return ModelError(self.chat.file, error.problem, got=error.got, fix=error.fix)
 
     def check(self) -> None:
-        """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
+        """Raise ModelError unless it is a whole model of a known kind with a tokenizer; weights as `weights` says."""
         if self.gguf:
             _check_numbers(self.config_path, self.config, self.architecture)
             _ = self.gguf_weights
@@ -255,14 +259,14 @@ class Base:
         folder = self.folder
         check_answers(folder, self.config, self.architecture.causal)
         _check_numbers(self.config_path, self.config, self.architecture)
-        if not self.weight_files:
+        if self.weights and not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=_instead(folder))
         for path in (*self.weight_files, folder / "tokenizer.json"):
             _check_fetched(path)
         for path in self.weight_files:
             _check_safetensors(path)
         index = folder / "model.safetensors.index.json"
-        if index.is_file():
+        if self.weights and index.is_file():
             parts = _read_object(index).get("weight_map")
             shards = set(map(str, parts.values())) if isinstance(parts, dict) else set[str]()
             if missing := sorted(shards.difference(path.name for path in self.weight_files)):
@@ -271,17 +275,18 @@ class Base:
             raise ModelError(folder, "no tokenizer.json", fix=AGAIN)
 
 
-def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
+def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN, *, weights: bool = True) -> Base:
     """Return the checked base that a task names.
 
     It is the starter, "smollm2", a directory, a GGUF file (the first, if it has parts), "ollama:NAME", or a Hub id,
     which is downloaded once; with owner/name@REVISION that commit, tag or branch is. A `~` at the start of a path is
-    the home folder; `chat` is what the task changes. Raises ModelError when the base cannot be had or is not whole,
-    InputError where a package is missing.
+    the home folder; `chat` is what the task changes; without `weights` these are neither downloaded nor looked at.
+    Raises ModelError when the base cannot be had or is not whole, InputError where a package is missing.
     """
     if "\0" in model or any(len(part.encode("utf-8", "replace")) > MOST_NAME for part in Path(model).parts):
         raise ModelError(model[:MOST_NAME], "no such model: a name is too long or no path", fix="correct it")
-    base = replace(_named(model) or _at(model, relative_to / from_home(model)), chat=chat)
+    found = _named(model) or _at(model, relative_to / from_home(model), weights=weights)
+    base = replace(found, chat=chat, weights=weights)
     base.check()
     return base
 
@@ -295,7 +300,7 @@ def _named(model: str) -> Base | None:
     return Base.of_gguf(ollama_blob(model), model) if model.startswith(OLLAMA) else None
 
 
-def _at(model: str, path: Path) -> Base:
+def _at(model: str, path: Path, *, weights: bool) -> Base:
     """Return the base at a path, or the one that the Hub has under that name."""
     if path.is_dir():
         return Base(path, model, local=True)
@@ -306,7 +311,7 @@ def _at(model: str, path: Path) -> Base:
         fix = f'give a directory, a GGUF file, "{OLLAMA}NAME", a Hub id such as owner/name, or "{STARTER}"'
         near = meant(path) or nearest(model, (STARTER, SMOLLM2))
         raise ModelError(model, missing, fix=f"did you mean {near}?" if near else fix)
-    return Base(download(model), model, local=False)
+    return Base(download(model, weights=weights), model, local=False)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

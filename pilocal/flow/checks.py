@@ -39,12 +39,13 @@ def checked_context(
     *,
     to_export: bool = False,
     start: Start | None = None,
+    weights: bool = True,
 ) -> Context:
     """Return what the steps work with, once everything that can be checked without work is right.
 
     Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With
     `to_export` the base is looked through for what the export would refuse, unless the run was trained on it already.
-    Raises InputError, ModelError, or Faults with all that is wrong.
+    Without `weights` the base's are not looked at. Raises InputError, ModelError, or Faults with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes
@@ -67,7 +68,7 @@ def checked_context(
     base: Base | None = None
     listeners.progress(f"base {task.model}", 0, 1)  # it may be downloaded
     with _collecting(faults):
-        base = base_for(task)
+        base = base_for(task, weights=weights)
         read_sizes(base.config, task.lora)
     listeners.progress(f"base {task.model}", 1, 1)
     if base is not None:
@@ -168,13 +169,22 @@ def _export_faults(task: Task, base: Base) -> list[PilocalError]:
     from pilocal.export.gguf import check_exportable, check_tokens
 
     faults: list[PilocalError] = []
-    for check in (check_exportable, check_finite):
+    for check in (check_exportable, check_finite) if base.weights else (_check_config,):
         with _collecting(faults):
             check(base)
-    if not faults and is_installed("llama_cpp"):
+    if base.weights and not faults and is_installed("llama_cpp"):
         with _collecting(faults):
             check_tokens(base, _texts(task))
     return faults
+
+
+def _check_config(base: Base) -> None:
+    """Raise ExportError for what the export would refuse of a base by what config.json says."""
+    from pilocal.export.numbers import check_settings, naming, rope_factors
+
+    with naming(base.config_path):
+        check_settings(base.config)
+        rope_factors(base.config)
 
 
 def _texts(task: Task) -> Iterator[tuple[str, str]]:

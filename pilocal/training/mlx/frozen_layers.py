@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from pilocal.base.device import machine_memory
-from pilocal.training.memory import SHARE_OF_MEMORY
+from pilocal.training.memory import free_share
 from pilocal.training.mlx.batches import Batch
 from pilocal.training.mlx.forward import Past, behind, embedded, run_layer, windows
 
@@ -31,9 +31,9 @@ class Below:
     """
 
     def __init__(self, model: Any, first: int, prefix: Sequence[int], room: int | None = None) -> None:
-        """Run the tokens that all rows begin with; `room` is in bytes, a share of the machine's memory if None."""
+        """Run the tokens that all rows begin with; `room` is in bytes, a share of what is free now if None."""
         self.model, self.first = model, first
-        self.room = int(SHARE_OF_MEMORY * machine_memory()) if room is None else room
+        self.room = free_share(machine_memory(), mx.get_active_memory()) if room is None else room
         self.pasts: list[Past | None]
         self.kept: dict[tuple[int, ...], mx.array] = {}
         self.prefix_PD, self.pasts = mx.array([]), [None] * first

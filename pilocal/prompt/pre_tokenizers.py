@@ -107,7 +107,7 @@ PRE_TOKENIZERS = (
     PreTokenizer("qwen2", _isolated(QWEN2_SPLIT), aliases=("deepseek-r1-qwen",)),
     PreTokenizer("smollm", _SMOLLM, aliases=("refact",)),
     PreTokenizer("tekken", _isolated(TEKKEN_SPLIT), True, True, ascii_alone=True),
-    PreTokenizer("gpt-4o", _isolated(O200K_SPLIT), aliases=("llama4",), ascii_alone=True),
+    PreTokenizer("gpt-4o", _isolated(O200K_SPLIT), ascii_alone=True),
 )
 """Every one that llama.cpp and Hugging Face's tokenizers share."""
 

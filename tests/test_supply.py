@@ -100,6 +100,9 @@ def test_a_hub_id_stays_with_its_revision(starter: Base, tmp_path: Path, monkeyp
         assert (base.model, base.address, base.revision) == (model, "owner/name", "a" * 40)
     with pytest.raises(ModelError, match="no revision after the @; give owner/name@REVISION or owner/name"):
         find_base("owner/name@", tmp_path)
+    for revision in ("/dev/zero", "a/../../b", "a b"):
+        with pytest.raises(ModelError, match="not the name of a commit, tag or branch; got"):
+            find_base(f"owner/name@{revision}", tmp_path)
     assert not asked
 
 

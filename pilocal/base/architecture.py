@@ -127,7 +127,8 @@ class Architecture:
         >>> ARCHITECTURES["qwen2"].parameters({**config, "num_hidden_layers": 1, "vocab_size": 99})
         37376
         """
-        return sum(math.prod(shape) for shape in self.shapes(config).values())
+        block, outer = (sum(map(math.prod, of(config).values())) for of in (self._block, self._outer))
+        return int(config["num_hidden_layers"]) * block + outer
 
     def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a model of this config.json has, by Hugging Face's name.
@@ -137,30 +138,39 @@ class Architecture:
         >>> shapes["model.layers.0.self_attn.k_proj.bias"], len(shapes)
         ((32,), 14)
         """
-        width, inner, rows = (int(config[key]) for key in ("hidden_size", "intermediate_size", "vocab_size"))
-        size = head_dim(config)
-        queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
-        outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
-        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
-        layer: dict[str, tuple[int, ...]] = {}
-        for name in self.matrices:
-            module = name.rpartition(".")[2]
-            inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
-            layer[f"{name}.weight"] = (outputs.get(module, width), inputs)
-        layer |= {f"{name}.weight": (width,) for name in self.layer_norms}
-        layer |= {f"{name}.weight": (size,) for name in self.norms}
-        on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
-        layer |= {f"{name}.bias": layer[f"{name}.weight"][:1] for name in on}
+        layers, block = range(int(config["num_hidden_layers"])), self._block(config)
+        return self._outer(config) | {
+            f"model.layers.{i}.{name}": shape for i in layers for name, shape in block.items()
+        }
+
+    def _outer(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor outside the blocks."""
+        width, rows = int(config["hidden_size"]), int(config["vocab_size"])
         outer: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
         if not config.get("tie_word_embeddings", True):
             outer["lm_head.weight"] = (rows, width)
-        layers = range(int(config["num_hidden_layers"]))
-        return outer | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
+        return outer
+
+    def _block(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a block, by its name in it."""
+        width, inner, size = int(config["hidden_size"]), int(config["intermediate_size"]), head_dim(config)
+        queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
+        outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
+        block: dict[str, tuple[int, ...]] = {}
+        for name in self.matrices:
+            module = name.rpartition(".")[2]
+            inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
+            block[f"{name}.weight"] = (outputs.get(module, width), inputs)
+        block |= {f"{name}.weight": (width,) for name in self.layer_norms}
+        block |= {f"{name}.weight": (size,) for name in self.norms}
+        on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
+        return block | {f"{name}.bias": block[f"{name}.weight"][:1] for name in on}
 
     def linears(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """Return (inputs, outputs) of every linear layer of a block."""
-        shapes = self.shapes(config)
-        return {name: shapes[f"model.layers.0.{name}.weight"][::-1] for name in self.matrices}  # type: ignore[misc]
+        shapes = self._block(config)
+        return {name: (shapes[f"{name}.weight"][1], shapes[f"{name}.weight"][0]) for name in self.matrices}
 
     def computed_otherwise(self, config: Mapping[str, Any]) -> str | None:
         """Return a setting under which llama.cpp would compute another model, whatever its file says; None for none.

@@ -38,11 +38,18 @@ POINTER = b"version https://git-lfs"
 MOST_NAME = 255
 """Bytes of a file's name, in every file system."""
 
+MOST = 2**53
+"""No number of a model is beyond it."""
+
 WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """The numbers that every config.json has."""
 
-OPTIONAL = ("head_dim", "max_position_embeddings", "num_key_value_heads", "sliding_window")
+OPTIONAL = (
+    *("head_dim", "max_position_embeddings", "num_key_value_heads", "original_max_position_embeddings"),
+    "sliding_window",
+)
 ROPES = ("rope_theta", "rope_local_base_freq")
+PARTIAL = "partial_rotary_factor"
 """The numbers that it may have."""
 
 
@@ -332,12 +339,16 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
     """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
     whole = (*WHOLE, *architecture.required, *(key for key in OPTIONAL if config.get(key)))
-    numbers = ("rms_norm_eps", *architecture.multipliers, *(key for key in ROPES if config.get(key)))
+    numbers = (
+        "rms_norm_eps",
+        *architecture.multipliers,
+        *(key for key in (*ROPES, PARTIAL) if config.get(key) is not None),
+    )
     for key in (*whole, *numbers):
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
-        if not known or value <= 0:
+        if not known or not 0 < value <= (1 if key == PARTIAL else MOST):
             raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from pilocal.task.hub import is_hub_id, split_hub_id
 from pilocal.task.text import from_home, holds
 
 WEIGHTS = ".safetensors"
+
+REVISION = re.compile(r"(?!/)(?!.*\.\.)[\w./+-]+")
+"""Git's names as far as they stay within the folder of a model's copies."""
 
 
 def asks_hub(model: str) -> bool:
@@ -29,8 +33,9 @@ def download(model: str, *, weights: bool = True) -> Path:
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"]
     left_out = None if weights else [f"*{WEIGHTS}"]
     name, revision = split_hub_id(model)
-    if revision == "":
-        raise ModelError(model, "no revision after the @", fix="give owner/name@REVISION or owner/name")
+    if revision is not None and not REVISION.fullmatch(revision):
+        what = "no revision after the @" if not revision else "not the name of a commit, tag or branch"
+        raise ModelError(model, what, got=revision or None, fix="give owner/name@REVISION or owner/name")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left_out))
     except HFValidationError as error:

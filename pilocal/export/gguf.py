@@ -135,6 +135,9 @@ def _check_shapes(base: Base, weights: BaseWeights) -> None:
     if weights.has_head and "tie_word_embeddings" not in base.config:
         what, fix = "there is an output matrix, and config.json does not say tie_word_embeddings", "write it there"
         raise ModelError(base.path, what, fix=fix)
+    if base.config["num_hidden_layers"] > len(weights.shapes):
+        what, got = f"it holds only {len(weights.shapes)} tensors for its layers", base.config["num_hidden_layers"]
+        raise ModelError(base.path, what, got=got, fix=AGAIN)
     shapes, expected = weights.shapes, base.architecture.shapes(base.config)
     for name in [*expected, *shapes]:
         if shapes.get(name) != expected.get(name):

@@ -11,6 +11,7 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
 from pilocal.base.architecture import LOCAL_THETA, LONGROPE, architecture_of, head_dim, kv_heads, local_theta, rotated
+from pilocal.base.base import MOST
 from pilocal.base.rope import llama3_factors, longrope_scale
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
@@ -73,7 +74,7 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
         fix = "take a base without it"
         raise ExportError("rope_scaling", "this kind cannot be exported", got=kind, fix=fix)
     for name in SCALING_NUMBERS.get(kind, ()):
-        if not (isinstance(scaling.get(name), int | float) and scaling[name] > 0):
+        if not (isinstance(scaling.get(name), int | float) and 0 < scaling[name] < MOST):
             what, fix = f"{kind} needs a {name} above 0", "copy or download the model again"
             raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
     if kind == LONGROPE:
@@ -85,7 +86,8 @@ def _short_factors(config: Mapping[str, Any]) -> Float32:
     """Return Phi's factors for short contexts; raises ExportError where they do not fit its heads."""
     factors, original = config["rope_scaling"].get("short_factor"), config.get("original_max_position_embeddings")
     numbers = [each for each in factors if isinstance(each, int | float)] if isinstance(factors, list) else []
-    if len(numbers) != rotated(config) // 2 or min(numbers) <= 0 or not isinstance(original, int) or original < 2:
+    fit = len(numbers) == rotated(config) // 2 and all(0 < each < MOST for each in numbers)
+    if not (fit and isinstance(original, int) and original > 1):
         what, fix = f"longrope needs {rotated(config) // 2} numbers as short_factor", "copy or download the model again"
         raise ExportError("rope_scaling", what, got=len(numbers), fix=fix)
     return np.array(numbers, np.float32)

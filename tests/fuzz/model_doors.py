@@ -278,13 +278,13 @@ door(
 
 
 @cache
-def _folder() -> Files:
-    """Return the files of a small base in Hugging Face's form."""
+def _folder(kind: str) -> Files:
+    """Return the files of a small base of an architecture in Hugging Face's form."""
     import numpy as np
     from safetensors.numpy import save
 
     from pilocal.base.architecture import ARCHITECTURES
-    from tests.tiny import CONFIG
+    from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3
 
     small = {
         "hidden_size": 32,
@@ -293,10 +293,19 @@ def _folder() -> Files:
         "num_attention_heads": 1,
         "vocab_size": 64,
     }
-    config = {**CONFIG, **small, "num_key_value_heads": 1, "tie_word_embeddings": True}
-    shapes = ARCHITECTURES["llama"].shapes(config)
+    own = {each["model_type"]: each for each in (GEMMA3, GRANITE, PHI3)}.get(kind, {"rope_scaling": None})
+    own = CONFIG if kind == "llama" else own
+    config = {**CONFIG, **own, **small, "model_type": kind, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    config["architectures"] = [ARCHITECTURES[kind].causal]
+    shapes = ARCHITECTURES[kind].shapes(config)
     tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
     return {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors)}
+
+
+def _any_folder(random: Random) -> Files:
+    from pilocal.base.architecture import ARCHITECTURES
+
+    return dict(_folder(random.choice(sorted(ARCHITECTURES))))
 
 
 def _mutate_folder(files: Files, random: Random) -> Files:
@@ -307,12 +316,17 @@ def _mutate_folder(files: Files, random: Random) -> Files:
 
 def _knock_folder(folder: Path, files: Files) -> None:
     from pilocal.export.finite import check_finite
+    from pilocal.export.numbers import check_settings, rope_factors
     from pilocal.export.weights import BaseWeights
+    from pilocal.task import Lora
+    from pilocal.training.memory import read_sizes
 
     (folder / "tokenizer.json").write_text("{}")
     base = Base.at(folder)
     base.check()
-    _ = (base.context, base.quantized, base.stock_reads_rope)
+    _ = (base.context, base.quantized, base.stock_reads_rope, read_sizes(base.config, Lora()))
+    check_settings(base.config)
+    rope_factors(base.config)
     check_finite(base)
     weights = BaseWeights(base)
     for name in weights.shapes:
@@ -322,7 +336,7 @@ def _knock_folder(folder: Path, files: Files) -> None:
 door(
     Door(
         name="base-folder",
-        make=lambda random: dict(_folder()),
+        make=_any_folder,
         mutate=_mutate_folder,
         knock=_knock_folder,
         short=40,

@@ -77,7 +77,7 @@ def test_a_probe_sets_the_scale_and_gives_times(tiny_base: Base) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pilocal.training.mlx.probe.LONG", 0.0)
         alone = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
-    assert alone.bytes == pytest.approx(probe.bytes, rel=0.05)  # of the first step alone
+    assert 0.95 * probe.bytes < alone.bytes < 1.1 * (probe.bytes + 2 * 4 * sizes.adapter)  # its optimizer's state, too
     seen = predict(replace(machine, probe=probe), sizes, works, [10], TRAINING)[0]
     assert seen.peak == pytest.approx(base + 3 * 4 * sizes.adapter + probe.bytes, rel=1e-6)
     assert seen.seconds is not None

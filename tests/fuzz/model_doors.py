@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from jinja2 import TemplateError
 
+from pilocal.base.architecture import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.llamacpp.gbnf import GrammarError
 from pilocal.llamacpp.gbnf_rules import read_grammar
@@ -283,29 +284,17 @@ def _folder(kind: str) -> Files:
     import numpy as np
     from safetensors.numpy import save
 
-    from pilocal.base.architecture import ARCHITECTURES
     from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3
 
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "vocab_size": 64,
-    }
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    small = {**counts, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64}
     own = {each["model_type"]: each for each in (GEMMA3, GRANITE, PHI3)}.get(kind, {"rope_scaling": None})
     own = CONFIG if kind == "llama" else own
-    config = {**CONFIG, **own, **small, "model_type": kind, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    config = {**CONFIG, **own, **small, "model_type": kind, "tie_word_embeddings": True}
     config["architectures"] = [ARCHITECTURES[kind].causal]
     shapes = ARCHITECTURES[kind].shapes(config)
     tensors = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
     return {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors)}
-
-
-def _any_folder(random: Random) -> Files:
-    from pilocal.base.architecture import ARCHITECTURES
-
-    return dict(_folder(random.choice(sorted(ARCHITECTURES))))
 
 
 def _mutate_folder(files: Files, random: Random) -> Files:
@@ -336,7 +325,7 @@ def _knock_folder(folder: Path, files: Files) -> None:
 door(
     Door(
         name="base-folder",
-        make=_any_folder,
+        make=lambda random: dict(_folder(random.choice(sorted(ARCHITECTURES)))),
         mutate=_mutate_folder,
         knock=_knock_folder,
         short=40,

@@ -36,8 +36,8 @@ def survey(sizes: Sizes, plan: StagePlan, training: Training, *, share: bool = T
 def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
     """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter.
 
-    A step of more than LONG seconds is not taken twice. Raises TrainingError when the base's own loss, which is that of
-    the first step, is not a number.
+    A step of more than LONG seconds is not taken twice, though the first also makes the optimizer's state. Raises
+    TrainingError when the base's own loss, which is that of the first step, is not a number.
     """
     add_lora(model, lora, training.seed)
     trainer = BatchTrainer(model, make_optimizer(model, training), training, MlxTeam())
@@ -46,10 +46,9 @@ def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Prob
     def step(number: int) -> tuple[float, Probe]:
         mx.clear_cache()
         mx.reset_peak_memory()
-        began = time.perf_counter()
+        before, began = mx.get_active_memory(), time.perf_counter()
         loss = float(trainer.step(number, training.learning_rate, batch, below)[0])
-        seconds = time.perf_counter() - began
-        return loss, Probe(seconds, mx.get_peak_memory() - mx.get_active_memory())
+        return loss, Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
 
     loss, first = step(0)
     if not math.isfinite(loss):

@@ -23,6 +23,9 @@ KEPT = {"width": 16, "intermediate": 6}
 LOGITS = 4
 """Times that the logits of the completion tokens live at once in float32, with their gradients."""
 
+GATHERED = 2
+"""Times that a sharded layer is in memory while it computes: as it was gathered, and as it is computed with."""
+
 NF4_BYTES = 4.5 / 8
 """Of a weight in NF4, with its part of a block's scale."""
 
@@ -36,27 +39,35 @@ def estimate(
     precision: str,
     stages: Sequence[Sequence[Row]],
     weights: str = UNPACKED,
+    shards: int = 1,
 ) -> int:
-    """Return the bytes that a training takes at its peak, about.
+    """Return the bytes that a training takes at its peak, about, in one of `shards` processes that share the base.
 
     `stages` has the training rows of each, `weights` is one of `pilocal.training.backend.WEIGHTS`. Raises InputError
     when `lora` does not fit the base.
     """
     sizes = read_sizes(config, lora)
     shapes = linears(sizes).values()
-    ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2)
+    end = sizes.vocabulary * sizes.width
+    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
     size = 4 if precision == "float32" else 2
     blocks = sizes.layers * sum(a * b for a, b in shapes)
     largest_layer = max(a * b for a, b in shapes)
+    packed = _packed_bytes(config, size)
+    unpacked = size * min(AT_ONCE, max(largest_layer, ends))
     held = {
         UNPACKED: size * (blocks + ends),
-        PACKED: round(_packed_bytes(config, size) * (blocks + ends)) + size * min(AT_ONCE, max(largest_layer, ends)),
+        PACKED: round(packed * (blocks + ends)),
         NF4: round(NF4_BYTES * blocks) + size * (ends + largest_layer),
     }[weights]
+    if shards > 1:  # the largest layer is gathered, and laid out anew
+        held = held // shards + round(GATHERED * max(largest_layer, end) * (packed if weights == PACKED else size))
+    if weights == PACKED:
+        held += unpacked
     adapter = 4 * sizes.adapter * (2 + OPTIMIZERS[training.optimizer].remembered)
     largest = 0
     for rows in stages:
-        part = -(-min(training.batch_size, len(rows)) // training.accumulate)
+        part = -(-min(training.batch_size, len(rows)) // (shards * training.accumulate))
         longest = sorted((len(row.tokens) for row in rows), reverse=True)[:part]
         answers = sorted((len(row.completion) for row in rows), reverse=True)[:part]
         tokens = len(longest) * longest[0]
@@ -81,6 +92,7 @@ def fitting_weights(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> tuple[str, str | None]:
     """Return how the base's weights are held, and what to change where that does not fit into `free` bytes, or None.
 
@@ -89,7 +101,7 @@ def fitting_weights(
     possible = [asked] if asked else [UNPACKED, *([PACKED] if config.get("quantization") else [])]
 
     def fits(changed: Training, weights: str) -> bool:
-        return estimate(config, lora, changed, precision, stages, weights) <= free
+        return estimate(config, lora, changed, precision, stages, weights, shards) <= free
 
     for weights in possible:
         if fits(training, weights):
@@ -110,14 +122,15 @@ def choose_weights(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> str:
     """Return how the base's weights are held: as is asked, else as floats, packed where only that fits into `free`.
 
     Raises TrainingError, with what to change, unless the training fits, as far as one can tell.
     """
-    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages)
+    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages, shards)
     if fix:
-        needed = estimate(config, lora, training, precision, stages, weights)
+        needed = estimate(config, lora, training, precision, stages, weights, shards)
         what = f"the training takes about {needed / 2**30:.1f} GiB and the GPU has {free / 2**30:.1f} GiB free"
         raise TrainingError("--device cuda", what, fix=fix)
     return weights
@@ -131,13 +144,14 @@ def plan_stages(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> tuple[list[int], str | None]:
     """Return each stage's bytes at the peak, and what to change where that is more than `free`, or None.
 
     The arguments are those of `choose_weights`.
     """
-    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages)
-    return [estimate(config, lora, training, precision, [rows], weights) for rows in stages], fix
+    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages, shards)
+    return [estimate(config, lora, training, precision, [rows], weights, shards) for rows in stages], fix
 
 
 @contextmanager

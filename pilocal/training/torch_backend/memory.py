@@ -14,7 +14,7 @@ from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED
-from pilocal.training.memory import linears, read_sizes, smaller
+from pilocal.training.memory import Sizes, linears, read_sizes, smaller
 from pilocal.training.torch_backend.packed import AT_ONCE
 
 KEPT = {"width": 16, "intermediate": 6}
@@ -47,23 +47,8 @@ def estimate(
     when `lora` does not fit the base.
     """
     sizes = read_sizes(config, lora)
-    shapes = linears(sizes).values()
-    end = sizes.vocabulary * sizes.width
-    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
-    size = 4 if precision == "float32" else 2
-    blocks = sizes.layers * sum(a * b for a, b in shapes)
-    largest_layer = max(a * b for a, b in shapes)
-    packed = _packed_bytes(config, size)
-    unpacked = size * min(AT_ONCE, max(largest_layer, ends))
-    held = {
-        UNPACKED: size * (blocks + ends),
-        PACKED: round(packed * (blocks + ends)),
-        NF4: round(NF4_BYTES * blocks) + size * (ends + largest_layer),
-    }[weights]
-    if shards > 1:  # the largest layer is gathered, and laid out anew
-        held = held // shards + round(GATHERED * max(largest_layer, end) * (packed if weights == PACKED else size))
-    if weights == PACKED:
-        held += unpacked
+    held = _held_bytes(config, sizes, precision, weights, shards)
+    size = _bytes_of(precision)
     adapter = 4 * sizes.adapter * (2 + OPTIMIZERS[training.optimizer].remembered)
     largest = 0
     for rows in stages:
@@ -75,6 +60,30 @@ def estimate(
         kept = layer + sizes.layers * tokens * sizes.width if training.recompute else sizes.layers * layer
         largest = max(largest, size * kept + 4 * LOGITS * sum(answers) * sizes.vocabulary)
     return held + adapter + largest
+
+
+def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights: str, shards: int) -> int:
+    """Return the bytes of a base's weights in one of `shards` processes, with what is unpacked or gathered of them."""
+    shapes = linears(sizes).values()
+    end = sizes.vocabulary * sizes.width
+    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
+    size = _bytes_of(precision)
+    blocks = sizes.layers * sum(a * b for a, b in shapes)
+    largest_layer = max(a * b for a, b in shapes)
+    packed = _packed_bytes(config, size)
+    held = {
+        UNPACKED: size * (blocks + ends),
+        PACKED: round(packed * (blocks + ends)),
+        NF4: round(NF4_BYTES * blocks) + size * (ends + largest_layer),
+    }[weights]
+    if shards > 1:  # the largest layer is gathered, and laid out anew
+        held = held // shards + round(GATHERED * max(largest_layer, end) * (packed if weights == PACKED else size))
+    return held + (size * min(AT_ONCE, max(largest_layer, ends)) if weights == PACKED else 0)
+
+
+def _bytes_of(precision: str) -> int:
+    """Return the bytes of a number that the base computes with."""
+    return 4 if precision == "float32" else 2
 
 
 def _packed_bytes(config: Mapping[str, Any], size: int) -> float:

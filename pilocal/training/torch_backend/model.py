@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
@@ -41,29 +41,13 @@ def load_model(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.requires_grad_(False)
-    shard, tied = sharder(device) if sharded else None, config.tie_word_embeddings
+    shard = sharder(device) if sharded else _keep_whole
     at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
-    unknown: list[str] = []
     stored = read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED)
-    for name, some in groupby(stored, key=lambda one: one[0].rpartition(".")[0]):
-        parts = {of.rpartition(".")[2]: value for of, value in some}
-        if tied and name == HEAD:
-            continue
-        unknown += _fill(model, base, name, parts, dtype)
-        del parts
-        if shard and not unknown and not (tied and name == EMBEDDING):
-            shard(model.get_submodule(name))
-    missing = [name for name, value in model.named_parameters() if value.is_meta and not (tied and HEAD in name)]
-    if missing or unknown:
-        what = f"weights that are {'missing' if missing else 'unknown'}"
-        raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
-    if tied and isinstance(model.model.embed_tokens, PackedEmbedding):
-        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
-    else:
-        model.tie_weights()
-    if shard and tied:  # each with parts of its own, which hold the same
-        shard(model.model.embed_tokens)
-        shard(model.lm_head)
+    unknown = [name for module, parts in _modules(stored) for name in _fill(model, base, module, parts, dtype, shard)]
+    _check_names(model, base, unknown)
+    if config.tie_word_embeddings:
+        _tie(model, shard)
     # What is computed and not stored was left without a value.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     if weights == NF4:
@@ -72,11 +56,28 @@ def load_model(
     return model.requires_grad_(False)
 
 
-def _fill(model: Any, base: Base, name: str, parts: Mapping[str, torch.Tensor], dtype: torch.dtype) -> list[str]:
+def _modules(stored: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Yield each module's name and its weights; they lie one after the other."""
+    for module, some in groupby(stored, key=lambda one: one[0].rpartition(".")[0]):
+        yield module, {name.rpartition(".")[2]: value for name, value in some}
+
+
+def _fill(
+    model: Any,
+    base: Base,
+    name: str,
+    parts: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    shard: Callable[[torch.nn.Module], None],
+) -> list[str]:
     """Give a module its weights, packed where they come so; return the names of those that the model does not have.
 
-    Raises ModelError when their shapes are not config.json's.
+    Of ends that are tied the embedding is filled, and not sharded yet. Raises ModelError when the shapes are not
+    config.json's.
     """
+    tied = model.config.tie_word_embeddings
+    if tied and name == HEAD:
+        return []
     try:
         model.get_submodule(name)
     except AttributeError:
@@ -90,8 +91,33 @@ def _fill(model: Any, base: Base, name: str, parts: Mapping[str, torch.Tensor], 
             what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
             got = f"{name}: {str(error).splitlines()[-1].strip()}"
             raise ModelError(base.path, what, got=got, fix=fix) from None
+        if not (tied and name == EMBEDDING):
+            shard(model.get_submodule(name))
     names = [f"{name}.{part}" for part in unknown]
     return [each for each in names if not each.endswith("rotary_emb.inv_freq")]
+
+
+def _check_names(model: Any, base: Base, unknown: Sequence[str]) -> None:
+    """Raise ModelError where weights are missing, or there are `unknown` ones."""
+    tied = model.config.tie_word_embeddings
+    missing = [name for name, value in model.named_parameters() if value.is_meta and not (tied and HEAD in name)]
+    if missing or unknown:
+        what = f"weights that are {'missing' if missing else 'unknown'}"
+        raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
+
+
+def _tie(model: Any, shard: Callable[[torch.nn.Module], None]) -> None:
+    """Give the output layer the embedding's weights; sharded, each has parts of its own, which hold the same."""
+    if isinstance(model.model.embed_tokens, PackedEmbedding):
+        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
+    else:
+        model.tie_weights()
+    shard(model.model.embed_tokens)
+    shard(model.lm_head)
+
+
+def _keep_whole(layer: torch.nn.Module) -> None:
+    """Change nothing: the base is not sharded."""
 
 
 def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:

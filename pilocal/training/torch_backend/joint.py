@@ -33,6 +33,8 @@ class Call:
     """SHA-256 of what it is asked of."""
     teaches: bool
     """Whether that is a TorchTeacher, or a TorchReference."""
+    weights: str
+    """How it holds the base, one of `pilocal.training.backend.WEIGHTS`."""
     method: str
     given: tuple[Any, ...]
     how: Mapping[str, Any]
@@ -68,7 +70,7 @@ class Joint:
         return found
 
     def _call(self, method: str, *given: Any, progress: Progress | None = None, **how: Any) -> Any:
-        call = Call(self._model, self._teaches, method, given, how)
+        call = Call(self._model, self._teaches, self._setup.asked_weights, method, given, how)
         with self._setup.team.order(Order(Kind.HELP)):
             self._setup.team.share(call)
             return carry_out(self._setup, call, self._adapter, progress)
@@ -84,7 +86,7 @@ def carry_out(
     team = setup.team
     if team.joint[0] != call.model:
         setup.agree()
-        team.joint = call.model, setup.loaded(team.share(adapter), teaches=call.teaches)
+        team.joint = call.model, setup.loaded(team.share(adapter), call.weights, teaches=call.teaches)
     how = dict(call.how)
     if call.method == "answer":
         how["progress"] = progress or silent

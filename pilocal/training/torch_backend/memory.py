@@ -29,7 +29,10 @@ GATHERED = 2
 NF4_BYTES = 4.5 / 8
 """Of a weight in NF4, with its part of a block's scale."""
 
-SHORTEN = "shorten the template, lower shots, set [training] precision to bfloat16, or take a smaller base"
+SHORTEN = (
+    "shorten the template, lower shots, set [training] precision to bfloat16, shard the base over more processes "
+    "(accelerate launch --use_fsdp), or take a smaller base"
+)
 
 
 def estimate(

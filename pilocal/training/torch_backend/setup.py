@@ -125,14 +125,20 @@ class Setup:
         floats = read_start(adapter, self.lora, self.base.sha256) if adapter else None
         if self.team.sharded:
             return Joint(self, teaches=False, adapter=floats)
-        loaded = self.loaded(floats, teaches=False)
+        loaded = self.loaded(floats, self.asked_weights, teaches=False)
         assert isinstance(loaded, TorchReference)
         return loaded
 
-    def loaded(self, adapter: Mapping[str, Floats] | None, *, teaches: bool) -> TorchTeacher | TorchReference:
-        """Return the base with an adapter, to be asked, in every process where it is sharded; packed on CUDA."""
-        packs = self.device == "cuda" and self.base.quantized
-        trainer = self._trainer(self.weights or (PACKED if packs else UNPACKED))
+    @property
+    def asked_weights(self) -> str:
+        """How a base is held that is asked outside of a training: packed on CUDA, if nothing else was chosen."""
+        return self.weights or (PACKED if self.device == "cuda" and self.base.quantized else UNPACKED)
+
+    def loaded(
+        self, adapter: Mapping[str, Floats] | None, weights: str, *, teaches: bool
+    ) -> TorchTeacher | TorchReference:
+        """Return the base with an adapter, to be asked; every process of a team that shards it calls this."""
+        trainer = self._trainer(weights)
         if adapter is not None:
             check_adapter(adapter, trainer.shapes, self.base.path)
         zeros = {name: np.zeros(shape, np.float32) for name, shape in trainer.shapes.items()}

@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from pilocal.task import Lora, Training
 from pilocal.training.backend import PACKED, UNPACKED, shards, torchrun_rank
 from pilocal.training.follow import follow
 from pilocal.training.torch_backend.memory import estimate
-from pilocal.training.torch_backend.passes import passes
+from pilocal.training.torch_backend.passes import Pass, passes
 from tests.forked import Forked, pilocal
 from tests.test_distill import said_by_a_model, softened
 from tests.test_flow import make_task
@@ -280,12 +281,15 @@ def test_all_make_the_same_passes_and_every_row_counts_once(
     dealt = passes(rows, processes, accumulate, share=share, alike=True)
     for turn in zip(*dealt, strict=True):
         assert len({bool(each.prefix) for each in turn}) == 1
-        assert any(math.isfinite(each.count) for each in turn)
-    counted = [id(row) for own in dealt for each in own if math.isfinite(each.count) for row in each.rows]
-    assert sorted(counted) == sorted(map(id, rows))
-    plain = passes(rows, processes, accumulate, share=share, alike=False)
-    kept = [[(each.rows, each.count) for each in own if math.isfinite(each.count)] for own in dealt]
-    assert kept == [[(each.rows, each.count) for each in own] for own in plain]
+        assert any(counted(turn))
+    found = [counted(own) for own in dealt]
+    assert sorted(id(row) for own in found for some, _ in own for row in some) == sorted(map(id, rows))
+    assert found == [counted(own) for own in passes(rows, processes, accumulate, share=share, alike=False)]
+
+
+def counted(some: Iterable[Pass]) -> list[tuple[list[Row], float]]:
+    """Return the rows of passes that count, and what their loss is divided by."""
+    return [(each.rows, each.count) for each in some if math.isfinite(each.count)]
 
 
 LLAMA_70B = {

@@ -7,12 +7,17 @@ the keys of a shared prefix after all else of their block, so that a whole block
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
+M_MMAP_THRESHOLD = -3
+"""What glibc's malloc.h calls the size from which on it asks the system for memory, and gives it back."""
 
 
 def sharder(device: torch.device) -> Callable[[torch.nn.Module], None]:
@@ -26,6 +31,14 @@ def sharder(device: torch.device) -> Callable[[torch.nn.Module], None]:
         if isinstance(layer, torch.nn.Linear | torch.nn.Embedding):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
+    if device.type == "cpu":
+        _give_back_freed_memory()
     # A layer with a bias returns a view. Neither transformers nor peft computes with it in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     return shard
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc return what a layer was gathered in to the system; it would keep almost all of the base for itself."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)

@@ -42,10 +42,14 @@ class TorchTeam(Team):
 
     @classmethod
     def join(cls, device: str) -> TorchTeam:
-        """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
+        """Meet the processes that were launched with this one.
+
+        Raises TrainingError when they do not come, InputError for what `backend.shards` refuses.
+        """
         team = cls()
         if torchrun_rank() is None:
             return team
+        sharded = shards() > 1
         try:
             if device == "cuda":
                 torch.cuda.set_device(local_device(device))
@@ -55,7 +59,7 @@ class TorchTeam(Team):
             where, what = "torch.distributed", "the other processes were not met"
             raise TrainingError(where, what, got=str(error).splitlines()[0], fix=fix) from None
         team.rank, team.size = dist.get_rank(), dist.get_world_size()
-        team.sharded = shards() > 1
+        team.sharded = sharded
         team.watch(os.environ.get("MASTER_ADDR"))
         return team
 

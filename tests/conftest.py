@@ -22,7 +22,7 @@ from tests import vocabularies
 from tests.durations import Durations, name_of, slow_tests
 from tests.reports import make_reported
 from tests.served import make_run
-from tests.tiny import GRANITE, make_adapter, make_base
+from tests.tiny import GEMMA3, GRANITE, PHI3, make_adapter, make_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -147,6 +147,18 @@ def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Pa
     folder = tmp_path_factory.mktemp("bases") / "qwen3-4bit"
     sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 32}
     return make_base(folder, qwen_tokenizer, model_type="qwen3", rope_scaling=None, **sizes)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Gemma 3 in MLX 4-bit: windows, norms behind attention and MLP, scaled embeddings, two ropes."""
+    return make_base(tmp_path_factory.mktemp("bases") / "gemma3-4bit", starter.folder, **GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def tiny_phi3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Phi in MLX 4-bit: queries, keys and values in one matrix, gate and up in one, heads rotated in part."""
+    return make_base(tmp_path_factory.mktemp("bases") / "phi3-4bit", starter.folder, **PHI3)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pilocal.base.base import Base
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.fused import export_fused
-from pilocal.export.gguf import check_exportable
+from pilocal.export.gguf import check_exportable, check_tokens
 from pilocal.export.numbers import interleave
 from pilocal.prompt.pre_tokenizers import QWEN2_SPLIT, SPACE
 from pilocal.prompt.render import Record
@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, GRANITE, make_adapter, make_base
+from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, make_adapter, make_base
 
 ROWS = 2048
 
@@ -41,10 +41,16 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with biases": ("llama 3", {"attention_bias": True, "mlp_bias": True}),
     "llama, linear scaling": ("llama 2", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
     "mistral": ("llama 2, loaded as LlamaTokenizer", MISTRAL),
+    "mistral, tekken": ("tekken", MISTRAL),
     "granite": ("smollm", {**GRANITE, "tie_word_embeddings": False}),
     "granite, tied": ("smollm", GRANITE),
     "smollm3": ("llama 3", SMOLLM_3),
     "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
+    "gemma3": ("gemma", {**GEMMA3, "tie_word_embeddings": False}),
+    "gemma3, tied": ("gemma", GEMMA3),
+    "phi3": ("phi", {**PHI3, "tie_word_embeddings": False}),
+    "phi3, tied": ("phi", PHI3),
+    "phi3 without scaling": ("phi", {**PHI3, "rope_scaling": None, "partial_rotary_factor": 1.0}),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),
@@ -203,10 +209,13 @@ def test_both_tokenizers_give_the_same_ids(name: str, tokenizers: dict[str, Path
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
         found = differences(load_tokenizer(tokenizers[name]), model, texts)
     assert found.texts == len(texts)
-    # Texts that begin with a space are spared one by "always", which llama.cpp does not follow.
-    spared = re.compile(rf"(^|<s>|</s>|<unk>)[ {SPACE}]" if name == "spaces always" else "$^")
+    # Texts that begin with a space are spared one by "always", and Tekken knows marks: llama.cpp follows neither.
+    follows_not = dict.fromkeys(("tekken", "phi"), "[^\\x00-\\x7f]")
+    follows_not["spaces always"] = rf"(^|<s>|</s>|<unk>)[ {SPACE}]"
+    spared = re.compile(follows_not.get(name, "$^"))
     assert [text for text in found.unexplained if not spared.search(text)] == []
     assert len(found.new_letters) < 0.002 * len(texts)
+    assert bool(found.unexplained) == (name in follows_not)
     assert bool(found.normalized) == (name == "qwen")
 
 
@@ -306,12 +315,14 @@ def changed(tokenizer: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_tekken_is_refused_by_name(tmp_path: Path) -> None:
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}
-    config["chat_template"] = vocabularies.INST_TEMPLATE
-    tekken = vocabularies.byte_level(tmp_path / "t", vocabularies.TEKKEN_SPLIT, ("<s>", "</s>"), config, bos=True)
-    with pytest.raises(ExportError, match=r"llama\.cpp cannot cut text as this tokenizer does; got 'Tekken'; take a"):
-        vocabulary(tekken, tmp_path)
+def test_of_tekken_every_text_of_a_task_is_compared(bases: Callable[[str], Base]) -> None:
+    base = bases("mistral, tekken")
+    check_tokens(base, [("a.jsonl:1", "caf\u00e9 \u00c9cole ABC abcDef"), ("a.jsonl:2", "\u65e5\u672c")])
+    line = (
+        "a.jsonl:3: llama.cpp cuts this text into other tokens than the base's tokenizer does; got \"\u064b't\"; leave"
+    )
+    with pytest.raises(ModelError, match=re.escape(line)):
+        check_tokens(base, [("a.jsonl:3", "one \u064b't two")])
 
 
 @pytest.mark.parametrize(
@@ -356,7 +367,7 @@ def test_merges_that_no_scores_describe_are_refused(tokenizers: dict[str, Path],
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_an_added_token_that_takes_spaces_is_refused(flag: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
     described = json.loads((tokenizers["qwen"] / "tokenizer.json").read_text())
-    described["added_tokens"][1][flag] = True
+    described["added_tokens"][1] |= {flag: True, "special": False}
     folder = changed(tokenizers["qwen"], tmp_path / "changed", added_tokens=described["added_tokens"])
     with pytest.raises(ExportError, match=r"in other places; got '<\|im_start\|>'"):
         vocabulary(folder, tmp_path)

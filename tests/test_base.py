@@ -72,30 +72,6 @@ def test_an_adapter_of_another_base_is_one_line(tiny_base: Base, starter: Base, 
         load_base(tiny_base, adapter)
 
 
-SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "shares"),
-    [
-        ("llama", {}, True),
-        ("llama", SLIDING, False),
-        ("mistral", {"sliding_window": 16}, True),
-        ("mistral", SLIDING, False),
-        ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}, True),
-        ("qwen2", SLIDING, True),
-        ("qwen3", SLIDING, True),
-    ],
-)
-def test_rows_share_a_prefix_where_mlx_lm_keeps_every_key_and_value(
-    kind: str, changes: dict[str, Any], shares: bool, starter: Base, tmp_path: Path
-) -> None:
-    from mlx_lm.models.cache import KVCache, make_prompt_cache
-
-    base = make_base(tmp_path / "base", starter.folder, model_type=kind, rope_scaling=None, head_dim=32, **changes)
-    assert all(type(cache) is KVCache for cache in make_prompt_cache(load_base(base))) == base.shares_prefix == shares
-
-
 @pytest.mark.parametrize("window", [8, 30, 400])
 def test_what_is_shared_behind_a_window_has_the_same_gradients(window: int, starter: Base, tmp_path: Path) -> None:
     from pilocal.training.torch_backend.trainer import TorchTrainer

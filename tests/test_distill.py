@@ -161,14 +161,15 @@ def test_what_the_teacher_says_is_the_base_s_own_whether_prompts_are_read_once_o
             assert soft.tail_C == pytest.approx(own.tail_C, abs=1e-4)
 
 
-@pytest.mark.parametrize("layers_run_alone", [True, False])
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base"])
 def test_what_all_rows_begin_with_is_read_once_for_all_batches(
-    layers_run_alone: bool, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pilocal.training.mlx import forward, teacher
+    from pilocal.training.mlx import teacher
     from pilocal.training.torch_backend.setup import Setup
     from pilocal.training.torch_backend.trainer import TorchTrainer
 
+    tiny_base: Base = request.getfixturevalue(fixture)
     rows = random_rows(5, 11, 40, 2, 16)
     training = replace(DISTILL, batch_size=1, distill_top_k=4, recompute=True)
     whole = teacher.MlxTeacher(load_base(tiny_base), training, share=False).says(rows)
@@ -180,7 +181,6 @@ def test_what_all_rows_begin_with_is_read_once_for_all_batches(
             return of(model, tokens, *before)
 
         monkeypatch.setattr(place, "read_prefix", counted)
-    monkeypatch.setattr(forward, "runs_layers", lambda model: layers_run_alone)
     mlx = teacher.MlxTeacher(load_base(tiny_base), training)
     torch = Setup(base=tiny_base, lora=LORA, training=training, device="cpu").teacher()
     for found in (mlx, torch):

@@ -99,7 +99,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "rope_traditional": (config(rope_traditional=True), "rope_traditional: llama.cpp computes this model in another"),
     "part of a head": (config(partial_rotary_factor=0.5), "partial_rotary_factor: llama.cpp computes this model"),
     "gelu": (config(hidden_act="gelu"), "hidden_act: llama.cpp computes this model in another way; got 'gelu'"),
-    "a classifier": (config(architectures=["LlamaForSequenceClassification"]), "do not belong together; got 'LlamaFor"),
+    "a classifier": (config(architectures=["LlamaForSequenceClassification"]), "it makes no text; got 'LlamaForSeq"),
     "another's class": (config(architectures=["Qwen2ForCausalLM"]), "architectures and model_type do not belong"),
     "another's kind": (config(model_type="qwen2", architectures=...), "q_proj.bias is not what config.json says"),
     "no epsilon": (config(rms_norm_eps=...), "rms_norm_eps must be a number above 0"),
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "an infinite bias of a group": (weight("lm_head.biases", -np.inf), "lm_head.biases holds numbers that are infin"),
     "a norm that is NaN": (weight(NORM, -np.nan), f"{NORM} holds numbers that are infinite or NaN"),
     "a greedy token": (
-        tokenizer(lambda said: said["added_tokens"][-1].update(lstrip=True)),
+        tokenizer(lambda said: said["added_tokens"][-1].update(lstrip=True, special=False)),
         "llama.cpp would find this token in other places",
     ),
     "a token too many": (tokenizer(_one_token_more), "'<more>' has no embedding among 2048; got 2048"),

@@ -35,6 +35,7 @@ KINDS = (
     "tiny_smollm3_base",
     "tiny_qwen2_base",
     "tiny_qwen3_base",
+    "tiny_gemma3_base",
     "linear",
 )
 """Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases and with norms."""
@@ -64,7 +65,7 @@ def folder_of(gguf: Path, original: Base, folder: Path) -> Base:
         if heads := original.architecture.permuted(source, config):
             order = np.arange(len(values)).reshape(heads, -1, 2)
             values = values[np.concatenate([order[..., 0], order[..., 1]], axis=1).reshape(-1)]
-        tensors[source] = values
+        tensors[source] = values - np.float32(original.architecture.offset(source))
     save_tensors(folder / "model.safetensors", tensors, {"format": "mlx"})
     return Base.at(folder)
 
@@ -250,7 +251,7 @@ def refused(path: Path) -> str:
         ({"endian": GGUFEndian.BIG}, "the GGUF file is for big-endian machines"),
         ({"metadata": {"general.type": "adapter"}}, "an adapter, not a base"),
         ({"metadata": {"general.type": "mmproj"}}, "not a language model; got 'mmproj'"),
-        ({"architecture": "gemma3"}, "this architecture is not supported; got 'gemma3'; take a base of one of these"),
+        ({"architecture": "gemma4"}, "this architecture is not supported; got 'gemma4'; take a base of one of these"),
         ({"kind": "TQ1_0"}, "token_embd.weight is of a type that cannot be read; got 'TQ1_0'"),
         ({"kind": "MXFP4"}, "token_embd.weight is of a type that cannot be read; got 'MXFP4'"),
         ({"metadata": {"expert_count": 8}}, "llama.expert_count is not supported; got 8"),

@@ -68,8 +68,11 @@ def same_ids(metadata: Metadata, path: Path, texts: list[str], *, begin: str = "
 @pytest.mark.parametrize("name", vocabularies.KINDS)
 def test_it_gives_llama_cpp_s_ids_on_any_text(name: str, tmp_path: Path) -> None:
     path, metadata = written(vocabularies.KINDS[name](tmp_path / "base"), tmp_path)
-    same_ids(metadata, path, [*NASTY, *hard_texts(0, 3000)])
-    same_ids(metadata, path, hard_texts(5, 300), begin="<s>")
+    texts = [*NASTY, *hard_texts(0, 3000)]
+    if name in ("tekken", "phi"):  # which llama.cpp follows for ASCII
+        texts = [*filter(str.isascii, texts), *("".join(filter(str.isascii, text)) for text in texts)]
+    same_ids(metadata, path, texts)
+    same_ids(metadata, path, hard_texts(5, 300) if name not in ("tekken", "phi") else texts, begin="<s>")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -175,8 +178,8 @@ def changed(**changes: Any) -> Callable[[Metadata], None]:
     [
         (
             "smollm",
-            changed(pre="tekken"),
-            "got 'tekken'; take a file with one of these: llama-bpe, smaug-bpe, qwen2, smo",
+            changed(pre="viking"),
+            "got 'viking'; take a file with one of these: llama-bpe, smaug-bpe, qwen2, smo",
         ),
         ("smollm", changed(pre=None), r"pre-tokenizer \(tokenizer\.ggml\.pre\) is not supported; take a file"),
         ("smollm", changed(model="bert"), "kind of tokenizer is not supported; got 'bert'; .* one of gpt2, llama"),

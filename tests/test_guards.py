@@ -27,7 +27,7 @@ MOST_ROOMS, MOST_ARROWS = 28, 154
 LONG_FILES: dict[str, int] = {
     "pilocal/starter/build.py": 417,
     "tests/test_retrieve.py": 489,
-    "tests/test_train.py": 655,
+    "tests/test_train.py": 610,
 }
 LONG_FUNCTIONS: dict[str, int] = {
     "pilocal/starter/build.py:train": 62,

@@ -39,7 +39,7 @@ def parts(tiny_base: Base, rows: list[Row], training: Training) -> tuple[Sizes, 
 
     config = tiny_base.config
     sizes = read_sizes(config, LORA)
-    return sizes, [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)], base_bytes(config, [], as_float32=True)
+    return sizes, [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)], base_bytes(config, packed=False)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", *OTHERS])
@@ -49,11 +49,12 @@ def test_the_sizes_are_the_models(fixture: str, request: pytest.FixtureRequest) 
     from pilocal.training.mlx.adapter import add_lora
 
     base = request.getfixturevalue(fixture)
-    for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=("mlp.up_proj", "self_attn.k_proj"))):
+    some = tuple(base.architecture.matrices)[::2]
+    for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=some)):
         model = load_base(base)
         config = base.config
         total = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
-        assert base_bytes(config, [], as_float32=True) == total
+        assert base_bytes(config, packed=False) == total
         add_lora(model, lora, 0)
         trainable = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
         assert read_sizes(config, lora).adapter == trainable
@@ -73,6 +74,10 @@ def test_a_probe_sets_the_scale_and_gives_times(tiny_base: Base) -> None:
     blind = predict(machine, sizes, works, [10], TRAINING)[0]
     assert blind.seconds is None
     probe = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pilocal.training.mlx.probe.LONG", 0.0)
+        alone = take_probe(load_base(tiny_base), works[0].heaviest, LORA, TRAINING)
+    assert alone.bytes == pytest.approx(probe.bytes, rel=0.05)  # of the first step alone
     seen = predict(replace(machine, probe=probe), sizes, works, [10], TRAINING)[0]
     assert seen.peak == pytest.approx(base + 3 * 4 * sizes.adapter + probe.bytes, rel=1e-6)
     assert seen.seconds is not None

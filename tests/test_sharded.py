@@ -293,6 +293,7 @@ def counted(some: Iterable[Pass]) -> list[tuple[list[Row], float]]:
 
 
 LLAMA_70B = {
+    "model_type": "llama",
     **{"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
     **{"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
     "quantization": {"bits": 4, "group_size": 64},

@@ -59,4 +59,5 @@ def test_an_answer_may_part_from_another_only_between_tokens_as_likely() -> None
 def test_memory_that_grows_is_noticed() -> None:
     assert Result(memory=[100.0] * 100).is_flat
     assert Result(memory=[50.0] * 10 + [100.0] * 90).is_flat  # what comes before the warm-up is no growth
+    assert Result(memory=[100.0, 120.0, 120.0] * 60 + [120.0, 120.0, 100.0] * 60).is_flat  # nor what is given back
     assert not Result(memory=[100.0 + sample / 5 for sample in range(100)]).is_flat

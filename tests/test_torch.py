@@ -127,7 +127,7 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture: str, start: str, request:
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "recompute": True}])
-@pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "mixed"])
+@pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "tiny_gemma3_base", "mixed"])
 def test_a_base_that_stays_packed_has_the_same_gradients(
     fixture: str,
     changes: dict[str, Any],
@@ -238,10 +238,9 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(fixture: str, req
     assert shared.evaluate(rows)[0] == pytest.approx(whole.evaluate(rows)[0], rel=1e-5)
 
 
-def test_nothing_is_shared_where_layers_slide_or_are_computed_again(tiny_base: Base, sliding_base: Base) -> None:
+def test_nothing_is_shared_where_layers_are_computed_again(tiny_base: Base) -> None:
     start = mlx_start(trainable(tiny_base))
     assert not TorchTrainer(tiny_base, LORA, Training(recompute=True), start, share=True).share
-    assert not TorchTrainer(sliding_base, LORA, Training(), None, share=True).share
 
 
 def test_only_the_last_layers_and_the_named_linears_are_adapted(tiny_deep_base: Base) -> None:

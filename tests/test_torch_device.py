@@ -58,7 +58,8 @@ def test_a_gpu_that_is_too_small_is_told_what_to_change(tiny_base: Base) -> None
 
 def test_a_base_stays_packed_only_where_its_floats_do_not_fit() -> None:
     shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    config = shape | {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+    config = shape | {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256}
+    config |= {"tie_word_embeddings": False}
     packed = config | {"quantization": {"bits": 4, "group_size": 64}}
     rest = (Lora(), Training(batch_size=1), "bfloat16", [random_rows(0, 30, 200)])
     needed = {weights: estimate(packed, *rest, weights) for weights in WEIGHTS}

@@ -18,7 +18,7 @@ from pilocal.base.blas import load_fast_blas
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OTHERS = (
     *("tiny_biased_base", "tiny_mistral_base", "tiny_granite_base", "tiny_smollm3_base"),
-    *("tiny_qwen2_base", "tiny_qwen3_base"),
+    *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_phi3_base"),
 )
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
@@ -58,6 +58,39 @@ GRANITE: dict[str, Any] = {
 }
 
 
+GEMMA3: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "hidden_size": 96,
+    "num_hidden_layers": 7,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 24,
+    "sliding_window_pattern": 6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "tie_word_embeddings": True,
+}
+"""All layers but the sixth see 24 tokens."""
+
+
+PHI3: dict[str, Any] = {
+    "model_type": "phi3",
+    "num_attention_heads": 4,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 512,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1 + i / 8 for i in range(24)],
+        "long_factor": [2 + i for i in range(24)],
+    },
+    "tie_word_embeddings": True,
+}
+
+
 def make_base(
     folder: Path,
     tokenizer: Path,
@@ -73,7 +106,7 @@ def make_base(
     """
     load_fast_blas()
     import mlx.core as mx
-    from mlx.utils import tree_flatten, tree_map
+    from mlx.utils import tree_flatten, tree_map_with_path
     from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
     config = {**CONFIG, **changes}
@@ -83,8 +116,15 @@ def make_base(
     module = import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(0)
     model = module.Model(module.ModelArgs.from_dict(config))
+
+    def drawn(name: str, value: Any) -> Any:
+        start = value - known.offset(name) if known else value  # norms begin at 1, whatever is added to them
+        return start + 0.05 * mx.random.normal(value.shape)
+
     # Wider than MLX's own start, so that the logits differ enough to compare.
-    model.update(tree_map(lambda value: value + 0.05 * mx.random.normal(value.shape), model.parameters()))
+    model.update(tree_map_with_path(drawn, model.parameters()))
+    if config.get("tie_word_embeddings", True):
+        model.pop("lm_head", None)  # as Gemma's `sanitize` does
     model.set_dtype(getattr(mx, dtype))
     if quantized:
         model, config = quantize_model(model, config, 32, 4, quant_predicate=lambda path, _: exceptions.get(path, True))
@@ -110,7 +150,7 @@ def make_adapter(
     config = json.loads((base.folder / "config.json").read_text())
     model, _ = load_model(base.folder)
     model.freeze()
-    keys = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    keys = [*ARCHITECTURES[config["model_type"]].matrices]
     parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, config["num_hidden_layers"], parameters, use_dora=kind == "dora")
     mx.random.seed(seed)

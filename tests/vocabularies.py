@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, SPACE
+from pilocal.prompt.pre_tokenizers import LLAMA3_SPLIT, O200K_SPLIT, QWEN2_SPLIT, SPACE, TEKKEN_SPLIT
 from pilocal.starter.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, corpus
 
 SIZE = 2040
@@ -33,6 +33,23 @@ CHATML_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}"
+    "{{ '<start_of_turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\n' }}"
+    "{{ (first if loop.first else '') + turn['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+"""As Gemma 3 writes chats."""
+
+PHI_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""As Phi-4-mini writes chats."""
+
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 SMOLLM_SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"),
@@ -43,11 +60,6 @@ LLAMA3_SPECIAL = (
     *("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in (0, 1))),
     *("<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{i}|>" for i in range(3, 248))),
-)
-TEKKEN_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -123,6 +135,39 @@ def qwen_like(folder: Path, **options: Any) -> Path:
         "chat_template": CHATML_TEMPLATE,
     }
     return byte_level(folder, QWEN2_SPLIT, QWEN_SPECIAL, config, nfc=True, **options)
+
+
+def tekken_like(folder: Path) -> Path:
+    """Write a tokenizer as Mistral Nemo has it: Tekken's pattern, words that are tokens whole."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": INST_TEMPLATE,
+    }
+    special = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]")
+    return byte_level(folder, TEKKEN_SPLIT, special, config, bos=True, whole_words=True)
+
+
+def phi_like(folder: Path) -> Path:
+    """Write a tokenizer as Phi-4-mini has it.
+
+    Its pattern is GPT-4o's, and removes what it does not find: nothing. Its marks take the white space behind them.
+    """
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "chat_template": PHI_TEMPLATE,
+    }
+    special = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>")
+    byte_level(folder, O200K_SPLIT, special, config)
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    described["added_tokens"] = [{**token, "rstrip": True} for token in described["added_tokens"]]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    return folder
 
 
 def smollm_like(folder: Path, **options: Any) -> Path:
@@ -206,11 +251,13 @@ def sentencepiece_like(
     spaces: str = "each",
     pieces: Mapping[str, float] | None = None,
     special: Iterable[str] = ("<unk>", "<s>", "</s>"),
+    bos: str = "<s>",
     **config: Any,
 ) -> Path:
     """Write a tokenizer as Llama 2 and Mistral up to 7B v0.3 have it, from pieces and their scores or trained.
 
-    `spaces` says before which texts one is laid: "each", as in their own tokenizer.json, or as Metaspace calls it.
+    `spaces` says before which texts one is laid: "each", as in their own tokenizer.json, or as Metaspace calls it; with
+    "none" it is Gemma's, which lays none and has a step that cuts at spaces when there are none left.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers.tokenization_utils_base import generate_merges
@@ -224,14 +271,34 @@ def sentencepiece_like(
     if spaces == "each":
         steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
         tokenizer.normalizer = normalizers.Sequence(steps)
+    elif spaces == "none":
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=spaces, split=False)
-    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(parts)
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if spaces != "none" else [])])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    ids = [("<s>", tokenizer.token_to_id("<s>"))]
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", ids)
+    ids = [(bos, tokenizer.token_to_id(bos))]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", ids)
     return _write(folder, tokenizer, {**SPM_CONFIG, **config})
+
+
+def gemma_like(folder: Path) -> Path:
+    """Write a tokenizer as Gemma 3 has it: SentencePiece without a space before texts, and system in the first turn."""
+    names = {"<s>": "<bos>", "</s>": "<eos>"}
+    pieces = {names.get(piece, piece): score for piece, score in pieces_of(sentencepiece_model()).items()}
+    return sentencepiece_like(
+        folder,
+        spaces="none",
+        pieces=pieces,
+        special=("<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),
+        bos="<bos>",
+        tokenizer_class="GemmaTokenizer",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=GEMMA_TEMPLATE,
+    )
 
 
 def _write(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> Path:
@@ -253,7 +320,10 @@ KINDS: Mapping[str, Callable[[Path], Path]] = {
     "spaces never": lambda folder: sentencepiece_like(folder, spaces="never"),
     "llama 3": llama3,
     "llama 3, merged to the end": lambda folder: llama3(folder, whole_words=False),
+    "gemma": gemma_like,
     "qwen": qwen_like,
     "smollm": smollm_like,
+    "tekken": tekken_like,
+    "phi": phi_like,
 }
 """Every kind, and who writes it."""

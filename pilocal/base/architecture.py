@@ -5,6 +5,7 @@ To support another kind, add its record to ARCHITECTURES, and a base of it to te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,18 +14,23 @@ from typing import Any
 from pilocal.errors import ExportError
 
 OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
+MATRICES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+LAYER_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 """Hugging Face's module names and GGUF's."""
+
+LOCAL_THETA = "rope.freq_base_swa"
+"""GGUF's name of the base of the rope in layers with a window."""
+
+LONGROPE = "longrope"
+"""A scaling with one factor for each frequency up to `original_max_position_embeddings` tokens, and another beyond."""
 
 ALWAYS = None
 """Instead of a setting: a bias that every such model has."""
@@ -39,26 +45,42 @@ class Architecture:
     gguf_name: str
     neighbours: bool
     """Whether llama.cpp rotates a head's neighbouring rows; else, as Hugging Face, rows that are half a head apart."""
+    matrices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(MATRICES))
+    """GGUF's names of a layer's linear layers, by Hugging Face's."""
+    layer_norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(LAYER_NORMS))
+    """GGUF's names of norms over a layer's width, by Hugging Face's."""
     norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """GGUF's names of norms over a head's dimension, which a Llama's layer has not, by Hugging Face's."""
+    norm_offset: float = 0.0
+    """What GGUF's norms have been added to, against Hugging Face's."""
     biases: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
     """Modules that may have a bias, and the setting in config.json that gives it to them, or ALWAYS."""
     scalings: frozenset[str] = frozenset({"default", "linear"})
     """Kinds of rope scaling that llama.cpp computes."""
     rope_theta: float = 10_000.0
     """The base of the rope in mlx-lm where config.json names none."""
+    partial_rotary: bool = False
+    """Whether `partial_rotary_factor` in config.json may leave a part of each head without rotation."""
     reads_rope_parameters: bool = False
     """Whether mlx-lm by itself reads the rope settings as transformers 5 writes them."""
+    settings: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=lambda: MappingProxyType({"hidden_act": ("silu", "swish")})
+    )
+    """Values of settings, where config.json has them, that MLX, PyTorch and llama.cpp compute alike."""
     windows: bool = False
     """Whether `sliding_window` in config.json is in use unless `use_sliding_window` says otherwise."""
-    rotating_caches: bool = False
-    """Whether mlx-lm keeps only a window of keys and values in a layer that `layer_types` names sliding."""
+    full_every: int | None = None
+    """llama.cpp computes windows, in all layers but every so many-th; None: it computes none."""
+    local_theta: float | None = None
+    """The base of the rope in layers with a window where `rope_local_base_freq` names none; None: as in the others."""
+    required: tuple[str, ...] = ()
+    """Whole numbers that config.json has to name, since not everybody takes the same where it does not."""
+    scales_embeddings: bool = False
+    """Whether embeddings are multiplied by the square root of their dimension."""
     unrotated: int | None = None
     """llama.cpp leaves every so many-th layer without rotation (NoPE), whatever config.json says."""
     multipliers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """GGUF's names of numbers that scale embeddings, scores, residuals and logits, by config.json's."""
-    layered: str | None = None
-    """mlx-lm's class that `training.mlx.forward` runs layer by layer; None: it runs the model as a whole."""
 
     def tensor(self, name: str) -> str:
         """Return the GGUF name of a Hugging Face tensor; raises ExportError when llama.cpp knows no such tensor.
@@ -71,10 +93,18 @@ class Architecture:
             return f"{OUTER_NAMES[module]}.weight"
         match module.split(".", 3):
             case ["model", "layers", layer, inner] if kind == "weight" or (kind == "bias" and inner in self.biases):
-                if known := LAYER_NAMES.get(inner) or self.norms.get(inner):
+                if known := {**self.matrices, **self.layer_norms, **self.norms}.get(inner):
                     return f"blk.{layer}.{known}.{kind}"
         fix = "take a plain base, without parts that were added"
         raise ExportError(name, f"GGUF's {self.gguf_name} has no such tensor", fix=fix)
+
+    def offset(self, name: str) -> float:
+        """Return what a tensor of Hugging Face's has to be added to for GGUF's: 0 for all but some kinds' norms.
+
+        >>> [ARCHITECTURES["gemma3_text"].offset(f"model.{name}.weight") for name in ("norm", "embed_tokens")]
+        [1.0, 0.0]
+        """
+        return self.norm_offset if name.endswith("norm.weight") else 0.0
 
     def permuted(self, name: str, config: Mapping[str, Any]) -> int | None:
         """Return for which number of heads `interleave` must reorder the rows of a module or tensor; None for none.
@@ -90,17 +120,14 @@ class Architecture:
             return int(config["num_attention_heads"])
         return kv_heads(config) if ".self_attn.k_proj" in name else None
 
-    def biases_and_norms(self, config: Mapping[str, Any], outputs: Mapping[str, int], head_dim: int) -> int:
-        """Return how many weights a block has beside its matrices and the two norms that every block has.
+    def parameters(self, config: Mapping[str, Any]) -> int:
+        """Return how many weights a model of this config.json has.
 
-        `outputs` are the output dimensions of its linear layers.
-
-        >>> config, outputs = {"mlp_bias": True}, {"self_attn.q_proj": 64, "self_attn.o_proj": 48, "mlp.up_proj": 96}
-        >>> [ARCHITECTURES[kind].biases_and_norms(config, outputs, 16) for kind in ("llama", "qwen2", "qwen3")]
-        [96, 64, 32]
+        >>> config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+        >>> ARCHITECTURES["qwen2"].parameters({**config, "num_hidden_layers": 1, "vocab_size": 99})
+        37376
         """
-        biased = (outputs[name] for name, setting in self.biases.items() if name in outputs and _is_on(setting, config))
-        return sum(biased) + len(self.norms) * head_dim
+        return sum(math.prod(shape) for shape in self.shapes(config).values())
 
     def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a model of this config.json has, by Hugging Face's name.
@@ -114,11 +141,13 @@ class Architecture:
         size = head_dim(config)
         queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
         outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
         layer: dict[str, tuple[int, ...]] = {}
-        for name in LAYER_NAMES:
+        for name in self.matrices:
             module = name.rpartition(".")[2]
             inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
-            layer[f"{name}.weight"] = (outputs.get(module, width), inputs) if module.endswith("_proj") else (width,)
+            layer[f"{name}.weight"] = (outputs.get(module, width), inputs)
+        layer |= {f"{name}.weight": (width,) for name in self.layer_norms}
         layer |= {f"{name}.weight": (size,) for name in self.norms}
         on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
         layer |= {f"{name}.bias": layer[f"{name}.weight"][:1] for name in on}
@@ -128,36 +157,56 @@ class Architecture:
         layers = range(int(config["num_hidden_layers"]))
         return outer | {f"model.layers.{i}.{name}": shape for i in layers for name, shape in layer.items()}
 
-    def rotates_as_llama_cpp(self, config: Mapping[str, Any]) -> bool:
-        """Tell whether the layers without rotation are those that llama.cpp leaves without; 0 in config.json is one.
+    def linears(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Return (inputs, outputs) of every linear layer of a block."""
+        shapes = self.shapes(config)
+        return {name: shapes[f"model.layers.0.{name}.weight"][::-1] for name in self.matrices}  # type: ignore[misc]
 
-        >>> smollm3 = ARCHITECTURES["smollm3"]
-        >>> [smollm3.rotates_as_llama_cpp({"num_hidden_layers": 4, **said}) for said in (
+    def computed_otherwise(self, config: Mapping[str, Any]) -> str | None:
+        """Return a setting under which llama.cpp would compute another model, whatever its file says; None for none.
+
+        >>> layers = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64}
+        >>> [ARCHITECTURES["smollm3"].computed_otherwise({**layers, **said}) for said in (
         ...     {}, {"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 0})]
-        [True, True, False, False]
+        [None, None, 'no_rope_layers', 'no_rope_layer_interval']
+        >>> [ARCHITECTURES["gemma3_text"].computed_otherwise({**layers, "head_dim": 256, **said}) for said in (
+        ...     {"layer_types": ["sliding_attention"] * 4}, {"layer_types": ["full_attention"] * 4},
+        ...     {"query_pre_attn_scalar": 16})]
+        [None, 'layer_types', 'query_pre_attn_scalar']
         """
-        if self.unrotated is None:
-            return True
-        if (said := config.get("no_rope_layers")) is None:
-            return bool(config.get("no_rope_layer_interval", self.unrotated) == self.unrotated)
+        wrong = [key for key, values in self.settings.items() if key in config and config[key] not in values]
         layers = range(1, int(config["num_hidden_layers"]) + 1)
-        return bool(said == [int(layer % self.unrotated != 0) for layer in layers])
+        if (every := self.unrotated) is not None:
+            if (said := config.get("no_rope_layers")) is not None:
+                wrong += ["no_rope_layers"] * (said != [int(layer % every != 0) for layer in layers])
+            else:
+                wrong += ["no_rope_layer_interval"] * (config.get("no_rope_layer_interval", every) != every)
+        if (every := self.full_every) is not None:
+            kinds = ["sliding_attention" if layer % every else "full_attention" for layer in layers]
+            wrong += ["layer_types"] * (config.get("layer_types") not in (None, kinds))
+            wrong += ["query_pre_attn_scalar"] * (config.get("query_pre_attn_scalar", 256) != score_scale(config))
+        return wrong[0] if wrong else None
 
     def has_window(self, config: Mapping[str, Any]) -> bool:
-        """Tell whether a layer's attention has a window; Qwen's configs name one that is not in use.
+        """Tell whether a layer's attention has a window that llama.cpp does not compute.
+
+        Qwen's configs name one that is not in use.
 
         >>> [ARCHITECTURES[kind].has_window({"sliding_window": 4096}) for kind in ("mistral", "qwen2")]
         [True, False]
         """
-        if not config.get("sliding_window"):
+        if not config.get("sliding_window") or self.full_every is not None:
             return False
         if layers := config.get("layer_types"):
             return "sliding_attention" in layers
         return bool(config.get("use_sliding_window", self.windows))
 
-    def keeps_everything(self, config: Mapping[str, Any]) -> bool:
-        """Tell whether mlx-lm keeps the keys and values of all tokens, in every layer."""
-        return not self.rotating_caches or "sliding_attention" not in (config.get("layer_types") or ())
+
+def score_scale(config: Mapping[str, Any]) -> int:
+    """Return whose inverse root llama.cpp scales a Gemma's scores by: it tells the one of 27B by its layers."""
+    if config["num_hidden_layers"] == 62:
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return head_dim(config)
 
 
 def _is_on(setting: str | None, config: Mapping[str, Any]) -> bool:
@@ -165,6 +214,7 @@ def _is_on(setting: str | None, config: Mapping[str, Any]) -> bool:
 
 
 _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
+_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 _MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
 
 LLAMA = Architecture(
@@ -173,8 +223,6 @@ LLAMA = Architecture(
     neighbours=True,
     biases={**_ATTENTION, **_MLP},
     scalings=frozenset({"default", "linear", "llama3"}),
-    rotating_caches=True,
-    layered="mlx_lm.models.llama.LlamaModel",
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -185,31 +233,68 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         causal="GraniteForCausalLM",
         gguf_name="granite",
         scalings=frozenset({"default", "linear"}),
-        rotating_caches=False,
         multipliers={
             "attention_multiplier": "attention.scale",
             "embedding_multiplier": "embedding_scale",
             "logits_scaling": "logit_scale",
             "residual_multiplier": "residual_scale",
         },
-        layered="mlx_lm.models.granite.GraniteModel",
     ),
-    "smollm3": replace(LLAMA, causal="SmolLM3ForCausalLM", gguf_name="smollm3", rotating_caches=False, unrotated=4),
+    "smollm3": replace(LLAMA, causal="SmolLM3ForCausalLM", gguf_name="smollm3", unrotated=4),
     "qwen2": Architecture(
         causal="Qwen2ForCausalLM",
         gguf_name="qwen2",
         neighbours=False,
         biases={f"self_attn.{part}_proj": ALWAYS for part in "qkv"},
         rope_theta=1_000_000.0,
-        layered="mlx_lm.models.qwen2.Qwen2Model",
     ),
     "qwen3": Architecture(
         causal="Qwen3ForCausalLM",
         gguf_name="qwen3",
         neighbours=False,
-        norms={"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        norms=_HEAD_NORMS,
         reads_rope_parameters=True,
-        layered="mlx_lm.models.qwen3.Qwen3Model",
+    ),
+    "phi3": replace(
+        LLAMA,
+        causal="Phi3ForCausalLM",
+        gguf_name="phi3",
+        neighbours=False,
+        matrices={
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+        biases={},
+        scalings=frozenset({"default", LONGROPE}),
+        windows=True,
+        partial_rotary=True,
+    ),
+    "gemma3_text": Architecture(
+        causal="Gemma3ForCausalLM",
+        gguf_name="gemma3",
+        neighbours=False,
+        layer_norms={
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        norms=_HEAD_NORMS,
+        norm_offset=1.0,
+        settings={
+            **dict.fromkeys(("hidden_act", "hidden_activation"), ("gelu_pytorch_tanh", None)),
+            **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (None,)),
+            **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), (6,)),
+            "use_bidirectional_attention": (False, None),
+            "attention_bias": (False, None),
+        },
+        rope_theta=1_000_000.0,
+        required=("head_dim", "num_key_value_heads", "sliding_window"),
+        full_every=6,
+        local_theta=10_000.0,
+        scales_embeddings=True,
     ),
 }
 """By the `model_type` in config.json; all that can be trained, exported and served."""
@@ -220,9 +305,20 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[config["model_type"]]
 
 
+def local_theta(config: Mapping[str, Any]) -> float:
+    """Return the base of the rope in layers with a window, of a kind that has one of their own."""
+    return float(config.get("rope_local_base_freq") or architecture_of(config).local_theta or 0.0)
+
+
 def kv_heads(config: Mapping[str, Any]) -> int:
     """Return how many heads keys and values have."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def rotated(config: Mapping[str, Any]) -> int:
+    """Return how many dimensions of a head are rotated."""
+    part = config.get("partial_rotary_factor") if architecture_of(config).partial_rotary else None
+    return int(head_dim(config) * (1.0 if part is None else part))
 
 
 def head_dim(config: Mapping[str, Any]) -> int:

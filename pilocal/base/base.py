@@ -14,7 +14,9 @@ from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.hub import download
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
+from pilocal.base.rope import is_longrope, short_factors
 from pilocal.base.tokenizer import load_tokenizer
+from pilocal.base.unsupported import check_answers, refusal
 from pilocal.errors import InputError, ModelError, nearest
 from pilocal.prompt.default_system import QUERY
 from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
@@ -40,6 +42,7 @@ WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_
 """The numbers that every config.json has."""
 
 OPTIONAL = ("head_dim", "max_position_embeddings", "num_key_value_heads", "sliding_window")
+ROPES = ("rope_theta", "rope_local_base_freq")
 """The numbers that it may have."""
 
 
@@ -59,6 +62,8 @@ class Base:
     """What the task changes about how it writes chats."""
     gguf: Path | None = None
     """The GGUF file that it is, or its first part; `folder` then only holds it."""
+    weights: bool = True
+    """Whether its weights are looked at; without, they need not be there, and only a plan can be made."""
 
     @classmethod
     def at(cls, folder: Path) -> Base:
@@ -126,20 +131,24 @@ class Base:
         """
         config = dict(self.file)
         rope = config.get("rope_parameters")
+        if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
+            local = rope.get("sliding_attention")
+            if isinstance(local, dict) and local.get("rope_type", "default") == "default" and "rope_theta" in local:
+                config.setdefault("rope_local_base_freq", local["rope_theta"])
+                rope = config["rope_parameters"] = rope["full_attention"]
         if isinstance(rope, dict):
             config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
             if rope.get("rope_type", "default") != "default":
                 scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
                 config["rope_scaling"] = config.get("rope_scaling") or scaling
-        return config
+        return short_factors(config)
 
     @property
     def architecture(self) -> Architecture:
         """What its kind of model is like; raises ModelError for one that is not supported."""
         kind = self.config.get("model_type")
         if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            fix = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
-            raise ModelError(self.config_path, "this architecture is not supported", got=kind, fix=fix)
+            raise refusal(self.config_path, self.file)
         return architecture_of(self.config)
 
     @property
@@ -147,28 +156,22 @@ class Base:
         """Whether mlx-lm by itself finds in config.json the rope settings that `config` has."""
         if self.architecture.reads_rope_parameters:
             return True
-        names = {"rope_theta": 10000.0, "rope_scaling": None}
+        names = {"rope_theta": 10000.0, "rope_local_base_freq": 10000.0, "rope_scaling": None}
         return all(self.file.get(name, default) == self.config.get(name, default) for name, default in names.items())
 
     @property
     def context(self) -> int:
         """The longest sequence that the model was made for, in tokens.
 
-        Where a layer sees only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp
-        computes none for these architectures, and up to there nothing differs.
+        With rope factors for short and for long contexts, it is the longest that has the short ones. Where a layer sees
+        only a window of the last tokens, as in Mistral 7B v0.1, that is the window: llama.cpp computes none for these
+        architectures, and up to there nothing differs.
         """
         longest = int(self.config.get("max_position_embeddings") or 2048)
         windowed = self.architecture.has_window(self.config)
+        if is_longrope(self.config):
+            longest = min(longest, int(self.config["original_max_position_embeddings"] or longest))
         return min(longest, int(self.config["sliding_window"])) if windowed else longest
-
-    @property
-    def shares_prefix(self) -> bool:
-        """Whether what several rows begin with may be computed once for all of them, in every backend.
-
-        It may where mlx-lm keeps every key and value. A window that it does not compute, as in Mistral 7B v0.1, forbids
-        nothing: transformers masks by position, and no row is longer than it.
-        """
-        return self.architecture.keeps_everything(self.config)
 
     @property
     def quantized(self) -> bool:
@@ -177,7 +180,9 @@ class Base:
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files of weights, sorted by name; all parts of a base in GGUF."""
+        """The files of weights, sorted by name; all parts of a base in GGUF. None where weights are not looked at."""
+        if not self.weights:
+            return ()
         return self.gguf_file.parts if self.gguf else tuple(sorted(self.folder.glob("model*.safetensors")))
 
     @cached_property
@@ -246,22 +251,22 @@ class Base:
         return ModelError(self.chat.file, error.problem, got=error.got, fix=error.fix)
 
     def check(self) -> None:
-        """Raise ModelError unless it is a whole model of a known kind with a tokenizer."""
+        """Raise ModelError unless it is a whole model of a known kind with a tokenizer; weights as `weights` says."""
         if self.gguf:
             _check_numbers(self.config_path, self.config, self.architecture)
             _ = self.gguf_weights
             return
         folder = self.folder
-        _check_class(self.config_path, self.config, self.architecture)
+        check_answers(folder, self.config, self.architecture.causal)
         _check_numbers(self.config_path, self.config, self.architecture)
-        if not self.weight_files:
+        if self.weights and not self.weight_files:
             raise ModelError(folder, "no model*.safetensors", fix=_instead(folder))
         for path in (*self.weight_files, folder / "tokenizer.json"):
             _check_fetched(path)
         for path in self.weight_files:
             _check_safetensors(path)
         index = folder / "model.safetensors.index.json"
-        if index.is_file():
+        if self.weights and index.is_file():
             parts = _read_object(index).get("weight_map")
             shards = set(map(str, parts.values())) if isinstance(parts, dict) else set[str]()
             if missing := sorted(shards.difference(path.name for path in self.weight_files)):
@@ -270,17 +275,18 @@ class Base:
             raise ModelError(folder, "no tokenizer.json", fix=AGAIN)
 
 
-def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN) -> Base:
+def find_base(model: str, relative_to: Path, chat: ChatSettings = OWN, *, weights: bool = True) -> Base:
     """Return the checked base that a task names.
 
     It is the starter, "smollm2", a directory, a GGUF file (the first, if it has parts), "ollama:NAME", or a Hub id,
     which is downloaded once; with owner/name@REVISION that commit, tag or branch is. A `~` at the start of a path is
-    the home folder; `chat` is what the task changes. Raises ModelError when the base cannot be had or is not whole,
-    InputError where a package is missing.
+    the home folder; `chat` is what the task changes; without `weights` these are neither downloaded nor looked at.
+    Raises ModelError when the base cannot be had or is not whole, InputError where a package is missing.
     """
     if "\0" in model or any(len(part.encode("utf-8", "replace")) > MOST_NAME for part in Path(model).parts):
         raise ModelError(model[:MOST_NAME], "no such model: a name is too long or no path", fix="correct it")
-    base = replace(_named(model) or _at(model, relative_to / from_home(model)), chat=chat)
+    found = _named(model) or _at(model, relative_to / from_home(model), weights=weights)
+    base = replace(found, chat=chat, weights=weights)
     base.check()
     return base
 
@@ -294,7 +300,7 @@ def _named(model: str) -> Base | None:
     return Base.of_gguf(ollama_blob(model), model) if model.startswith(OLLAMA) else None
 
 
-def _at(model: str, path: Path) -> Base:
+def _at(model: str, path: Path, *, weights: bool) -> Base:
     """Return the base at a path, or the one that the Hub has under that name."""
     if path.is_dir():
         return Base(path, model, local=True)
@@ -305,7 +311,7 @@ def _at(model: str, path: Path) -> Base:
         fix = f'give a directory, a GGUF file, "{OLLAMA}NAME", a Hub id such as owner/name, or "{STARTER}"'
         near = meant(path) or nearest(model, (STARTER, SMOLLM2))
         raise ModelError(model, missing, fix=f"did you mean {near}?" if near else fix)
-    return Base(download(model), model, local=False)
+    return Base(download(model, weights=weights), model, local=False)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -325,23 +331,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
     """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
-    whole = (*WHOLE, *(key for key in OPTIONAL if config.get(key)))
-    numbers = ("rms_norm_eps", *architecture.multipliers, *(["rope_theta"] if config.get("rope_theta") else []))
+    whole = (*WHOLE, *architecture.required, *(key for key in OPTIONAL if config.get(key)))
+    numbers = ("rms_norm_eps", *architecture.multipliers, *(key for key in ROPES if config.get(key)))
     for key in (*whole, *numbers):
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
         if not known or value <= 0:
             raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)
-
-
-def _check_class(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
-    """Raise ModelError for a config.json that is another model's than one for chats."""
-    said = config.get("architectures")
-    names = [str(name) for name in said] if isinstance(said, list) else []
-    if names and architecture.causal.lower() not in [name.lower() for name in names]:
-        fix = f"take a base of the class {architecture.causal}"
-        raise ModelError(path, "architectures and model_type do not belong together", got=names[0], fix=fix)
 
 
 def _instead(folder: Path) -> str:

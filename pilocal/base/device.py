@@ -6,6 +6,9 @@ import os
 
 from pilocal.base.blas import load_fast_blas
 
+LARGE = 36 << 30
+"""Bytes of unified memory from which on Metal lends three quarters of them; below, two thirds."""
+
 
 def on_cpu() -> bool:
     """Tell whether MLX computes on the CPU."""
@@ -44,3 +47,15 @@ def machine_memory() -> int:
     if size := mx.device_info().get("max_recommended_working_set_size"):
         return int(size)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def lent_memory(unified: int) -> int:
+    """Return how many bytes Metal lends a training at least, on a Mac with so many bytes of unified memory.
+
+    That is its `recommendedMaxWorkingSetSize`, as llama.cpp and MLX log it on Macs: 10.7 of 16 GiB, 21.3 of 32, 27 of
+    36, 48 of 64, 96 of 128. Newer versions of macOS lend more (25 of 32, 107.5 of 128), so what fits by this does.
+
+    >>> [round(lent_memory(size << 30) / 2**30, 1) for size in (16, 32, 36, 64, 128)]
+    [10.7, 21.3, 27.0, 48.0, 96.0]
+    """
+    return unified * 3 // 4 if unified >= LARGE else unified * 2 // 3

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architecture import ARCHITECTURES, LOCAL_THETA, Architecture, score_scale
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.rope import llama3_scaling
 from pilocal.errors import ModelError
@@ -23,7 +24,8 @@ NUMBERS = {
 """Names in config.json, and GGUF's, of what every file has."""
 
 FRACTIONS = {
-    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scale_linear"),
+    *("attention.layer_norm_rms_epsilon", "rope.freq_base", LOCAL_THETA),
+    *("rope.scaling.factor", "rope.scale_linear"),
     *(key for architecture in ARCHITECTURES.values() for key in architecture.multipliers.values()),
 }
 """What need not be a whole number."""
@@ -33,6 +35,7 @@ OTHERWISE = (
     "attention.scale",
     "embedding_scale",
     "expert_count",
+    "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
     "rope.scaling.yarn_log_multiplier",
@@ -46,11 +49,10 @@ ANOTHER = "take another base"
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
-    """Return what config.json says of the model in a file; raises ModelError for one that MLX would compute otherwise.
-
-    A Llama with a window is a Mistral.
-    """
-    config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()} | _multipliers(file)
+    """Return what config.json says of a file's model; raises ModelError for one that MLX would compute otherwise."""
+    kind, architecture = _kind(file)
+    config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
+    config |= _multipliers(file, architecture)
     heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")
     if rows is None or len(rows.shape) != 2:
         raise ModelError(file.path, "no token_embd.weight: the file is damaged", fix=AGAIN)
@@ -59,7 +61,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise ModelError(file.path, what, fix=AGAIN)
     size = _number(file, "attention.key_length", config["hidden_size"] // heads)
     config |= {
-        "model_type": file.architecture,
+        "model_type": kind,
         "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
         "head_dim": size,
         "vocab_size": rows.shape[0],
@@ -68,8 +70,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
-    if file.architecture == "llama" and file.get("attention.sliding_window"):
-        config |= {"model_type": "mistral", "sliding_window": _number(file, "attention.sliding_window")}
+    config |= _windows(file, architecture, config)
     for key in ("attention.value_length", "rope.dimension_count"):
         if file.get(key, size) != size or size % 2:
             what = f"{file.architecture}.{key} is not the dimension of a head, {size}"
@@ -77,9 +78,30 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     return config | {"rope_scaling": _rope_scaling(file, config["rope_theta"], size)}
 
 
-def _multipliers(file: GgufFile) -> dict[str, Any]:
+def _kind(file: GgufFile) -> tuple[str, Architecture]:
+    """Return the `model_type` of a file's model, with its record: a Llama with a window is a Mistral."""
+    kinds = [(kind, each) for kind, each in ARCHITECTURES.items() if each.gguf_name == file.architecture]
+    windowed = [(kind, each) for kind, each in kinds if each.windows]
+    return windowed[0] if windowed and file.get("attention.sliding_window") else kinds[0]
+
+
+def _windows(file: GgufFile, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of windows; raises ModelError where llama.cpp has them in other layers."""
+    if architecture.full_every is None and not architecture.windows:
+        return {}
+    found = {"sliding_window": _number(file, "attention.sliding_window")}
+    if (every := architecture.full_every) is None:
+        return found
+    key, layers = "attention.sliding_window_pattern", range(1, config["num_hidden_layers"] + 1)
+    if file.get(key, every) not in (every, [bool(layer % every) for layer in layers]):
+        raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
+    local = {"rope_local_base_freq": _number(file, LOCAL_THETA, architecture.local_theta)}
+    return found | local | {"query_pre_attn_scalar": score_scale(config)}
+
+
+def _multipliers(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
     """Return the numbers that scale parts of the model; raises ModelError where its kind has none of them."""
-    known = ARCHITECTURES[file.architecture].multipliers
+    known = architecture.multipliers
     for key in set(OTHERWISE).difference(known.values()):
         if file.get(key):
             raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.unsupported import gguf_refusal
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, Header, TensorInfo, check_whole, read_gguf
 
@@ -80,7 +81,7 @@ def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
         raise ModelError(path, "not a language model", got=kind, fix="give the model's own file")
     if architecture not in KINDS:
         fix = f"take a base of one of these: {', '.join(KINDS)} (Mistral's files say llama)"
-        raise ModelError(path, "this architecture is not supported", got=architecture, fix=fix)
+        raise gguf_refusal(path, architecture, metadata, fix)
 
 
 def _parts(path: Path, metadata: Mapping[str, Any]) -> tuple[Path, ...]:

@@ -53,5 +53,6 @@ def load_gguf(base: Base, *, packed: bool, precision: str | None) -> Any:
 
     if any(bits.values()):
         quantize(model, group_size=GROUP, class_predicate=settings)
-    model.load_weights(list(tensors()), strict=True)
+    found = model.sanitize(dict(tensors())) if hasattr(model, "sanitize") else dict(tensors())
+    model.load_weights(list(found.items()), strict=True)
     return model

@@ -95,6 +95,8 @@ class GgufWeights:
             for start in range(0, len(rows), step):
                 part = slice(start, start + step)
                 found[part] = _dequantized(rows[part], kind).reshape(-1, shape[-1])
+        if offset := self._architecture.offset(name):
+            found -= np.float32(offset)
         return self._ordered(name, found.reshape(shape))
 
     def packed_bits(self, name: str) -> int:

@@ -17,21 +17,22 @@ def asks_hub(model: str) -> bool:
     return is_hub_id(model) and not holds(Path(from_home(model)).exists)
 
 
-def download(model: str) -> Path:
+def download(model: str, *, weights: bool = True) -> Path:
     """Return the local folder of a Hub id's files, of which those that are there already are not fetched again.
 
-    They are the newest, or those of the revision in owner/name@REVISION. Raises ModelError when there is no such id or
-    revision, or no network and no copy.
+    They are the newest, or those of the revision in owner/name@REVISION; without `weights`, all but those. Raises
+    ModelError when there is no such id or revision, or no network and no copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"]
+    left_out = None if weights else [f"*{WEIGHTS}"]
     name, revision = split_hub_id(model)
     if revision == "":
         raise ModelError(model, "no revision after the @", fix="give owner/name@REVISION or owner/name")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left_out))
     except HFValidationError as error:
         raise ModelError(model, f"not a Hub id: {error}", fix="give owner/name or owner/name@REVISION") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

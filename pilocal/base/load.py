@@ -35,6 +35,8 @@ def load_base(base: Base, adapter: Path | None = None, precision: str | None = N
         model.set_dtype(getattr(mx, precision or "float32"))
     if not packed and base.quantized:
         model = dequantize_model(model)
+    if base.architecture.scales_embeddings:
+        _scale_exactly(model)
     model.freeze()
     if adapter is not None:
         try:
@@ -45,6 +47,27 @@ def load_base(base: Base, adapter: Path | None = None, precision: str | None = N
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def _scale_exactly(model: Any) -> None:
+    """Have a model whose embeddings are float32 scale them as transformers and llama.cpp do, in place.
+
+    mlx-lm rounds the factor to bfloat16, as the model was trained: 34 for the root of 1152.
+    """
+    import mlx.core as mx
+
+    width: float = model.args.hidden_size**0.5
+    rounded: Any = mx.array(width, mx.bfloat16).item()
+    part = width / rounded
+    embedding = model.model.embed_tokens
+    kind: Any = type(embedding)
+
+    class Scaled(kind):  # type: ignore[misc]
+        def __call__(self, ids: mx.array) -> mx.array:
+            hidden: mx.array = super().__call__(ids)
+            return hidden * part if hidden.dtype == mx.float32 else hidden
+
+    embedding.__class__ = Scaled
 
 
 def unloaded_model(base: Base) -> Any:

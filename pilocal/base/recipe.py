@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 
 from pilocal.base.base import Base
 from pilocal.errors import PilocalError
@@ -74,22 +73,11 @@ def recipe_for(parameters: float | None) -> Recipe:
 
 
 def count_parameters(base: Base) -> int:
-    """Return how many numbers a base has, packed ones counted one by one, from the headers of its files.
+    """Return how many numbers a base has, packed ones counted one by one, by what config.json says.
 
-    Raises ModelError, OSError, ValueError or KeyError for files that are not whole.
+    Raises ModelError for one that is damaged or of a kind that is not supported.
     """
-    if base.gguf:
-        return sum(prod(tensor.shape) for tensor in base.gguf_file.tensors.values())
-    total = 0
-    bits = int((base.config.get("quantization") or {}).get("bits", 0))
-    for path in base.weight_files:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__" and not name.endswith((".scales", ".biases")):
-                packed = bits and tensor["dtype"] == "U32"
-                total += prod(tensor["shape"]) * (32 // bits if packed else 1)
-    return total
+    return base.architecture.parameters(base.config)
 
 
 def size_of(model: str, base: Base | None) -> float | None:
@@ -101,7 +89,7 @@ def size_of(model: str, base: Base | None) -> float | None:
     if base is not None:
         try:
             return count_parameters(base)
-        except (PilocalError, OSError, ValueError, KeyError):
+        except (PilocalError, KeyError, TypeError, ValueError):
             return None
     found = IN_A_NAME.search(model)
     return float(found[1]) * (1e9 if found[2] in "bB" else 1e6) if found else None

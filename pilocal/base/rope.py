@@ -1,4 +1,4 @@
-"""Llama 3's rope scaling: the factors that a GGUF file stores, from its four settings and back.
+"""Rope scaling: the factors that a GGUF file stores, from Llama 3's four settings and back, and those of Phi.
 
 Source: Llama 3.1's frequency-dependent scaling (`rope_type` "llama3"). Short waves stay, waves longer than the original
 context are stretched by `factor`, the ones between in between.
@@ -6,19 +6,55 @@ context are stretched by `factor`, the ones between in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.base.architecture import LONGROPE
 from pilocal.run_folder.tensors import Float32
+
+LONGROPES = (LONGROPE, "su")
+"""Names of the scaling with factors for long contexts; the second is the older one."""
 
 LOW, HIGH = 1.0, 4.0
 """`low_freq_factor` and `high_freq_factor` of every model that was released with this scaling."""
 
 CLOSE = 1e-5
 """How far factors may be apart, relatively: they were computed in float32, in one order or another."""
+
+
+def is_longrope(config: Mapping[str, Any]) -> bool:
+    """Tell whether the rope has other factors for long contexts than for short ones."""
+    scaling = config.get("rope_scaling")
+    return isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in LONGROPES
+
+
+def short_factors(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json of which every program takes the rope factors of short contexts, whatever the length.
+
+    mlx-lm always takes those of long ones, transformers by a sequence's length, llama.cpp by the room of all.
+
+    >>> scaling = {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [1.0, 9.0]}
+    >>> short_factors({"rope_scaling": scaling, "original_max_position_embeddings": 8})["rope_scaling"]["long_factor"]
+    [1.0, 1.5]
+    """
+    if not is_longrope(config):
+        return config
+    scaling = dict(config["rope_scaling"])
+    original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    scaling |= {"type": LONGROPE, "rope_type": LONGROPE, "long_factor": scaling.get("short_factor")}
+    scaling["original_max_position_embeddings"] = original
+    return config | {"rope_scaling": scaling, "original_max_position_embeddings": original}
+
+
+def longrope_scale(config: Mapping[str, Any]) -> float:
+    """Return what queries and keys are multiplied by, the same for short and long contexts (LongRoPE, 2402.13753)."""
+    original = config["original_max_position_embeddings"]
+    factor = config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def llama3_factors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> Float32:

@@ -36,7 +36,8 @@ def load_tokenizer(folder: Path) -> Any:
         with plain_folder(folder) as plain:
             # Left open, transformers would ask whether to run code from the folder.
             found = _tokenizer_class(plain).from_pretrained(plain, trust_remote_code=False)
-            return _with_its_own_template(_with_its_own_steps(found, folder / "tokenizer.json"), folder)
+            found = _with_whole_marks(_with_its_own_steps(found, folder / "tokenizer.json"))
+            return _with_its_own_template(found, folder)
     except Exception as error:  # whatever the files make the libraries raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "copy or download the model again"
@@ -76,6 +77,23 @@ def _with_its_own_template(tokenizer: Any, folder: Path) -> Any:
     path = folder / "chat_template.json"
     if not tokenizer.chat_template and path.is_file():
         tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8-sig")).get("chat_template")
+    return tokenizer
+
+
+def _with_whole_marks(tokenizer: Any) -> Any:
+    """Return a tokenizer whose control tokens take no white space from the text beside them, as in llama.cpp.
+
+    Phi's do. What a message begins with is then the same in training and serving.
+    """
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    if any(token.special and (token.lstrip or token.rstrip) for token in backend.get_added_tokens_decoder().values()):
+        described = json.loads(backend.to_str())
+        for token in described["added_tokens"]:
+            if token["special"]:
+                token |= {"lstrip": False, "rstrip": False}
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(described))
     return tokenizer
 
 

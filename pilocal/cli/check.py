@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pilocal.cli.flow import backend_options, take_backend, task_options
-from pilocal.cli.lists import FOLDER
+from pilocal.cli.lists import FOLDER, unified_memory
 from pilocal.cli.prices import price_options, saving_table, take_prices
 from pilocal.training.backend import torchrun_rank
 
@@ -27,6 +27,11 @@ GAP_HELP = (
     "in a few minutes."
 )
 
+MACHINE_HELP = (
+    "Tell whether a Mac with so much unified memory could train it, such as 32GB. Nothing is loaded: the base's "
+    "config.json and tokenizer are enough."
+)
+
 MOST_WARNINGS = 4
 """Lines on the data."""
 
@@ -36,6 +41,7 @@ MOST_WARNINGS = 4
 @backend_options
 @click.option("--probe/--no-probe", default=True, help="Take one real step, to predict memory and time.")
 @click.option("--gap/--no-gap", default=None, help=GAP_HELP)
+@click.option("--machine", metavar="SIZE", callback=unified_memory, help=MACHINE_HELP)
 @price_options
 @click.option("--html", type=FOLDER, help="Also write all of it to this file, a page with every stage's prompt.")
 def check(
@@ -59,7 +65,7 @@ def check(
     from pilocal.flow import plan
     from pilocal.flow.listeners import unseen
 
-    prices = take_prices(options)
+    prices, machine = take_prices(options), options.pop("machine")
     if html:
         from pilocal.flow.check_page.write import check_place
 
@@ -75,6 +81,7 @@ def check(
             gap=gap,
             backend=take_backend(options),
             listeners=listeners,
+            machine=machine,
         )
     if html:
         click.echo(f"all of it on one page: {found.write_page(html, prices)}", err=True)
@@ -86,10 +93,11 @@ def check(
 
 def _plan(found: Plan) -> dict[str, Any]:
     stages = [
-        asdict(stage) | ({"peak_memory": need.peak, "seconds": need.seconds} if need else {})
+        asdict(stage)
+        | ({"peak_memory": need.peak, "fits": need.peak <= found.memory, "seconds": need.seconds} if need else {})
         for stage, need in zip(found.stages, found.needs, strict=True)
     ]
-    known = ("context", "memory", "advice", "hints", "weights", "warnings")
+    known = ("context", "machine", "memory", "advice", "hints", "weights", "warnings")
     result = {"stages": stages} | {name: getattr(found, name) for name in known}
     result["sample"] = dict(found.sample)
     result["saving"] = asdict(found.saving)

@@ -1,7 +1,8 @@
-"""Options whose values stand between commas, paths, one of some words; and bytes as people read them."""
+"""Options whose values stand between commas, paths, one of some words, sizes of memory."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ class Word(click.Choice[str]):
         """Return what is wrong with a word."""
         near = nearest(str(value), self.choices)
         return super().get_invalid_choice_message(value, ctx) + (f" Did you mean {near}?" if near else "")
+
+
+def unified_memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return a size of memory as Macs are sold by, in bytes: 32GB is 32 GiB; raises click.BadParameter for others."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,5})\s*gi?b\s*", value, re.ASCII | re.IGNORECASE)
+    if not found or int(found[1]) < 1:
+        raise click.BadParameter(f"{value!r} is no size of memory: write whole gigabytes, such as 32GB", ctx, param)
+    return int(found[1]) << 30
 
 
 def listed(name: str, kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pilocal.flow.formats import Order
     from pilocal.flow.gap import Gap
     from pilocal.flow.plan import Plan
+    from pilocal.training.memory import Need
 
 WIDTH = 80
 """Columns of the narrowest terminal that tables are made for."""
@@ -51,7 +52,8 @@ def plan_table(plan: Plan) -> RenderableType:
     if any(stage.working for stage in plan.stages):
         rates = ", ".join(f"{stage.working:.2f}" for stage in plan.stages)
         notes.append(f"the working before the answers, stage by stage: {rates}")
-    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", "time")
+    last = "time" if plan.machine is None else "fits"
+    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt", "longest", "GiB", last)
     rows = [
         [
             str(number),
@@ -63,11 +65,20 @@ def plan_table(plan: Plan) -> RenderableType:
             _figure(stage.prompt_tokens),
             f"{stage.longest_row:,}",
             "" if need is None else f"{need.peak / GIB:.2f}",
-            "" if need is None or need.seconds is None else _clock(need.seconds),
+            _last_cell(plan, need),
         ]
         for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True))
     ]
     return text_table("Plan", head, rows, notes, left=0)
+
+
+def _last_cell(plan: Plan, need: Need | None) -> str:
+    """Return how long a stage takes here, or whether it fits into another machine."""
+    if need is None:
+        return ""
+    if plan.machine is not None:
+        return "yes" if need.peak <= plan.memory else "no"
+    return "" if need.seconds is None else _clock(need.seconds)
 
 
 def on_page(page: Path | None) -> str:

@@ -47,7 +47,7 @@ def write_fused(base: Base, adapter: Path | None, out: Path, quant: str, name: s
 
     def tensor(target: str, source: str) -> Tensor:
         def parts() -> list[NDArray[np.generic]]:
-            rows = model.ordered(target, weights.read(source))
+            rows = model.changed(target, weights.read(source))
             if rows.ndim == 1:
                 return [rows]
             return [to_float16(rows, base.path, source) if quant == "f16" else to_bfloat16(rows)]

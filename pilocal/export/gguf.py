@@ -6,6 +6,7 @@ Source: the GGUF specification (https://github.com/ggml-org/ggml/blob/master/doc
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from pilocal.base.base import AGAIN, Base
+from pilocal.base.rope import is_longrope
 from pilocal.errors import ExportError, ModelError
 from pilocal.export.numbers import add_numbers, check_settings, interleave, naming, rope_factors
 from pilocal.export.vocabulary import add_vocabulary
 from pilocal.export.weights import BaseWeights
+from pilocal.prompt.pre_tokenizers import ascii_alone
 from pilocal.prompt.probes import make_probes
 from pilocal.run_folder.files import replacing
 from pilocal.run_folder.tensors import Float32
+
+NAMES_THAT_CUT = re.compile(r"(phi)-?(3)|(modern)-(bert)", re.IGNORECASE)
+"""Names of models by which llama.cpp decides how it cuts text, whatever the tokenizer says."""
 
 BASE_HASH = "pilocal.base.sha256"
 """The key under which every file of pilocal's has the fingerprint of its base."""
@@ -93,7 +99,7 @@ class ModelFile:
     def writer(self, name: str, kind: LlamaFileType) -> GGUFWriter:
         """Return a writer that knows all metadata; `name` is general.name, `kind` the type of most tensors."""
         writer = GGUFWriter(None, self.architecture.gguf_name)
-        writer.add_name(name)
+        writer.add_name(NAMES_THAT_CUT.sub(lambda found: " ".join(filter(None, found.groups())), name))
         writer.add_file_type(kind)
         writer.add_string(BASE_HASH, self.base.sha256)
         writer.add_context_length(self.base.context)
@@ -103,14 +109,20 @@ class ModelFile:
 
     def extra(self) -> list[Tensor]:
         """Return the tensors that the base does not store."""
-        return [] if self._factors is None else [whole("rope_freqs.weight", self._factors)]
+        if self._factors is None:
+            return []
+        longrope = is_longrope(self._config)  # what llama.cpp takes for long contexts is what it takes for short ones
+        names = ("rope_factors_long", "rope_factors_short") if longrope else ("rope_freqs",)
+        return [whole(f"{name}.weight", self._factors) for name in names]
 
-    def reorders(self, target: str) -> bool:
-        """Tell whether llama.cpp wants a tensor's rows in another order."""
-        return self._heads(target) is not None
+    def changes(self, target: str) -> bool:
+        """Tell whether llama.cpp wants a tensor's rows in another order, or added to a number."""
+        return self._heads(target) is not None or bool(self.architecture.offset(self.names[target]))
 
-    def ordered(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return a tensor's rows in llama.cpp's order."""
+    def changed(self, target: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return a tensor's rows as llama.cpp wants them."""
+        if offset := self.architecture.offset(self.names[target]):
+            return rows + np.float32(offset)
         heads = self._heads(target)
         return rows if heads is None else interleave(rows, heads)
 
@@ -141,16 +153,22 @@ def check_exportable(base: Base) -> None:
         model.writer("check", LlamaFileType.MOSTLY_F16)
 
 
-def check_tokens(base: Base) -> None:
+def check_tokens(base: Base, texts: Iterable[tuple[str, str]] = ()) -> None:
     """Raise ModelError now where llama.cpp would cut chats into other tokens than training does.
 
     Asks llama.cpp itself, with the base's own GGUF file, or with one that holds the vocabulary alone. Where that cannot
-    be written, nothing is checked before the export.
+    be written, nothing is checked before the export. Where llama.cpp follows the tokenizer for ASCII text alone, all
+    `texts` are compared, each with where it is from.
     """
-    from pilocal.llamacpp.chat import check_probes
+    from pilocal.llamacpp.chat import check_probes, check_texts
+
+    def check(gguf: Path, template: str | None = None) -> None:
+        check_probes(gguf, make_probes("x", base.tokenizer), template, where=base.path)
+        if ascii_alone(base.tokenizer):
+            check_texts(gguf, template, base.tokenizer, texts)
 
     if base.gguf:
-        check_probes(base.gguf, make_probes("x", base.tokenizer), base.layout.template)
+        check(base.gguf, base.layout.template)
         return
     with suppress(OSError), TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
@@ -158,7 +176,7 @@ def check_tokens(base: Base) -> None:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.close()
-        check_probes(path, make_probes("x", base.tokenizer), where=base.folder)
+        check(path)
 
 
 def to_float16(tensor: Float32, folder: Path, name: str) -> NDArray[np.float16]:

@@ -41,7 +41,7 @@ def export_adapter(base: Base, adapter: Path, out: Path, *, name: str) -> Path:
     tensors = []
     for module, update in trained.by_module.items():
         target = targets[f"{module}.weight"]
-        a, b = np.ascontiguousarray(update.lora_a.T), model.ordered(target, np.ascontiguousarray(update.lora_b.T))
+        a, b = np.ascontiguousarray(update.lora_a.T), model.changed(target, np.ascontiguousarray(update.lora_b.T))
         tensors += [
             whole(f"{target}.lora_a", to_float16(a, adapter, module)),
             whole(f"{target}.lora_b", to_float16(b, adapter, module)),

@@ -177,15 +177,15 @@ def _holds(kind: GGMLQuantizationType, floats: Float32) -> bool:
 
 def _parts(weights: BaseWeights, model: ModelFile, target: str, kind: GGMLQuantizationType) -> Iterator[NDArray[Any]]:
     """Yield the bytes of one tensor."""
-    source, moved = model.names[target], model.reorders(target)
+    source, moved = model.names[target], model.changes(target)
     if kind in FLOATS:
-        whole = [model.ordered(target, weights.read(source))] if moved else None
+        whole = [model.changed(target, weights.read(source))] if moved else None
         parts = whole or (weights.part(source, *span) for span in weights.spans(source))
         yield from (_stored(kind, part) for part in parts)
         return
     read: Callable[[int, int], Packed] = partial(weights.packed, source)
     if moved:
-        read = weights.packed(source).reordered(partial(model.ordered, target)).rows
+        read = weights.packed(source).reordered(partial(model.changed, target)).rows
     try:
         if _is_plain(weights, source):
             yield from q4_1_rows(read, *weights.shapes[source])

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import architecture_of, head_dim, kv_heads
-from pilocal.base.rope import llama3_factors
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, architecture_of, head_dim, kv_heads, local_theta, rotated
+from pilocal.base.rope import llama3_factors, longrope_scale
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
 
 COMPUTED: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1, None),
     "rope_traditional": (False, None),
 }
@@ -51,17 +51,16 @@ def naming(path: Path) -> Iterator[None]:
 
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ExportError for a setting of config.json under which llama.cpp would compute another model."""
-    architecture = architecture_of(config)
-    if not architecture.rotates_as_llama_cpp(config):
-        what = f"llama.cpp leaves one of {architecture.unrotated} layers without rotation, the last of them"
-        fix = "take a base whose layers are those"
-        raise ExportError("no_rope_layers", what, got=config.get("no_rope_layers"), fix=fix)
+    what = "llama.cpp computes this model in another way"
+    if key := architecture_of(config).computed_otherwise(config):
+        raise ExportError(key, what, got=config.get(key), fix="take a base that is as its kind was released")
     ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
+    own = {"partial_rotary_factor"} if architecture_of(config).partial_rotary else set()
     for key, values in COMPUTED.items():
         for place in (config, *ropes):
-            if key in place and place[key] not in values:
+            if key in place and key not in own and place[key] not in values:
                 fix = f"take a base with {values[0]!r}"
-                raise ExportError(key, "llama.cpp computes this model in another way", got=place[key], fix=fix)
+                raise ExportError(key, what, got=place[key], fix=fix)
 
 
 def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
@@ -77,7 +76,19 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
         if not (isinstance(scaling.get(name), int | float) and scaling[name] > 0):
             what, fix = f"{kind} needs a {name} above 0", "copy or download the model again"
             raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
+    if kind == LONGROPE:
+        return _short_factors(config)
     return llama3_factors(_rope_theta(config), head_dim(config), scaling) if kind == "llama3" else None
+
+
+def _short_factors(config: Mapping[str, Any]) -> Float32:
+    """Return Phi's factors for short contexts; raises ExportError where they do not fit its heads."""
+    factors, original = config["rope_scaling"].get("short_factor"), config.get("original_max_position_embeddings")
+    numbers = [each for each in factors if isinstance(each, int | float)] if isinstance(factors, list) else []
+    if len(numbers) != rotated(config) // 2 or min(numbers) <= 0 or not isinstance(original, int) or original < 2:
+        what, fix = f"longrope needs {rotated(config) // 2} numbers as short_factor", "copy or download the model again"
+        raise ExportError("rope_scaling", what, got=len(numbers), fix=fix)
+    return np.array(numbers, np.float32)
 
 
 def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -90,12 +101,18 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_head_count_kv(kv_heads(config))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
+    writer.add_rope_dimension_count(rotated(config))
     writer.add_rope_freq_base(_rope_theta(config))
     if _scaling(config) == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(config["rope_scaling"]["factor"]))
+    if _scaling(config) == LONGROPE:
+        writer.add_rope_scaling_orig_ctx_len(int(config["original_max_position_embeddings"]))
+        writer.add_rope_scaling_attn_factors(longrope_scale(config))
     architecture = architecture_of(config)
+    if architecture.full_every is not None:
+        writer.add_sliding_window(int(config["sliding_window"]))
+        writer.add_float32(f"{architecture.gguf_name}.{LOCAL_THETA}", local_theta(config))
     for name, key in architecture.multipliers.items():
         writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])

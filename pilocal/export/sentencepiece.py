@@ -104,7 +104,7 @@ def _scheme(described: Mapping[str, Any], where: Path) -> str:
 
     "always" spares those that begin with one.
     """
-    normalizer, splitter = described["normalizer"], described["pre_tokenizer"]
+    normalizer, splitter = described["normalizer"], _splitter(described)
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
     whole = {"type": "Metaspace", "replacement": SPACE, "split": False}
     model = described["model"]
@@ -115,3 +115,10 @@ def _scheme(described: Mapping[str, Any], where: Path) -> str:
             return "each" if PREPEND in steps else "never"
     got = [step["type"] for step in (*steps, splitter) if step]
     raise ExportError(where, "llama.cpp cannot treat spaces as this tokenizer does", got=got, fix=FIX)
+
+
+def _splitter(described: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the step that cuts text before it is merged; Gemma's cuts at spaces, when the normalizer has left none."""
+    step: Mapping[str, Any] | None = described["pre_tokenizer"]
+    idle = step and step["type"] == "Split" and step["pattern"] == {"String": " "}
+    return None if idle and described["normalizer"] == REPLACE else step

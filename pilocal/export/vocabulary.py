@@ -17,9 +17,6 @@ from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, bytes_left_out
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import tokenize
 
-TEKKEN_SPLIT_START = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-"""How the pattern of Mistral's Tekken begins, which llama.cpp follows for ASCII alone."""
-
 CHAT = tuple(Message(role=role, content="x") for role in ("user", "assistant", "user"))
 """What is rendered to see how the chat template ends an answer, and what stands between special tokens."""
 
@@ -100,9 +97,8 @@ def _pre_tokenizer(described: Mapping[str, Any], where: Path) -> str:
     if known := [each.name for each in PRE_TOKENIZERS if plain and each.does(steps, whole_words)]:
         return known[0]
     pattern = str(steps[0]["pattern"].get("Regex", "")) if plain and _kinds(*steps).startswith("Split") else ""
-    tekken = "Tekken" if pattern.startswith(TEKKEN_SPLIT_START) else None
-    got = tekken or f"{model['type']} after {_kinds(described['normalizer'])} and {pattern or _kinds(*steps)}"
-    fix = "take a base with the tokenizer of Llama, Mistral (up to 7B v0.3), Qwen or SmolLM2"
+    got = f"{model['type']} after {_kinds(described['normalizer'])} and {pattern or _kinds(*steps)}"
+    fix = "take a base with the tokenizer of Llama, Mistral, Gemma, Qwen, Granite or SmolLM"
     raise ExportError(where, "llama.cpp cannot cut text as this tokenizer does", got=got, fix=fix)
 
 

@@ -39,12 +39,13 @@ def checked_context(
     *,
     to_export: bool = False,
     start: Start | None = None,
+    weights: bool = True,
 ) -> Context:
     """Return what the steps work with, once everything that can be checked without work is right.
 
     Without a `backend` it is the one that the run was trained with so far; so is the `start`, which must fit. With
     `to_export` the base is looked through for what the export would refuse, unless the run was trained on it already.
-    Raises InputError, ModelError, or Faults with all that is wrong.
+    Without `weights` the base's are not looked at. Raises InputError, ModelError, or Faults with all that is wrong.
     """
     from pilocal.evaluate.scoring.metrics import make_metric
     from pilocal.training.memory import read_sizes
@@ -67,7 +68,7 @@ def checked_context(
     base: Base | None = None
     listeners.progress(f"base {task.model}", 0, 1)  # it may be downloaded
     with _collecting(faults):
-        base = base_for(task)
+        base = base_for(task, weights=weights)
         read_sizes(base.config, task.lora)
     listeners.progress(f"base {task.model}", 1, 1)
     if base is not None:
@@ -105,7 +106,7 @@ def _moved(run: RunDir, base: Base) -> list[str]:
 
 def _base_faults(task: Task, base: Base, *, to_export: bool) -> list[PilocalError]:
     """Return what is wrong with a base: what the export would refuse, if it comes to that, and what its chat takes."""
-    found = _export_faults(base) if to_export else []
+    found = _export_faults(task, base) if to_export else []
     if not found:
         with _collecting(found):
             _check_prompts(task, base)
@@ -162,19 +163,38 @@ def check_quant(task: Task, quant: str, where: str) -> None:
         raise InputError(where, what, got=quant, fix=fix)
 
 
-def _export_faults(base: Base) -> list[PilocalError]:
+def _export_faults(task: Task, base: Base) -> list[PilocalError]:
     """Return what the export would refuse of a base, and what no training could learn from."""
     from pilocal.export.finite import check_finite
     from pilocal.export.gguf import check_exportable, check_tokens
 
     faults: list[PilocalError] = []
-    for check in (check_exportable, check_finite):
+    for check in (check_exportable, check_finite) if base.weights else (_check_config,):
         with _collecting(faults):
             check(base)
-    if not faults and is_installed("llama_cpp"):
+    if base.weights and not faults and is_installed("llama_cpp"):
         with _collecting(faults):
-            check_tokens(base)
+            check_tokens(base, _texts(task))
     return faults
+
+
+def _check_config(base: Base) -> None:
+    """Raise ExportError for what the export would refuse of a base by what config.json says."""
+    from pilocal.export.numbers import check_settings, naming, rope_factors
+
+    with naming(base.config_path):
+        check_settings(base.config)
+        rope_factors(base.config)
+
+
+def _texts(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield every text of a task with where it is from."""
+    yield str(task.files["template"]), task.template
+    for name, pool in (("train", task.train), ("valid", task.valid), ("test", task.test)):
+        for example in pool:
+            where = f"{task.files[name]}:{example.line}"
+            turns = (text for _, text in example.history)
+            yield from ((where, text) for text in (*turns, *example.slots.values(), example.query, example.answer))
 
 
 def _was_trained(run: RunDir, base: Base) -> bool:

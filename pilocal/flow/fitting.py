@@ -90,13 +90,13 @@ def fit(
 
 def _describe(context: Context, plans: Sequence[StagePlan], name: str, *, may_end_early: bool) -> None:
     """Record in run.json what a training is to do, from which those who watch it tell how long it will take."""
-    training, share, path = context.task.training, context.base.shares_prefix, context.run.path
+    training, path = context.task.training, context.run.path
     stages = [
         {
             "number": plan.number,
             "folder": plan.folder.relative_to(path).as_posix(),
             "steps": plan.steps,
-            "tokens": round(plan.step_tokens(training, share=share)),
+            "tokens": round(plan.step_tokens(training)),
         }
         for plan in plans
     ]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pilocal.base.base import Base, find_base
 from pilocal.base.chat import ChatSettings
@@ -39,6 +40,7 @@ def open_task(
     *,
     to_export: bool = False,
     start: Start | None = None,
+    weights: bool = True,
 ) -> Iterator[Context]:
     """Read a task and a schedule and open the run folder; `backend` and what follows are as for `checked_context`.
 
@@ -54,7 +56,8 @@ def open_task(
     temporary = Path(tempfile.mkdtemp(prefix="pilocal-")) if run_folder is None else None
     try:
         with RunDir.locked(run_folder or temporary or Path(), task=task.name, files=task.files) as run:
-            yield checked_context(task, schedule, run, listeners, backend, to_export=to_export, start=start)
+            options: dict[str, Any] = {"to_export": to_export, "start": start, "weights": weights}
+            yield checked_context(task, schedule, run, listeners, backend, **options)
     finally:
         if temporary:
             shutil.rmtree(temporary)

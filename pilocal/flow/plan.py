@@ -10,6 +10,7 @@ from typing import Any
 
 from pilocal.base.blas import processor_flags
 from pilocal.base.recipe import recipe_for, size_of
+from pilocal.errors import InputError
 from pilocal.flow.context import Context
 from pilocal.flow.gap import SECONDS, SYNTH, Gap, draw_census, longest_prompt, measure_gap, seconds_on_cpu, takes_long
 from pilocal.flow.listeners import QUIET, Listeners
@@ -31,6 +32,12 @@ from pilocal.task.text import path_of
 from pilocal.training.backend import MLX, Backend
 from pilocal.training.memory import Need
 from pilocal.training.row_order import StagePlan
+
+MODELLESS = ("rules", "ladder")
+"""The compressors that load no model."""
+
+UNSEEN = "of the base only sizes and tokenizer were looked at; where it is to be trained, `pilocal check` reads it all"
+"""What a check for another machine leaves out."""
 
 AMX = "amx_bf16"
 """Linux's word for a processor with products of bfloat16 matrices: Intel's, from Sapphire Rapids on."""
@@ -64,7 +71,7 @@ class Plan:
     needs: list[Need | None]
     """For each stage; None where nothing is trained."""
     memory: int
-    """Bytes that the training may use here."""
+    """Bytes that the training may use."""
     advice: str | None
     """What to change when it does not fit; None when it does."""
     saving: Saving
@@ -83,6 +90,8 @@ class Plan:
     """What is odd about the task's files, one line each, with its file and mostly its line."""
     prompts: tuple[StagePrompt, ...] = ()
     """What one training example is asked in every stage."""
+    machine: int | None = None
+    """Bytes of unified memory of the Mac that was planned for; None for this machine."""
     sample: Mapping[str, int] = field(default_factory=dict)
     """How many examples of a split were looked at, where that was a sample; its whole size is in `about`."""
 
@@ -110,14 +119,19 @@ def check(
     gap: bool | None = None,
     backend: Backend | None = None,
     listeners: Listeners = QUIET,
+    machine: int | None = None,
 ) -> Plan:
     """Check a task and return what its run will cost, as `pilocal check` does; nothing is trained.
 
     Without `run` nothing is left behind; with it, templates and shots are kept there for the run to come. With `probe`
     one real step is taken to predict memory and time from, if the `backend` has one. With `gap` the base answers, to
-    say what the prompt is worth; None means where that takes no more than a few minutes, and a probe is taken. Raises
-    InputError, ModelError, or Faults with all that is wrong.
+    say what the prompt is worth; None means where that takes no more than a few minutes, and a probe is taken. With
+    `machine`, bytes of unified memory, it is told whether a Mac that has so many could train the run; of the base only
+    config.json and the tokenizer are needed, and nothing is loaded. Raises InputError, ModelError, or Faults with all
+    that is wrong.
     """
+    if machine is not None:
+        check_machine(machine, run=run is not None, gap=bool(gap), backend=backend)
     folder = path_of(run) if run else None
     path = path_of(schedule) if schedule else None
     said: dict[str, None] = {}
@@ -127,10 +141,11 @@ def check(
         listeners.warn(text)
 
     heard = replace(listeners, warn=warn)
-    with open_task(path_of(task), path, folder, heard, backend, to_export=True) as context:
+    options: dict[str, Any] = {"to_export": True, "weights": machine is None}
+    with open_task(path_of(task), path, folder, heard, backend, **options) as context:
         if folder:
             describe(context)  # else the later run would take it for another's folder
-        plan = plan_run(context, probe=probe, gap=gap)
+        plan = plan_run(context, probe=probe, gap=gap) if machine is None else plan_machine(context, machine)
         picture = _keep_census(context, plan.gap) if folder and plan.gap else None
         about = _facts(context, path_of(task), path)
         return replace(plan, about=about, picture=picture, warnings=tuple(said))
@@ -149,21 +164,48 @@ def _keep_census(context: Context, gap: Gap) -> Path | None:
     return path
 
 
-def plan_run(context: Context, *, probe: bool, gap: bool | None = False) -> Plan:
-    """Return what every stage costs in tokens, memory and, with a probe (one real step), time; `gap` as for `check`.
+def plan_run(context: Context, *, probe: bool, gap: bool | None = False, machine: int | None = None) -> Plan:
+    """Return what every stage costs in tokens, memory and, with a probe (one real step), time.
 
-    Where a split has more than `sampling.MANY` examples a sample is looked at. Raises InputError when a row is longer
-    than the context, or answers to the test set could not be scored.
+    `gap` and `machine` are as for `check`. Where a split has more than `sampling.MANY` examples a sample is looked at.
+    Raises InputError when a row is longer than the context, or answers to the test set could not be scored.
     """
     context.metric.check(context.task.test)
     whole = parts(context)
     with sampled(context) as part:
-        found = _plan(part, probe=probe, gap=gap)
+        found = _plan(part, probe=probe, gap=gap, machine=machine)
     looked_at = {split: len(getattr(part.task, split)) for split in whole}
     return replace(found, sample=looked_at, hints=(*_said_of_sample(whole, looked_at), *found.hints))
 
 
-def _plan(context: Context, *, probe: bool, gap: bool | None) -> Plan:
+def check_machine(machine: int, *, run: bool, gap: bool, backend: Backend | None) -> None:
+    """Raise InputError for what cannot be asked of another machine."""
+    if machine < 1:
+        raise InputError("--machine", "must be above 0 bytes", got=machine, fix="give what the Mac has, such as 32GB")
+    if backend is not None and backend.name != MLX:
+        what = "it is a Mac's unified memory, which MLX trains in"
+        raise InputError("--machine", what, got=f"--backend {backend.name}", fix="leave one of the two out")
+    for option, is_given in (("--gap", gap), ("--run", run)):
+        if is_given:
+            what = "with --machine nothing is loaded, and nothing is kept"
+            raise InputError(option, what, fix=f"leave --machine or {option} out")
+
+
+def plan_machine(context: Context, machine: int) -> Plan:
+    """Return what `plan_run` does for a Mac with so many bytes of unified memory; no model is loaded.
+
+    A compressor that would load one is stood in for by "rules", which drops as many tokens.
+    """
+    compression, hints = context.task.compression, [UNSEEN]
+    if compression.method not in MODELLESS:
+        hints.append(f'the lengths are those of [compression] method = "rules": "{compression.method}" loads a model')
+        rules = replace(compression, method=MODELLESS[0])
+        context = replace(context, task=replace(context.task, compression=rules))
+    found = plan_run(context, probe=False, gap=False, machine=machine)
+    return replace(found, hints=(*hints, *found.hints))
+
+
+def _plan(context: Context, *, probe: bool, gap: bool | None, machine: int | None) -> Plan:
     """Return what every stage costs by all examples of a context."""
     stages, trained = render_stages(context), context.schedule.trained
     check_teacher(context)
@@ -173,7 +215,7 @@ def _plan(context: Context, *, probe: bool, gap: bool | None) -> Plan:
     plans = [
         StagePlan(n, stages[n].train, (), steps[n], context.run.stage(n), stages[n].generation, mix) for n in trained
     ]
-    setup = training_setup(context.task, context.base, context.backend)
+    setup = training_setup(context.task, context.base, context.backend, **_planned_for(machine))
     forecast = setup.plan(plans, probe=probe, progress=context.progress)
     needs = dict(zip(trained, forecast.needs, strict=True))
     own = [needs.get(number) for number in range(len(stages))]
@@ -187,11 +229,21 @@ def _plan(context: Context, *, probe: bool, gap: bool | None) -> Plan:
         forecast.memory,
         forecast.advice,
         saving(context, stages, own, timed=found is not None or (probe and _is_soon_read(context, stages))),
-        (*_hints(context), *_said_of_length(over), *(_advised(context, found) if found else ())),
+        (
+            *_hints(context, machine),
+            *_said_of_length(over),
+            *(_advised(context, found) if found else ()),
+        ),
         forecast.weights,
         found,
+        machine=machine,
         prompts=one_prompt(context, stages),
     )
+
+
+def _planned_for(machine: int | None) -> dict[str, int]:
+    """Return what the setup of MLX is told of another machine."""
+    return {} if machine is None else {"unified": machine}
 
 
 def _is_soon_read(context: Context, stages: Sequence[RenderedStage]) -> bool:
@@ -224,10 +276,12 @@ def _said_of_length(over: int) -> Iterator[str]:
         yield f"no census: the whole prompt is {over} tokens over the model's context"
 
 
-def _hints(context: Context) -> Iterator[str]:
-    """Yield what every request costs beside the bare query, and how the training could be faster here."""
+def _hints(context: Context, machine: int | None) -> Iterator[str]:
+    """Yield what every request costs beside the bare query, and how the training could be faster if it is here."""
     yield from _request_hints(context)
     yield from _rate_hints(context)
+    if machine is not None:
+        return
     if context.backend.name == MLX and context.base.config["hidden_size"] >= WIDE and not has_accelerator(context):
         how = "--backend torch" if is_installed("torch") else "pip install 'pilocal[torch]', then --backend torch"
         yield f"on a CPU PyTorch trains such a base two to three times as fast as MLX: {how}"

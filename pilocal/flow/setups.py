@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pilocal.flow.context import Context
 
 
-def base_for(task: Task) -> Base:
-    """Return the checked base of a task, which writes chats as the task wants; raises what `find_base` raises."""
+def base_for(task: Task, *, weights: bool = True) -> Base:
+    """Return the checked base of a task, which writes chats as the task wants; see `find_base`."""
     file = task.files.get("chat_template")
     chat = ChatSettings(template=task.chat_template, file=file, default_system=task.serving.default_system)
-    return find_base(task.model, task.folder, chat)
+    return find_base(task.model, task.folder, chat, weights=weights)
 
 
 def helping_setup(context: Context, base: Base | None = None) -> Any:

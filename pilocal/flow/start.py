@@ -17,7 +17,7 @@ from pilocal.run_folder.folder import RunDir
 from pilocal.run_folder.hashes import fingerprint, sha256_file
 from pilocal.run_folder.shipped import read_shipped
 from pilocal.task import Example, Task
-from pilocal.training.memory import linears, read_sizes
+from pilocal.training.memory import read_sizes
 
 ASSISTANT = "assistant"
 
@@ -135,7 +135,7 @@ def check_start(task: Task, base: Base, start: Start) -> None:
     folder = start.folder / "adapter"
     read_start(folder, task.lora, base.sha256)
     config, sizes = read_adapter(folder).config, read_sizes(base.config, task.lora)
-    every = tuple(linears(sizes))
+    every = tuple(sizes.linears)
     pairs = (
         ("layers", config.layers if config.layers > 0 else sizes.layers, sizes.adapted),
         ("linears", sorted(config.linears or every), sorted(task.lora.linears or every)),

@@ -31,7 +31,7 @@ class Verdict:
 def verdicts(plan: Plan, prices: Prices | None) -> list[Verdict]:
     """Return what the user wants to know before a training."""
     saved = plan.saving
-    return [_saves(saved), _pays(saved, prices), _fits(plan), _takes(saved), _works(plan), _data(plan)]
+    return [_saves(saved), _pays(saved, prices), _fits(plan), _takes(plan), _works(plan), _data(plan)]
 
 
 def _saves(saving: Saving) -> Verdict:
@@ -65,7 +65,10 @@ def _after(count: int | None) -> str:
 
 
 def _fits(plan: Plan) -> Verdict:
-    why = f"{plan.peak / GIB:.2f} GiB at the peak, of {plan.memory / GIB:.1f} GiB that the training may use"
+    may = "that the training may use"
+    if plan.machine is not None:
+        may = f"that Metal lends a training on a Mac with {gigabytes(plan.machine)}"
+    why = f"{plan.peak / GIB:.2f} GiB at the peak, of {plan.memory / GIB:.1f} GiB {may}"
     return Verdict(
         about="fits",
         question="Does it fit into the memory?",
@@ -75,9 +78,11 @@ def _fits(plan: Plan) -> Verdict:
     )
 
 
-def _takes(saving: Saving) -> Verdict:
-    known = saving.seconds is not None
-    why = "the training, told from one step that was taken here" if known else "no step was timed here"
+def _takes(plan: Plan) -> Verdict:
+    saving, untimed = plan.saving, "no step was timed here"
+    if plan.machine is not None:
+        untimed = "only a step on the machine itself tells"
+    why = untimed if saving.seconds is None else "the training, told from one step that was taken here"
     return Verdict(
         about="takes",
         question="How long will it take?",
@@ -89,7 +94,8 @@ def _takes(saving: Saving) -> Verdict:
 def _works(plan: Plan) -> Verdict:
     gap, question = plan.gap, "Can it work?"
     if gap is None:
-        why = "the base was not asked what the prompt is worth to it; --gap asks it"
+        how = "--gap asks it" if plan.machine is None else "--gap, without --machine, asks it"
+        why = f"the base was not asked what the prompt is worth to it; {how}"
         return Verdict(about="can work", question=question, answer=NOT_KNOWN, why=why)
     costs = f"the answers cost the base {gap.full:.2f} nats per token with the prompt, {gap.bare:.2f} without"
     return Verdict(
@@ -110,6 +116,15 @@ def _data(plan: Plan) -> Verdict:
         why=", ".join(f"{number:,} {split}" for split, number in rows.items()) + " rows",
         good=not count,
     )
+
+
+def gigabytes(machine: int) -> str:
+    """Return bytes of unified memory as Apple sells them.
+
+    >>> gigabytes(32 << 30)
+    '32 GB'
+    """
+    return f"{machine / GIB:g} GB"
 
 
 def further_hints(plan: Plan) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from pilocal.llamacpp.model import Model
 from pilocal.llamacpp.tokenizer import Tokenizer
 from pilocal.prompt.control import ControlTokens
 from pilocal.prompt.probes import first_difference
-from pilocal.prompt.render import without_blank_systems
+from pilocal.prompt.render import Message, without_blank_systems
 from pilocal.prompt.settle import DATE_STRING
+from pilocal.prompt.tokens import prompt_tokens
 
 TEMPLATE_FIELDS = ("tools",)
 """What of a request a chat template sees beside the messages."""
@@ -66,6 +67,25 @@ def check_probes(
     if roles is not None:
         what = f"llama.cpp cuts a chat of {roles} into other tokens than the training does"
         raise ModelError(where or gguf, what, fix="export it again with this version, or take another base")
+
+
+def check_texts(gguf: Path, template: str | None, tokenizer: Any, texts: Iterable[tuple[str, str]]) -> None:
+    """Raise ModelError for the first of some texts of which a file makes other tokens than the training does.
+
+    Each comes with where it is from, and is asked alone. ASCII text is cut alike always.
+    """
+    with Model(gguf, vocabulary_only=True) as model:
+        cut = ChatTemplate(model.tokenizer, gguf, template).tokens
+
+        def differs(text: str) -> bool:
+            chat = [Message(role="user", content=text)]
+            return not text.isascii() and cut(chat) != prompt_tokens(chat, tokenizer)
+
+        for where, text in texts:
+            if differs(text):
+                got = next(filter(differs, text.split()), text[:80])
+                what = "llama.cpp cuts this text into other tokens than the base's tokenizer does"
+                raise ModelError(where, what, got=got, fix="leave it out, or take a base with another tokenizer")
 
 
 def no_chat_template(gguf: Path) -> ModelError:

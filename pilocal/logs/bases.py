@@ -151,7 +151,7 @@ def _weighed(source: str, base: Base, slow: bool, memory: int) -> BaseChoice | N
         if base.config.get("model_type") not in ARCHITECTURES:
             return None
         parameters = count_parameters(base)
-    except (PilocalError, OSError, ValueError, KeyError):
+    except (PilocalError, KeyError, TypeError, ValueError):
         return None
     needed = int(parameters * (ON_CPU if slow else ON_GPU)) + 2**28
     unfit = ""

@@ -60,12 +60,11 @@ def read_replay(context: Context, steps: int) -> Replay:
         fix = f"give {len(trained)} or more"
         raise InputError("--steps", f"there are {len(trained)} stages to pass through", got=steps, fix=fix)
     training = replace(task.training, steps=steps, precision="float32")
-    share = context.base.shares_prefix
     stages, taken = [], 0
     for number in trained:
         stage, count = context.schedule.stages[number], context.schedule.steps(steps)[number]
         rows = context.train_rows(number)
-        order = RowOrder(rows, training.batch_size, (training.seed, number), share=share)
+        order = RowOrder(rows, training.batch_size, (training.seed, number))
         rates = [learning_rate(step, steps, training) for step in range(taken, taken + count)]
         played = tuple(ReplayStep(rate, tuple(order.rows_at(nth))) for nth, rate in enumerate(rates))
         stages.append(ReplayStage(number, stage.tau, stage.shots, played))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,23 @@ LLAMA3_SPLIT = (
 
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 """Qwen 2's pre-tokenization pattern, of Qwen 3's too: every digit for itself."""
+
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Tekken's pattern (tokenizer.json of Mistral-Nemo-Instruct-2407): words end before a capital."""
+
+_APOSTROPHE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    + _APOSTROPHE
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    + _APOSTROPHE
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The pattern of GPT-4o's tokenizer (tiktoken's o200k_base), which Phi-4-mini has."""
 
 SPACE = "\u2581"
 """What stands for a space in a token of SentencePiece's."""
@@ -40,13 +58,24 @@ class PreTokenizer:
     """Whether llama.cpp puts BOS before a text where the file does not say."""
     aliases: tuple[str, ...] = ()
     """Other names for the same."""
+    ascii_alone: bool = False
+    """Whether llama.cpp cuts only ASCII text in this way: of other letters it knows no capitals, and no marks."""
 
     def does(self, steps: Sequence[Mapping[str, Any] | None], whole_words: bool) -> bool:
         """Tell whether a tokenizer.json with these steps cuts text in this way."""
         if len(steps) != len(self.steps) or whole_words != self.whole_words:
             return False
-        pairs = zip(self.steps, steps, strict=True)
+        pairs = zip(self.steps, map(_keeping, steps), strict=True)
         return all(found is not None and step.items() <= found.items() for step, found in pairs)
+
+
+def _keeping(step: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a step as one that keeps what its pattern finds; every pattern here finds all of a text.
+
+    Some tokenizer.json say so, others that what the pattern does not find is removed.
+    """
+    removes = step and step["type"] == "Split" and (step["behavior"], step["invert"]) == ("Removed", True)
+    return {**step, "behavior": "Isolated", "invert": False} if step and removes else step
 
 
 def bytes_left_out(vocabulary: Collection[str]) -> list[Mapping[str, Any]]:
@@ -76,6 +105,17 @@ PRE_TOKENIZERS = (
     PreTokenizer("llama-bpe", _isolated(LLAMA3_SPLIT), True, True, ("llama3", "llama-v3", "falcon3")),
     PreTokenizer("smaug-bpe", _isolated(LLAMA3_SPLIT)),
     PreTokenizer("qwen2", _isolated(QWEN2_SPLIT), aliases=("deepseek-r1-qwen",)),
-    PreTokenizer("smollm", _SMOLLM),
+    PreTokenizer("smollm", _SMOLLM, aliases=("refact",)),
+    PreTokenizer("tekken", _isolated(TEKKEN_SPLIT), True, True, ascii_alone=True),
+    PreTokenizer("gpt-4o", _isolated(O200K_SPLIT), ascii_alone=True),
 )
 """Every one that llama.cpp and Hugging Face's tokenizers share."""
+
+
+def ascii_alone(tokenizer: Any) -> bool:
+    """Tell whether llama.cpp cuts only ASCII text as a transformers tokenizer does."""
+    step = tokenizer.backend_tokenizer.pre_tokenizer
+    described = json.loads(step.__getstate__()) if step is not None else {}
+    steps = described.get("pretokenizers", [described])
+    first = [each.steps[0]["pattern"] for each in PRE_TOKENIZERS if each.ascii_alone]
+    return any(step.get("pattern") in first for step in steps)

@@ -7,11 +7,16 @@ from contextlib import suppress
 from typing import Any, TypedDict
 
 from pilocal.errors import InputError
+from pilocal.prompt.pre_tokenizers import ascii_alone
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import prompt_tokens
 
 ODD = "a  b\n\n<|eot_id|></s><|im_end|>[/INST] <|fim_prefix|> cafe\u0301 \u65e5\u672c \u05e9\u05dc \U0001f600\r\n\tz"
 """Texts of control tokens, blanks, an accent of its own and letters of other scripts."""
+
+
+ODD_ASCII = "".join(letter for letter in ODD if letter.isascii())
+"""The same for a tokenizer of which llama.cpp follows ASCII text alone."""
 
 
 class Probe(TypedDict):
@@ -21,9 +26,9 @@ class Probe(TypedDict):
     tokens: list[int]
 
 
-def probe_chats(query: str) -> list[list[Message]]:
+def probe_chats(query: str, odd_text: str = ODD) -> list[list[Message]]:
     """Return chats around a query: bare, with a system message, with a blank one, of several turns, and odd ones."""
-    asked, odd = Message(role="user", content=query), Message(role="user", content=ODD)
+    asked, odd = Message(role="user", content=query), Message(role="user", content=odd_text)
     system, blank = (Message(role="system", content=text) for text in ("Be brief.", " "))
     turns = [asked, Message(role="assistant", content="x"), odd]
     return [[asked], [system, asked], [blank, asked], turns, [system, *turns], [odd]]
@@ -32,7 +37,7 @@ def probe_chats(query: str) -> list[list[Message]]:
 def make_probes(query: str, tokenizer: Any) -> list[Probe]:
     """Return the chats, of those that the base's chat template accepts, with the tokens that training makes of them."""
     probes = []
-    for chat in probe_chats(query):
+    for chat in probe_chats(query, ODD_ASCII if ascii_alone(tokenizer) else ODD):
         with suppress(InputError):
             probes.append(Probe(messages=chat, tokens=prompt_tokens(chat, tokenizer)))
     return probes

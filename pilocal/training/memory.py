@@ -8,9 +8,10 @@ hand. `torch_backend.memory` has the same for PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import product
 from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,7 +20,8 @@ from pilocal.errors import InputError, did_you_mean
 from pilocal.task import OPTIMIZERS, Lora, Training
 
 SHARE_OF_MEMORY = 0.25
-"""How much of the machine's memory the rows' hidden states below the adapter may take; the rest is computed again."""
+"""How much of the memory that the base leaves the rows' hidden states below the adapter may take; the rest is computed
+again."""
 
 KEPT = {"width": 5.92, "intermediate": 4.61, "scores": 1.10, "keys_values": 0.88}
 """Numbers that the gradient keeps, for each token and layer, in multiples of what the name says."""
@@ -30,6 +32,8 @@ AT_ONCE = {"logits": 3.7, "widths": 6.35, "scores": 2.31}
 KEPT_RECOMPUTED = {"width": 1.0, "keys_values": 1.0}
 AT_ONCE_RECOMPUTED = {"logits": 4.0, "width": 20.0, "intermediate": 10.79, "scores": 2.88, "keys_values": 2.85}
 """The same with `recompute`: a whole layer's activations live while its gradient is computed."""
+
+GIB = 2**30
 
 ADAPTER = {False: 1.01, True: 0.66}
 """Numbers for each adapter weight beside the weight and the optimizer's state: the gradient and the update."""
@@ -46,6 +50,8 @@ class Sizes:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    linears: Mapping[str, tuple[int, int]]
+    """Inputs and outputs of every linear layer of a block."""
     adapted: int
     """How many of the last layers have an adapter."""
     adapter: int
@@ -121,11 +127,12 @@ def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),
         vocabulary=int(config["vocab_size"]),
+        linears=architecture_of(config).linears(config),
         adapted=lora.layers or int(config["num_hidden_layers"]),
         adapter=0,
     )
-    check_lora(lora, sizes.layers, list(linears(sizes)))
-    chosen = [(a, b) for name, (a, b) in linears(sizes).items() if not lora.linears or name in lora.linears]
+    check_lora(lora, sizes.layers, list(sizes.linears))
+    chosen = [(a, b) for name, (a, b) in sizes.linears.items() if not lora.linears or name in lora.linears]
     weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
     return replace(sizes, adapter=sizes.adapted * weights)
 
@@ -138,20 +145,6 @@ def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
     for name in lora.linears:
         if name not in known:
             raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
-
-
-def linears(sizes: Sizes) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of every linear layer of a block."""
-    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    return {
-        "self_attn.q_proj": (sizes.width, queries),
-        "self_attn.k_proj": (sizes.width, keys),
-        "self_attn.v_proj": (sizes.width, keys),
-        "self_attn.o_proj": (queries, sizes.width),
-        "mlp.gate_proj": (sizes.width, sizes.intermediate),
-        "mlp.up_proj": (sizes.width, sizes.intermediate),
-        "mlp.down_proj": (sizes.intermediate, sizes.width),
-    }
 
 
 def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
@@ -182,10 +175,10 @@ def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
 def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
     lower, predicting = sizes.adapted - 1, load.rows * load.completion
-    weights = {name: a * b for name, (a, b) in linears(sizes).items()}
-    shared = weights["self_attn.k_proj"] + weights["self_attn.v_proj"]
-    matrices = lower * load.tokens * sum(weights.values()) + load.tokens * shared
-    matrices += predicting * (sum(weights.values()) - shared + sizes.vocabulary * sizes.width)
+    weights = sum(a * b for a, b in sizes.linears.values())
+    shared = 2 * sizes.width * sizes.kv_heads * sizes.head_dim
+    matrices = lower * load.tokens * weights + load.tokens * shared
+    matrices += predicting * (weights - shared + sizes.vocabulary * sizes.width)
     scores = lower * load.scores + predicting * load.reach
     attention = 2 * scores * sizes.heads * sizes.head_dim
     passes = 3 if recompute else 2
@@ -259,7 +252,7 @@ def predict(
         if sizes.adapted == sizes.layers:
             return 0
         prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.kv_heads * sizes.head_dim
-        rows = min(4 * work.own * sizes.width, int(SHARE_OF_MEMORY * machine.memory))
+        rows = min(4 * work.own * sizes.width, free_share(machine.memory, machine.base))
         return 4 * work.steps[0][0].prefix * prefix + rows
 
     fixed = machine.base + 4 * sizes.adapter * (1 + OPTIMIZERS[training.optimizer].remembered)
@@ -286,16 +279,35 @@ def advise(
     """
     blind = replace(machine, probe=None)
 
-    def peak(machine: Machine, training: Training) -> int:
+    def peak(machine: Machine, training: Training, sizes: Sizes = sizes) -> int:
         return max(need.peak for need in predict(machine, sizes, works, [1] * len(works), training))
 
     missed = peak(machine, asked) / peak(blind, asked)  # does not depend on the settings
     if missed * peak(blind, asked) <= machine.memory:
         return None
-    for settings, changed in smaller(asked, may_recompute=may_recompute):
+    changes = list(smaller(asked, may_recompute=may_recompute))
+    for settings, changed in changes:
         if (needed := missed * peak(blind, changed)) <= machine.memory:
-            return f"set [training] {settings}: {needed / 2**30:.1f} GiB, the same gradient"
+            return f"set [training] {settings}: {needed / GIB:.1f} GiB, the same gradient"
+    if machine.base > machine.memory:
+        return f"its weights alone take {machine.base / GIB:.1f} GiB: take a smaller base, or one in fewer bits"
+    for fewer, (settings, changed) in product(fewer_layers(sizes), changes):
+        if (needed := missed * peak(blind, changed, fewer)) <= machine.memory:
+            layers = f"set [lora] layers = {fewer.adapted}" + (f", and [training] {settings}" if settings else "")
+            return f"{layers}: {needed / GIB:.1f} GiB, an adapter on the last layers alone"
     return "shorten the template, lower shots, adapt fewer [lora] layers, or take a smaller base"
+
+
+def free_share(memory: int, taken: int) -> int:
+    """Return the bytes that the hidden states below the adapter may take where so many of the memory are taken."""
+    return int(SHARE_OF_MEMORY * max(0, memory - taken))
+
+
+def fewer_layers(sizes: Sizes) -> Iterator[Sizes]:
+    """Yield the sizes with an adapter on seven eighths of the layers, on six, and so on down to a quarter."""
+    for eighths in range(7, 1, -1):
+        if layers := sizes.adapted * eighths // 8:
+            yield replace(sizes, adapted=layers, adapter=sizes.adapter * layers // sizes.adapted)
 
 
 def smaller(training: Training, *, may_recompute: bool) -> Iterator[tuple[str, Training]]:
@@ -307,13 +319,30 @@ def smaller(training: Training, *, may_recompute: bool) -> Iterator[tuple[str, T
             yield " and ".join(settings), changed
 
 
-def base_bytes(config: Mapping[str, Any], files: Sequence[Path], *, as_float32: bool) -> int:
-    """Return what the base's weights take in memory: as in the files, or every one of them in float32."""
-    if not as_float32:
-        return sum(path.stat().st_size for path in files)
-    sizes = read_sizes(config, Lora())
-    outputs = {name: b for name, (_, b) in linears(sizes).items()}
-    layer = sum(a * b for a, b in linears(sizes).values()) + 2 * sizes.width
-    layer += architecture_of(config).biases_and_norms(config, outputs, sizes.head_dim)
-    ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2) + sizes.width
-    return 4 * (sizes.layers * layer + ends)
+def base_bytes(config: Mapping[str, Any], *, packed: bool, precision: str | None = None) -> int:
+    """Return what the base's weights take in memory, by what config.json says.
+
+    Unless they stay `packed`, all are floats of the `precision`, float32 by default; else those that are not packed
+    are, by default as in the files. Raises InputError for a quantization without sizes.
+    """
+    said = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    size = 4 if (precision or (said if packed else "float32")) == "float32" else 2
+    total = 0.0
+    for name, shape in architecture_of(config).shapes(config).items():
+        bytes_each = _packed_bytes(config, name.removesuffix(".weight"), shape[-1], size) if packed else None
+        total += math.prod(shape) * (bytes_each if bytes_each and len(shape) > 1 else size)
+    return round(total)
+
+
+def _packed_bytes(config: Mapping[str, Any], module: str, inputs: int, size: int) -> float | None:
+    """Return the bytes of a weight with its share of its group's scale and bias, as mlx-lm packs; None for floats."""
+    every = config.get("quantization") or {}
+    try:
+        how = every.get(module, every)  # a module may have its own
+        if not how or inputs % how["group_size"]:
+            return None
+        of_group = 2 * size if how.get("mode", "affine") == "affine" else 1  # the others have a byte for a scale
+        return float(how["bits"] / 8 + of_group / how["group_size"])
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
+        fix = "copy or download the model again"
+        raise InputError("config.json quantization", "needs bits and a group_size", got=every, fix=fix) from None

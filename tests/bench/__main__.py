@@ -14,11 +14,11 @@ from typing import Any
 from tests.bench import backends
 
 
-def predicted_memory(repeats: int) -> dict[str, Any]:
+def predicted_memory(repeats: int, precision: str | None = None) -> dict[str, Any]:
     """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
     from tests.bench import memory
 
-    return said(memory.memory())
+    return said(memory.memory(8 if precision else 24, precision=precision))
 
 
 def choice_of_shots(repeats: int) -> dict[str, Any]:
@@ -131,9 +131,11 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "last-layers": partial(step, "last_layers"),
     "compile": partial(step, "compilation"),
     "growth": partial(step, "growth"),
+    "windows": partial(step, "windows"),
     "run-steps": steps_of_a_run,
     "teacher": teachers_pass,
     "memory": predicted_memory,
+    "memory-bfloat16": partial(predicted_memory, precision="bfloat16"),
     "retrieval": choice_of_shots,
     "scale": large_data,
     "backends": lambda repeats: said(backends.backends(repeats)),

@@ -1,4 +1,7 @@
-"""What pilocal predicts for a Mac that trains Llama-3.1-8B in 4 bits, for a guide: `python -m tests.bench.macbook`."""
+"""What pilocal predicts for a Mac that trains bases in 4 bits, for a guide: `python -m tests.bench.macbook`.
+
+The first table is about Llama-3.1-8B and templates, the second about larger bases. Nothing is loaded or measured.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +9,89 @@ from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()
 
-import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
+from pilocal.base.device import lent_memory
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.training.memory import Machine, advise, predict, read_sizes
+from pilocal.training.memory import GIB, Machine, advise, base_bytes, predict, read_sizes
 from pilocal.training.mlx.probe import survey
 from pilocal.training.row_order import StagePlan
-from tests.bench.shapes import COMMON, SHAPES, entries
+from tests.bench.shapes import COMMON, SHAPES
 
-CONFIG = {**COMMON, **SHAPES["8b"]}
-GIB = 1 << 30
+LLAMA = {**COMMON, **SHAPES["8b"]}
+
+QWEN3: Mapping[str, Any] = {
+    **COMMON,
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 5120,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rope_scaling": None,
+}
+
+BASES: Mapping[str, Mapping[str, Any]] = {
+    "Llama 3.1 8B": LLAMA,
+    "Qwen3 14B": {**QWEN3, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "Qwen3 32B": {**QWEN3, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64},
+    "Llama 3.3 70B": {
+        **LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+}
+"""Their dimensions, in 4 bits by groups of 64."""
 
 MACS = (16, 24, 32, 36, 48, 64, 96, 128)
 """GB of memory."""
 
-LARGE = 36
-"""GB from which on Metal lends three quarters of them; below, two thirds."""
+BASE_MACS = (16, 24, 32, 64, 128)
+"""Those of the table of bases."""
 
 TEMPLATES = (1000, 4000)
+BASE_TEMPLATE = 1500
 SHOTS, QUERY, ANSWER = 5 * 70, 40, 30
 """Tokens of a row behind the template."""
 
+FITTING, SETTING = re.compile(r"set (.+): ([\d.]+ GiB)"), re.compile(r"\w+ = \w+")
+"""What a piece of advice that makes a training fit looks like."""
+
+ROWS = 1000
+"""Training rows, of which some hidden states are kept where only the last layers are adapted."""
+
 
 def lent(gigabytes: int) -> float:
-    """Return how many GiB Metal lends a training, at least, by llama.cpp's logs from Macs."""
-    return gigabytes * (3 / 4 if gigabytes >= LARGE else 2 / 3)
+    """Return how many GiB Metal lends a training, at least."""
+    return lent_memory(gigabytes << 30) / GIB
 
 
-def base_size() -> int:
-    """Return the bytes of the base's weights in 4 bits."""
-    return sum(math.prod(shape) * (4 if kind == "U32" else 2) for _, (kind, shape) in entries(CONFIG))
-
-
-def said(gigabytes: int, template: int) -> str:
+def said(gigabytes: int, template: int, config: Mapping[str, Any] = LLAMA) -> str:
     """Return which settings make the first stage fit, and its peak."""
-    machine = Machine(memory=int(lent(gigabytes) * GIB), base=base_size())
-    draw, training, sizes = Random(0), Training(), read_sizes(CONFIG, Lora())
+    machine = Machine(memory=lent_memory(gigabytes << 30), base=base_bytes(config, packed=True))
+    draw, training, sizes = Random(0), Training(), read_sizes(config, Lora())
 
     def some(count: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(CONFIG["vocab_size"]) for _ in range(count))
+        return tuple(draw.randrange(config["vocab_size"]) for _ in range(count))
 
     shared, asked = some(template), SHOTS + QUERY
     rows = [Row(shared + some(asked + ANSWER), template + asked) for _ in range(training.batch_size)]
-    works = [survey(sizes, StagePlan(0, rows, (), 1, Path()), training)]
+    work = survey(sizes, StagePlan(0, rows, (), 1, Path()), training)
+    works = [replace(work, own=ROWS * (asked + ANSWER))]
     advice = advise(machine, sizes, works, training)
     if advice is None:
         return f"as it is: {predict(machine, sizes, works, [1], training)[0].peak / GIB:.1f} GiB"
-    settings, _, peak = advice.removeprefix("set [training] ").removesuffix(", the same gradient").partition(": ")
-    return f"`{settings.replace(' and ', '`, `')}`: {peak}" if peak else "does not fit"
+    if not (found := FITTING.match(advice)):
+        return "does not fit"
+    settings, peak = found.groups()
+    return f"{', '.join(f'`{setting}`' for setting in SETTING.findall(settings))}: {peak}"
 
 
 def memory_table() -> str:
@@ -69,5 +104,16 @@ def memory_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def bases_table() -> str:
+    """Return the table of bases in Markdown."""
+    lines = [f"| Mac, GB | {' | '.join(BASES)} |", f"| --: |{' --- |' * len(BASES)}"]
+    weights = [f"{base_bytes(config, packed=True) / GIB:.1f} GiB" for config in BASES.values()]
+    lines.append(f"| weights | {' | '.join(weights)} |")
+    for mac in BASE_MACS:
+        cells = [said(mac, BASE_TEMPLATE, config) for config in BASES.values()]
+        lines.append(f"| {mac} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    print(memory_table(), end="")
+    print(memory_table(), bases_table(), sep="\n", end="")

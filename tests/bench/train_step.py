@@ -25,7 +25,7 @@ load_fast_blas()  # before MLX is imported
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn.utils import value_and_grad
-from mlx_lm.models.llama import Model, ModelArgs
+from mlx_lm.models import gemma3_text, llama
 from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
 from pilocal.prompt.tokens import Row
@@ -43,18 +43,20 @@ Step = Callable[[], None]
 
 
 class Size(NamedTuple):
-    """A Llama with random float32 weights."""
+    """A Llama with random float32 weights, or with a window a Gemma 3."""
 
     layers: int = 8
     width: int = 512
     vocabulary: int = 32000
+    window: int | None = None
 
 
-def make_model(size: Size, layers: int | None = None) -> Model:
+def make_model(size: Size, layers: int | None = None) -> Any:
     """Return the base with a LoRA of rank 16 on every linear layer of the last `layers`; the same weights always."""
     mx.random.seed(0)
-    arguments = ModelArgs(
-        model_type="llama",
+    kind = gemma3_text if size.window else llama
+    arguments = kind.ModelArgs(
+        model_type="gemma3_text" if size.window else "llama",
         hidden_size=size.width,
         num_hidden_layers=size.layers,
         intermediate_size=size.width * 7 // 2,
@@ -63,9 +65,9 @@ def make_model(size: Size, layers: int | None = None) -> Model:
         rms_norm_eps=1e-5,
         vocab_size=size.vocabulary,
         rope_theta=500000.0,
-        tie_word_embeddings=False,
+        **({"head_dim": 64, "sliding_window": size.window} if size.window else {"tie_word_embeddings": False}),
     )
-    model = Model(arguments)
+    model = kind.Model(arguments)
     model.freeze()
     add_lora(model, Lora(layers=layers), seed=0)
     return model
@@ -121,13 +123,18 @@ def pilocal_step(
 
 @contextmanager
 def whole_last_layer() -> Any:
-    """Compute the last layer at every token, as the general path does."""
-    former = forward.runs_layers
-    forward.runs_layers = lambda model: False
+    """Compute the last layer at every token."""
+    former = vars(forward)["_completions"]
+
+    def whole(layer: Any, window: int | None, hidden_BTD: mx.array, past: Any, at_BC: mx.array) -> mx.array:
+        out_BTD, _ = forward.run_layer(layer, hidden_BTD, past, window)
+        return mx.take_along_axis(out_BTD, at_BC[..., None], axis=1)
+
+    vars(forward)["_completions"] = whole
     try:
         yield
     finally:
-        forward.runs_layers = former
+        vars(forward)["_completions"] = former
 
 
 class Measured(NamedTuple):
@@ -285,6 +292,21 @@ def last_layers(repeats: int) -> dict[str, Any]:
         "speed": ratio(got["pilocal"].seconds, got["mlx_lm"].seconds),
         "memory": round(got["mlx_lm"].peak / got["pilocal"].peak, 2),
     }
+    say(result)
+    return result
+
+
+def windows(repeats: int) -> dict[str, Any]:
+    """Stage 1 of a Gemma 3 whose template is longer and shorter than its windows, beside every row whole."""
+    parts = []
+    for window in (512, 2048):
+        size, lengths, batch = Size(window=window), Lengths(), 4
+        rows = make_rows(lengths, 2 * batch, size.vocabulary)
+        steps = {name: pilocal_step(size, rows, batch, shared=name == "shared") for name in ("shared", "whole")}
+        got = measure(steps, repeats)
+        part = {"window": window, "speed": ratio(got["shared"].seconds, got["whole"].seconds)}
+        parts.append(part | {"memory": round(got["whole"].peak / got["shared"].peak, 2)})
+    result = {"title": "stage 1, batch 4, Gemma 3: prefix shared beside every row whole", "parts": parts}
     say(result)
     return result
 

@@ -312,7 +312,7 @@ def _knock_folder(folder: Path, files: Files) -> None:
     (folder / "tokenizer.json").write_text("{}")
     base = Base.at(folder)
     base.check()
-    _ = (base.context, base.shares_prefix, base.quantized, base.stock_reads_rope)
+    _ = (base.context, base.quantized, base.stock_reads_rope)
     check_finite(base)
     weights = BaseWeights(base)
     for name in weights.shapes:

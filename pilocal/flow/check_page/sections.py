@@ -10,11 +10,12 @@ from pilocal.chart import Bars, bars_chart
 from pilocal.flow.gap import EntryFacts, Gap, draw_census
 from pilocal.flow.plan import Plan
 from pilocal.flow.saving import Prices
-from pilocal.flow.verdicts import GIB, Verdict, further_hints, verdicts
+from pilocal.flow.verdicts import GIB, Verdict, further_hints, gigabytes, verdicts
 from pilocal.report.figures import clock, figure
 from pilocal.report.markup import Html, Long, command, join, plain, section, table, tag, text
 from pilocal.report.pictures import picture
 from pilocal.training.backend import MLX
+from pilocal.training.memory import Need
 
 SHOWN = 300
 """Entries of the template, and lines on the data."""
@@ -59,7 +60,7 @@ def stages(plan: Plan) -> Html:
     """Return what every stage needs and takes."""
     rows = []
     for number, (stage, need) in enumerate(zip(plan.stages, plan.needs, strict=True)):
-        costs = (f"{need.peak / GIB:.2f}", "" if need.seconds is None else clock(need.seconds)) if need else ("", "")
+        costs = (f"{need.peak / GIB:.2f}", _last_cell(plan, need)) if need else ("", "")
         rows.append(
             (
                 f"{number}",
@@ -73,7 +74,8 @@ def stages(plan: Plan) -> Html:
                 *costs,
             )
         )
-    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt, mean", "longest row", "peak, GiB", "time")
+    last = "time" if plan.machine is None else f"fits into {gigabytes(plan.machine)}"
+    head = ("stage", "tau", "shots", "steps", "template", "kept", "prompt, mean", "longest row", "peak, GiB", last)
     note = (
         f"Template, prompt and row in tokens; kept: the share of the template. The base takes {plan.context:,} tokens."
     )
@@ -82,6 +84,12 @@ def stages(plan: Plan) -> Html:
     weights = [f"In memory {plan.weights}."] if plan.weights else []
     shown = [tag("p", line, kind="note") for line in (note, *faded, *weights)]
     return section("Stage by stage", _tokens(plan), table("What each stage needs and takes", head, rows), *shown)
+
+
+def _last_cell(plan: Plan, need: Need) -> str:
+    if plan.machine is not None:
+        return "yes" if need.peak <= plan.memory else "no"
+    return "" if need.seconds is None else clock(need.seconds)
 
 
 def _tokens(plan: Plan) -> Html:
@@ -158,7 +166,8 @@ def hints(plan: Plan) -> Html:
 
 def onward(plan: Plan) -> Html:
     """Return the commands that make the page again and that run the task."""
-    lines = [("This page", _check(plan, "--html", "check.html")), ("The run", _command(plan, "run"))]
+    machine = [] if plan.machine is None else ["--machine", gigabytes(plan.machine).replace(" ", "")]
+    lines = [("This page", _check(plan, *machine, "--html", "check.html")), ("The run", _command(plan, "run"))]
     made = [join(tag("h3", name), tag("pre", command(shlex.join(words)))) for name, words in lines]
     return section("From here", *made)
 

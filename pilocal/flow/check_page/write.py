@@ -57,7 +57,8 @@ def make_check(plan: Plan, prices: Prices | None = None) -> str:
     model = plan.about.model if plan.about else "its base"
     above = [answers(plan, prices), savings(plan, prices), stages(plan), works(plan, prices), data(plan)]
     header = tag("header", tag("h1", name), tag("p", f"{model}, before any training", kind="soft"))
-    said = "Predicted by pilocal from the task's files, the base and one step. Nothing was trained."
+    base = "the base and one step" if plan.machine is None else "the sizes of the base, which was not loaded"
+    said = f"Predicted by pilocal from the task's files and {base}. Nothing was trained."
     size = 0
     for longest in LENGTHS:
         main = tag("main", join(*above, stage_prompts(plan, longest), hints(plan), onward(plan)))

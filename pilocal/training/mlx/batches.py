@@ -192,7 +192,7 @@ class Batches:
     def __init__(self, rows: Sequence[Row], batch_size: int, seed: Sequence[int], *, share: bool = True) -> None:
         """Find what `rows` share; `seed` (any number of integers) decides every order.
 
-        Without `share` (a base that cannot, see `Base.shares_prefix`) every row is computed whole.
+        Without `share` every row is computed whole.
         """
         self.rows = rows
         self.share = share

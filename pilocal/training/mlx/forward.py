@@ -9,16 +9,13 @@ shared only keys and values. All of it is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from pilocal.base.architecture import ARCHITECTURES
-
-LAYERED = {architecture.layered for architecture in ARCHITECTURES.values()}
-"""Models whose layers are run one by one here; what sets them apart, biases and norms of heads, their modules tell."""
 
 KeysValues = tuple[mx.array, mx.array]
 """One layer's keys and values, (B, heads, T, head_dim) each."""
@@ -39,36 +36,74 @@ def levels_of(prefix_P: mx.array, shots_GS: mx.array, groups_B: mx.array, tokens
     return [*above, Level(tokens_BT, groups_B if len(shots_GS) > 1 else None)]
 
 
+class Past(NamedTuple):
+    """What one layer has of the tokens before others: of all of them, or of the last, as far as its window reaches."""
+
+    keys: mx.array
+    values: mx.array
+    end: int
+    """The position of the first token behind them."""
+
+    def up_to(self, end: int) -> Past:
+        """Return what it has of the tokens before a position."""
+        kept = self.keys.shape[2] - (self.end - end)
+        return Past(self.keys[:, :, :kept], self.values[:, :, :kept], end)
+
+    def reaches(self, end: int, window: int | None) -> bool:
+        """Tell whether it has all that a token at a position may see."""
+        first = self.end - self.keys.shape[2]
+        return first == 0 or (window is not None and first <= end - window + 1)
+
+
 class PrefixCache:
     """Stands in for a layer's KV cache: lays the keys and values of what stands before each row before its own.
 
     Without a past it is what records them: `own` is what the layer computed for the tokens that it was given.
     """
 
-    def __init__(self, past: KeysValues | tuple[()] = ()) -> None:
-        self.past = past
-        self.offset = past[0].shape[2] if past else 0
+    def __init__(self, past: Past | None = None, window: int | None = None) -> None:
+        self.past, self.window = past, window
+        self.offset = past.end if past else 0
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysValues:
         """Take the keys and values of the tokens at hand and return all that they attend to."""
         self.own = keys, values
-        return _behind(self.past, self.own)
+        return behind(self.past, self.own, self.window)[:2]
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> str:
-        """Ask for a causal mask, which MLX aligns to the end of the keys."""
-        return "causal"
+    def mask(self, length: int) -> str | mx.array:
+        """Return what each of `length` tokens may see of what `update_and_fetch` returns."""
+        seen = within(self.past, self.window)
+        before = seen.keys.shape[2] if seen else 0
+        if self.window is None or before + length <= self.window:
+            return "causal"  # which MLX aligns to the end of the keys
+        return _visible(mx.arange(before, before + length), before + length, self.window)
 
 
-def read_prefix(model: Any, prefix_P: mx.array, before: Sequence[KeysValues] = ()) -> list[KeysValues]:
+class Answered:
+    """Stands in for the KV cache where some tokens of a sequence ask and all have answered already."""
+
+    def __init__(self, answers: KeysValues, offset_B: mx.array) -> None:
+        self.answers, self.offset = answers, offset_B
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysValues:
+        """Return the keys and values of all tokens; those of the asking ones are among them."""
+        return self.answers
+
+
+def read_prefix(model: Any, prefix_P: mx.array, before: Sequence[Past] = ()) -> list[Past]:
     """Return each layer's keys and values for tokens that rows begin with, for `completion_states`, computed now.
 
     `before` are those of what stands before the tokens, which are returned as well.
     """
-    levels = [Level(prefix_P[None], None)]
-    layered = runs_layers(model)
-    pasts = _descend(model.model, levels, 0, False, before) if layered else _descend_whole(model, levels, before)
-    mx.eval(pasts)
-    return [past for past in pasts if past]
+    pasts = [past for past in _descend(model.model, [Level(prefix_P[None], None)], 0, False, before) if past]
+    mx.eval([past[:2] for past in pasts])
+    return pasts
+
+
+def cut_prefix(model: Any, pasts: Sequence[Past], end: int) -> list[Past]:
+    """Return what `read_prefix` would have returned for the tokens before a position; [] where that is not kept."""
+    kept = all(past.reaches(end, window) for past, window in zip(pasts, windows(model.model), strict=True))
+    return [past.up_to(end) for past in pasts] if kept else []
 
 
 def completion_states(
@@ -79,97 +114,85 @@ def completion_states(
     *,
     first: int = 0,
     recompute: bool = False,
-    before: Sequence[KeysValues] = (),
+    before: Sequence[Past] = (),
 ) -> mx.array:
     """Return the final hidden states (B, C, D) that predict the `completion` = C tokens after each row's start.
 
     The last level holds the rows, with what stands before them in the levels above. `starts_B` are the indices into the
     rows' T of the tokens that predict the first completion token. What lies behind a row's end is of no meaning. With
-    `first` (only where `runs_layers`) the levels hold hidden states and only the layers from that one on are run. With
-    `recompute` a layer's activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174).
-    `before` are the keys and values of what stands before the first level, if that was read already (`read_prefix`).
+    `first` the levels hold hidden states and only the layers from that one on are run. With `recompute` a layer's
+    activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174). `before` are the keys and
+    values of what stands before the first level, if that was read already (`read_prefix`).
     """
-    rows = levels[-1].inputs_NT
-    at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.shape[1] - 1)
-    if runs_layers(model):
-        return _layers(model.model, levels, at_BC, first, recompute, before)
-    pasts = _descend_whole(model, levels[:-1], before)
-    anything = len(levels) > 1 or before
-    shared = [PrefixCache(_handed_down(past, levels[-1].above_N)) for past in pasts] if anything else None
-    return mx.take_along_axis(model.model(rows, cache=shared), at_BC[..., None], axis=1)
-
-
-def runs_layers(model: Any) -> bool:
-    """Tell whether this is a model with full attention in every layer whose layers are run one by one here."""
-    inner = getattr(model, "model", None)
-    return f"{type(inner).__module__}.{type(inner).__qualname__}" in LAYERED and getattr(inner, "swa_idx", None) is None
+    inner, rows = model.model, levels[-1]
+    at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.inputs_NT.shape[1] - 1)
+    pasts = _descend(inner, levels[:-1], first, recompute, before)
+    pasts = [_handed_down(past, rows.above_N) for past in pasts]
+    hidden_BTD = rows.inputs_NT if first else embedded(inner, rows.inputs_NT)
+    *lower, last = _layers(inner, first)
+    for (layer, window), past in zip(lower, pasts, strict=False):
+        hidden_BTD, _ = run_layer(layer, hidden_BTD, past, window, recompute)
+    states_BCD: mx.array = inner.norm(_completions(*last, hidden_BTD, pasts[-1], at_BC))
+    return states_BCD
 
 
 def embedded(inner: Any, tokens: mx.array) -> mx.array:
-    """Return the hidden states that enter the first layer, (..., D)."""
+    """Return the hidden states that enter the first layer, (..., D), as mlx-lm's model computes them."""
     hidden: mx.array = inner.embed_tokens(tokens)
+    if ARCHITECTURES[inner.args.model_type].scales_embeddings:
+        return hidden * mx.array(inner.args.hidden_size**0.5, mx.bfloat16).astype(hidden.dtype)
     scale = getattr(inner, "embedding_multiplier", 1)  # Granite's
     return hidden if scale == 1 else hidden * scale
 
 
-def _descend_whole(
-    model: Any, levels: Sequence[Level], before: Sequence[KeysValues] = ()
-) -> list[KeysValues | tuple[()]]:
-    """Return each layer's keys and values behind some levels, from a model whose layers are not run one by one."""
-    pasts: list[KeysValues | tuple[()]] = [*before] or [()] * len(model.layers)
-    for tokens_NT, above in levels:
-        caches = [PrefixCache(_handed_down(past, above)) for past in pasts]
-        model.model(tokens_NT, cache=caches)
-        pasts = [_behind(cache.past, cache.own) for cache in caches]
-    return pasts
+def windows(inner: Any) -> list[int | None]:
+    """Return how many of the last tokens each layer sees, itself included; None where it sees all."""
+    window: int | None = getattr(inner, "window_size", None) or getattr(inner, "sliding_window", None)
+    sliding = [
+        getattr(layer, "use_sliding", False) or getattr(layer.self_attn, "is_sliding", False) for layer in inner.layers
+    ]
+    return [window if slides else None for slides in sliding]
+
+
+def _layers(inner: Any, first: int) -> Iterator[tuple[Any, int | None]]:
+    """Yield the layers from `first` on, each with its window."""
+    return zip(inner.layers[first:], windows(inner)[first:], strict=True)
 
 
 def _descend(
-    inner: Any, levels: Sequence[Level], first: int, recompute: bool, before: Sequence[KeysValues] = ()
-) -> list[KeysValues | tuple[()]]:
+    inner: Any, levels: Sequence[Level], first: int, recompute: bool, before: Sequence[Past] = ()
+) -> list[Past | None]:
     """Return the keys and values behind some levels, of each layer from `first` on; of the last nothing else is run."""
-    *lower, last = inner.layers[first:]
-    pasts: list[KeysValues | tuple[()]] = [*before] or [()] * (len(lower) + 1)
+    layers = list(_layers(inner, first))
+    pasts: list[Past | None] = [*before] or [None] * len(layers)
     for inputs, above in levels:
         hidden_NTD = inputs if first else embedded(inner, inputs)
         pasts = [_handed_down(past, above) for past in pasts]
-        for number, layer in enumerate(lower):
-            hidden_NTD, own = _block(layer, hidden_NTD, pasts[number], recompute)
-            pasts[number] = _behind(pasts[number], own)
-        own = _keys_and_values(last.self_attn, last.input_layernorm(hidden_NTD), _length(pasts[-1]))
-        pasts[-1] = _behind(pasts[-1], own)
+        for number, (layer, window) in enumerate(layers):
+            again = recompute and number + 1 < len(layers)  # the last layer's output is computed by nobody
+            hidden_NTD, own = run_layer(layer, hidden_NTD, pasts[number], window, again)
+            pasts[number] = behind(pasts[number], own, window)
     return pasts
 
 
-def _layers(
-    inner: Any, levels: Sequence[Level], at_BC: mx.array, first: int, recompute: bool, before: Sequence[KeysValues]
-) -> mx.array:
-    """Do what the model inside the head does from layer `first` on, at the tokens that matter in the last layer."""
-    *lower, last = inner.layers[first:]
-    pasts = _descend(inner, levels[:-1], first, recompute, before)
-    rows, above = levels[-1]
-    hidden_BTD = rows if first else embedded(inner, rows)
-    pasts = [_handed_down(past, above) for past in pasts]
-    for layer, past in zip(lower, pasts, strict=False):
-        hidden_BTD, _ = _block(layer, hidden_BTD, past, recompute)
-    states_BCD: mx.array = inner.norm(_completions(last, hidden_BTD, pasts[-1], at_BC))
-    return states_BCD
-
-
-def _block(
-    layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()], recompute: bool
+def run_layer(
+    layer: Any, hidden_BTD: mx.array, past: Past | None, window: int | None, recompute: bool = False
 ) -> tuple[mx.array, KeysValues]:
-    """Run a layer and return its output with the keys and values of its own tokens."""
+    """Run a layer and return its output with the keys and values of its own tokens.
 
-    def run(hidden_BTD: mx.array, *past: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        cache = PrefixCache((past[0], past[1]) if past else ())
-        out = layer(hidden_BTD, "causal", cache)
+    Of what is not used nothing is computed: MLX computes what is asked for.
+    """
+
+    def run(hidden_BTD: mx.array, *known: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        cache = PrefixCache(Past(known[0], known[1], past.end) if past else None, window)
+        out = layer(hidden_BTD, cache.mask(hidden_BTD.shape[1]), cache)
         return out, *cache.own
 
+    inputs = (hidden_BTD, *(past[:2] if past else ()))
     if recompute and tree_flatten(layer.trainable_parameters()):
-        out, keys, values = _computed_again(layer, run, (hidden_BTD, *past))
+        out, keys, values = _computed_again(layer, run, inputs)
     else:
-        out, keys, values = run(hidden_BTD, *past)
+        out, keys, values = run(*inputs)
     return out, (keys, values)
 
 
@@ -202,49 +225,44 @@ def _computed_again(layer: Any, run: Callable[..., tuple[mx.array, ...]], inputs
     return again(*values, *inputs)
 
 
-def _completions(layer: Any, hidden_BTD: mx.array, past: KeysValues | tuple[()], at_BC: mx.array) -> mx.array:
+def _completions(layer: Any, window: int | None, hidden_BTD: mx.array, past: Past | None, at_BC: mx.array) -> mx.array:
     """Run a layer with the tokens at `at_BC` asking and all tokens answering; return (B, C, D)."""
-    attention, normed_BTD, at_BC1 = layer.self_attn, layer.input_layernorm(hidden_BTD), at_BC[..., None]
-    offset = _length(past)
-    keys, values = _behind(past, _keys_and_values(attention, normed_BTD, offset))
-    queries = attention.q_proj(mx.take_along_axis(normed_BTD, at_BC1, axis=1))
-    queries = _heads(queries, attention.n_heads, getattr(attention, "q_norm", None))
-    queries = attention.rope(queries, offset=offset + at_BC[:, 0])
-    visible_BCS = mx.arange(keys.shape[2]) <= offset + at_BC1
-    seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=attention.scale, mask=visible_BCS[:, None])
-    hidden_BCD = mx.take_along_axis(hidden_BTD, at_BC1, axis=1)
-    part = getattr(layer, "residual_multiplier", 1)  # Granite's
-    hidden_BCD = hidden_BCD + attention.o_proj(seen.transpose(0, 2, 1, 3).flatten(2)) * part
-    out_BCD: mx.array = hidden_BCD + layer.mlp(layer.post_attention_layernorm(hidden_BCD)) * part
+    _, own = run_layer(layer, hidden_BTD, past, window)
+    answers, length = behind(past, own, window), hidden_BTD.shape[1]
+    before = answers.keys.shape[2] - length
+    visible_BCS = _visible(before + at_BC, before + length, window)
+    asking_BCD = mx.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
+    offset_B = answers.end - length + at_BC[:, 0]
+    out_BCD: mx.array = layer(asking_BCD, visible_BCS[:, None], Answered(answers[:2], offset_B))
     return out_BCD
 
 
-def _handed_down(past: KeysValues | tuple[()], above_N: mx.array | None) -> KeysValues | tuple[()]:
+def _visible(asking: mx.array, answering: int, window: int | None) -> mx.array:
+    """Return which of so many tokens those at some places (...) see: (..., answering)."""
+    places, asking = mx.arange(answering), asking[..., None]
+    return places <= asking if window is None else (places <= asking) & (places > asking - window)
+
+
+def _handed_down(past: Past | None, above_N: mx.array | None) -> Past | None:
     """Give each sequence the keys and values of the one that it goes on with."""
-    return (past[0][above_N], past[1][above_N]) if past and above_N is not None else past
+    return Past(past.keys[above_N], past.values[above_N], past.end) if past and above_N is not None else past
 
 
-def _behind(past: KeysValues | tuple[()], own: KeysValues) -> KeysValues:
-    """Lay the past's keys and values before each sequence's own; a single past is everyone's."""
-    if not past:
-        return own
+def within(past: Past | None, window: int | None) -> Past | None:
+    """Return what a window lets the tokens behind a past see of it."""
+    if past is None or window is None or past.keys.shape[2] < window:
+        return past
+    first = past.keys.shape[2] - (window - 1)
+    return Past(past.keys[:, :, first:], past.values[:, :, first:], past.end)
+
+
+def behind(past: Past | None, own: KeysValues, window: int | None = None) -> Past:
+    """Lay what is seen of the past before each sequence's own keys and values; a single past is everyone's."""
+    length = own[0].shape[2]
+    if (seen := within(past, window)) is None:
+        return Past(*own, length)
 
     def join(past: mx.array, own: mx.array) -> mx.array:
         return mx.concatenate([mx.broadcast_to(past, (own.shape[0], *past.shape[1:])), own], axis=2)
 
-    return join(past[0], own[0]), join(past[1], own[1])
-
-
-def _length(past: KeysValues | tuple[()]) -> int:
-    return past[0].shape[2] if past else 0
-
-
-def _heads(projected_BTD: mx.array, heads: int, norm: Any = None) -> mx.array:
-    """(B, T, heads * head_dim) to (B, heads, T, head_dim), each head normed if it is to be."""
-    split = projected_BTD.reshape(*projected_BTD.shape[:2], heads, -1)
-    return (split if norm is None else norm(split)).transpose(0, 2, 1, 3)
-
-
-def _keys_and_values(attention: Any, normed_BTD: mx.array, offset: int) -> KeysValues:
-    keys = _heads(attention.k_proj(normed_BTD), attention.n_kv_heads, getattr(attention, "k_norm", None))
-    return attention.rope(keys, offset=offset), _heads(attention.v_proj(normed_BTD), attention.n_kv_heads)
+    return Past(join(seen.keys, own[0]), join(seen.values, own[1]), seen.end + length)

@@ -14,15 +14,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from pilocal.base.device import machine_memory
-from pilocal.training.memory import SHARE_OF_MEMORY
+from pilocal.training.memory import free_share
 from pilocal.training.mlx.batches import Batch
-from pilocal.training.mlx.forward import KeysValues, PrefixCache, embedded, runs_layers
+from pilocal.training.mlx.forward import Past, behind, embedded, run_layer, windows
 
 
 def first_adapted(model: Any) -> int:
     """Return the number of the lowest layer that is trained, or 0 when nothing below it can be kept."""
-    if not runs_layers(model):
-        return 0
     return next((i for i, layer in enumerate(model.layers) if tree_flatten(layer.trainable_parameters())), 0)
 
 
@@ -33,15 +31,15 @@ class Below:
     """
 
     def __init__(self, model: Any, first: int, prefix: Sequence[int], room: int | None = None) -> None:
-        """Run the tokens that all rows begin with; `room` is in bytes, a share of the machine's memory if None."""
+        """Run the tokens that all rows begin with; `room` is in bytes, a share of what is free now if None."""
         self.model, self.first = model, first
-        self.room = int(SHARE_OF_MEMORY * machine_memory()) if room is None else room
-        self.pasts: list[KeysValues | tuple[()]]
+        self.room = free_share(machine_memory(), mx.get_active_memory()) if room is None else room
+        self.pasts: list[Past | None]
         self.kept: dict[tuple[int, ...], mx.array] = {}
-        self.prefix_PD, self.pasts = mx.array([]), [()] * first
+        self.prefix_PD, self.pasts = mx.array([]), [None] * first
         if first and len(prefix):
             self.prefix_PD, self.pasts = self._run(prefix)
-            mx.eval(self.prefix_PD, self.pasts)
+            mx.eval(self.prefix_PD, [past[:2] for past in self.pasts if past])
 
     def arrays(self, batch: Batch) -> tuple[mx.array, ...]:
         """Return the batch as `loss.completion_loss` takes it with this `first`."""
@@ -67,13 +65,12 @@ class Below:
             self.kept[tokens] = hidden_TD
         return hidden_TD
 
-    def _run(self, tokens: Sequence[int]) -> tuple[mx.array, list[KeysValues | tuple[()]]]:
-        """Run tokens behind the prefix; return their hidden states (T, D) and each layer's keys and values."""
+    def _run(self, tokens: Sequence[int]) -> tuple[mx.array, list[Past | None]]:
+        """Run tokens behind the prefix; return their hidden states (T, D) and what each layer has behind them."""
         inner = self.model.model
         hidden_1TD = embedded(inner, mx.array(list(tokens))[None])
-        found: list[KeysValues | tuple[()]] = []
-        for layer, past in zip(inner.layers, self.pasts, strict=False):
-            cache = PrefixCache(past)
-            hidden_1TD = layer(hidden_1TD, "causal", cache)
-            found.append(cache.own)
+        found: list[Past | None] = []
+        for layer, window, past in zip(inner.layers, windows(inner), self.pasts, strict=False):
+            hidden_1TD, own = run_layer(layer, hidden_1TD, past, window)
+            found.append(behind(past, own, window))
         return hidden_1TD[0], found

@@ -20,6 +20,9 @@ from pilocal.training.mlx.step import BatchTrainer
 from pilocal.training.mlx.team import MlxTeam
 from pilocal.training.row_order import StagePlan
 
+LONG = 10.0
+"""Seconds beside which what warms up counts for little."""
+
 
 def survey(sizes: Sizes, plan: StagePlan, training: Training, *, share: bool = True) -> Work[Batch]:
     """Look at every batch of a stage's first epoch; `share` is as for `batches.Batches`."""
@@ -33,16 +36,22 @@ def survey(sizes: Sizes, plan: StagePlan, training: Training, *, share: bool = T
 def take_probe(model: Any, batch: Batch, lora: Lora, training: Training) -> Probe:
     """Take a step to warm up and one that is timed; `model` is a frozen base and gets an adapter.
 
-    Raises TrainingError when the base's own loss, which is that of the first step, is not a number.
+    A step of more than LONG seconds is not taken twice. Raises TrainingError when the base's own loss, which is that of
+    the first step, is not a number.
     """
     add_lora(model, lora, training.seed)
     trainer = BatchTrainer(model, make_optimizer(model, training), training, MlxTeam())
     below = Below(model, trainer.first, batch.prefix_P.tolist())
-    loss = float(trainer.step(0, training.learning_rate, batch, below)[0])
+
+    def step(number: int) -> tuple[float, Probe]:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        began = time.perf_counter()
+        loss = float(trainer.step(number, training.learning_rate, batch, below)[0])
+        seconds = time.perf_counter() - began
+        return loss, Probe(seconds, mx.get_peak_memory() - mx.get_active_memory())
+
+    loss, first = step(0)
     if not math.isfinite(loss):
         raise TrainingError("the first step", NO_LOSS, got=loss, fix=OTHER_BASE)
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before, began = mx.get_active_memory(), time.perf_counter()
-    trainer.step(1, training.learning_rate, batch, below)
-    return Probe(time.perf_counter() - began, mx.get_peak_memory() - before)
+    return first if first.seconds > LONG else step(1)[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pilocal.base.base import Base
 from pilocal.base.blas import choose_threads
-from pilocal.base.device import keeps_packed, machine_memory
+from pilocal.base.device import keeps_packed, lent_memory, machine_memory
 from pilocal.base.gguf_memory import held_as_floats, held_packed
 from pilocal.base.load import load_base
 from pilocal.packages import versions
@@ -39,6 +39,8 @@ class Setup:
     """For the leader: returns the adapter to start from, or None to draw one."""
     settle: Callable[[int, bool], None] = lambda step, resumed: None
     """See `training.protocol.Setup`."""
+    unified: int | None = None
+    """Bytes of unified memory of the Mac to plan for; None for this machine."""
 
     @property
     def name(self) -> str:
@@ -46,13 +48,16 @@ class Setup:
         return MLX
 
     def plan(self, plans: Sequence[StagePlan], *, probe: bool, progress: Progress) -> Forecast:
-        """Return what the training will need; the `probe` is a step on the first stage's heaviest batch."""
+        """Return what the training will need; the `probe` is a step on the first stage's heaviest batch.
+
+        For another Mac nothing of the base but its sizes is looked at, and there is no probe.
+        """
         config, training = self.base.config, self.training
         sizes = read_sizes(config, self.lora)
-        share = self.base.shares_prefix
-        works = [survey(sizes, plan, training, share=share) for plan in plans]
-        machine = Machine(memory=machine_memory(), base=self._base_bytes())
-        if probe:
+        works = [survey(sizes, plan, training) for plan in plans]
+        memory = machine_memory() if self.unified is None else lent_memory(self.unified)
+        machine = Machine(memory=memory, base=self._base_bytes())
+        if probe and self.unified is None:
             progress("probe", 0, 1)
             model = load_base(self.base, precision=training.precision)
             choose_threads(int(self.base.config["hidden_size"]))
@@ -63,11 +68,17 @@ class Setup:
         return Forecast(tuple(needs), machine.memory, advice, self._weights())
 
     def _base_bytes(self) -> int:
-        """Return what the base's weights take in memory."""
-        packed = keeps_packed()
-        if self.base.gguf and packed:
+        """Return what the base's weights take in memory: as much as its files, where they are held as they are."""
+        if self.base.gguf and self._keeps_packed:
             return held_packed(self.base.gguf_weights).bytes
-        return base_bytes(self.base.config, self.base.weight_files, as_float32=not packed)
+        if self._keeps_packed and self.training.precision is None and self.base.weight_files:
+            return sum(path.stat().st_size for path in self.base.weight_files)
+        return base_bytes(self.base.config, packed=self._keeps_packed, precision=self.training.precision)
+
+    @property
+    def _keeps_packed(self) -> bool:
+        """Whether packed weights stay so, as they do on every Mac."""
+        return self.unified is not None or keeps_packed()
 
     def _weights(self) -> str | None:
         """Return how the numbers of a base in GGUF are held."""
@@ -75,7 +86,7 @@ class Setup:
             return None
         size = 2 if self.training.precision == "bfloat16" else 4
         weights = self.base.gguf_weights
-        return str(held_packed(weights) if keeps_packed() else held_as_floats(weights, size))
+        return str(held_packed(weights) if self._keeps_packed else held_as_floats(weights, size))
 
     def lead(
         self, checkpoint: Checkpoint | None, plans: Sequence[StagePlan], warn: Callable[[str], None]
@@ -87,9 +98,6 @@ class Setup:
         with self.team.order(Order(Kind.FIT)):
             self.team.check_same(self.same())
             trainer.meet()
-        if not trainer.shares_prefix:
-            what = "its layers keep other caches than plain keys and values; every row is computed whole"
-            warn(f"{self.base.model}: {what}")
         return trainer
 
     def join(self) -> MlxTrainer:

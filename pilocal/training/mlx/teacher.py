@@ -13,7 +13,7 @@ from pilocal.prompt.soft import Soft, soften
 from pilocal.prompt.tokens import Row, common_prefix
 from pilocal.task import Training
 from pilocal.training.mlx.batches import make_batch
-from pilocal.training.mlx.forward import KeysValues, completion_states, levels_of, read_prefix
+from pilocal.training.mlx.forward import Past, completion_states, cut_prefix, levels_of, read_prefix
 from pilocal.training.mlx.loss import head
 from pilocal.training.protocol import TEACHER_BATCH, TEACHER_LOGITS
 from pilocal.training.row_order import RowOrder, by_completions
@@ -27,7 +27,7 @@ class MlxTeacher:
     def __init__(self, model: Any, training: Training, *, share: bool = True) -> None:
         """Take a frozen base; without `share` every row's prompt is read anew."""
         self._model, self._training, self._share = model, training, share
-        self._read: tuple[tuple[int, ...], list[KeysValues]] = ((), [])
+        self._read: tuple[tuple[int, ...], list[Past]] = ((), [])
         model.eval()
 
     def says(self, rows: Sequence[Row]) -> list[Soft]:
@@ -70,7 +70,7 @@ class MlxTeacher:
                     begin = end
         return [found[number] for number in range(len(rows))]
 
-    def _states(self, rows: Sequence[Row], before: list[KeysValues], prefix: int) -> Iterator[mx.array]:
+    def _states(self, rows: Sequence[Row], before: list[Past], prefix: int) -> Iterator[mx.array]:
         """Yield the hidden states (C, D) that predict each row's completion tokens, and none of the padding's."""
         batch = make_batch(rows, prefix, share=self._share)
         _, shots_GS, groups_B, tokens_BT, starts_B, targets_BC, *_ = batch.arrays()
@@ -80,7 +80,7 @@ class MlxTeacher:
             said_CD = states_CD[: len(row.tokens) - row.offset]
             yield said_CD[mx.array(row.places)] if row.gaps else said_CD
 
-    def _prefix(self, tokens: tuple[int, ...], goes_on: bool) -> list[KeysValues]:
+    def _prefix(self, tokens: tuple[int, ...], goes_on: bool) -> list[Past]:
         """Return the keys and values of what all rows begin with; the last are kept, for the rows to come.
 
         With `goes_on` those of the same beginning are taken from them. That may change the last digits, so what is kept
@@ -89,6 +89,7 @@ class MlxTeacher:
         if tokens != self._read[0]:
             known, kept = self._read
             shared = common_prefix([tokens, known]) if goes_on and tokens and known else 0
-            before = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in kept] if shared else []
-            self._read = tokens, read_prefix(self._model, mx.array(tokens[shared:]), before) if tokens else []
+            before = cut_prefix(self._model, kept, shared) if shared else []
+            left = tokens[shared if before else 0 :]
+            self._read = tokens, read_prefix(self._model, mx.array(left), before) if tokens else []
         return self._read[1]

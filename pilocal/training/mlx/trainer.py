@@ -33,6 +33,8 @@ SAID_ROOM = 8
 class MlxTrainer:
     """A base with an adapter and its optimizer, alone or as one process of a team."""
 
+    shares_prefix = True
+
     def __init__(
         self,
         base: Base,
@@ -50,8 +52,6 @@ class MlxTrainer:
         self._model = load_base(base, precision=training.precision)
         self.config = add_lora(self._model, lora, training.seed)
         """The adapter's settings."""
-        self.shares_prefix = base.shares_prefix
-        """Whether rows are computed together, which has a part in their order."""
         self._optimizer = make_optimizer(self._model, training)
         if initial is not None:
             self.set_adapter(initial)
@@ -137,7 +137,7 @@ class MlxTrainer:
     def _stage_of(self, rows: Sequence[Row]) -> MlxStage:
         """Return what trains on rows that begin as these do, with all that they share."""
         alike = parted(rows)[0]
-        prefix = alike[0].tokens[: shared_prefix(alike) if self.shares_prefix else 0]
+        prefix = alike[0].tokens[: shared_prefix(alike)]
         if self._stage is None or self._stage.prefix != prefix:
             self._stage = self.stage(prefix)
         return self._stage
@@ -179,4 +179,4 @@ class MlxStage:
 
     def _laid_out(self, group: Sequence[Row]) -> tuple[Batch, Below]:
         prefix, below = (0, self._said) if group[0].is_said else (len(self.prefix), self.below)
-        return make_batch(group, prefix, share=self.trainer.shares_prefix), below
+        return make_batch(group, prefix), below

@@ -14,7 +14,7 @@ from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED
-from pilocal.training.memory import Sizes, linears, read_sizes, smaller
+from pilocal.training.memory import Sizes, read_sizes, smaller
 from pilocal.training.torch_backend.packed import AT_ONCE
 
 KEPT = {"width": 16, "intermediate": 6}
@@ -67,7 +67,7 @@ def estimate(
 
 def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights: str, shards: int) -> int:
     """Return the bytes of a base's weights in one of `shards` processes, with what is unpacked or gathered of them."""
-    shapes = linears(sizes).values()
+    shapes = sizes.linears.values()
     end = sizes.vocabulary * sizes.width
     ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
     size = _bytes_of(precision)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from pilocal.base.architecture import architecture_of
-from pilocal.base.base import Base
+from pilocal.base.base import ROPES, Base
 from pilocal.errors import InputError, ModelError
 from pilocal.packages import quiet_bitsandbytes
 from pilocal.run_folder.adapter import AdapterConfig
@@ -48,8 +48,7 @@ def load_model(
     _check_names(model, base, unknown)
     if config.tie_word_embeddings:
         _tie(model, shard)
-    # What is computed and not stored was left without a value.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    _compute_rest(model.model, device)
     if weights == NF4:
         round_to_nf4(model, device, dtype)
     model.config.use_cache = False
@@ -120,6 +119,13 @@ def _keep_whole(layer: torch.nn.Module) -> None:
     """Change nothing: the base is not sharded."""
 
 
+def _compute_rest(inner: Any, device: torch.device) -> None:
+    """Give a value to what is computed and not stored, which `meta` has none of."""
+    inner.rotary_emb = type(inner.rotary_emb)(inner.config).to(device)
+    if getattr(inner.embed_tokens, "embed_scale", None) is not None:  # Gemma's
+        inner.embed_tokens.embed_scale = torch.tensor(inner.config.hidden_size**0.5, device=device)
+
+
 def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json as transformers means it, with the values that MLX takes where a key is left out.
 
@@ -130,7 +136,7 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> made["num_key_value_heads"], made["tie_word_embeddings"]
     (4, True)
     """
-    dropped = ("quantization", "quantization_config", "rope_theta", "rope_scaling", "rope_parameters")
+    dropped = ("quantization", "quantization_config", *ROPES, "rope_scaling", "rope_parameters")
     made = {key: value for key, value in config.items() if key not in dropped}
     theta = config.get("rope_theta") or architecture_of(config).rope_theta
     scaling = dict(config.get("rope_scaling") or {})
@@ -138,7 +144,11 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     made["rope_parameters"] = {**scaling, "rope_type": scaling.get("rope_type", kind), "rope_theta": float(theta)}
     made["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
     made["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
-    made["hidden_act"] = "silu"
+    if local := architecture_of(config).local_theta:
+        near = {"rope_type": "default", "rope_theta": float(config.get("rope_local_base_freq") or local)}
+        made["rope_parameters"] = {"full_attention": made["rope_parameters"], "sliding_attention": near}
+    else:
+        made["hidden_act"] = "silu"
     made["pad_token_id"] = None  # some classes name one of their own, which a small vocabulary does not have
     return made
 

@@ -38,18 +38,20 @@ class PackedLinear(torch.nn.Linear):
 
 
 class PackedEmbedding(torch.nn.Embedding):
-    """An embedding, frozen, with parts like a PackedLinear's; it answers in `dtype`."""
+    """An embedding, frozen, with parts like a PackedLinear's; it answers in `dtype`, scaled where the layer's did."""
 
     def __init__(self, layer: torch.nn.Embedding, *, bits: int, group_size: int, dtype: torch.dtype) -> None:
         super().__init__(layer.num_embeddings, layer.embedding_dim, device="meta")
         self.bits, self.group_size, self.dtype = bits, group_size, dtype
+        self.embed_scale: Any = getattr(layer, "embed_scale", None)
         _empty_parts(self, layer.num_embeddings, layer.embedding_dim, bits, group_size)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return (..., dim) for ids (...)."""
         ids = input.flatten()
         parts = (getattr(self, part)[ids] for part in PARTS)
-        return dequantize(*parts, bits=self.bits, dtype=self.dtype).view(*input.shape, -1)
+        found = dequantize(*parts, bits=self.bits, dtype=self.dtype).view(*input.shape, -1)
+        return found if self.embed_scale is None else found * self.embed_scale.to(self.dtype)
 
 
 class _Matmul(torch.autograd.Function):

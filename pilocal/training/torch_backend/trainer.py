@@ -59,7 +59,7 @@ class TorchTrainer:
         what they are. Raises ModelError for a base, InputError for an adapter or `[lora]` that does not fit.
         """
         self._base, self.training, self.team = base, training, team or TorchTeam()
-        self.shares_prefix = share and base.shares_prefix
+        self.shares_prefix = share
         """Whether what rows begin with together counts for their order, see `row_order.RowOrder`."""
         # What is computed again backwards keeps no keys and values.
         self.share = self.shares_prefix and not training.recompute

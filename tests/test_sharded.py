@@ -114,7 +114,8 @@ def test_every_step_is_that_of_one_process_which_holds_twice_as_much(
         for name in ("losses", "valid", "norms"):
             assert two[name] == pytest.approx(one[name], rel=1e-5)
         whole, adapter = one["held"][0], 4 * sum(a * b for a, b in adapter_shapes(base))
-        ends_again = whole if base.config.get("tie_word_embeddings", True) else 0  # the two ends have the same weights, and a part each
+        tied = base.config.get("tie_word_embeddings", True)
+        ends_again = whole if tied else 0  # the two ends have the same weights, and a part each
         assert set(two["held"]) == {two["held"][0]}
         assert two["held"][0] - adapter < 0.55 * (whole - adapter) + ends_again // 4
 

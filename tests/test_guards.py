@@ -42,7 +42,6 @@ COMPLEX: dict[str, int] = {
     "pilocal/export/sentencepiece.py:_scheme": 13,
     "pilocal/export/sentencepiece.py:scores": 14,
     "pilocal/task/toml.py:build": 15,
-    "pilocal/training/torch_backend/model.py:load_model": 22,
     "tests/bench/retrieval.py:retrieval": 16,
     "tests/test_stages_format.py:faults": 17,
 }

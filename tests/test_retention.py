@@ -56,13 +56,10 @@ def zeros(adapter: Path, folder: Path) -> Path:
 
 def torch_loader(base: Base, tmp_path: Path) -> LoadReference:
     pytest.importorskip("torch")
-    from pilocal.training.torch_backend.reference import TorchReference
-
     task = load_task(make_task(tmp_path / "for-torch", base.folder))
     object.__setattr__(task, "lora", Lora(rank=4, scale=2.0))
-    return lambda base, adapter: TorchReference(
-        training_setup(task, base, Backend(name="torch", device="cpu")), adapter
-    )
+    setup = training_setup(task, base, Backend(name="torch", device="cpu"))
+    return lambda base, adapter: setup.reference(adapter)
 
 
 @pytest.mark.parametrize("backend", ["mlx", "torch"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,9 @@ LAUNCHERS = {
 """Two processes; without GPUs --multi_gpu still has accelerate start torchrun."""
 
 
-def launched(name: str, *arguments: object) -> subprocess.Popen[str]:
+def launched(launcher: Sequence[str], *arguments: object) -> subprocess.Popen[str]:
     """Start pilocal in two processes, in a session of their own."""
-    options = [str(free_ports(1)[0]) if option == "PORT" else option for option in LAUNCHERS[name]]
+    options = [str(free_ports(1)[0]) if option == "PORT" else option for option in launcher]
     return subprocess.Popen(
         [sys.executable, "-m", *options, "pilocal", *map(str, arguments)],
         stderr=subprocess.PIPE,
@@ -152,7 +153,7 @@ def finished(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_task_trains_with_two_processes(launcher: str, finished: Path, tmp_path: Path) -> None:
     options = ["train", finished, "--backend", "torch", "--device", "cpu", "--schedule", finished / "schedule.toml"]
-    with launched(launcher, *options, "--run", tmp_path / "run") as process:
+    with launched(LAUNCHERS[launcher], *options, "--run", tmp_path / "run") as process:
         said = process.communicate(timeout=200)[1]
     assert process.returncode == 0, said
     assert "train: done in" in said
@@ -176,7 +177,7 @@ def test_ctrl_c_under_torchrun_saves_the_step(finished: Path, tmp_path: Path) ->
     (task / "task.toml").write_text(text)
     run = tmp_path / "run"
     options = ["train", task, "--backend", "torch", "--device", "cpu", "--schedule", task / "schedule.toml"]
-    with launched("torchrun", *options, "--run", run) as process:
+    with launched(LAUNCHERS["torchrun"], *options, "--run", run) as process:
         until = time.monotonic() + 100
         log = run / "stages" / "0" / "metrics.jsonl"
         while not (log.exists() and log.stat().st_size) and time.monotonic() < until:

@@ -53,7 +53,7 @@ def test_every_weight_of_a_base_is_mlxs(
         base = make_base(tmp_path / "base", starter.folder, exceptions=exceptions)
     else:
         base = request.getfixturevalue(fixture)
-    found = read_weights(base, dtype=torch.float32, device=torch.device("cpu"))
+    found = dict(read_weights(base, dtype=torch.float32, device=torch.device("cpu")))
     parameters = dict(tree_flatten(load_base(base, None, "float32").parameters()))
     expected = {name: np.array(value) for name, value in parameters.items()}
     assert set(found) == set(expected)
@@ -74,7 +74,7 @@ def test_a_base_in_shards_is_read_whole(tiny_base: Base, tmp_path: Path) -> None
         save_file({name: tensors[name] for name in part}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
     settings: Any = {"dtype": torch.float32, "device": torch.device("cpu")}
     shutil.copyfile(tiny_base.folder / "config.json", tmp_path / "config.json")
-    split = read_weights(Base.at(tmp_path), **settings)
-    whole = read_weights(tiny_base, **settings)
+    split = dict(read_weights(Base.at(tmp_path), **settings))
+    whole = dict(read_weights(tiny_base, **settings))
     assert set(split) == set(whole)
     assert all(torch.equal(split[name], value) for name, value in whole.items())

@@ -17,7 +17,6 @@ from pilocal.evaluate.arms import ARMS
 from pilocal.progress import silent
 from pilocal.prompt.tokens import Row
 from pilocal.task import Lora, Training
-from pilocal.training.torch_backend.reference import TorchReference
 from pilocal.training.torch_backend.setup import Setup
 from tests.forked import ROOT
 from tests.test_flow import make_task
@@ -79,7 +78,7 @@ def test_pytorch_says_what_mlx_says(tiny_base: Base, tiny_adapter: Path) -> None
     prompts = [(2040, *rng.integers(0, 2000, length).tolist()) for length in (5, 17, 9)]
     setup = Setup(base=tiny_base, lora=Lora(rank=4), training=Training(), device="cpu")
     for adapter in (None, tiny_adapter):
-        ours, theirs = TorchReference(setup, adapter), MlxReference(tiny_base, adapter)
+        ours, theirs = setup.reference(adapter), MlxReference(tiny_base, adapter)
         row = Row(prompts[1], 6)
         assert np.abs(ours.logits(row) - theirs.logits(row)).max() < 1e-4
         how: dict[str, Any] = {"max_tokens": 12, "batch_size": 2, "progress": silent, "name": "answers"}

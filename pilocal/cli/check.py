@@ -14,6 +14,7 @@ import click
 from pilocal.cli.flow import backend_options, take_backend, task_options
 from pilocal.cli.lists import FOLDER, unified_memory
 from pilocal.cli.prices import price_options, saving_table, take_prices
+from pilocal.training.backend import torchrun_rank
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,6 +58,9 @@ def check(
 
     Nothing is kept, except with --run: the compressed templates and the chosen shots, for a later run.
     """
+    if torchrun_rank():
+        return  # the first process tells it
+
     from pilocal.cli.display import listening
     from pilocal.flow import plan
     from pilocal.flow.listeners import unseen

@@ -24,7 +24,7 @@ from pilocal.task import AUTO, LOSSLESS, Evaluation, Task
 from pilocal.task.schedule import Schedule
 from pilocal.task.text import uncollected
 from pilocal.task.working import KEY, working_of
-from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of
+from pilocal.training.backend import NF4, PACKED, TORCH, Backend, backend_of, shards
 
 UNMADE = frozenset({"iq1_m", "iq1_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_xs", "iq3_xxs", "nvfp4", "q2_k_s"})
 """Types that llama.cpp knows and does not make of weights alone: most need an importance matrix."""
@@ -252,12 +252,22 @@ def _checked_backend(task: Task, base: Base, backend: Backend, *, find: bool) ->
         backend = replace(backend, device=find_device(backend.device))
     if backend.weights == NF4:
         check_bitsandbytes()
+    _check_shards(backend)
     if backend.weights == PACKED and not base.quantized:
         what, fix = "the weights of this base are not packed as MLX packs them", "leave --weights out, or take nf4"
         raise InputError("--weights packed", what, got=task.model, fix=fix)
     backend.facts(task.training.precision or "float32")  # the initial adapter has to be there
     raise_all(refusals(task.lora, task.training))
     return backend
+
+
+def _check_shards(backend: Backend) -> None:
+    """Raise InputError for a base that cannot be sharded as accelerate was asked to."""
+    if shards() > 1 and backend.weights == NF4:
+        fix = "leave --weights out, or take packed, which is as small"
+        raise InputError("--weights nf4", "what bitsandbytes has rounded is not sharded", fix=fix)
+    if shards() > 1 and backend.device == "mps":
+        raise InputError("--device mps", "a base is sharded over CUDA devices or CPUs", fix="leave --use_fsdp out")
 
 
 def _warn_of_examples(task: Task, schedule: Schedule, warn: Callable[[str], None]) -> None:

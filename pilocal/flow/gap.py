@@ -16,10 +16,11 @@ from pilocal.chart import Bars, bars_chart
 from pilocal.compress.entries import Index, read_entries, read_names, without
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RenderedStage
-from pilocal.flow.setups import training_setup
+from pilocal.flow.setups import helping_setup
 from pilocal.prompt.render import render
 from pilocal.prompt.tokens import Row, tokenize
 from pilocal.task import Example
+from pilocal.training.backend import shards
 from pilocal.training.protocol import Teacher
 
 EXAMPLES = 16
@@ -111,10 +112,13 @@ def draw_census(gap: Gap, path: Path, title: str) -> None:
 
 
 def takes_long(context: Context) -> bool:
-    """Tell whether the census would take a CPU longer than SECONDS, at a guess, or has to read many queries."""
+    """Tell whether the census would take a CPU longer than SECONDS, at a guess, or has to read many queries.
+
+    A base that is sharded over processes is not read by one.
+    """
     from pilocal.flow.references import has_accelerator
 
-    if len((context.whole or context.task).train) > QUERIES:
+    if shards() > 1 or len((context.whole or context.task).train) > QUERIES:
         return True
     template = context.task.template
     tokens = (len(read_entries(template)) + 4 * EXAMPLES) * (len(template) / 4 + 200)
@@ -136,7 +140,7 @@ def longest_prompt(context: Context) -> int:
 
 def measure_gap(context: Context, stages: Sequence[RenderedStage]) -> Gap:
     """Look at the base with the whole prompt, without it, and without each entry; raises ModelError for its weights."""
-    teacher: Teacher = training_setup(context.task, context.base, context.backend).teacher()
+    teacher: Teacher = helping_setup(context).teacher()
     chosen = context.task.valid[:EXAMPLES]
     first, last = (stages[number].valid[: len(chosen)] for number in (0, context.last_stage))
     whole = [row.completed_as(answer) for row, answer in zip(first, last, strict=True)]  # without any working

@@ -12,7 +12,7 @@ from pilocal.base.base import Base
 from pilocal.base.device import on_cpu
 from pilocal.base.reference import LoadReference, MlxReference, ReferenceModel
 from pilocal.flow.context import Context
-from pilocal.flow.setups import training_setup
+from pilocal.flow.setups import helping_setup
 from pilocal.packages import is_installed
 from pilocal.training.backend import NF4, TORCH
 
@@ -46,8 +46,7 @@ def trainer_loader(context: Context) -> LoadReference:
 
 def _torch_loader(context: Context) -> LoadReference:
     def load(base: Base, adapter: Path | None) -> ReferenceModel:
-        from pilocal.training.torch_backend.reference import TorchReference
-
-        return TorchReference(training_setup(context.task, base, context.backend), adapter)
+        model: ReferenceModel = helping_setup(context, base).reference(adapter)
+        return model
 
     return load

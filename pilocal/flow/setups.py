@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilocal.base.base import Base, find_base
 from pilocal.base.chat import ChatSettings
 from pilocal.task import Task
 from pilocal.training.backend import TORCH, Backend
+
+if TYPE_CHECKING:
+    from pilocal.flow.context import Context
 
 
 def base_for(task: Task, *, weights: bool = True) -> Base:
@@ -15,6 +18,15 @@ def base_for(task: Task, *, weights: bool = True) -> Base:
     file = task.files.get("chat_template")
     chat = ChatSettings(template=task.chat_template, file=file, default_system=task.serving.default_system)
     return find_base(task.model, task.folder, chat, weights=weights)
+
+
+def helping_setup(context: Context, base: Base | None = None) -> Any:
+    """Return a training.protocol.Setup to ask a base, by default the run's, outside of a training.
+
+    In PyTorch it knows the team, which has to help where the base is sharded.
+    """
+    options = {"team": context.team} if context.backend.name == TORCH and context.team is not None else {}
+    return training_setup(context.task, base or context.base, context.backend, **options)
 
 
 def training_setup(task: Task, base: Base, backend: Backend, **options: Any) -> Any:

@@ -18,6 +18,9 @@ UNPACKED, PACKED, NF4 = WEIGHTS = ("unpacked", "packed", "nf4")
 """How PyTorch holds a 4-bit base: as floats; as MLX packs it, which is the same numbers in less memory and more time;
 or rounded again by bitsandbytes, which is other numbers."""
 
+SHARDED, OFFLOADED = "ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"
+"""What `accelerate launch` sets for --use_fsdp and --fsdp_offload_params."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -68,6 +71,20 @@ def torchrun_rank() -> int | None:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         return None
     return int(os.environ["RANK"])
+
+
+def shards() -> int:
+    """Return over how many processes the frozen base is sharded: over all that `accelerate launch --use_fsdp` started.
+
+    Elsewhere it is 1. Raises InputError where accelerate was asked to keep the shards in the CPU's memory.
+    """
+    asked = {name: os.environ.get(name, "").lower() in ("1", "true") for name in (SHARDED, OFFLOADED)}
+    if torchrun_rank() is None or not asked[SHARDED]:
+        return 1
+    if asked[OFFLOADED]:
+        fix = "leave --fsdp_offload_params out, or set it to false"
+        raise InputError(OFFLOADED, "shards stay where they are computed with", got="true", fix=fix)
+    return int(os.environ["WORLD_SIZE"])
 
 
 def backend_of(state: Mapping[str, Any], where: Path) -> Backend:

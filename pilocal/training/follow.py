@@ -24,10 +24,13 @@ def _obey(setup: Setup[T]) -> None:
     trainer: T | None = None
     stages: dict[Kind, tuple[tuple[int, ...], StageTrainer]] = {}
     for order in setup.team.orders():
-        if order.kind == Kind.FIT:
+        if order.kind in (Kind.FIT, Kind.HELP):
             stages.clear()
             trainer = None  # frees the base before another is loaded
-            trainer = setup.join()
+            if order.kind == Kind.FIT:
+                trainer = setup.join()
+            else:
+                setup.team.help(setup)
             continue
         assert trainer is not None
         prefix = order.rows[0].tokens[: order.prefix]

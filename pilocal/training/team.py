@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from pilocal.prompt.tokens import Row
 from pilocal.training.heartbeat import WORDS, Heartbeat
@@ -24,6 +25,8 @@ class Kind(IntEnum):
     FIT = 1
     STEP = 2
     VALIDATE = 3
+    HELP = 4
+    """Compute with the leader what needs the parts of the base that the others hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,10 @@ class Team(ABC):
     @abstractmethod
     def numbers(self, mine: Sequence[int]) -> Sequence[int]:
         """Return the leader's numbers, of 32 bits; each process gives as many."""
+
+    def help(self, setup: Any) -> None:
+        """Carry out Kind.HELP with what `training.protocol.Setup` makes, where a base is sharded over the team."""
+        raise NotImplementedError
 
     def watch(self, address: str | None) -> None:
         """From now on notice processes that are stopped; `address` is the leader's, None where it is not known."""

@@ -71,6 +71,13 @@ def steps_of_a_run(repeats: int) -> dict[str, Any]:
     return run_steps.run_steps(folder, repeats) if folder else {"skipped": True}
 
 
+def sharded_base(repeats: int) -> dict[str, Any]:
+    """What a step of several processes takes where the base is sharded over them, beside one that is whole in each."""
+    from tests.bench.sharded import sharded
+
+    return said(sharded(repeats))
+
+
 def teachers_pass(repeats: int) -> dict[str, Any]:
     """How much faster a teacher reads rows that share a template than each of them whole."""
     from tests.bench.teacher import teacher
@@ -132,6 +139,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "retrieval": choice_of_shots,
     "scale": large_data,
     "backends": lambda repeats: said(backends.backends(repeats)),
+    "sharded": sharded_base,
     "export": lossless_export,
     "tokenizers": same_ids,
     "serving": served,

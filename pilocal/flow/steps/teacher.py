@@ -12,7 +12,7 @@ from typing import Any
 from pilocal.errors import raise_all
 from pilocal.flow.context import Context
 from pilocal.flow.rendering import RESTATED, choose_shots, over_context
-from pilocal.flow.setups import training_setup
+from pilocal.flow.setups import helping_setup
 from pilocal.flow.soft_files import SoftFiles
 from pilocal.flow.step import Step
 from pilocal.flow.steps.index import INDEX
@@ -92,7 +92,7 @@ def _make(context: Context, key: str) -> list[Path]:
 
 def teacher_loader(context: Context) -> Callable[[], Teacher]:
     """Return what loads the teacher when it is first asked."""
-    return cache(lambda: training_setup(context.task, context.base, context.backend).teacher())
+    return cache(lambda: helping_setup(context).teacher())
 
 
 def _workings(context: Context) -> tuple[float, ...]:

@@ -42,12 +42,12 @@ def find_device(asked: str | None) -> str:
 
 
 def free_memory(device: str) -> int:
-    """Return how many bytes a training may use: what a GPU has free, or all that the machine has."""
+    """Return how many bytes a process may use: what a GPU has free, or its share of all that the machine has."""
     import torch
 
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def refusals(lora: Lora, training: Training) -> list[PilocalError]:

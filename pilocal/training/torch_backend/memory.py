@@ -14,7 +14,7 @@ from pilocal.errors import TrainingError
 from pilocal.prompt.tokens import Row
 from pilocal.task import OPTIMIZERS, Lora, Training
 from pilocal.training.backend import NF4, PACKED, UNPACKED
-from pilocal.training.memory import read_sizes, smaller
+from pilocal.training.memory import Sizes, read_sizes, smaller
 from pilocal.training.torch_backend.packed import AT_ONCE
 
 KEPT = {"width": 16, "intermediate": 6}
@@ -23,10 +23,16 @@ KEPT = {"width": 16, "intermediate": 6}
 LOGITS = 4
 """Times that the logits of the completion tokens live at once in float32, with their gradients."""
 
+GATHERED = 2
+"""Times that a sharded layer is in memory while it computes: as it was gathered, and as it is computed with."""
+
 NF4_BYTES = 4.5 / 8
 """Of a weight in NF4, with its part of a block's scale."""
 
-SHORTEN = "shorten the template, lower shots, set [training] precision to bfloat16, or take a smaller base"
+SHORTEN = (
+    "shorten the template, lower shots, set [training] precision to bfloat16, shard the base over more processes "
+    "(accelerate launch --use_fsdp), or take a smaller base"
+)
 
 
 def estimate(
@@ -36,27 +42,20 @@ def estimate(
     precision: str,
     stages: Sequence[Sequence[Row]],
     weights: str = UNPACKED,
+    shards: int = 1,
 ) -> int:
-    """Return the bytes that a training takes at its peak, about.
+    """Return the bytes that a training takes at its peak, about, in one of `shards` processes that share the base.
 
     `stages` has the training rows of each, `weights` is one of `pilocal.training.backend.WEIGHTS`. Raises InputError
     when `lora` does not fit the base.
     """
     sizes = read_sizes(config, lora)
-    shapes = sizes.linears.values()
-    ends = sizes.vocabulary * sizes.width * (1 if config.get("tie_word_embeddings", True) else 2)
-    size = 4 if precision == "float32" else 2
-    blocks = sizes.layers * sum(a * b for a, b in shapes)
-    largest_layer = max(a * b for a, b in shapes)
-    held = {
-        UNPACKED: size * (blocks + ends),
-        PACKED: round(_packed_bytes(config, size) * (blocks + ends)) + size * min(AT_ONCE, max(largest_layer, ends)),
-        NF4: round(NF4_BYTES * blocks) + size * (ends + largest_layer),
-    }[weights]
+    held = _held_bytes(config, sizes, precision, weights, shards)
+    size = _bytes_of(precision)
     adapter = 4 * sizes.adapter * (2 + OPTIMIZERS[training.optimizer].remembered)
     largest = 0
     for rows in stages:
-        part = -(-min(training.batch_size, len(rows)) // training.accumulate)
+        part = -(-min(training.batch_size, len(rows)) // (shards * training.accumulate))
         longest = sorted((len(row.tokens) for row in rows), reverse=True)[:part]
         answers = sorted((len(row.completion) for row in rows), reverse=True)[:part]
         tokens = len(longest) * longest[0]
@@ -64,6 +63,30 @@ def estimate(
         kept = layer + sizes.layers * tokens * sizes.width if training.recompute else sizes.layers * layer
         largest = max(largest, size * kept + 4 * LOGITS * sum(answers) * sizes.vocabulary)
     return held + adapter + largest
+
+
+def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights: str, shards: int) -> int:
+    """Return the bytes of a base's weights in one of `shards` processes, with what is unpacked or gathered of them."""
+    shapes = sizes.linears.values()
+    end = sizes.vocabulary * sizes.width
+    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
+    size = _bytes_of(precision)
+    blocks = sizes.layers * sum(a * b for a, b in shapes)
+    largest_layer = max(a * b for a, b in shapes)
+    packed = _packed_bytes(config, size)
+    held = {
+        UNPACKED: size * (blocks + ends),
+        PACKED: round(packed * (blocks + ends)),
+        NF4: round(NF4_BYTES * blocks) + size * (ends + largest_layer),
+    }[weights]
+    if shards > 1:  # the largest layer is gathered, and laid out anew
+        held = held // shards + round(GATHERED * max(largest_layer, end) * (packed if weights == PACKED else size))
+    return held + (size * min(AT_ONCE, max(largest_layer, ends)) if weights == PACKED else 0)
+
+
+def _bytes_of(precision: str) -> int:
+    """Return the bytes of a number that the base computes with."""
+    return 4 if precision == "float32" else 2
 
 
 def _packed_bytes(config: Mapping[str, Any], size: int) -> float:
@@ -81,6 +104,7 @@ def fitting_weights(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> tuple[str, str | None]:
     """Return how the base's weights are held, and what to change where that does not fit into `free` bytes, or None.
 
@@ -89,7 +113,7 @@ def fitting_weights(
     possible = [asked] if asked else [UNPACKED, *([PACKED] if config.get("quantization") else [])]
 
     def fits(changed: Training, weights: str) -> bool:
-        return estimate(config, lora, changed, precision, stages, weights) <= free
+        return estimate(config, lora, changed, precision, stages, weights, shards) <= free
 
     for weights in possible:
         if fits(training, weights):
@@ -110,14 +134,15 @@ def choose_weights(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> str:
     """Return how the base's weights are held: as is asked, else as floats, packed where only that fits into `free`.
 
     Raises TrainingError, with what to change, unless the training fits, as far as one can tell.
     """
-    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages)
+    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages, shards)
     if fix:
-        needed = estimate(config, lora, training, precision, stages, weights)
+        needed = estimate(config, lora, training, precision, stages, weights, shards)
         what = f"the training takes about {needed / 2**30:.1f} GiB and the GPU has {free / 2**30:.1f} GiB free"
         raise TrainingError("--device cuda", what, fix=fix)
     return weights
@@ -131,13 +156,14 @@ def plan_stages(
     training: Training,
     precision: str,
     stages: Sequence[Sequence[Row]],
+    shards: int = 1,
 ) -> tuple[list[int], str | None]:
     """Return each stage's bytes at the peak, and what to change where that is more than `free`, or None.
 
     The arguments are those of `choose_weights`.
     """
-    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages)
-    return [estimate(config, lora, training, precision, [rows], weights) for rows in stages], fix
+    weights, fix = fitting_weights(free, asked, config, lora, training, precision, stages, shards)
+    return [estimate(config, lora, training, precision, [rows], weights, shards) for rows in stages], fix
 
 
 @contextmanager

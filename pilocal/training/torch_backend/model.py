@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -17,47 +18,105 @@ from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
 from pilocal.training.torch_backend.nf4 import round_to_nf4
 from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
+from pilocal.training.torch_backend.sharding import sharder
 from pilocal.training.torch_backend.weights import grouping, read_weights
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+"""What the model's two ends are called, which may have the same weights."""
 
-def load_model(base: Base, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED) -> Any:
+
+def load_model(
+    base: Base, *, dtype: torch.dtype, device: torch.device, weights: str = UNPACKED, sharded: bool = False
+) -> Any:
     """Return the frozen base, computing in `dtype`, with its weights as `pilocal.training.backend.WEIGHTS` has them.
 
-    Raises ModelError when its weights are not those that config.json describes.
+    If `sharded`, every process of the team calls this, and each keeps a part of every layer. Raises ModelError when its
+    weights are not those that config.json describes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import set_verbosity_error
 
     set_verbosity_error()
     config = AutoConfig.for_model(**transformers_config(base.config))
-    at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
-    state = read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED)
-    if config.tie_word_embeddings:
-        state = {name: value for name, value in state.items() if not name.startswith("lm_head.")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if weights == PACKED:
-        modules = [name.removesuffix(".scales") for name in state if name.endswith(".scales")]
-        keep_packed(model, {module: grouping(base, module) for module in modules}, dtype)
-    try:
-        missing, unknown = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
-        raise ModelError(base.path, what, got=str(error).splitlines()[-1].strip(), fix=fix) from None
-    missing = [name for name in missing if not (config.tie_word_embeddings and name.startswith("lm_head."))]
-    unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
-    if missing or unknown:
-        what = f"weights that are {'missing' if missing else 'unknown'}"
-        raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
-    if config.tie_word_embeddings and isinstance(model.model.embed_tokens, PackedEmbedding):
-        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
-    else:
-        model.tie_weights()
+    model.requires_grad_(False)
+    shard = sharder(device) if sharded else _keep_whole
+    at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
+    stored = read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED)
+    unknown = [name for module, parts in _modules(stored) for name in _fill(model, base, module, parts, dtype, shard)]
+    _check_names(model, base, unknown)
+    if config.tie_word_embeddings:
+        _tie(model, shard)
     _compute_rest(model.model, device)
     if weights == NF4:
         round_to_nf4(model, device, dtype)
     model.config.use_cache = False
     return model.requires_grad_(False)
+
+
+def _modules(stored: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Yield each module's name and its weights; they lie one after the other."""
+    for module, some in groupby(stored, key=lambda one: one[0].rpartition(".")[0]):
+        yield module, {name.rpartition(".")[2]: value for name, value in some}
+
+
+def _fill(
+    model: Any,
+    base: Base,
+    name: str,
+    parts: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    shard: Callable[[torch.nn.Module], None],
+) -> list[str]:
+    """Give a module its weights, packed where they come so; return the names of those that the model does not have.
+
+    Of ends that are tied the embedding is filled, and not sharded yet. Raises ModelError when the shapes are not
+    config.json's.
+    """
+    tied = model.config.tie_word_embeddings
+    if tied and name == HEAD:
+        return []
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        unknown = list(parts)
+    else:
+        if "scales" in parts:
+            keep_packed(model, name, grouping(base, name), dtype)
+        try:
+            _, unknown = model.get_submodule(name).load_state_dict(parts, strict=False, assign=True)
+        except RuntimeError as error:
+            what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
+            got = f"{name}: {str(error).splitlines()[-1].strip()}"
+            raise ModelError(base.path, what, got=got, fix=fix) from None
+        if not (tied and name == EMBEDDING):
+            shard(model.get_submodule(name))
+    names = [f"{name}.{part}" for part in unknown]
+    return [each for each in names if not each.endswith("rotary_emb.inv_freq")]
+
+
+def _check_names(model: Any, base: Base, unknown: Sequence[str]) -> None:
+    """Raise ModelError where weights are missing, or there are `unknown` ones."""
+    tied = model.config.tie_word_embeddings
+    missing = [name for name, value in model.named_parameters() if value.is_meta and not (tied and HEAD in name)]
+    if missing or unknown:
+        what = f"weights that are {'missing' if missing else 'unknown'}"
+        raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
+
+
+def _tie(model: Any, shard: Callable[[torch.nn.Module], None]) -> None:
+    """Give the output layer the embedding's weights; sharded, each has parts of its own, which hold the same."""
+    if isinstance(model.model.embed_tokens, PackedEmbedding):
+        model.lm_head = tie(model.model.embed_tokens, model.lm_head)
+    else:
+        model.tie_weights()
+    shard(model.model.embed_tokens)
+    shard(model.lm_head)
+
+
+def _keep_whole(layer: torch.nn.Module) -> None:
+    """Change nothing: the base is not sharded."""
 
 
 def _compute_rest(inner: Any, device: torch.device) -> None:

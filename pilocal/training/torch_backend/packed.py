@@ -89,18 +89,14 @@ def _empty_parts(layer: torch.nn.Module, out: int, into: int, bits: int, group_s
         setattr(layer, part, torch.nn.Parameter(empty, requires_grad=False))
 
 
-def keep_packed(model: Any, groupings: dict[str, tuple[int, int]], dtype: torch.dtype) -> None:
-    """Replace the layers that `groupings` names, with (bits, group size), by ones that take MLX's parts."""
-    for name, (bits, group_size) in groupings.items():
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
-            continue  # the weights are found out as unknown when they are loaded
-        if isinstance(layer, torch.nn.Embedding):
-            made: Any = PackedEmbedding(layer, bits=bits, group_size=group_size, dtype=dtype)
-        else:
-            made = PackedLinear(layer, bits=bits, group_size=group_size)
-        model.set_submodule(name, made)
+def keep_packed(model: Any, name: str, grouping: tuple[int, int], dtype: torch.dtype) -> None:
+    """Replace the layer of that name by one that takes MLX's parts, packed with `grouping`: (bits, group size)."""
+    layer, (bits, group_size) = model.get_submodule(name), grouping
+    if isinstance(layer, torch.nn.Embedding):
+        made: Any = PackedEmbedding(layer, bits=bits, group_size=group_size, dtype=dtype)
+    else:
+        made = PackedLinear(layer, bits=bits, group_size=group_size)
+    model.set_submodule(name, made)
 
 
 def tie(embedding: PackedEmbedding, head: torch.nn.Linear) -> PackedLinear:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,32 +12,14 @@ from numpy.typing import NDArray
 from pilocal.progress import Progress
 from pilocal.prompt.sampling import Sampling
 from pilocal.prompt.tokens import Row
-from pilocal.run_folder.adapter import read_start
-from pilocal.training.backend import PACKED, UNPACKED
-from pilocal.training.torch_backend.setup import Setup
 from pilocal.training.torch_backend.trainer import TorchTrainer
 
 
 class TorchReference:
-    """The base with an adapter, or with one of zeros."""
+    """A trainer's base with its adapter."""
 
-    def __init__(self, setup: Setup, adapter: Path | None) -> None:
-        """Load the weights, packed on CUDA; raises ModelError or InputError when they do not fit each other."""
-        packs = setup.device == "cuda" and setup.base.quantized
-        self._trainer = TorchTrainer(
-            setup.base,
-            setup.lora,
-            setup.training,
-            read_start(adapter, setup.lora, setup.base.sha256) if adapter else None,
-            device=setup.device,
-            precision=setup.precision,
-            weights=setup.weights or (PACKED if packs else UNPACKED),
-        )
-        self._trainer.model.eval()
-        if adapter is None:
-            self._trainer.set_adapter(
-                {name: np.zeros(shape, np.float32) for name, shape in self._trainer.shapes.items()}
-            )
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._trainer = trainer
 
     def logits(self, row: Row) -> NDArray[np.float32]:
         """Return the logits of each completion token: (C, vocabulary)."""
@@ -73,7 +54,7 @@ class TorchReference:
     def _answer(
         self, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_tokens: int, how: Mapping[str, Any]
     ) -> list[list[int]]:
-        model, device = self._trainer.model, self._trainer.device
+        model, device = self._trainer.model.eval(), self._trainer.device
         longest = max(map(len, prompts))
         tokens_BT = torch.full((len(prompts), longest), ends[0])
         mask_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
@@ -86,6 +67,7 @@ class TorchReference:
                 attention_mask=mask_BT.to(device),
                 **how,
                 use_cache=True,
+                synced_gpus=self._trainer.team.sharded,  # all make as many passes as the slowest
                 max_new_tokens=max_tokens,
                 eos_token_id=list(ends),
                 pad_token_id=ends[0],

@@ -6,8 +6,8 @@ Orders travel over gloo, gradients over NCCL on CUDA.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch.distributed as dist
 import torch.distributed.nn
 
 from pilocal.errors import TrainingError
-from pilocal.training.backend import torchrun_rank
+from pilocal.training.backend import shards, torchrun_rank
 from pilocal.training.team import Order, Team
+from pilocal.training.torch_backend.joint import carry_out
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the leader, which renders and compresses alone; heartbeats notice one that is gone."""
@@ -34,12 +35,21 @@ def local_device(device: str) -> str:
 class TorchTeam(Team):
     """The processes of a training; `TorchTeam()` is one process alone."""
 
+    sharded = False
+    """Whether each process holds a part of the base's every layer, so that all must make the same passes."""
+    joint: tuple[Hashable, Any] = (None, None)
+    """What all compute with beside a training, and the model itself; see `joint`."""
+
     @classmethod
     def join(cls, device: str) -> TorchTeam:
-        """Meet the processes that were launched with this one; raises TrainingError when they do not come."""
+        """Meet the processes that were launched with this one.
+
+        Raises TrainingError when they do not come, InputError for what `backend.shards` refuses.
+        """
         team = cls()
         if torchrun_rank() is None:
             return team
+        sharded = shards() > 1
         try:
             if device == "cuda":
                 torch.cuda.set_device(local_device(device))
@@ -49,6 +59,7 @@ class TorchTeam(Team):
             where, what = "torch.distributed", "the other processes were not met"
             raise TrainingError(where, what, got=str(error).splitlines()[0], fix=fix) from None
         team.rank, team.size = dist.get_rank(), dist.get_world_size()
+        team.sharded = sharded
         team.watch(os.environ.get("MASTER_ADDR"))
         return team
 
@@ -57,7 +68,7 @@ class TorchTeam(Team):
         super().leave()
         if self.size > 1:
             dist.destroy_process_group()
-        self.rank, self.size = 0, 1
+        self.rank, self.size, self.sharded, self.joint = 0, 1, False, (None, None)
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Add up, in place, what every process has; the tensors have the same shapes everywhere."""
@@ -102,10 +113,20 @@ class TorchTeam(Team):
         given: Order = self.share(order)
         return given
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Raise TrainingError when another process is gone that has a part of the base, in a block that computes."""
+        return self._together() if self.sharded else nullcontext()
+
+    def help(self, setup: Any) -> None:
+        """Take part in the call that the leader makes."""
+        carry_out(setup, self.share(None))
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self.busy = True  # after a fault nothing more may be sent
             where, what = f"rank {self.rank} of {self.size}", "another process of this training is gone"

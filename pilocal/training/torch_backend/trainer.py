@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,16 +22,13 @@ from pilocal.run_folder.adapter import Adapter
 from pilocal.task import Lora, Training
 from pilocal.training.backend import UNPACKED
 from pilocal.training.memory import Load
-from pilocal.training.row_order import by_weight, parted, shared_prefix
 from pilocal.training.torch_backend.adapter import Floats, check_adapter, parameters
 from pilocal.training.torch_backend.loss import losses
 from pilocal.training.torch_backend.memory import peak_memory, told_of_memory
 from pilocal.training.torch_backend.model import adapter_config, add_lora, load_model, lora_config
 from pilocal.training.torch_backend.optimizers import clip, get_state, make_optimizer, set_state
+from pilocal.training.torch_backend.passes import Pass, passes, prefix_of, trained
 from pilocal.training.torch_backend.team import TorchTeam
-
-SHORTEST_PREFIX = 16
-"""Fewer tokens than these are quicker read in every row than in a pass of their own through all layers."""
 
 
 class TorchTrainer:
@@ -66,7 +64,8 @@ class TorchTrainer:
         # What is computed again backwards keeps no keys and values.
         self.share = self.shares_prefix and not training.recompute
         self.device = torch.device(device)
-        self.model = load_model(base, dtype=getattr(torch, precision), device=self.device, weights=weights)
+        how: dict[str, Any] = {"dtype": getattr(torch, precision), "device": self.device, "weights": weights}
+        self.model = load_model(base, **how, sharded=self.team.sharded)
         self.settings = lora_config(self.model, lora)
         self.config = adapter_config(self.model, lora)
         """The adapter's settings, as mlx-lm has them."""
@@ -103,7 +102,7 @@ class TorchTrainer:
         The norm is that before clipping. With `accumulate` this process's part is computed in that many parts: the loss
         and the gradient are those of all rows together. Raises TrainingError when the memory does not do.
         """
-        with told_of_memory(self.training):
+        with told_of_memory(self.training), self.team.computing():
             torch.manual_seed((self.training.seed * 1_000_003 + number) + (self.team.rank << 40))
             loss = self._backward(rows)
             norm = clip(list(self.parameters.values()), self.training.clip)
@@ -119,11 +118,12 @@ class TorchTrainer:
         Raises TrainingError when the memory does not do.
         """
         total = torch.zeros((), device=self.device)
-        with told_of_memory(self.training), self._answering():
-            for part, _ in self._parts(rows):
-                total += self._summed_loss(part)
+        with told_of_memory(self.training), self.team.computing(), self._answering():
+            for one in self._own_passes(rows):
+                loss = self._summed_loss(one)
+                total += loss if math.isfinite(one.count) else 0
         self.team.sum([total])
-        return float(total), _trained(rows)
+        return float(total), trained(rows)
 
     def logits(self, row: Row) -> Floats:
         """Return the logits (len(tokens), vocabulary) of a row, each position's for the token after it."""
@@ -140,20 +140,15 @@ class TorchTrainer:
     def computed_tokens(self, rows: Sequence[Row]) -> tuple[int, int]:
         """Return how many tokens run through the model for some rows, in all processes, and how many are padding."""
         computed = padding = 0
-        for part in self._every_part(rows):
-            prefix, lengths = self._prefix(part), [len(row.tokens) - 1 for row in part]
-            computed += prefix + len(part) * (max(lengths) - prefix)
-            padding += len(part) * max(lengths) - sum(lengths)
+        for one in self._every_pass(rows):
+            lengths = [len(row.tokens) - 1 for row in one.rows]
+            computed += one.prefix + len(one.rows) * (max(lengths) - one.prefix)
+            padding += len(one.rows) * max(lengths) - sum(lengths)
         return computed, padding
 
     def loads(self, rows: Sequence[Row]) -> list[Load]:
         """Return what each part of a step computes, in all processes."""
-        return [load_of(part, self._prefix(part)) for part in self._every_part(rows)]
-
-    def _every_part(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Return the parts of all processes."""
-        mine = [some for group in parted(rows) for some in _dealt(group, self.team.size)]
-        return [part for some in mine for part in _parts(some, self.training.accumulate)]
+        return [load_of(one.rows, one.prefix) for one in self._every_pass(rows)]
 
     def set_adapter(self, adapter: Mapping[str, Floats]) -> None:
         """Take another adapter's weights, under mlx-lm's names and layouts."""
@@ -187,8 +182,8 @@ class TorchTrainer:
     def _backward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Leave the gradients of the mean loss in the parameters, and return the loss."""
         loss = torch.zeros((), device=self.device)
-        for part, count in self._parts(rows):
-            share = self._summed_loss(part) / count
+        for one in self._own_passes(rows):
+            share = self._summed_loss(one) / one.count
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
         for parameter in self.parameters.values():
@@ -197,20 +192,23 @@ class TorchTrainer:
         self.team.sum([loss, *(value.grad for value in self.parameters.values() if value.grad is not None)])
         return loss
 
-    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], float]]:
-        """Yield this process's rows of each group in `accumulate` parts of nearly equal numbers of rows.
-
-        With each comes what its summed loss is divided by: what the group's completion tokens count together, over its
-        share of the rows.
-        """
+    def _own_passes(self, rows: Sequence[Row]) -> list[Pass]:
+        """Return what this process computes of a step."""
         self._check(rows)
-        for group in parted(rows):
-            mine, count = _dealt(group, self.team.size)[self.team.rank], _trained(group) * (len(rows) / len(group))
-            yield from ((part, count) for part in _parts(mine, self.training.accumulate))
+        return self._passes(rows)[self.team.rank]
 
-    def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _every_pass(self, rows: Sequence[Row]) -> list[Pass]:
+        """Return what all processes compute of a step."""
+        return [one for own in self._passes(rows) for one in own]
+
+    def _passes(self, rows: Sequence[Row]) -> list[list[Pass]]:
+        accumulate, alike = self.training.accumulate, self.team.sharded
+        return passes(rows, self.team.size, accumulate, share=self.share, alike=alike)
+
+    def _summed_loss(self, one: Pass) -> torch.Tensor:
         """Return the sum of the loss over exactly the completion tokens, each by its weight, in float32."""
-        logits_NV = self._completion_logits(rows)
+        rows = one.rows
+        logits_NV = self._logits(self._completion_states(rows, one.prefix))
         targets_N = torch.tensor([token for row in rows for token in row.completion], device=self.device)
         losses_N = losses(logits_NV, targets_N, [row.soft for row in rows], self.training)
         if any(row.weight != 1 for row in rows):
@@ -225,7 +223,7 @@ class TorchTrainer:
         """
         self._check(rows)
         with self._answering():
-            return self._completion_states(rows, before)
+            return self._completion_states(rows, prefix_of(rows) if self.share else 0, before)
 
     def read_prefix(self, tokens: Sequence[int], before: Any = None, known: int = 0) -> Any:
         """Return the keys and values of tokens that rows begin with, of which `before` has the first `known`."""
@@ -242,15 +240,12 @@ class TorchTrainer:
         with self._answering():
             return self._logits(states_ND)
 
-    def _completion_logits(self, rows: Sequence[Row]) -> torch.Tensor:
-        return self._logits(self._completion_states(rows))
-
     def _logits(self, states_ND: torch.Tensor) -> torch.Tensor:
         logits_NV: torch.Tensor = self.model.lm_head(states_ND).float()
         return logits_NV / getattr(self.model.config, "logits_scaling", 1)  # Granite's
 
-    def _completion_states(self, rows: Sequence[Row], before: Any = None) -> torch.Tensor:
-        prefix = self._prefix(rows) if before is None else before.get_seq_length()
+    def _completion_states(self, rows: Sequence[Row], prefix: int, before: Any = None) -> torch.Tensor:
+        prefix = prefix if before is None else before.get_seq_length()
         longest = max(len(row.tokens) for row in rows) - 1 - prefix
         tokens_BT = torch.zeros((len(rows), longest), dtype=torch.long)
         predicts_BT = torch.zeros((len(rows), longest), dtype=torch.bool)
@@ -266,11 +261,6 @@ class TorchTrainer:
         states_BTD = self.model.model(tokens_BT.to(self.device), **kept).last_hidden_state
         states_ND: torch.Tensor = states_BTD[predicts_BT.to(self.device)]
         return states_ND
-
-    def _prefix(self, rows: Sequence[Row]) -> int:
-        """Return how many leading tokens of the rows are computed once."""
-        prefix = shared_prefix(rows) if self.share and len(rows) > 1 else 0
-        return prefix if prefix >= SHORTEST_PREFIX else 0
 
     def _keys_and_values(self, tokens: Sequence[int], cache: Any = None) -> Any:
         """Return what a model that is run on `tokens`, behind what a cache holds, keeps of all."""
@@ -313,18 +303,3 @@ def _turned(tensor: torch.Tensor) -> Floats:
     """Return a copy of a parameter in mlx-lm's layout."""
     turned: Floats = tensor.float().cpu().numpy().T.copy()
     return turned
-
-
-def _dealt(rows: Sequence[Row], count: int) -> list[list[Row]]:
-    """Deal rows into `count` parts of nearly equal numbers of rows."""
-    return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), count)]
-
-
-def _parts(rows: Sequence[Row], count: int) -> list[list[Row]]:
-    """Deal the rows of each weight, which are of one kind and of like length, into at most `count` parts."""
-    return [part for kind in by_weight(rows) for part in _dealt(kind, count) if part]
-
-
-def _trained(rows: Sequence[Row]) -> float:
-    """Return what all completion tokens count together: their number where each counts 1."""
-    return sum(row.weight * len(row.completion) for row in rows)

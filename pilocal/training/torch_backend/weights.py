@@ -6,7 +6,7 @@ of `bits` bits, packed without gaps into uint32 words, the first in the lowest b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,23 +25,24 @@ AT_ONCE = 1 << 24
 
 def read_weights(
     base: Base, *, dtype: torch.dtype, device: torch.device, unpack: bool = True
-) -> dict[str, torch.Tensor]:
-    """Return every weight of a base by its name in transformers, unpacked, in `dtype` on `device`.
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every weight of a base with its name in transformers, unpacked, in `dtype` on `device`.
 
-    Without `unpack` what MLX packed comes as it is stored, in three parts, the words as int32.
-    Raises ModelError where weights are packed in another way than MLX's affine one, or a module's parts do not fit
-    together.
+    Those of a module come one after the other. Without `unpack` what MLX packed comes as it is stored, in three parts,
+    the words as int32. Raises ModelError where weights are packed in another way than MLX's affine one, or a module's
+    parts do not fit together.
     """
     if base.gguf:
         numbers = base.gguf_weights
-        return {name: torch.from_numpy(numbers.read(name)).to(device, dtype) for name in numbers.shapes}
-    weights: dict[str, torch.Tensor] = {}
+        for name in sorted(numbers.shapes, key=_by_module):
+            yield name, torch.from_numpy(numbers.read(name)).to(device, dtype)
+        return
     with ExitStack() as files:
         stored: dict[str, Any] = {}
         for path in base.weight_files:
             file = files.enter_context(safe_open(path, framework="pt"))
             stored |= dict.fromkeys(file.keys(), file)
-        for name, file in stored.items():
+        for name in sorted(stored, key=_by_module):
             module, _, part = name.rpartition(".")
             packed = f"{module}.scales" in stored
             if packed and part == "weight":
@@ -49,12 +50,16 @@ def read_weights(
                 parts = [stored[of].get_tensor(of).to(device) for of in names]
                 bits = _checked_bits(base, module, parts)
                 if unpack:
-                    weights[name] = dequantize(*parts, bits=bits, dtype=dtype)
+                    yield name, dequantize(*parts, bits=bits, dtype=dtype)
                 else:
-                    weights |= zip(names, [parts[0].view(torch.int32), *parts[1:]], strict=True)
+                    yield from zip(names, [parts[0].view(torch.int32), *parts[1:]], strict=True)
             elif not packed or part not in ("scales", "biases"):
-                weights[name] = file.get_tensor(name).to(device, dtype)
-    return weights
+                yield name, stored[name].get_tensor(name).to(device, dtype)
+
+
+def _by_module(name: str) -> tuple[str, str]:
+    module, _, part = name.rpartition(".")
+    return module, part
 
 
 def _checked_bits(base: Base, module: str, parts: Sequence[torch.Tensor]) -> int:

@@ -157,6 +157,22 @@ def test_stock_mlx_lm_reads_the_rope_settings_of_qwen3_as_pilocal_does(
     assert ModelArgs.from_dict(config).rope_theta == base.config["rope_theta"] == 5e5
 
 
+def test_gemma_s_two_ropes_are_the_same_in_both_spellings(bases: Callable[[str], Base], tmp_path: Path) -> None:
+    plain = bases("gemma3, tied")
+    old = ("rope_theta", "rope_local_base_freq", "rope_scaling")
+    near = {"rope_type": "default", "rope_theta": 1e4}
+    ropes = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": near}
+    new = edited(plain, tmp_path / "new", rope_parameters=ropes)
+    config = {key: value for key, value in new.file.items() if key not in old}
+    (new.folder / "config.json").write_text(json.dumps(config))
+    new = Base.at(new.folder)
+    check_exportable(new)
+    assert not new.stock_reads_rope
+    assert np.array_equal(mlx_logits(new, None), mlx_logits(plain, None))
+    gguf = export_fused(new, None, tmp_path / "model.gguf", "f16")
+    assert (read_field(gguf, "gemma3.rope.freq_base"), read_field(gguf, "gemma3.rope.freq_base_swa")) == (1e6, 1e4)
+
+
 def test_a_rope_that_config_json_leaves_out_is_exported_as_mlx_lm_takes_it(
     bases: Callable[[str], Base], tmp_path: Path
 ) -> None:

@@ -142,7 +142,7 @@ class Base:
             local = rope.get("sliding_attention")
             if isinstance(local, dict) and local.get("rope_type", "default") == "default" and "rope_theta" in local:
                 config.setdefault("rope_local_base_freq", local["rope_theta"])
-                rope = config["rope_parameters"] = rope["full_attention"]
+                rope = config.pop("rope_parameters")["full_attention"]
         if isinstance(rope, dict):
             config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
             if rope.get("rope_type", "default") != "default":

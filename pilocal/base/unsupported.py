@@ -28,8 +28,9 @@ OTHER_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "lightning")
 """Kinds of layers in `layer_types` or `layers_block_type` that are not attention."""
 
 EMBEDS = "an embedding model: it makes no text"
-TEXT = "take its text part alone: a GGUF file of it without the part that sees or hears, or a folder of that model_type"
-PLAIN = f"take a base of one of these types: {', '.join(ARCHITECTURES)}"
+TYPES = f"one of these types: {', '.join(ARCHITECTURES)}"
+PLAIN = f"take a base of {TYPES}"
+TEXT = f"take its text alone: a GGUF file without the other part, or a folder of {TYPES}"
 
 
 def refusal(path: Path, config: Mapping[str, Any]) -> ModelError:

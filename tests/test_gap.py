@@ -13,10 +13,11 @@ import pytest
 
 import pilocal
 from pilocal.base.base import Base
+from pilocal.base.load import load_base
 from pilocal.chart import LONGEST_NAME
 from pilocal.flow.gap import EntryFacts, Gap
 from pilocal.training.mlx import teacher as mlx_teacher
-from pilocal.training.mlx.forward import read_prefix
+from pilocal.training.mlx.forward import cut_prefix, read_prefix, windows, within
 from tests.forked import pilocal as command
 from tests.test_chart import texts
 from tests.test_flow import make_task
@@ -99,6 +100,27 @@ def test_both_backends_take_the_same_census_and_read_of_each_template_what_is_ne
         assert one.nats == pytest.approx(other.nats, abs=1e-3)
     assert len(read) > 10
     assert sum(read) < 0.7 * len(read) * max(read)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base", "sliding_base"])
+def test_a_beginning_is_cut_and_gone_on_from_exactly(fixture: str, request: pytest.FixtureRequest) -> None:
+    import mlx.core as mx
+
+    model = load_base(request.getfixturevalue(fixture))
+    tokens = mx.array([(7 * place) % 2000 for place in range(90)])
+    whole = read_prefix(model, tokens)
+    longer = read_prefix(model, mx.concatenate([tokens[:60], tokens[:50] + 1]))
+    cut = cut_prefix(model, longer, 60)
+    assert cut
+    found = read_prefix(model, tokens[60:], cut)
+    for one, other, window in zip(found, whole, windows(model.model), strict=True):
+        assert one.end == other.end == 90
+        seen, wanted = (within(past, window) for past in (one, other))
+        assert seen and wanted
+        assert mx.allclose(seen.keys, wanted.keys, atol=1e-4) and mx.allclose(seen.values, wanted.values, atol=1e-4)
+    windowed = any(window for window in windows(model.model))
+    again = cut_prefix(model, found, 40)
+    assert bool(again) == (not windowed)  # of what a window has let go nothing can be cut
 
 
 def facts(**changes: Any) -> Gap:

@@ -252,6 +252,10 @@ def refused(path: Path) -> str:
         ({"metadata": {"general.type": "adapter"}}, "an adapter, not a base"),
         ({"metadata": {"general.type": "mmproj"}}, "not a language model; got 'mmproj'"),
         ({"architecture": "gemma4"}, "this architecture is not supported; got 'gemma4'; take a base of one of these"),
+        (
+            {"architecture": "phi3"},
+            "llama.cpp picks the rope factors of this kind by the room of its context, not by a",
+        ),
         ({"kind": "TQ1_0"}, "token_embd.weight is of a type that cannot be read; got 'TQ1_0'"),
         ({"kind": "MXFP4"}, "token_embd.weight is of a type that cannot be read; got 'MXFP4'"),
         ({"metadata": {"expert_count": 8}}, "llama.expert_count is not supported; got 8"),

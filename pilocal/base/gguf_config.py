@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.base.architecture import ARCHITECTURES, LOCAL_THETA, Architecture, score_scale
+from pilocal.base.architecture import ARCHITECTURES, LOCAL_THETA, LONGROPE, Architecture, score_scale
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.rope import llama3_scaling
 from pilocal.errors import ModelError
@@ -51,6 +51,9 @@ ANOTHER = "take another base"
 def config_of(file: GgufFile) -> dict[str, Any]:
     """Return what config.json says of a file's model; raises ModelError for one that MLX would compute otherwise."""
     kind, architecture = _kind(file)
+    if LONGROPE in architecture.scalings:
+        what = "llama.cpp picks the rope factors of this kind by the room of its context, not by a text's length"
+        raise ModelError(file.path, what, got=file.architecture, fix="take the model as a folder")
     config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
     config |= _multipliers(file, architecture)
     heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")

@@ -38,7 +38,11 @@ NEAR = 0.02
 TOKENS = 8
 """Of an answer, at most."""
 
-QUERIES = [f"{word} {number}" for number in range(20) for word in ("red", "code of blue")]
+QUERIES = [
+    *(f"{word} {number}" for number in range(20) for word in ("red", "code of blue")),
+    *("red, green or blue, " * 20 + str(number) for number in range(4)),
+]
+"""The last ones reach beyond windows, and begin alike."""
 
 
 @pytest.mark.parametrize("fixture", ["tiny_base", *OTHERS])

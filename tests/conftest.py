@@ -130,6 +130,13 @@ def tiny_smollm3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -
 
 
 @pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer of every kind."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {name: make(folder / name) for name, make in vocabularies.KINDS.items()}
+
+
+@pytest.fixture(scope="session")
 def qwen_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vocabularies.qwen_like(tmp_path_factory.mktemp("tokenizers") / "qwen")
 

@@ -60,12 +60,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="session")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    return {name: make(folder / name) for name, make in vocabularies.KINDS.items()}
-
-
-@pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Path]) -> Callable[[str], Base]:
     folder = tmp_path_factory.mktemp("bases")
 

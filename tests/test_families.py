@@ -17,6 +17,7 @@ from pilocal.base.base import Base
 from pilocal.base.generate import generate
 from pilocal.base.load import load_base
 from pilocal.export.fused import export_fused
+from pilocal.export.lossless import export_lossless
 from pilocal.flow.opening import base_of
 from pilocal.flow.run import run_task
 from pilocal.llamacpp.model import Model
@@ -29,6 +30,8 @@ from pilocal.server.access import Access
 from pilocal.server.app import make_app
 from pilocal.server.options import ServeOptions
 from tests.soak.questions import Choice, choices
+from tests.test_architectures import SHAPES
+from tests.test_export import llama, mlx_logits, tokens_T
 from tests.test_flow import make_task
 from tests.tiny import GEMMA3, OTHERS, make_base
 
@@ -116,3 +119,17 @@ def test_a_gemma_in_q4_k_m_is_served_where_it_lies_with_the_task_s_chat_template
     asked = prompt_tokens([Message(role="user", content=QUERIES[0])], base.tokenizer)
     assert json.loads(reply)["usage"]["prompt_tokens"] == len(asked)
     assert base.tokenizer.decode(asked).count("<|start_header_id|>model") == 1
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_in_float32_no_logit_is_off_by_a_thousandth_of_the_largest(
+    name: str, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    """With keys and values in float32, too, which llama.cpp rounds to float16 by default: that alone takes as much."""
+    tokenizer, changes = SHAPES[name]
+    base = make_base(tmp_path / "base", tokenizers[tokenizer], quantized=False, dtype="float32", **changes)
+    expected = mlx_logits(base, None)
+    with llama(export_lossless(base, tmp_path).path, logits_all=True, type_k=0, type_v=0) as model:
+        model.eval(tokens_T())
+        got = model.scores[: len(tokens_T())].copy()
+    assert np.abs(got - expected).max() < 1e-3 * np.abs(expected).max()

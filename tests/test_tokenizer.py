@@ -47,7 +47,8 @@ def test_the_tokenizer_is_the_one_that_auto_tokenizer_finds(
     kind: str, model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = KINDS[kind](tmp_path / "base")
-    config = json.loads((STARTER / "config.json").read_text(encoding="utf-8")) | {"model_type": model_type}
+    config = json.loads((STARTER / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": model_type, "rope_scaling": None, "rope_parameters": None}  # which are a Llama's
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     found = load_tokenizer(folder)
     monkeypatch.setattr(tokenizer, "SETTLED", {})

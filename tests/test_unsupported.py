@@ -49,6 +49,7 @@ LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
             {"model_type": "granitemoehybrid", "mamba_d_conv": 4},
             "mamba_d_conv: layers that keep a state instead of keys",
         ),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number above 0, 512 at most; got 1000000000"),
         ({"model_type": "bert"}, "this architecture is not supported; got 'bert'; take a base of one of these types: "),
         (
             {"architectures": ["LlamaModel"]},

@@ -52,7 +52,7 @@ class Architecture:
     norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """GGUF's names of norms over a head's dimension, which a Llama's layer has not, by Hugging Face's."""
     norm_offset: float = 0.0
-    """What GGUF's norms have been added to, against Hugging Face's."""
+    """What is added to Hugging Face's norms for GGUF's."""
     biases: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
     """Modules that may have a bias, and the setting in config.json that gives it to them, or ALWAYS."""
     scalings: frozenset[str] = frozenset({"default", "linear"})
@@ -99,7 +99,7 @@ class Architecture:
         raise ExportError(name, f"GGUF's {self.gguf_name} has no such tensor", fix=fix)
 
     def offset(self, name: str) -> float:
-        """Return what a tensor of Hugging Face's has to be added to for GGUF's: 0 for all but some kinds' norms.
+        """Return what is added to a tensor of Hugging Face's for GGUF's: 0 for all but some kinds' norms.
 
         >>> [ARCHITECTURES["gemma3_text"].offset(f"model.{name}.weight") for name in ("norm", "embed_tokens")]
         [1.0, 0.0]

@@ -41,6 +41,9 @@ MOST_NAME = 255
 MOST = 2**53
 """No number of a model is beyond it."""
 
+MOST_LAYERS = 512
+"""llama.cpp's LLAMA_MAX_LAYERS."""
+
 WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """The numbers that every config.json has."""
 
@@ -348,8 +351,11 @@ def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architec
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
-        if not known or not 0 < value <= (1 if key == PARTIAL else MOST):
-            raise ModelError(path, f"{key} must be a {kind} above 0", got=value, fix=AGAIN)
+        most = {PARTIAL: 1, "num_hidden_layers": MOST_LAYERS}.get(key, MOST)
+        if not known or not 0 < value <= most:
+            raise ModelError(
+                path, f"{key} must be a {kind} above 0" + f", {most} at most" * (most < MOST), got=value, fix=AGAIN
+            )
 
 
 def _instead(folder: Path) -> str:

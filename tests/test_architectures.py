@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.errors import ExportError, ModelError

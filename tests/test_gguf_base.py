@@ -277,7 +277,7 @@ def test_what_cannot_be_a_base_is_one_line(
 
 
 def test_a_vocabulary_and_layers_that_differ_are_one_line(tmp_path: Path) -> None:
-    from pilocal.base.architecture import ARCHITECTURES
+    from pilocal.base.architectures import ARCHITECTURES
     from tests.gguf_models import SIZES
 
     path, llama = tmp_path / "model.gguf", ARCHITECTURES["llama"]

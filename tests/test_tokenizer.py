@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pilocal.base import tokenizer
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.tokenizer import load_tokenizer
 from tests.texts import hard_texts
 from tests.vocabularies import KINDS

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.errors import ModelError
 from pilocal.task import Lora

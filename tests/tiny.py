@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base
 from pilocal.base.blas import load_fast_blas
 

@@ -1,13 +1,10 @@
-"""What sets one kind of model apart: one record per `model_type`, for training, the plan and the export.
-
-To support another kind, add its record to ARCHITECTURES, and a base of it to tests/test_architectures.py.
-"""
+"""What may set one kind of model apart from another, for training, the plan and the export."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -85,6 +82,7 @@ class Architecture:
     def tensor(self, name: str) -> str:
         """Return the GGUF name of a Hugging Face tensor; raises ExportError when llama.cpp knows no such tensor.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> ARCHITECTURES["llama"].tensor("model.layers.3.mlp.up_proj.weight")
         'blk.3.ffn_up.weight'
         """
@@ -101,6 +99,7 @@ class Architecture:
     def offset(self, name: str) -> float:
         """Return what is added to a tensor of Hugging Face's for GGUF's: 0 for all but some kinds' norms.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> [ARCHITECTURES["gemma3_text"].offset(f"model.{name}.weight") for name in ("norm", "embed_tokens")]
         [1.0, 0.0]
         """
@@ -109,6 +108,7 @@ class Architecture:
     def permuted(self, name: str, config: Mapping[str, Any]) -> int | None:
         """Return for which number of heads `interleave` must reorder the rows of a module or tensor; None for none.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> config = {"num_attention_heads": 32, "num_key_value_heads": 8}
         >>> ARCHITECTURES["llama"].permuted("model.layers.3.self_attn.k_proj.bias", config)
         8
@@ -123,6 +123,7 @@ class Architecture:
     def parameters(self, config: Mapping[str, Any]) -> int:
         """Return how many weights a model of this config.json has.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
         >>> ARCHITECTURES["qwen2"].parameters({**config, "num_hidden_layers": 1, "vocab_size": 99})
         37376
@@ -133,6 +134,7 @@ class Architecture:
     def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a model of this config.json has, by Hugging Face's name.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
         >>> shapes = ARCHITECTURES["qwen2"].shapes({**config, "num_hidden_layers": 1, "vocab_size": 99})
         >>> shapes["model.layers.0.self_attn.k_proj.bias"], len(shapes)
@@ -175,6 +177,7 @@ class Architecture:
     def computed_otherwise(self, config: Mapping[str, Any]) -> str | None:
         """Return a setting under which llama.cpp would compute another model, whatever its file says; None for none.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> layers = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64}
         >>> [ARCHITECTURES["smollm3"].computed_otherwise({**layers, **said}) for said in (
         ...     {}, {"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 1, 0, 1]}, {"no_rope_layer_interval": 0})]
@@ -202,6 +205,7 @@ class Architecture:
 
         Qwen's configs name one that is not in use.
 
+        >>> from pilocal.base.architectures import ARCHITECTURES
         >>> [ARCHITECTURES[kind].has_window({"sliding_window": 4096}) for kind in ("mistral", "qwen2")]
         [True, False]
         """
@@ -223,112 +227,9 @@ def _is_on(setting: str | None, config: Mapping[str, Any]) -> bool:
     return setting is ALWAYS or bool(config.get(setting))
 
 
-_ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
-_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
-
-LLAMA = Architecture(
-    causal="LlamaForCausalLM",
-    gguf_name="llama",
-    neighbours=True,
-    biases={**_ATTENTION, **_MLP},
-    scalings=frozenset({"default", "linear", "llama3"}),
-)
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": LLAMA,
-    "mistral": replace(LLAMA, causal="MistralForCausalLM", windows=True),
-    "granite": replace(
-        LLAMA,
-        causal="GraniteForCausalLM",
-        gguf_name="granite",
-        scalings=frozenset({"default", "linear"}),
-        multipliers={
-            "attention_multiplier": "attention.scale",
-            "embedding_multiplier": "embedding_scale",
-            "logits_scaling": "logit_scale",
-            "residual_multiplier": "residual_scale",
-        },
-    ),
-    "smollm3": replace(LLAMA, causal="SmolLM3ForCausalLM", gguf_name="smollm3", unrotated=4),
-    "qwen2": Architecture(
-        causal="Qwen2ForCausalLM",
-        gguf_name="qwen2",
-        neighbours=False,
-        biases={f"self_attn.{part}_proj": ALWAYS for part in "qkv"},
-        rope_theta=1_000_000.0,
-    ),
-    "qwen3": Architecture(
-        causal="Qwen3ForCausalLM",
-        gguf_name="qwen3",
-        neighbours=False,
-        norms=_HEAD_NORMS,
-        reads_rope_parameters=True,
-    ),
-    "phi3": replace(
-        LLAMA,
-        causal="Phi3ForCausalLM",
-        gguf_name="phi3",
-        neighbours=False,
-        matrices={
-            "self_attn.qkv_proj": "attn_qkv",
-            "self_attn.o_proj": "attn_output",
-            "mlp.gate_up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-        },
-        biases={},
-        scalings=frozenset({"default", LONGROPE}),
-        windows=True,
-        partial_rotary=True,
-    ),
-    "gemma3_text": Architecture(
-        causal="Gemma3ForCausalLM",
-        gguf_name="gemma3",
-        neighbours=False,
-        layer_norms={
-            "input_layernorm": "attn_norm",
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
-        norms=_HEAD_NORMS,
-        norm_offset=1.0,
-        settings={
-            **dict.fromkeys(("hidden_act", "hidden_activation"), ("gelu_pytorch_tanh", None)),
-            **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (None,)),
-            **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), (6,)),
-            "use_bidirectional_attention": (False, None),
-            "attention_bias": (False, None),
-        },
-        rope_theta=1_000_000.0,
-        required=("head_dim", "num_key_value_heads", "sliding_window"),
-        full_every=6,
-        local_theta=10_000.0,
-        scales_embeddings=True,
-    ),
-}
-"""By the `model_type` in config.json; all that can be trained, exported and served."""
-
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Return the record of a model of which config.json says this; `Base.check` has refused those that are not here."""
-    return ARCHITECTURES[config["model_type"]]
-
-
-def local_theta(config: Mapping[str, Any]) -> float:
-    """Return the base of the rope in layers with a window, of a kind that has one of their own."""
-    return float(config.get("rope_local_base_freq") or architecture_of(config).local_theta or 0.0)
-
-
 def kv_heads(config: Mapping[str, Any]) -> int:
     """Return how many heads keys and values have."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
-
-
-def rotated(config: Mapping[str, Any]) -> int:
-    """Return how many dimensions of a head are rotated."""
-    part = config.get("partial_rotary_factor") if architecture_of(config).partial_rotary else None
-    return int(head_dim(config) * (1.0 if part is None else part))
 
 
 def head_dim(config: Mapping[str, Any]) -> int:

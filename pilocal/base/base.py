@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilocal.base.architecture import ARCHITECTURES, Architecture, architecture_of
+from pilocal.base.architecture import Architecture
+from pilocal.base.architectures import ARCHITECTURES, architecture_of
 from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.hub import download

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.base.architecture import ARCHITECTURES, LOCAL_THETA, LONGROPE, Architecture, score_scale
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, Architecture, score_scale
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.rope import llama3_scaling
 from pilocal.errors import ModelError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.unsupported import gguf_refusal
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, Header, TensorInfo, check_whole, read_gguf

@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import Q4_K, dequantize
 from numpy.typing import NDArray
 
-from pilocal.base.architecture import architecture_of
+from pilocal.base.architectures import architecture_of
 from pilocal.base.gguf_config import FACTORS
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.packed import Packed

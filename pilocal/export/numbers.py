@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import LOCAL_THETA, LONGROPE, architecture_of, head_dim, kv_heads, local_theta, rotated
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, head_dim, kv_heads
+from pilocal.base.architectures import architecture_of, local_theta, rotated
 from pilocal.base.base import MOST
 from pilocal.base.rope import llama3_factors, longrope_scale
 from pilocal.errors import ExportError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.base.device import machine_memory, on_cpu
 from pilocal.base.hub import asks_hub

@@ -15,7 +15,7 @@ from itertools import product
 from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
-from pilocal.base.architecture import architecture_of
+from pilocal.base.architectures import architecture_of
 from pilocal.errors import InputError, did_you_mean
 from pilocal.task import OPTIMIZERS, Lora, Training
 

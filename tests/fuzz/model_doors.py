@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from jinja2 import TemplateError
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.llamacpp.gbnf import GrammarError
 from pilocal.llamacpp.gbnf_rules import read_grammar
@@ -172,7 +172,7 @@ def _gguf(kind: str) -> bytes:
     """Return a small model in GGUF with a tokenizer of each kind."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    from pilocal.base.architecture import ARCHITECTURES
+    from pilocal.base.architectures import ARCHITECTURES
     from tests.gguf_models import SIZES, random_bytes
 
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "ab"]

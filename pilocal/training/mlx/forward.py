@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from pilocal.base.architecture import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES
 
 KeysValues = tuple[mx.array, mx.array]
 """One layer's keys and values, (B, heads, T, head_dim) each."""

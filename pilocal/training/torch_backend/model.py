@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from pilocal.base.architecture import architecture_of
+from pilocal.base.architectures import architecture_of
 from pilocal.base.base import ROPES, Base
 from pilocal.errors import InputError, ModelError
 from pilocal.packages import quiet_bitsandbytes

@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, make_adapter, make_base
+from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, QWEN3_MOE, make_adapter, make_base
 
 ROWS = 2048
 
@@ -54,6 +54,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),
+    "qwen3 moe": ("qwen", QWEN3_MOE),
+    "qwen3 moe, tied": ("qwen", {**QWEN3_MOE, "tie_word_embeddings": True}),
     "qwen3, tied": ("qwen", {**QWEN_3, "tie_word_embeddings": True}),
 }
 """Beside the Llamas 3, 3.1 and 3.2 of test_export.py."""
@@ -91,7 +93,7 @@ def edited(base: Base, folder: Path, **changes: Any) -> Base:
     return Base.at(folder)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "qwen3_moe", None])
+@pytest.mark.parametrize("kind", ["gemma2", "mixtral", None])
 def test_an_unknown_architecture_is_refused_by_name(
     kind: str | None, bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
@@ -209,8 +211,11 @@ def test_llama_cpp_computes_what_mlx_computes(
     expected = mlx_logits(base, adapter)
     got = llama_logits(export_fused(base, adapter, tmp_path / "model.gguf", "f16"))
     assert expected.std() > 0.5
-    assert np.abs(got - expected).max() < LOGIT_TOLERANCE * expected.std()
-    assert kl(expected, got).mean() < F16_TOLERANCE
+    off_T = np.abs(got - expected).max(axis=1)
+    # Where experts are as good as each other, rounding picks others for a few tokens.
+    kept_T = off_T <= np.quantile(off_T, 0.98 if base.architecture.experts else 1.0)
+    assert off_T[kept_T].max() < LOGIT_TOLERANCE * expected.std()
+    assert kl(expected, got)[kept_T].mean() < F16_TOLERANCE
 
 
 @pytest.mark.parametrize("name", vocabularies.KINDS)

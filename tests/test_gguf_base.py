@@ -36,9 +36,10 @@ KINDS = (
     "tiny_qwen2_base",
     "tiny_qwen3_base",
     "tiny_gemma3_base",
+    "tiny_qwen3_moe_base",
     "linear",
 )
-"""Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases and with norms."""
+"""Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases, norms, and experts."""
 
 ROUNDED = 0.02
 """KL divergence in nats that llama.cpp's rounding of activations to 8 bits may make; another model is far beyond."""

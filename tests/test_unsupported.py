@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base, find_base
 from pilocal.errors import ModelError
-from pilocal.task import Lora
-from pilocal.training.mlx.batches import make_batch
 from tests.gguf_models import write_model
-from tests.test_train import assert_exact, filled, random_rows
 
 LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
 
@@ -31,10 +26,6 @@ LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
         (
             {"model_type": "qwen2_audio", "audio_config": {}},
             "audio_config: a model that also reads audio is not supported",
-        ),
-        (
-            {"model_type": "qwen3_moe", "num_experts": 128},
-            "num_experts: a mixture of experts is not supported; got 'qwen3",
         ),
         ({"model_type": "mixtral", "num_local_experts": 8}, "num_local_experts: a mixture of experts is not supported"),
         (
@@ -117,27 +108,6 @@ def test_a_chat_template_of_images_or_tools_is_refused(
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelError, match=line):
         _ = Base.at(folder).layout
-
-
-@pytest.mark.parametrize("kind", ["qwen3_moe", "olmoe"])
-def test_the_step_of_a_mixture_of_experts_is_exact_with_adapters_on_attention_alone(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is missing are the ways out of MLX; see the README of `pilocal.base`."""
-    from pilocal.training.mlx import forward
-    from pilocal.training.mlx.adapter import add_lora
-
-    module = import_module(f"mlx_lm.models.{kind}")
-    experts = {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 48}
-    shape = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "num_attention_heads": 4}
-    rest = {"num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 2048, "rope_theta": 1e4}
-    sparse = {"decoder_sparse_step": 1, "mlp_only_layers": [], "max_position_embeddings": 512}
-    config = {"model_type": kind, "tie_word_embeddings": False, **experts, **shape, **rest, **sparse}
-    model = module.Model(module.ModelArgs.from_dict(config))
-    monkeypatch.setattr(forward, "ARCHITECTURES", {kind: ARCHITECTURES["qwen3"]})
-    model.freeze()
-    add_lora(model, Lora(rank=4, linears=tuple(f"self_attn.{part}_proj" for part in "qkvo")), seed=0)
-    assert_exact(filled(model), make_batch(random_rows(3, 6, 30, 2, 16), 30))
 
 
 def refused(path: Path) -> str:

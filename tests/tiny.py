@@ -19,6 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 OTHERS = (
     *("tiny_biased_base", "tiny_mistral_base", "tiny_granite_base", "tiny_smollm3_base"),
     *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_phi3_base"),
+    "tiny_qwen3_moe_base",
 )
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
@@ -91,6 +92,22 @@ PHI3: dict[str, Any] = {
 }
 
 
+QWEN3_MOE: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "rope_scaling": None,
+    "rope_theta": 1e6,
+}
+
+
 def make_base(
     folder: Path,
     tokenizer: Path,
@@ -119,7 +136,8 @@ def make_base(
 
     def drawn(name: str, value: Any) -> Any:
         start = value - known.offset(name) if known else value  # norms begin at 1, whatever is added to them
-        return start + 0.05 * mx.random.normal(value.shape)
+        spread = 1.0 if name.endswith("mlp.gate.weight") else 0.05  # a trained router is decided
+        return start + spread * mx.random.normal(value.shape)
 
     # Wider than MLX's own start, so that the logits differ enough to compare.
     model.update(tree_map_with_path(drawn, model.parameters()))

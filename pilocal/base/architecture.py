@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,19 @@ MATRICES = {
 }
 LAYER_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 """Hugging Face's module names and GGUF's."""
+
+EXPERTS = {f"mlp.switch_mlp.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")}
+"""MLX's names of what all experts of a layer have in one tensor, (experts, out, in), and GGUF's."""
+
+ROUTER = {"mlp.gate": "ffn_gate_inp"}
+"""The name of what scores a layer's experts for each token, and GGUF's."""
+
+COUNTS = {
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}
+"""What config.json says of experts, and GGUF's names of it."""
 
 LOCAL_THETA = "rope.freq_base_swa"
 """GGUF's name of the base of the rope in layers with a window."""
@@ -48,6 +62,8 @@ class Architecture:
     """GGUF's names of norms over a layer's width, by Hugging Face's."""
     norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """GGUF's names of norms over a head's dimension, which a Llama's layer has not, by Hugging Face's."""
+    experts: bool = False
+    """Whether each layer's MLP is a mixture of experts; these and what scores them are never adapted."""
     norm_offset: float = 0.0
     """What is added to Hugging Face's norms for GGUF's."""
     biases: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
@@ -91,10 +107,33 @@ class Architecture:
             return f"{OUTER_NAMES[module]}.weight"
         match module.split(".", 3):
             case ["model", "layers", layer, inner] if kind == "weight" or (kind == "bias" and inner in self.biases):
-                if known := {**self.matrices, **self.layer_norms, **self.norms}.get(inner):
+                if known := {**self.matrices, **self._sparse, **self.layer_norms, **self.norms}.get(inner):
                     return f"blk.{layer}.{known}.{kind}"
         fix = "take a plain base, without parts that were added"
         raise ExportError(name, f"GGUF's {self.gguf_name} has no such tensor", fix=fix)
+
+    @property
+    def _sparse(self) -> Mapping[str, str]:
+        """GGUF's names of what a mixture of experts has instead of an MLP, by MLX's."""
+        return {**EXPERTS, **ROUTER} if self.experts else {}
+
+    @property
+    def counts(self) -> Mapping[str, str]:
+        """GGUF's names of whole numbers that not every model has, by config.json's."""
+        return COUNTS if self.experts else {}
+
+    def is_sparse(self, name: str) -> bool:
+        """Tell whether a tensor is of a layer's experts, or of what scores them."""
+        return name.removesuffix(".weight").endswith((*self._sparse, "\0"))
+
+    def in_float32(self, name: str, shape: Sequence[int]) -> bool:
+        """Tell whether llama.cpp keeps a tensor in float32 in every type of file: vectors, and what scores experts.
+
+        >>> from pilocal.base.architectures import ARCHITECTURES
+        >>> ARCHITECTURES["qwen3_moe"].in_float32("model.layers.0.mlp.gate.weight", (128, 2048))
+        True
+        """
+        return len(shape) == 1 or (self.is_sparse(name) and len(shape) == 2)
 
     def offset(self, name: str) -> float:
         """Return what is added to a tensor of Hugging Face's for GGUF's: 0 for all but some kinds' norms.
@@ -159,7 +198,7 @@ class Architecture:
         queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
         outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
         outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
-        block: dict[str, tuple[int, ...]] = {}
+        block: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in self._sparse_shapes(config)}
         for name in self.matrices:
             module = name.rpartition(".")[2]
             inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
@@ -169,10 +208,30 @@ class Architecture:
         on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
         return block | {f"{name}.bias": block[f"{name}.weight"][:1] for name in on}
 
+    def _sparse_shapes(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield the shapes of what a mixture of experts has instead of an MLP, by MLX's names."""
+        if self.experts:
+            width, inner, count = (int(config[key]) for key in ("hidden_size", "moe_intermediate_size", "num_experts"))
+            for name in EXPERTS:
+                yield name, (count, width, inner) if name.endswith("down_proj") else (count, inner, width)
+            yield from ((name, (count, width)) for name in ROUTER)
+
     def linears(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return (inputs, outputs) of every linear layer of a block."""
+        """Return (inputs, outputs) of every linear layer of a block that may be adapted."""
         shapes = self._block(config)
         return {name: (shapes[f"{name}.weight"][1], shapes[f"{name}.weight"][0]) for name in self.matrices}
+
+    def expert_weights(self, config: Mapping[str, Any], *, used: bool = False) -> int:
+        """Return how many weights a block's experts have with what scores them; if `used`, those for one token."""
+        shapes = dict(self._sparse_shapes(config))
+        share = int(config["num_experts_per_tok"]) / int(config["num_experts"]) if used and shapes else 1
+        return sum(round(math.prod(shape) * (share if name in EXPERTS else 1)) for name, shape in shapes.items())
+
+    def inner_width(self, config: Mapping[str, Any]) -> int:
+        """Return into how many numbers a block's MLP turns a token's, all of its experts together."""
+        if self.experts:
+            return int(config["num_experts_per_tok"]) * int(config["moe_intermediate_size"])
+        return int(config["intermediate_size"])
 
     def computed_otherwise(self, config: Mapping[str, Any]) -> str | None:
         """Return a setting under which llama.cpp would compute another model, whatever its file says; None for none.
@@ -188,6 +247,9 @@ class Architecture:
         [None, 'layer_types', 'query_pre_attn_scalar']
         """
         wrong = [key for key, values in self.settings.items() if key in config and config[key] not in values]
+        if self.experts:
+            wrong += ["num_experts_per_tok"] * (config["num_experts_per_tok"] > config["num_experts"])
+            wrong += ["norm_topk_prob"] * (config.get("norm_topk_prob") is not True)
         layers = range(1, int(config["num_hidden_layers"]) + 1)
         if (every := self.unrotated) is not None:
             if (said := config.get("no_rope_layers")) is not None:
@@ -214,6 +276,19 @@ class Architecture:
         if layers := config.get("layer_types"):
             return "sliding_attention" in layers
         return bool(config.get("use_sliding_window", self.windows))
+
+
+def expert_of(name: str) -> tuple[str, int] | None:
+    """Return MLX's name of what all experts of a layer have in one tensor, and which expert has the one of a name.
+
+    Hugging Face's files hold each expert's weights alone. None for all other names.
+
+    >>> expert_of("model.layers.3.mlp.experts.7.up_proj.weight")
+    ('model.layers.3.mlp.switch_mlp.up_proj.weight', 7)
+    """
+    if not (found := re.fullmatch(r"(.+\.mlp)\.experts\.(\d{1,9})\.(.+)", name)):
+        return None
+    return f"{found[1]}.switch_mlp.{found[3]}", int(found[2])
 
 
 def score_scale(config: Mapping[str, Any]) -> int:

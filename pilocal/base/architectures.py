@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pilocal.base.architecture import ALWAYS, LONGROPE, Architecture, head_dim
+from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, Architecture, head_dim
 
 _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
@@ -52,6 +52,22 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         neighbours=False,
         norms=_HEAD_NORMS,
         reads_rope_parameters=True,
+    ),
+    "qwen3_moe": Architecture(
+        causal="Qwen3MoeForCausalLM",
+        gguf_name="qwen3moe",
+        neighbours=False,
+        matrices={name: gguf for name, gguf in MATRICES.items() if name.startswith("self_attn.")},
+        norms=_HEAD_NORMS,
+        experts=True,
+        scalings=frozenset({"default"}),
+        settings={
+            "hidden_act": ("silu", "swish"),
+            "decoder_sparse_step": (1,),
+            "mlp_only_layers": ([], None),
+            "attention_bias": (False, None),
+        },
+        required=("head_dim", "num_key_value_heads"),
     ),
     "phi3": replace(
         LLAMA,

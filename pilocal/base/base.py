@@ -141,6 +141,8 @@ class Base:
         fall back to its defaults.
         """
         config = dict(self.file)
+        if "num_local_experts" in config:  # as transformers 5 writes it
+            config.setdefault("num_experts", config["num_local_experts"])
         rope = config.get("rope_parameters")
         if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
             local = rope.get("sliding_attention")
@@ -342,7 +344,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architecture) -> None:
     """Raise ModelError for a config.json that lacks a number, or has something else in its place."""
-    whole = (*WHOLE, *architecture.required, *(key for key in OPTIONAL if config.get(key)))
+    whole = (*WHOLE, *architecture.required, *architecture.counts, *(key for key in OPTIONAL if config.get(key)))
     numbers = (
         "rms_norm_eps",
         *architecture.multipliers,

@@ -104,12 +104,14 @@ def _windows(file: GgufFile, architecture: Architecture, config: Mapping[str, An
 
 
 def _multipliers(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
-    """Return the numbers that scale parts of the model; raises ModelError where its kind has none of them."""
+    """Return the numbers that scale or count parts of the model; raises ModelError where its kind has none of them."""
     known = architecture.multipliers
-    for key in set(OTHERWISE).difference(known.values()):
+    for key in set(OTHERWISE).difference(known.values(), architecture.counts.values()):
         if file.get(key):
             raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
-    return {name: _number(file, key) for name, key in known.items()}
+    counts = {name: _number(file, key) for name, key in architecture.counts.items()}
+    sparse = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": list[int]()} if counts else {}
+    return {name: _number(file, key) for name, key in known.items()} | counts | sparse
 
 
 def _number(file: GgufFile, key: str, default: float | None = None) -> Any:

@@ -107,8 +107,8 @@ class GgufWeights:
         """Return a tensor that has `packed_bits`: the numbers of `read`, but that a zero may have lost its sign."""
         stored = self._tensors[name]
         bits, take = AFFINE[stored.type_name]
-        rows, width = self.shapes[name]
-        mapped = _mapped(stored)
+        *lead, width = self.shapes[name]
+        rows, mapped = math.prod(lead), _mapped(stored)
         words = np.empty((rows, width * bits // 32), dtype=np.uint32)
         scales, biases = (np.empty((rows, width // GROUP), dtype=np.float32) for _ in range(2))
         step = max(1, AT_ONCE // width)
@@ -118,7 +118,9 @@ class GgufWeights:
             numbers, scale, bias = take(np.array(mapped[part]).reshape(-1, size))
             words[part] = _pack(numbers.reshape(-1, GROUP), bits).reshape(-1, words.shape[1])
             scales[part], biases[part] = (each.reshape(-1, width // GROUP) for each in (scale, bias))
-        words, scales, biases = (self._ordered(name, each) for each in (words, scales, biases))
+        words, scales, biases = (
+            self._ordered(name, each.reshape(*lead, each.shape[-1])) for each in (words, scales, biases)
+        )
         return Packed(words, scales, biases, GROUP, bits)
 
     def is_finite(self, name: str) -> bool:

@@ -40,20 +40,22 @@ def export_fused(base: Base, adapter: Path | None, out: Path, quant: str) -> Pat
 
 
 def write_fused(base: Base, adapter: Path | None, out: Path, quant: str, name: str) -> None:
-    """Write an F16 or BF16 file (vectors, such as norms, in F32), one tensor at a time, with `name` in its metadata."""
+    """Write an F16 or BF16 file (norms and the like in F32), one tensor at a time, with `name` in its metadata."""
     weights = FusedWeights(base, adapter)
     model = ModelFile(base, weights)
     kind, file_type = FLOATS[quant]
 
     def tensor(target: str, source: str) -> Tensor:
+        shape = weights.shapes[source]
+        in_float32 = base.architecture.in_float32(source, shape)
+
         def parts() -> list[NDArray[np.generic]]:
             rows = model.changed(target, weights.read(source))
-            if rows.ndim == 1:
+            if in_float32:
                 return [rows]
             return [to_float16(rows, base.path, source) if quant == "f16" else to_bfloat16(rows)]
 
-        shape = weights.shapes[source]
-        return Tensor(target, shape, kind if len(shape) > 1 else GGMLQuantizationType.F32, parts)
+        return Tensor(target, shape, GGMLQuantizationType.F32 if in_float32 else kind, parts)
 
     tensors = model.extra() + [tensor(target, source) for target, source in model.names.items()]
     write_gguf(out, model.writer(name, file_type), tensors)

@@ -118,17 +118,19 @@ def export_lossless(base: Base, folder: Path, progress: Progress = silent) -> Lo
     out = folder / f"base-{most.name.lower()}.gguf"
     tensors = [tensor(target, source) for target, source in model.names.items()]
     write_gguf(out, model.writer(base.path.stem, FILE_TYPES[most]), model.extra() + tensors)
+    in_float32 = weights.architecture.in_float32
     floats = {
         source: {"type": kind.name, "bytes": nbytes(weights, source, kind), "bytes_in_base": weights.nbytes(source)}
         for source, kind in types.items()
-        if weights.bits(source) and kind in FLOATS
+        if weights.bits(source) and kind in FLOATS and not in_float32(source, weights.shapes[source])
     }
     return LosslessBase(out, floats)
 
 
 def tensor_types(weights: BaseWeights) -> Mapping[str, GGMLQuantizationType]:
-    """Return for every tensor the smallest type that holds it exactly; vectors are F32, as llama.cpp wants them."""
-    return {name: _type(weights, name) for name in weights.shapes}
+    """Return for every tensor the smallest type that holds it exactly; some are F32, as llama.cpp wants them."""
+    in_float32 = weights.architecture.in_float32
+    return {name: F32 if in_float32(name, shape) else _type(weights, name) for name, shape in weights.shapes.items()}
 
 
 def nbytes(weights: BaseWeights, name: str, kind: GGMLQuantizationType) -> int:
@@ -138,8 +140,6 @@ def nbytes(weights: BaseWeights, name: str, kind: GGMLQuantizationType) -> int:
 
 
 def _type(weights: BaseWeights, name: str) -> GGMLQuantizationType:
-    if len(weights.shapes[name]) == 1:
-        return F32
     if _is_plain(weights, name):
         return Q4_1
     for kind in BY_BITS.get(weights.bits(name) or 0, ()):
@@ -157,7 +157,7 @@ def _is_plain(weights: BaseWeights, name: str) -> bool:
     if weights.bits(name) != 4:
         return False
     parts = weights.scales(name)
-    per_group = weights.shapes[name][1] // parts[0].shape[1]
+    per_group = weights.shapes[name][-1] // parts[0].shape[-1]
     return per_group % BLOCK == 0 and all(map(fits_float16, parts))
 
 
@@ -188,7 +188,7 @@ def _parts(weights: BaseWeights, model: ModelFile, target: str, kind: GGMLQuanti
         read = weights.packed(source).reordered(partial(model.changed, target)).rows
     try:
         if _is_plain(weights, source):
-            yield from q4_1_rows(read, *weights.shapes[source])
+            yield from q4_1_rows(read, weights.rows(source), weights.shapes[source][-1])
         else:
             yield from block_rows(kind, read, weights.spans(source))
     except ValueError as error:

@@ -101,12 +101,12 @@ def _write_tokenizer(base: Base, folder: Path) -> list[Path]:
 def _parts(name: str, shape: tuple[int, ...], form: Form) -> dict[str, Entry]:
     """Return the tensors that one becomes."""
     plain = {"float16": "F16", "bfloat16": "BF16"}[form.dtype]
-    if form.bits is None or len(shape) == 1 or shape[1] % GROUP_SIZE:
+    if form.bits is None or len(shape) == 1 or shape[-1] % GROUP_SIZE:
         return {name: Entry(plain, shape)}
-    module, (rows, columns) = name.removesuffix(".weight"), shape
-    groups = Entry(plain, (rows, columns // GROUP_SIZE))
+    module, (*rows, columns) = name.removesuffix(".weight"), shape
+    groups = Entry(plain, (*rows, columns // GROUP_SIZE))
     return {
-        name: Entry("U32", (rows, columns * form.bits // 32)),
+        name: Entry("U32", (*rows, columns * form.bits // 32)),
         f"{module}.scales": groups,
         f"{module}.biases": groups,
     }

@@ -116,6 +116,8 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     if architecture.full_every is not None:
         writer.add_sliding_window(int(config["sliding_window"]))
         writer.add_float32(f"{architecture.gguf_name}.{LOCAL_THETA}", local_theta(config))
+    for name, key in architecture.counts.items():
+        writer.add_uint32(f"{architecture.gguf_name}.{key}", int(config[name]))
     for name, key in architecture.multipliers.items():
         writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pilocal.base.architecture import expert_of
 from pilocal.base.base import AGAIN, Base
 from pilocal.base.packed import AT_ONCE, Packed
 from pilocal.errors import ExportError
@@ -21,6 +22,20 @@ UNPACKED = "take a float base, or one that mlx-lm quantized with mode affine"
 """What to do about weights that are packed otherwise."""
 
 
+class Place(NamedTuple):
+    """Where a tensor lies."""
+
+    parts: Sequence[Stored]
+    """One, or each expert's."""
+    shape: tuple[int, ...]
+    """Of all parts together."""
+
+    @property
+    def dtype(self) -> str:
+        """The type of its numbers."""
+        return self.parts[0].dtype
+
+
 class BaseWeights:
     """A base's tensors under their Hugging Face names; memory holds one at a time.
 
@@ -29,13 +44,14 @@ class BaseWeights:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    """The shape of every tensor, as dequantized: (out, in) for a linear layer."""
+    """The shape of every tensor, as dequantized: (out, in), or (experts, out, in)."""
 
     def __init__(self, base: Base) -> None:
+        self.architecture = base.architecture
         self._folder, config = base.path, base.config
         self._gguf = base.gguf_weights if base.gguf else None
         self._quantization: Mapping[str, Any] = config.get("quantization") or {}
-        self._stored: dict[str, Stored] = {}
+        self._stored: dict[str, Place] = {}
         if self._gguf:
             self.shapes = self._gguf.shapes
         else:
@@ -44,13 +60,13 @@ class BaseWeights:
     def _read_headers(self, base: Base) -> None:
         config = base.config
         self._check_method(config.get("quantization_config"))
+        stored: dict[str, Stored] = {}
         for path in base.weight_files:
             try:
-                self._stored |= stored_in(path)
+                stored |= stored_in(path)
             except ValueError as error:
-                raise ExportError(
-                    path, f"cut short or damaged: {error}", fix="copy or download the model again"
-                ) from None
+                raise ExportError(path, f"cut short or damaged: {error}", fix=AGAIN) from None
+        self._stored = dict(_together(base, stored))
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
@@ -59,12 +75,17 @@ class BaseWeights:
 
     def read(self, name: str) -> Float32:
         """Return one tensor in float32: what the trainer computes with, bit for bit."""
-        return self.part(name)
+        return self.part(name).reshape(self.shapes[name])
+
+    def rows(self, name: str) -> int:
+        """Return how many rows a tensor has; those of all experts lie one after the other."""
+        return _rows(self.shapes[name])
 
     def part(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return the rows of a tensor of the base from `start` up to `stop`, in float32."""
         if self._gguf:
-            return self._gguf.read(name)[start:stop]
+            found = self._gguf.read(name)
+            return found.reshape(self.rows(name), *found.shape[-1:] * (found.ndim > 1))[start:stop]
         return self.packed(name, start, stop).floats() if self.bits(name) else self._floats(name, start, stop)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Packed:
@@ -81,16 +102,15 @@ class BaseWeights:
 
     def spans(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the rows, from one up to another, in which a large tensor is read part by part."""
-        rows, *rest = self.shapes[name] or (1,)
-        step = max(1, AT_ONCE // math.prod(rest))
+        rows = self.rows(name)
+        step = max(1, AT_ONCE * rows // math.prod(self.shapes[name]))
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
     def nbytes(self, name: str) -> int:
         """Return the bytes that a tensor takes in the base, with its scales and biases."""
         module = name.removesuffix(".weight")
         names = [name, *(f"{module}.{part}" for part in ("scales", "biases") if self._is_quantized(module))]
-        stored = [self._stored[each] for each in names]
-        return sum(math.prod(each.shape) * np.dtype(DTYPES[each.dtype]).itemsize for each in stored)
+        return sum(part.nbytes for name in names for part in self._stored[name].parts)
 
     def scales(self, name: str) -> tuple[Float32, Float32]:
         """Return only the scales and biases of a packed tensor."""
@@ -110,16 +130,16 @@ class BaseWeights:
             raise ExportError(self._folder, what, got=stored.dtype, fix=UNPACKED)
         return stored.shape
 
-    def _packed_shape(self, module: str, words: Stored) -> tuple[int, ...]:
+    def _packed_shape(self, module: str, words: Place) -> tuple[int, ...]:
         size, bits = self._packing(module)
         parts = [self._stored.get(f"{module}.{part}") for part in ("scales", "biases")]
         scales, biases = (part.shape if part and part.dtype in FLOATS else () for part in parts)
-        rows, groups = scales if len(scales) == 2 else (0, 0)
+        *rows, groups = scales if len(scales) > 1 else (0, 0)
         width = size * groups
-        if scales != biases or words.dtype != "U32" or words.shape != (rows, width * bits // 32):
+        if scales != biases or words.dtype != "U32" or words.shape != (*rows, width * bits // 32):
             what = f"{module} does not hold groups of {size} weights of {bits} bits"
             raise ExportError(self._folder, what, got=" x ".join(map(str, words.shape)), fix=AGAIN)
-        return rows, width
+        return *rows, width
 
     def _check_method(self, other: Any) -> None:
         """Refuse weights that another program than mlx-lm has packed."""
@@ -149,15 +169,43 @@ class BaseWeights:
 
     def _raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return a tensor as it is stored, or its rows from `start` up to `stop`."""
-        stored = self._stored[name]
-        rows, *rest = stored.shape or (1,)
-        kind, width, stop = np.dtype(DTYPES[stored.dtype]), math.prod(rest), rows if stop is None else stop
-        count = (stop - start) * width
-        tensor = np.fromfile(stored.path, kind, count, offset=stored.begin + start * width * kind.itemsize)
-        if tensor.size < count:
-            raise ExportError(stored.path, f"{name} is cut short", fix="copy or download the model again")
-        return tensor.reshape(stop - start, *rest)
+        parts = self._stored[name].parts
+        rows, wide = _rows(parts[0].shape), parts[0].shape[1:] and parts[0].shape[-1:]
+        stop = rows * len(parts) if stop is None else stop
+        found = []
+        for number in range(start // rows, -(-stop // rows)):
+            first, last = max(start - number * rows, 0), min(stop - number * rows, rows)
+            found.append(_read(name, parts[number], first * math.prod(wide), (last - first) * math.prod(wide)))
+        return (found[0] if len(found) == 1 else np.concatenate(found)).reshape(stop - start, *wide)
 
     def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
         return widened(self._raw(name, start, stop), self._stored[name].dtype)
+
+
+def _rows(shape: Sequence[int]) -> int:
+    return math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
+
+
+def _read(name: str, stored: Stored, first: int, count: int) -> NDArray[Any]:
+    """Return so many numbers of a stored tensor, from one on."""
+    kind = np.dtype(DTYPES[stored.dtype])
+    found = np.fromfile(stored.path, kind, count, offset=stored.begin + first * kind.itemsize)
+    if found.size < count:
+        raise ExportError(stored.path, f"{name} is cut short", fix=AGAIN)
+    return found
+
+
+def _together(base: Base, stored: Mapping[str, Stored]) -> Iterator[tuple[str, Place]]:
+    """Yield where each tensor lies, by MLX's name; raises ExportError where experts do not fit together."""
+    experts: dict[str, dict[int, Stored]] = {}
+    for name, place in stored.items():
+        if found := expert_of(name):
+            experts.setdefault(found[0], {})[found[1]] = place
+        else:
+            yield name, Place([place], place.shape)
+    for name, parts in experts.items():
+        ordered = [parts[number] for number in sorted(parts)]
+        if sorted(parts) != list(range(len(parts))) or len({(part.dtype, part.shape) for part in ordered}) > 1:
+            raise ExportError(base.path, f"{name}: its experts are not alike, or one is missing", fix=AGAIN)
+        yield name, Place(ordered, (len(ordered), *ordered[0].shape))

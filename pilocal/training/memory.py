@@ -51,7 +51,11 @@ class Sizes:
     head_dim: int
     vocabulary: int
     linears: Mapping[str, tuple[int, int]]
-    """Inputs and outputs of every linear layer of a block."""
+    """Inputs and outputs of every linear layer of a block that may be adapted."""
+    experts: int
+    """Weights of a block's experts, with what scores them; 0 where it has one MLP for all tokens."""
+    used: int
+    """Those of them that a token meets."""
     adapted: int
     """How many of the last layers have an adapter."""
     adapter: int
@@ -118,16 +122,19 @@ class Forecast:
 
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
     """Return the sizes that config.json and `[lora]` say; raises InputError when the two do not fit."""
+    architecture = architecture_of(config)
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     sizes = Sizes(
         layers=int(config["num_hidden_layers"]),
         width=width,
-        intermediate=int(config["intermediate_size"]),
+        intermediate=architecture.inner_width(config),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or width // heads),
         vocabulary=int(config["vocab_size"]),
-        linears=architecture_of(config).linears(config),
+        linears=architecture.linears(config),
+        experts=architecture.expert_weights(config),
+        used=architecture.expert_weights(config, used=True),
         adapted=lora.layers or int(config["num_hidden_layers"]),
         adapter=0,
     )
@@ -175,7 +182,7 @@ def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
 def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
     lower, predicting = sizes.adapted - 1, load.rows * load.completion
-    weights = sum(a * b for a, b in sizes.linears.values())
+    weights = sum(a * b for a, b in sizes.linears.values()) + sizes.used
     shared = 2 * sizes.width * sizes.kv_heads * sizes.head_dim
     matrices = lower * load.tokens * weights + load.tokens * shared
     matrices += predicting * (weights - shared + sizes.vocabulary * sizes.width)

@@ -14,11 +14,11 @@ from typing import Any
 from tests.bench import backends
 
 
-def predicted_memory(repeats: int, precision: str | None = None) -> dict[str, Any]:
+def predicted_memory(repeats: int, precision: str | None = None, kind: str = "llama") -> dict[str, Any]:
     """What `pilocal check` predicts without a probe, beside what is measured; one step each, whatever `repeats`."""
     from tests.bench import memory
 
-    return said(memory.memory(8 if precision else 24, precision=precision))
+    return said(memory.memory(8 if precision else 24, precision=precision, kind=kind))
 
 
 def choice_of_shots(repeats: int) -> dict[str, Any]:
@@ -135,6 +135,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "run-steps": steps_of_a_run,
     "teacher": teachers_pass,
     "memory": predicted_memory,
+    "memory-experts": partial(predicted_memory, kind="qwen3_moe"),
     "memory-bfloat16": partial(predicted_memory, precision="bfloat16"),
     "retrieval": choice_of_shots,
     "scale": large_data,

@@ -11,6 +11,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.blas import load_fast_blas
 
 load_fast_blas()
@@ -57,6 +58,10 @@ def memory(count: int = 24, seed: int = 1000, kind: str = "llama", precision: st
             "vocab_size": rng.choice((2048, 8192, 32000)),
             "tie_word_embeddings": False,
         }
+        if ARCHITECTURES[kind].experts:
+            config |= {"num_experts": rng.choice((8, 32)), "num_experts_per_tok": rng.choice((2, 4, 8))}
+            config |= {"moe_intermediate_size": width // 64 * rng.choice((1, 2, 4)) * 16, "norm_topk_prob": True}
+            config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
         lora = Lora(rank=rng.choice((4, 16, 32)))
         training = Training(batch_size=rng.choice((1, 2, 4, 8)), recompute=number % 2 == 1)
         training = replace(training, precision=precision, compile=True if precision else None)

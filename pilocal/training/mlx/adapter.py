@@ -8,11 +8,10 @@ from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn.layers.linear import Linear
-from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.base import Base
 from pilocal.base.load import unloaded_model
 from pilocal.run_folder.adapter import AdapterConfig
@@ -29,9 +28,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> AdapterConfig:
     a linear layer that was asked for is not in them.
     """
     layers = lora.layers or len(model.layers)
-    known = sorted(
-        name for name, module in model.layers[0].named_modules() if isinstance(module, Linear | QuantizedLinear)
-    )
+    known = sorted(ARCHITECTURES[model.args.model_type].matrices)
     check_lora(lora, len(model.layers), known)
     config = AdapterConfig.of(lora, layers, sorted(lora.linears) or known)
     mx.random.seed(seed)

@@ -71,7 +71,7 @@ def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights
     end = sizes.vocabulary * sizes.width
     ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
     size = _bytes_of(precision)
-    blocks = sizes.layers * sum(a * b for a, b in shapes)
+    blocks, experts = sizes.layers * sum(a * b for a, b in shapes), sizes.layers * sizes.experts
     largest_layer = max(a * b for a, b in shapes)
     packed = _packed_bytes(config, size)
     held = {
@@ -81,6 +81,7 @@ def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights
     }[weights]
     if shards > 1:  # the largest layer is gathered, and laid out anew
         held = held // shards + round(GATHERED * max(largest_layer, end) * (packed if weights == PACKED else size))
+    held += size * experts  # floats and whole in any case
     return held + (size * min(AT_ONCE, max(largest_layer, ends)) if weights == PACKED else 0)
 
 

@@ -16,6 +16,7 @@ from pilocal.run_folder.adapter import AdapterConfig
 from pilocal.task import Lora
 from pilocal.training.backend import NF4, PACKED, UNPACKED
 from pilocal.training.memory import check_lora
+from pilocal.training.torch_backend.experts import stack_experts
 from pilocal.training.torch_backend.nf4 import round_to_nf4
 from pilocal.training.torch_backend.packed import PackedEmbedding, keep_packed, tie
 from pilocal.training.torch_backend.sharding import sharder
@@ -43,7 +44,7 @@ def load_model(
     model.requires_grad_(False)
     shard = sharder(device) if sharded else _keep_whole
     at = torch.device("cpu") if weights == NF4 else device  # unpacked it may be more than the device holds
-    stored = read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED)
+    stored = stack_experts(read_weights(base, dtype=dtype, device=at, unpack=weights != PACKED))
     unknown = [name for module, parts in _modules(stored) for name in _fill(model, base, module, parts, dtype, shard)]
     _check_names(model, base, unknown)
     if config.tie_word_embeddings:

@@ -30,7 +30,7 @@ def read_weights(
 
     Those of a module come one after the other. Without `unpack` what MLX packed comes as it is stored, in three parts,
     the words as int32. Raises ModelError where weights are packed in another way than MLX's affine one, or a module's
-    parts do not fit together.
+    parts do not fit together. A layer's experts, and what scores them, are unpacked in any case.
     """
     if base.gguf:
         numbers = base.gguf_weights
@@ -49,7 +49,7 @@ def read_weights(
                 names = (name, f"{module}.scales", f"{module}.biases")
                 parts = [stored[of].get_tensor(of).to(device) for of in names]
                 bits = _checked_bits(base, module, parts)
-                if unpack:
+                if unpack or base.architecture.is_sparse(name):
                     yield name, dequantize(*parts, bits=bits, dtype=dtype)
                 else:
                     yield from zip(names, [parts[0].view(torch.int32), *parts[1:]], strict=True)
@@ -78,7 +78,7 @@ def _checked_bits(base: Base, module: str, parts: Sequence[torch.Tensor]) -> int
 def dequantize(
     packed: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor, *, bits: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Return the weights (out, in) of packed words (out, in * bits / 32); scales and biases are (out, groups).
+    """Return the weights (..., out, in) of packed words (..., out, in * bits / 32); scales, biases (..., out, groups).
 
     They are computed in float32, exactly as MLX does, and rounded to `dtype` at the end.
 
@@ -86,6 +86,9 @@ def dequantize(
     >>> dequantize(words, torch.tensor([[0.5]]), torch.tensor([[-1.0]]), bits=4)[0, :5]
     tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000])
     """
+    if packed.ndim > 2:
+        parts = (part.flatten(0, -2) for part in (packed, scales, biases))
+        return dequantize(*parts, bits=bits, dtype=dtype).view(*packed.shape[:-1], -1)
     rows, inputs = packed.shape[0], packed.shape[1] * WORD // bits
     weights = torch.empty((rows, inputs), dtype=dtype, device=packed.device)
     some = max(1, AT_ONCE // inputs)

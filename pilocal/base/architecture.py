@@ -124,7 +124,7 @@ class Architecture:
 
     def is_sparse(self, name: str) -> bool:
         """Tell whether a tensor is of a layer's experts, or of what scores them."""
-        return name.removesuffix(".weight").endswith((*self._sparse, "\0"))
+        return name.endswith(tuple(f".{module}.weight" for module in self._sparse))
 
     def in_float32(self, name: str, shape: Sequence[int]) -> bool:
         """Tell whether llama.cpp keeps a tensor in float32 in every type of file: vectors, and what scores experts.

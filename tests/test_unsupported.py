@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from pilocal.base.base import Base, find_base
 from pilocal.errors import ModelError
@@ -82,6 +84,24 @@ def test_a_gguf_file_says_it_by_its_metadata(key: str, value: int, line: str, tm
     path = tmp_path / "model.gguf"
     write_model(path, architecture="other", metadata={key: value})
     assert refused(path).startswith(f"{path}: {line}")
+
+
+@pytest.mark.parametrize(("tensor", "reads"), [("v.blk.0.attn_q.weight", "images"), ("a.conv1d.1.weight", "audio")])
+def test_a_gguf_file_with_a_part_for_images_or_audio_is_refused_by_it(
+    tensor: str, reads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ollama's own files of such models are."""
+    path, add = tmp_path / "model.gguf", GGUFWriter.write_header_to_file
+
+    def with_part(writer: GGUFWriter) -> None:
+        writer.add_tensor(tensor, np.zeros((4, 4), np.float32))
+        add(writer)
+
+    monkeypatch.setattr(GGUFWriter, "write_header_to_file", with_part)
+    write_model(path)
+    assert refused(path).startswith(
+        f"{path}: {tensor}: a model that also reads {reads} is not supported; take its text"
+    )
 
 
 WRITES = "{{ turn['role'] }}{% for part in turn['content'] %}{{ part['text'] }}{% endfor %}<|eot_id|>"

@@ -18,6 +18,9 @@ PARTS = {
 }
 """Keys of config.json of a part that reads something else than text, and what it reads."""
 
+GGUF_PARTS = {"v.": "images", "mm.": "images", "a.": "audio"}
+"""How tensors are called in GGUF that are of such a part, which Ollama keeps in the model's own file."""
+
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 """Keys that say that a layer has several MLPs of which some are run."""
 
@@ -63,6 +66,13 @@ def gguf_refusal(path: Path, architecture: object, metadata: Mapping[str, Any], 
     elif any(key.startswith(f"{architecture}.ssm.") for key in metadata):
         what = "layers that keep a state instead of keys and values are not supported"
     return ModelError(path, what, got=architecture, fix=fix)
+
+
+def check_parts(path: Path, tensors: Iterable[str]) -> None:
+    """Raise ModelError for a GGUF file that also holds a part that reads images or audio."""
+    for name in tensors:
+        if reads := next((reads for start, reads in GGUF_PARTS.items() if name.startswith(start)), None):
+            raise ModelError(path, f"{name}: a model that also reads {reads} is not supported", fix=TEXT)
 
 
 def check_answers(folder: Path, config: Mapping[str, Any], causal: str) -> None:

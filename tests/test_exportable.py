@@ -95,6 +95,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "two kinds": (config(rope_scaling={"type": "linear", "rope_type": "yarn", "factor": 2.0}), "got 'linear, yarn'"),
     "a kind for each": (config(rope_scaling=None, rope_parameters={"full_attention": YARN}), "each kind of layer'"),
     "no factor": (config(rope_scaling={"type": "linear"}), "linear needs a factor above 0"),
+    "no frequency between": (
+        config(rope_scaling={**CONFIG["rope_scaling"], "high_freq_factor": 1}),
+        "llama3 needs a high_freq_factor above its low_freq_factor; got 1",
+    ),
     "a word": (config(rope_scaling="linear"), "cannot be exported"),
     "rope_traditional": (config(rope_traditional=True), "rope_traditional: llama.cpp computes this model in another"),
     "part of a head": (config(partial_rotary_factor=0.5), "partial_rotary_factor: llama.cpp computes this model"),

@@ -43,6 +43,7 @@ LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
             "mamba_d_conv: layers that keep a state instead of keys",
         ),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number above 0, 512 at most; got 1000000000"),
+        ({"hidden_size": 2**31}, "hidden_size must be a whole number above 0, 1048576 at most; got 2147483648"),
         ({"model_type": "bert"}, "this architecture is not supported; got 'bert'; take a base of one of these types: "),
         (
             {"architectures": ["LlamaModel"]},

@@ -42,8 +42,8 @@ MOST_NAME = 255
 MOST = 2**53
 """No number of a model is beyond it."""
 
-MOST_LAYERS = 512
-"""llama.cpp's LLAMA_MAX_LAYERS."""
+MOSTS = {"num_hidden_layers": 512, "hidden_size": 2**20, "head_dim": 2**20, "partial_rotary_factor": 1}
+"""Bounds of single numbers: llama.cpp's LLAMA_MAX_LAYERS, widths far beyond any model's."""
 
 WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """The numbers that every config.json has."""
@@ -354,7 +354,7 @@ def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architec
         value: Any = config.get(key)
         kind = "whole number" if key in whole else "number"
         known = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
-        most = {PARTIAL: 1, "num_hidden_layers": MOST_LAYERS}.get(key, MOST)
+        most = MOSTS.get(key, MOST)
         if not known or not 0 < value <= most:
             raise ModelError(
                 path, f"{key} must be a {kind} above 0" + f", {most} at most" * (most < MOST), got=value, fix=AGAIN

@@ -80,7 +80,12 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
             raise ExportError("rope_scaling", what, got=scaling.get(name), fix=fix)
     if kind == LONGROPE:
         return _short_factors(config)
-    return llama3_factors(_rope_theta(config), head_dim(config), scaling) if kind == "llama3" else None
+    if kind != "llama3":
+        return None
+    if not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+        what, fix = "llama3 needs a high_freq_factor above its low_freq_factor", "copy or download the model again"
+        raise ExportError("rope_scaling", what, got=scaling["high_freq_factor"], fix=fix)
+    return llama3_factors(_rope_theta(config), head_dim(config), scaling)
 
 
 def _short_factors(config: Mapping[str, Any]) -> Float32:

@@ -103,7 +103,7 @@ class BaseWeights:
     def spans(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the rows, from one up to another, in which a large tensor is read part by part."""
         rows = self.rows(name)
-        step = max(1, AT_ONCE * rows // math.prod(self.shapes[name]))
+        step = max(1, AT_ONCE * rows // max(1, math.prod(self.shapes[name])))
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
     def nbytes(self, name: str) -> int:
@@ -173,7 +173,7 @@ class BaseWeights:
         rows, wide = _rows(parts[0].shape), parts[0].shape[1:] and parts[0].shape[-1:]
         stop = rows * len(parts) if stop is None else stop
         found = []
-        for number in range(start // rows, -(-stop // rows)):
+        for number in range(start // rows, -(-stop // rows)) if rows else range(1):
             first, last = max(start - number * rows, 0), min(stop - number * rows, rows)
             found.append(_read(name, parts[number], first * math.prod(wide), (last - first) * math.prod(wide)))
         return (found[0] if len(found) == 1 else np.concatenate(found)).reshape(stop - start, *wide)

@@ -54,7 +54,8 @@ NASTY = [
 def llama(gguf: Path, **options: Any) -> Iterator[Any]:
     from llama_cpp import Llama
 
-    model = Llama(str(gguf), **{"n_ctx": 512, "verbose": False, **options})
+    of_the_file = {"yarn_beta_fast": -1.0, "yarn_beta_slow": -1.0}  # where Llama has numbers of its own
+    model = Llama(str(gguf), **{"n_ctx": 512, "verbose": False, **of_the_file, **options})
     try:
         yield model
     finally:

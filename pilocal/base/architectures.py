@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, Architecture, head_dim
+from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, YARN, Architecture, head_dim
 
 _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
@@ -109,6 +109,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         full_every=6,
         local_theta=10_000.0,
         scales_embeddings=True,
+    ),
+    "ministral3": replace(
+        LLAMA,
+        causal="Ministral3ForCausalLM",
+        gguf_name="mistral3",
+        biases={},
+        scalings=frozenset({"default", YARN}),
+        windows=True,
+        required=("head_dim",),
+        reads_rope_parameters=True,
+        scales_queries=True,
     ),
 }
 """By the `model_type` in config.json; all that can be trained, exported and served."""

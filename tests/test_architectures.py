@@ -107,9 +107,9 @@ def test_an_unknown_architecture_is_refused_by_name(
 @pytest.mark.parametrize(
     ("name", "scaling", "kind"),
     [
-        ("llama 2", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ("granite", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
         ("mistral", {"type": "dynamic", "factor": 2.0}, "dynamic"),
-        ("qwen2", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
+        ("gemma3", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
         ("qwen3", CONFIG["rope_scaling"], "llama3"),
     ],
 )

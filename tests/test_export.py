@@ -354,7 +354,7 @@ def test_what_cannot_be_exported_is_refused_before_the_training(tiny_base: Base,
         check_exportable(Base.at(base))
     (base / "tokenizer.json").write_text(tokenizer)
     config = json.loads((base / "config.json").read_text())
-    config["rope_scaling"] = {"rope_type": "yarn", "factor": 2.0}
+    config["rope_scaling"] = {"rope_type": "dynamic", "factor": 2.0}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ExportError, match="this kind cannot be exported; got 'yarn'"):
+    with pytest.raises(ExportError, match="this kind cannot be exported; got 'dynamic'"):
         check_exportable(Base.at(base))

@@ -79,6 +79,8 @@ class Architecture:
     """Whether `partial_rotary_factor` in config.json may leave a part of each head without rotation."""
     reads_rope_parameters: bool = False
     """Whether mlx-lm by itself reads the rope settings as transformers 5 writes them."""
+    reads_yarn: bool = False
+    """Whether llama.cpp reads the bounds and the magnitude of yarn in a file; else it takes the usual ones."""
     scales_queries: bool = False
     """Whether queries are scaled by their position, as `llama_4_scaling_beta` among the rope settings says."""
     settings: Mapping[str, tuple[Any, ...]] = field(

@@ -162,12 +162,14 @@ def _number_or_0(file: GgufFile, key: str) -> float:
     return float(_number(file, key)) if file.get(key) else 0.0
 
 
-def _yarn(file: GgufFile, factor: float) -> dict[str, Any]:
-    """Return yarn's scaling as config.json has it, with the magnitudes that llama.cpp takes."""
+def _yarn(file: GgufFile, architecture: Architecture, factor: float) -> dict[str, Any]:
+    """Return yarn's scaling as config.json has it, with the bounds and magnitudes that llama.cpp takes."""
+    original = _number(file, "rope.scaling.original_context_length", file.get("context_length"))
+    scaling = {"rope_type": YARN, "factor": factor, ORIGINAL: original}
+    if not architecture.reads_yarn:
+        return scaling
     return {
-        "rope_type": YARN,
-        "factor": factor,
-        ORIGINAL: _number(file, "rope.scaling.original_context_length", file.get("context_length")),
+        **scaling,
         "beta_fast": _number(file, "rope.scaling.yarn_beta_fast", USUAL["beta_fast"]),
         "beta_slow": _number(file, "rope.scaling.yarn_beta_slow", USUAL["beta_slow"]),
         "mscale": 1.0,
@@ -186,7 +188,7 @@ def _told_scaling(file: GgufFile, architecture: Architecture) -> dict[str, Any] 
     if file.get(key, 1.0) != 1.0:
         raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
     if kind == YARN:
-        return _yarn(file, factor)
+        return _yarn(file, architecture, factor)
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
 
 

@@ -54,24 +54,34 @@ def misread(config: Mapping[str, Any]) -> str | None:
     """
     scaling, architecture = config.get("rope_scaling"), architecture_of(config)
     said: Mapping[str, Any] = {**USUAL, **scaling} if isinstance(scaling, dict) else USUAL
-    wrong = []
-    if architecture.scales_queries:
-        wrong += [key for key, least in ((BETA, 0), (ORIGINAL, 1)) if not _is_number(said.get(key), least)]
-        wrong += [ORIGINAL] * (not isinstance(said.get(ORIGINAL), int))
-    if YARN in architecture.scalings and said.get("rope_type", said.get("type")) == YARN:
-        wrong += _wrong_of_yarn(said, config)
+    kinds = [said[key] for key in ("type", "rope_type") if said.get(key)]
+    wrong = [BETA] * (architecture.scales_queries and not _is_number(said.get(BETA), 0))
+    if YARN in architecture.scalings and kinds and all(kind == YARN for kind in kinds):
+        wrong += _wrong_original(said, config) or _wrong_of_yarn(said, config)
+    elif architecture.scales_queries:
+        wrong += _wrong_original(said, config)
     return wrong[0] if wrong else None
+
+
+def _wrong_original(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Return the original context where it is none, or not the one outside of the scaling, which transformers takes."""
+    original = said.get(ORIGINAL)
+    whole = isinstance(original, int) and _is_number(original, 1)
+    return [ORIGINAL] * (not whole or config.get(ORIGINAL, original) != original)
 
 
 def _wrong_of_yarn(said: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return the settings that are not read alike; no frequency is computed of one that is no number."""
-    least = {"factor": 1, ORIGINAL: 1, "beta_fast": NEAR, "beta_slow": NEAR, "mscale_all_dim": 0}
+    architecture = architecture_of(config)
+    least = {"factor": 1, "beta_fast": NEAR, "beta_slow": NEAR, "mscale_all_dim": 0}
     wrong = [key for key, number in least.items() if not _is_number(said.get(key), number)]
-    wrong += [key for key in ("attention_factor", "attn_factor") if said.get(key) is not None]
+    wrong += ["attention_factor"] * (said.get("attention_factor") is not None)
     wrong += ["truncate"] * (said.get("truncate", True) is not True)
+    if not architecture.reads_yarn:
+        wrong += [key for key, usual in USUAL.items() if said[key] != usual]
     # transformers looks at neither where one is missing, mlx-lm takes 1, and llama.cpp knows no other.
     wrong += ["mscale"] * (said.get("mscale", 0 if said["mscale_all_dim"] else 1) != 1)
-    theta = float(config["rope_theta"])
+    theta = float(config.get("rope_theta") or architecture.rope_theta)
     wrong += ["rope_theta"] * (not 1 < theta < MOST)
     return wrong or ["beta_fast"] * (stretched(said, theta, head_dim(config)) is None)
 

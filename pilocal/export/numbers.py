@@ -132,18 +132,19 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
 
 def _add_yarn(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     """Add the numbers of yarn's scaling, and those by which queries are scaled, where there are any."""
-    is_yarn, scales_queries = _scaling(config) == YARN, architecture_of(config).scales_queries
-    if not (is_yarn or scales_queries):
+    is_yarn, architecture = _scaling(config) == YARN, architecture_of(config)
+    if not (is_yarn or architecture.scales_queries):
         return
     said = {**USUAL, **config["rope_scaling"]}
     writer.add_rope_scaling_orig_ctx_len(said[ORIGINAL])
     if is_yarn:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(said["factor"]))
+    if is_yarn and architecture.reads_yarn:
         writer.add_rope_scaling_yarn_beta_fast(float(said["beta_fast"]))
         writer.add_rope_scaling_yarn_beta_slow(float(said["beta_slow"]))
         writer.add_rope_scaling_yarn_log_mul(float(said["mscale_all_dim"]))
-    if scales_queries:
+    if architecture.scales_queries:
         writer.add_attn_temperature_scale(float(said[BETA]))
 
 

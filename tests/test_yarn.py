@@ -1,4 +1,4 @@
-"""Ministral 3: yarn's rope, and queries scaled by their position, the same in MLX, transformers and llama.cpp."""
+"""Yarn's rope, and Ministral 3's queries scaled by their position: the same in MLX, transformers and llama.cpp."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pilocal.base.yarn import stretched
 from pilocal.errors import ExportError
 from pilocal.export.fused import export_fused
 from pilocal.export.gguf import check_exportable
+from pilocal.export.lossless import export_lossless
 from tests.gguf_models import write_model
 from tests.test_architectures import edited
-from tests.test_export import F16_TOLERANCE, kl, llama_logits, mlx_logits
+from tests.test_export import F16_TOLERANCE, kl, llama, llama_logits, mlx_logits, tokens_T
 from tests.tiny import MINISTRAL3, make_base
 
 ROPES: dict[str, Any] = MINISTRAL3["rope_parameters"]
@@ -226,3 +227,50 @@ def test_a_file_s_numbers_are_read_as_llama_cpp_reads_them(tmp_path: Path) -> No
     assert scaling["mscale_all_dim"] == scaling["llama_4_scaling_beta"] == 0.0  # 0 where the file names none
     assert (scaling["beta_fast"], scaling["beta_slow"], scaling["factor"]) == (4.0, 1.0, 16.0)
     assert scaling["original_max_position_embeddings"] == 64
+
+
+USUAL = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attn_factor": 0.9}
+"""As DeepSeek's distilled Qwen 3 says it; nobody reads the last."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_other_kinds_with_yarn_are_the_same_in_all_three(
+    kind: str, starter: Base, qwen_tokenizer: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from pilocal.training.torch_backend.model import load_model
+
+    ropes: dict[str, Any] = {"rope_theta": 1e6, "rope_scaling": USUAL, "head_dim": 64, "num_attention_heads": 4}
+    tokenizer = qwen_tokenizer if kind.startswith("qwen") else starter.folder
+    base = make_base(tmp_path / "base", tokenizer, quantized=False, dtype="float32", model_type=kind, **ropes)
+    base.check()
+    check_exportable(base)
+    expected = mlx_logits(base, None)
+    model = load_model(base, dtype=torch.float32, device=torch.device("cpu"))
+    made = export_lossless(base, tmp_path / "made").path
+    with llama(made, logits_all=True, type_k=0, type_v=0) as other, torch.no_grad():
+        other.eval(tokens_T())
+        found = other.scores[: len(tokens_T())].copy(), model(torch.tensor([tokens_T()])).logits[0].numpy()
+    for logits in found:
+        assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
+    assert {**Base.of_gguf(made).config["rope_scaling"], "attn_factor": 0.9} == USUAL
+
+
+@pytest.mark.parametrize("changes", [{"beta_fast": 16.0}, {"mscale_all_dim": 1.0, "mscale": 1.0}, {"mscale": 0.7}])
+def test_of_other_kinds_llama_cpp_reads_no_numbers_but_two(
+    changes: dict[str, Any], tiny_base: Base, tmp_path: Path
+) -> None:
+    other = edited(tiny_base, tmp_path / "base", rope_scaling={**USUAL, **changes})
+    with pytest.raises(ExportError, match=f"{next(iter(changes))}: llama.cpp computes this model in another way"):
+        check_exportable(other)
+
+
+def test_an_original_context_outside_of_the_scaling_has_to_be_the_same(tiny_base: Base, tmp_path: Path) -> None:
+    """Since transformers takes that one."""
+    for number, outside in enumerate((512, 64)):
+        other = edited(tiny_base, tmp_path / str(number), rope_scaling=USUAL, original_max_position_embeddings=outside)
+        if outside == 512:
+            check_exportable(other)
+            continue
+        with pytest.raises(ExportError, match=r"original_max_position_embeddings: .* got 512"):
+            check_exportable(other)

@@ -22,7 +22,7 @@ from tests import vocabularies
 from tests.durations import Durations, name_of, slow_tests
 from tests.reports import make_reported
 from tests.served import make_run
-from tests.tiny import GEMMA3, GRANITE, PHI3, QWEN3_MOE, make_adapter, make_base
+from tests.tiny import GEMMA3, GRANITE, MINISTRAL3, PHI3, QWEN3_MOE, make_adapter, make_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -173,6 +173,12 @@ def tiny_qwen3_moe_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer
     """Qwen 3 in MLX 4-bit, with two of eight experts for each token; what scores them in 8 bits, as mlx-lm packs it."""
     eight = {f"model.layers.{layer}.mlp.gate": {"bits": 8, "group_size": 64} for layer in range(2)}
     return make_base(tmp_path_factory.mktemp("bases") / "qwen3-moe", qwen_tokenizer, exceptions=eight, **QWEN3_MOE)
+
+
+@pytest.fixture(scope="session")
+def tiny_ministral3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Ministral 3 in MLX 4-bit: yarn's rope, queries scaled by their position, heads wider together than the model."""
+    return make_base(tmp_path_factory.mktemp("bases") / "ministral3-4bit", starter.folder, **MINISTRAL3)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tests import vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
-from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, QWEN3_MOE, make_adapter, make_base
+from tests.tiny import CONFIG, GEMMA3, GRANITE, MINISTRAL3, PHI3, QWEN3_MOE, make_adapter, make_base
 
 ROWS = 2048
 
@@ -51,6 +51,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi", {**PHI3, "tie_word_embeddings": False}),
     "phi3, tied": ("phi", PHI3),
     "phi3 without scaling": ("phi", {**PHI3, "rope_scaling": None, "partial_rotary_factor": 1.0}),
+    "ministral3": ("tekken", MINISTRAL3),
+    "ministral3, tied": ("tekken", {**MINISTRAL3, "tie_word_embeddings": True}),
     "qwen2": ("qwen", {**QWEN_2, "sliding_window": 64}),
     "qwen2, tied": ("qwen", {**QWEN_2, "tie_word_embeddings": True}),
     "qwen3": ("qwen", QWEN_3),
@@ -105,9 +107,9 @@ def test_an_unknown_architecture_is_refused_by_name(
 @pytest.mark.parametrize(
     ("name", "scaling", "kind"),
     [
-        ("llama 2", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ("granite", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
         ("mistral", {"type": "dynamic", "factor": 2.0}, "dynamic"),
-        ("qwen2", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
+        ("gemma3", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
         ("qwen3", CONFIG["rope_scaling"], "llama3"),
     ],
 )

@@ -19,6 +19,7 @@ from pilocal.export.gguf import check_exportable
 from pilocal.flow.plan import check
 from pilocal.flow.run import run_task
 from tests.test_flow import make_task
+from tests.tiny import CONFIG
 
 Damage = Callable[[Path], None]
 
@@ -77,23 +78,22 @@ def _cut_otherwise(said: dict[str, Any]) -> None:
     split["Regex"] = split["Regex"].replace("{1,3}", "{1,2}")
 
 
-YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}
 LONG = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
 PACKED = {"group_size": 32, "bits": 4}
 Q = "model.layers.1.self_attn.q_proj"
 NORM = "model.layers.0.input_layernorm.weight"
 
 REFUSED: dict[str, tuple[Damage, str]] = {
-    "yarn": (config(rope_scaling=YARN), "this kind cannot be exported; got 'yarn'"),
-    "yarn, as transformers 5 writes it": (
-        config(rope_scaling=..., rope_theta=..., rope_parameters={**YARN, "rope_theta": 1e4}),
-        "this kind cannot be exported; got 'yarn'",
+    "dynamic": (config(rope_scaling=DYNAMIC), "this kind cannot be exported; got 'dynamic'"),
+    "dynamic, as transformers 5 writes it": (
+        config(rope_scaling=..., rope_theta=..., rope_parameters={**DYNAMIC, "rope_theta": 1e4}),
+        "this kind cannot be exported; got 'dynamic'",
     ),
-    "yarn, twice": (config(rope_scaling=None, rope_parameters=YARN), "cannot be exported; got 'yarn'"),
+    "dynamic, twice": (config(rope_scaling=None, rope_parameters=DYNAMIC), "cannot be exported; got 'dynamic'"),
     "longrope": (config(rope_scaling=LONG), "cannot be exported; got 'longrope'"),
-    "dynamic": (config(rope_scaling={"type": "dynamic", "factor": 2.0}), "cannot be exported; got 'dynamic'"),
     "two kinds": (config(rope_scaling={"type": "linear", "rope_type": "yarn", "factor": 2.0}), "got 'linear, yarn'"),
-    "a kind for each": (config(rope_scaling=None, rope_parameters={"full_attention": YARN}), "each kind of layer'"),
+    "a kind for each": (config(rope_scaling=None, rope_parameters={"full_attention": DYNAMIC}), "each kind of layer'"),
     "no factor": (config(rope_scaling={"type": "linear"}), "linear needs a factor above 0"),
     "no frequency between": (
         config(rope_scaling={**CONFIG["rope_scaling"], "high_freq_factor": 1}),
@@ -107,7 +107,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "another's class": (config(architectures=["Qwen2ForCausalLM"]), "architectures and model_type do not belong"),
     "another's kind": (config(model_type="qwen2", architectures=...), "q_proj.bias is not what config.json says"),
     "no epsilon": (config(rms_norm_eps=...), "rms_norm_eps must be a number above 0"),
-    "a width in words": (config(hidden_size="256"), "hidden_size must be a whole number above 0; got '256'"),
+    "a width in words": (
+        config(hidden_size="256"),
+        "hidden_size must be a whole number above 0, 1048576 at most; got '256'",
+    ),
     "a layer too few": (config(num_hidden_layers=1), r"model.layers.1.\S+ is not what config.json says, none"),
     "a layer too many": (config(num_hidden_layers=3), r"model.layers.2.\S+ is not what config.json says, .*'none'"),
     "another width": (config(intermediate_size=640), "is not what config.json says, 640 x 256; got '384 x 256'"),
@@ -196,7 +199,7 @@ def test_what_only_looks_odd_passes(change: dict[str, Any], tiny_base: Base, tmp
 
 def test_every_fault_is_told_at_once(tiny_base: Base, tmp_path: Path) -> None:
     shutil.copytree(tiny_base.folder, tmp_path / "base")
-    config(rope_scaling=YARN)(tmp_path / "base")
+    config(rope_scaling=DYNAMIC)(tmp_path / "base")
     weight(NORM, np.inf)(tmp_path / "base")
     task = make_task(tmp_path / "task", "../base")
     (task / "task.toml").write_text((task / "task.toml").read_text().replace('"tiny"', '"base"'))
@@ -204,9 +207,9 @@ def test_every_fault_is_told_at_once(tiny_base: Base, tmp_path: Path) -> None:
         check(task, schedule=task / "schedule.toml", probe=False)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert [word for line in lines for word in ("bare base", "yarn", "NaN") if word in line] == [
+    assert [word for line in lines for word in ("bare base", "dynamic", "NaN") if word in line] == [
         "bare base",
-        "yarn",
+        "dynamic",
         "NaN",
     ]
 

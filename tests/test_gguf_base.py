@@ -37,6 +37,7 @@ KINDS = (
     "tiny_qwen3_base",
     "tiny_gemma3_base",
     "tiny_qwen3_moe_base",
+    "tiny_ministral3_base",
     "linear",
 )
 """Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases, norms, and experts."""
@@ -262,7 +263,8 @@ def refused(path: Path) -> str:
         ({"metadata": {"expert_count": 8}}, "llama.expert_count is not supported; got 8"),
         ({"metadata": {"attention.key_length": 32}}, "blk.0.attn_q.weight is not what the metadata says, 128 x 256"),
         ({"metadata": {"rope.dimension_count": 32}}, "llama.rope.dimension_count is not the dimension of a head, 64"),
-        ({"metadata": {"rope.scaling.type": "yarn"}}, "this kind of rope scaling is not supported; got 'yarn'"),
+        ({"metadata": {"rope.scaling.type": "longrope"}}, "this kind of rope scaling is not supported; got 'longrope'"),
+        ({"metadata": {"rope.scaling.attn_factor": 1.5}}, "llama.rope.scaling.attn_factor is not supported; got 1.5"),
         ({"without": ["blk.0.ffn_up.weight"]}, "blk.0.ffn_up.weight is not what the metadata says, 512 x 256; got"),
         ({"without": ["token_embd.weight"]}, "no token_embd.weight: the file is damaged"),
         ({"architecture": "qwen3", "without": ["blk.0.attn_q_norm.weight"]}, "blk.0.attn_q_norm.weight is not what"),

@@ -26,6 +26,10 @@ LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
             "vision_config: a model that also reads images is not supported",
         ),
         (
+            {"model_type": "mistral3", "vision_config": {}, "text_config": {"model_type": "ministral3"}},
+            "vision_config: a model that also reads images is not supported; got 'mistral3'; take its text alone: a",
+        ),
+        (
             {"model_type": "qwen2_audio", "audio_config": {}},
             "audio_config: a model that also reads audio is not supported",
         ),

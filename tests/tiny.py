@@ -20,6 +20,7 @@ OTHERS = (
     *("tiny_biased_base", "tiny_mistral_base", "tiny_granite_base", "tiny_smollm3_base"),
     *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_phi3_base"),
     "tiny_qwen3_moe_base",
+    "tiny_ministral3_base",
 )
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
@@ -106,6 +107,33 @@ QWEN3_MOE: dict[str, Any] = {
     "rope_scaling": None,
     "rope_theta": 1e6,
 }
+
+
+MINISTRAL3: dict[str, Any] = {
+    "model_type": "ministral3",
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 64,
+    "rope_scaling": None,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "original_max_position_embeddings": 24,
+        "beta_fast": 2.0,
+        "beta_slow": 0.5,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+        "llama_4_scaling_beta": 0.3,
+    },
+}
+"""Queries are scaled from the 24th token on; heads are wider together than the model."""
+
+
+CONFIGS = {each["model_type"]: each for each in (GRANITE, GEMMA3, PHI3, QWEN3_MOE, MINISTRAL3)}
+"""What is said of an architecture that a Llama's config.json does not say, by `model_type`."""
 
 
 def make_base(

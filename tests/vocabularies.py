@@ -22,6 +22,14 @@ INST_TEMPLATE = (
 )
 """As Llama 2 and Mistral write chats."""
 
+MINISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ message['content'] + eos_token }}"
+    "{% elif message['role'] == 'user' %}{{ '[INST]' + message['content'] + '[/INST]' }}"
+    "{% else %}{{ '[SYSTEM_PROMPT]' + message['content'] + '[/SYSTEM_PROMPT]' }}{% endif %}{% endfor %}"
+)
+"""As Ministral 3 writes chats."""
+
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
@@ -138,14 +146,14 @@ def qwen_like(folder: Path, **options: Any) -> Path:
 
 
 def tekken_like(folder: Path) -> Path:
-    """Write a tokenizer as Mistral Nemo has it: Tekken's pattern, words that are tokens whole."""
+    """Write a tokenizer as Mistral Nemo and Ministral 3 have it: Tekken's pattern, words that are tokens whole."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "chat_template": INST_TEMPLATE,
+        "chat_template": MINISTRAL_TEMPLATE,
     }
-    special = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]")
+    special = ("<s>", "</s>", "<unk>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
     return byte_level(folder, TEKKEN_SPLIT, special, config, bos=True, whole_words=True)
 
 

@@ -43,6 +43,9 @@ LOCAL_THETA = "rope.freq_base_swa"
 LONGROPE = "longrope"
 """A scaling with one factor for each frequency up to `original_max_position_embeddings` tokens, and another beyond."""
 
+YARN = "yarn"
+"""A scaling that stretches the waves that are long beside the original context, and leaves the short ones."""
+
 ALWAYS = None
 """Instead of a setting: a bias that every such model has."""
 
@@ -76,6 +79,10 @@ class Architecture:
     """Whether `partial_rotary_factor` in config.json may leave a part of each head without rotation."""
     reads_rope_parameters: bool = False
     """Whether mlx-lm by itself reads the rope settings as transformers 5 writes them."""
+    reads_yarn: bool = False
+    """Whether llama.cpp reads the bounds and the magnitude of yarn in a file; else it takes the usual ones."""
+    scales_queries: bool = False
+    """Whether queries are scaled by their position, as `llama_4_scaling_beta` among the rope settings says."""
     settings: Mapping[str, tuple[Any, ...]] = field(
         default_factory=lambda: MappingProxyType({"hidden_act": ("silu", "swish")})
     )

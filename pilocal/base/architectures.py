@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, Architecture, head_dim
+from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, YARN, Architecture, head_dim
 
 _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 _MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
+_SCALINGS = frozenset({"default", "linear", YARN})
 
 LLAMA = Architecture(
     causal="LlamaForCausalLM",
     gguf_name="llama",
     neighbours=True,
     biases={**_ATTENTION, **_MLP},
-    scalings=frozenset({"default", "linear", "llama3"}),
+    scalings=_SCALINGS | {"llama3"},
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -44,6 +45,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         gguf_name="qwen2",
         neighbours=False,
         biases={f"self_attn.{part}_proj": ALWAYS for part in "qkv"},
+        scalings=_SCALINGS,
         rope_theta=1_000_000.0,
     ),
     "qwen3": Architecture(
@@ -51,6 +53,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         gguf_name="qwen3",
         neighbours=False,
         norms=_HEAD_NORMS,
+        scalings=_SCALINGS,
         reads_rope_parameters=True,
     ),
     "qwen3_moe": Architecture(
@@ -109,6 +112,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         full_every=6,
         local_theta=10_000.0,
         scales_embeddings=True,
+    ),
+    "ministral3": replace(
+        LLAMA,
+        causal="Ministral3ForCausalLM",
+        gguf_name="mistral3",
+        biases={},
+        scalings=frozenset({"default", YARN}),
+        windows=True,
+        required=("head_dim",),
+        reads_rope_parameters=True,
+        reads_yarn=True,
+        scales_queries=True,
     ),
 }
 """By the `model_type` in config.json; all that can be trained, exported and served."""

@@ -18,6 +18,7 @@ from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
 from pilocal.base.rope import is_longrope, short_factors
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.base.unsupported import check_answers, refusal
+from pilocal.base.yarn import gathered
 from pilocal.errors import InputError, ModelError, nearest
 from pilocal.prompt.default_system import QUERY
 from pilocal.prompt.tokens import Layout, layout_of, prompt_tokens
@@ -154,7 +155,7 @@ class Base:
             if rope.get("rope_type", "default") != "default":
                 scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
                 config["rope_scaling"] = config.get("rope_scaling") or scaling
-        return short_factors(config)
+        return short_factors(gathered(config))
 
     @property
     def architecture(self) -> Architecture:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pilocal.base.architecture import LOCAL_THETA, LONGROPE, Architecture, score_scale
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, YARN, Architecture, score_scale
 from pilocal.base.architectures import ARCHITECTURES
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.rope import llama3_scaling
+from pilocal.base.yarn import BETA, ORIGINAL, USUAL
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN
 
@@ -27,6 +28,8 @@ NUMBERS = {
 FRACTIONS = {
     *("attention.layer_norm_rms_epsilon", "rope.freq_base", LOCAL_THETA),
     *("rope.scaling.factor", "rope.scale_linear"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier"),
+    "attention.temperature_scale",
     *(key for architecture in ARCHITECTURES.values() for key in architecture.multipliers.values()),
 }
 """What need not be a whole number."""
@@ -39,7 +42,6 @@ OTHERWISE = (
     "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
-    "rope.scaling.yarn_log_multiplier",
 )
 """Settings under which llama.cpp computes another model than ours, unless they are 0."""
 
@@ -79,7 +81,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         if file.get(key, size) != size or size % 2:
             what = f"{file.architecture}.{key} is not the dimension of a head, {size}"
             raise ModelError(file.path, what, got=file.get(key), fix=ANOTHER)
-    return config | {"rope_scaling": _rope_scaling(file, config["rope_theta"], size)}
+    config["rope_scaling"] = _rope_scaling(file, architecture, config["rope_theta"], size)
+    return config | _query_scale(file, architecture, config)
 
 
 def _kind(file: GgufFile) -> tuple[str, Architecture]:
@@ -91,7 +94,8 @@ def _kind(file: GgufFile) -> tuple[str, Architecture]:
 
 def _windows(file: GgufFile, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what config.json says of windows; raises ModelError where llama.cpp has them in other layers."""
-    if architecture.full_every is None and not architecture.windows:
+    windowed = architecture.windows and file.get("attention.sliding_window")
+    if architecture.full_every is None and not windowed:
         return {}
     found = {"sliding_window": _number(file, "attention.sliding_window")}
     if (every := architecture.full_every) is None:
@@ -144,21 +148,60 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any] | None:
-    """Return the rope scaling as config.json has it; raises ModelError for a kind that is not supported."""
+def _query_scale(file: GgufFile, architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of queries that are scaled by their position, with the rope's settings."""
+    if not architecture.scales_queries:
+        return {}
+    scaling = config["rope_scaling"] or {"rope_type": "default"}
+    original = _number(file, "rope.scaling.original_context_length", config["max_position_embeddings"])
+    said = {ORIGINAL: original, BETA: _number_or_0(file, "attention.temperature_scale")}
+    return {"rope_parameters": {**scaling, **said, "rope_theta": config["rope_theta"]}}
+
+
+def _number_or_0(file: GgufFile, key: str) -> float:
+    return float(_number(file, key)) if file.get(key) else 0.0
+
+
+def _yarn(file: GgufFile, architecture: Architecture, factor: float) -> dict[str, Any]:
+    """Return yarn's scaling as config.json has it, with the bounds and magnitudes that llama.cpp takes."""
+    original = _number(file, "rope.scaling.original_context_length", file.get("context_length"))
+    scaling = {"rope_type": YARN, "factor": factor, ORIGINAL: original}
+    if not architecture.reads_yarn:
+        return scaling
+    return {
+        **scaling,
+        "beta_fast": _number(file, "rope.scaling.yarn_beta_fast", USUAL["beta_fast"]),
+        "beta_slow": _number(file, "rope.scaling.yarn_beta_slow", USUAL["beta_slow"]),
+        "mscale": 1.0,
+        "mscale_all_dim": _number_or_0(file, "rope.scaling.yarn_log_multiplier"),
+    }
+
+
+def _told_scaling(file: GgufFile, architecture: Architecture) -> dict[str, Any] | None:
+    """Return the rope scaling that the metadata tell of; raises ModelError for a kind that is not supported."""
     kind = file.get("rope.scaling.type", "linear")
     said = [key for key in ("rope.scaling.factor", "rope.scale_linear") if file.get(key)]
     factor = _number(file, said[0]) if said else 1.0
-    if kind not in ("none", "linear"):
+    if kind not in ("none", "linear", *({YARN} & architecture.scalings)):
         raise ModelError(file.path, "this kind of rope scaling is not supported", got=kind, fix=ANOTHER)
-    linear = {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
+    key = "rope.scaling.attn_factor"
+    if file.get(key, 1.0) != 1.0:
+        raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
+    if kind == YARN:
+        return _yarn(file, architecture, factor)
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
+
+
+def _rope_scaling(file: GgufFile, architecture: Architecture, theta: float, head_dim: int) -> dict[str, Any] | None:
+    """Return the rope scaling as config.json has it; raises ModelError for a kind that is not supported."""
+    told = _told_scaling(file, architecture)
     stored = file.tensors.get(FACTORS)
     if stored is None:
-        return linear
+        return told
     factors = np.fromfile(stored.path, "<f4", int(np.prod(stored.shape)), offset=stored.begin)
     if np.array_equal(factors, np.ones_like(factors)):
-        return linear
-    scaling = None if linear or stored.type_name != "F32" else llama3_scaling(factors, theta, head_dim)
+        return told
+    scaling = None if told or stored.type_name != "F32" else llama3_scaling(factors, theta, head_dim)
     if scaling is None:
         what = f"{FACTORS} holds other factors than Llama 3's"
         raise ModelError(file.path, what, got=factors[:4].tolist(), fix=ANOTHER)

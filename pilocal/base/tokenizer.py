@@ -16,6 +16,8 @@ SETTLED: Mapping[tuple[str, str], str] = {
     ("llama", "TokenizersBackend"): "PreTrainedTokenizerFast",
     ("smollm3", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
     ("smollm3", "TokenizersBackend"): "PreTrainedTokenizerFast",
+    ("ministral3", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
+    ("ministral3", "TokenizersBackend"): "PreTrainedTokenizerFast",
     ("qwen2", "Qwen2Tokenizer"): "Qwen2Tokenizer",
     ("qwen3", "Qwen2Tokenizer"): "Qwen2Tokenizer",
 }

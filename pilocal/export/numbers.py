@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
-from pilocal.base.architecture import LOCAL_THETA, LONGROPE, head_dim, kv_heads
+from pilocal.base.architecture import LOCAL_THETA, LONGROPE, YARN, head_dim, kv_heads
 from pilocal.base.architectures import architecture_of, local_theta, rotated
 from pilocal.base.base import MOST
 from pilocal.base.rope import llama3_factors, longrope_scale
+from pilocal.base.yarn import BETA, ORIGINAL, USUAL, misread
 from pilocal.errors import ExportError
 from pilocal.run_folder.tensors import Float32
 
@@ -56,6 +57,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     what = "llama.cpp computes this model in another way"
     if key := architecture_of(config).computed_otherwise(config):
         raise ExportError(key, what, got=config.get(key), fix="take a base that is as its kind was released")
+    if key := misread(config):
+        said = config.get("rope_scaling")
+        got = said.get(key) if isinstance(said, dict) else said
+        raise ExportError(key, what, got=got, fix="take a base that is as its kind was released")
     ropes = [config[key] for key in ("rope_scaling", "rope_parameters") if isinstance(config.get(key), dict)]
     own = {"partial_rotary_factor"} if architecture_of(config).partial_rotary else set()
     for key, values in COMPUTED.items():
@@ -118,6 +123,7 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(int(config["original_max_position_embeddings"]))
         writer.add_rope_scaling_attn_factors(longrope_scale(config))
     architecture = architecture_of(config)
+    _add_yarn(writer, config)
     if architecture.full_every is not None:
         writer.add_sliding_window(int(config["sliding_window"]))
         writer.add_float32(f"{architecture.gguf_name}.{LOCAL_THETA}", local_theta(config))
@@ -127,6 +133,24 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_yarn(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Add the numbers of yarn's scaling, and those by which queries are scaled, where there are any."""
+    is_yarn, architecture = _scaling(config) == YARN, architecture_of(config)
+    if not (is_yarn or architecture.scales_queries):
+        return
+    said = {**USUAL, **config["rope_scaling"]}
+    writer.add_rope_scaling_orig_ctx_len(said[ORIGINAL])
+    if is_yarn:
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(said["factor"]))
+    if is_yarn and architecture.reads_yarn:
+        writer.add_rope_scaling_yarn_beta_fast(float(said["beta_fast"]))
+        writer.add_rope_scaling_yarn_beta_slow(float(said["beta_slow"]))
+        writer.add_rope_scaling_yarn_log_mul(float(said["mscale_all_dim"]))
+    if architecture.scales_queries:
+        writer.add_attn_temperature_scale(float(said[BETA]))
 
 
 def _scaling(config: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ _SMOLLM = (
 """Every digit for itself, the rest by GPT-2's pattern."""
 
 PRE_TOKENIZERS = (
-    PreTokenizer("llama-bpe", _isolated(LLAMA3_SPLIT), True, True, ("llama3", "llama-v3", "falcon3")),
+    PreTokenizer("llama-bpe", _isolated(LLAMA3_SPLIT), True, True, ("llama3", "llama-v3", "falcon3", "pixtral")),
     PreTokenizer("smaug-bpe", _isolated(LLAMA3_SPLIT)),
     PreTokenizer("qwen2", _isolated(QWEN2_SPLIT), aliases=("deepseek-r1-qwen",)),
     PreTokenizer("smollm", _SMOLLM, aliases=("refact",)),

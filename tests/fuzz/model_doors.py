@@ -284,11 +284,11 @@ def _folder(kind: str) -> Files:
     import numpy as np
     from safetensors.numpy import save
 
-    from tests.tiny import CONFIG, GEMMA3, GRANITE, PHI3, QWEN3_MOE
+    from tests.tiny import CONFIG, CONFIGS
 
     counts = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     small = {**counts, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64}
-    own = {each["model_type"]: each for each in (GEMMA3, GRANITE, PHI3, QWEN3_MOE)}.get(kind, {"rope_scaling": None})
+    own = CONFIGS.get(kind, {"rope_scaling": None})
     own = CONFIG if kind == "llama" else own
     config = {**CONFIG, **own, **small, "model_type": kind, "tie_word_embeddings": True}
     config["architectures"] = [ARCHITECTURES[kind].causal]

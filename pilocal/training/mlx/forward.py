@@ -185,7 +185,7 @@ def run_layer(
 
     def run(hidden_BTD: mx.array, *known: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         cache = PrefixCache(Past(known[0], known[1], past.end) if past else None, window)
-        out = layer(hidden_BTD, cache.mask(hidden_BTD.shape[1]), cache)
+        out = layer(hidden_BTD, mask=cache.mask(hidden_BTD.shape[1]), cache=cache)
         return out, *cache.own
 
     inputs = (hidden_BTD, *(past[:2] if past else ()))
@@ -233,7 +233,7 @@ def _completions(layer: Any, window: int | None, hidden_BTD: mx.array, past: Pas
     visible_BCS = _visible(before + at_BC, before + length, window)
     asking_BCD = mx.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
     offset_B = answers.end - length + at_BC[:, 0]
-    out_BCD: mx.array = layer(asking_BCD, visible_BCS[:, None], Answered(answers[:2], offset_B))
+    out_BCD: mx.array = layer(asking_BCD, mask=visible_BCS[:, None], cache=Answered(answers[:2], offset_B))
     return out_BCD
 
 

@@ -222,7 +222,7 @@ def test_llama_cpp_computes_what_mlx_computes(
 
 @pytest.mark.parametrize("name", vocabularies.KINDS)
 def test_both_tokenizers_give_the_same_ids(name: str, tokenizers: dict[str, Path], tmp_path: Path) -> None:
-    texts = [*NASTY, *hard_texts(0, 3000)]
+    texts = [*NASTY, *hard_texts(0, 1000 if name == "phi" else 3000)]  # whose pattern llama.cpp is slow at
     with llama(vocabulary(tokenizers[name], tmp_path), vocab_only=True) as model:
         found = differences(load_tokenizer(tokenizers[name]), model, texts)
     assert found.texts == len(texts)

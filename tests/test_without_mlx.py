@@ -68,11 +68,6 @@ def test_training_starts_from_a_given_adapter(task: Path, tiny_base: Base, tmp_p
     assert (task / "run" / "adapter" / "adapters.safetensors").is_file()
 
 
-def test_parity_replays_a_reference() -> None:
-    result = json.loads(pilocal("parity", "--reference", "tests/parity/starter", "--json").stdout)
-    assert result["exceeded"] == []
-
-
 def test_pytorch_says_what_mlx_says(tiny_base: Base, tiny_adapter: Path) -> None:
     rng = np.random.default_rng(0)
     prompts = [(2040, *rng.integers(0, 2000, length).tolist()) for length in (5, 17, 9)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.base.architectures import ARCHITECTURES
-from pilocal.base.unsupported import gguf_refusal
+from pilocal.base.unsupported import check_parts, gguf_refusal
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, Header, TensorInfo, check_whole, read_gguf
 
@@ -63,6 +63,7 @@ def open_gguf(path: Path) -> GgufFile:
         _check_types(part, header)
         check_whole(part, header)
         tensors |= {tensor.name: tensor for tensor in header.tensors}
+    check_parts(path, tensors)
     if not tensors:
         raise ModelError(path, "a vocabulary without weights", fix="take the model's own file")
     said = first.metadata.get("split.tensors.count", len(tensors))

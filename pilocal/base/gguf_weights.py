@@ -20,7 +20,6 @@ from pilocal.base.architectures import architecture_of
 from pilocal.base.gguf_config import FACTORS
 from pilocal.base.gguf_file import GgufFile
 from pilocal.base.packed import Packed
-from pilocal.base.unsupported import check_parts
 from pilocal.errors import ModelError
 from pilocal.run_folder.gguf_header import AGAIN, TensorInfo
 from pilocal.run_folder.tensors import Float32
@@ -64,7 +63,6 @@ class GgufWeights:
 
     def __init__(self, file: GgufFile, config: Mapping[str, Any]) -> None:
         """Raise ModelError unless the file's tensors are those of such a model."""
-        check_parts(file.path, file.tensors)
         architecture = architecture_of(config)
         self._config, self._architecture = config, architecture
         self.shapes: Mapping[str, tuple[int, ...]] = architecture.shapes(config)

@@ -146,6 +146,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         tokenizer(lambda said: said["added_tokens"][-1].update(lstrip=True, special=False)),
         "llama.cpp would find this token in other places",
     ),
+    "a control token inside a word": (
+        tokenizer(lambda said: said["added_tokens"][-1].update(content="ol")),
+        "a control token is a part of 'role'; got 'ol'",
+    ),
     "a token too many": (tokenizer(_one_token_more), "'<more>' has no embedding among 2048; got 2048"),
     "text cut otherwise": (tokenizer(_cut_otherwise), "llama.cpp cannot cut text as this tokenizer does"),
     "a tokenizer that is none": (tokenizer(lambda said: said.pop("model")), "its tokenizer cannot be loaded"),

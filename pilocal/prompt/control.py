@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pilocal.errors import InputError
+
 END_MARKS = (
     *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]"),
     *("<end_of_turn>", "<|end|>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>"),
@@ -43,9 +45,16 @@ class ControlTokens:
     """The control tokens of a tokenizer, and how a rendered chat is cut so that the same text in a content is none."""
 
     def __init__(self, texts: Iterable[str], cut: Cut) -> None:
-        """Take their texts, and what cuts a text into tokens, control tokens among them or none."""
+        """Take their texts, and what cuts a text into tokens, control tokens among them or none.
+
+        Raises InputError for a text that is in the names of what every message has: no message could be told then.
+        """
         longest_first = sorted(texts, key=lambda text: (-len(text), text))
         self._find = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        for name in ("role", "content"):
+            if inside := self._find.search(name):
+                what, fix = f"a control token is a part of {name!r}", "copy or download the model again"
+                raise InputError("the base's tokenizer", what, got=inside[0], fix=fix)
         self._cut = cut
 
     def hide(self, value: Any) -> tuple[Any, Hidden]:

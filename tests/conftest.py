@@ -22,7 +22,7 @@ from tests import vocabularies
 from tests.durations import Durations, name_of, slow_tests
 from tests.reports import make_reported
 from tests.served import make_run
-from tests.tiny import GEMMA3, GRANITE, MINISTRAL3, PHI3, QWEN3_MOE, make_adapter, make_base
+from tests.tiny import GEMMA3, GEMMA4, GEMMA4_SHARED, GRANITE, MINISTRAL3, PHI3, QWEN3_MOE, make_adapter, make_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -160,6 +160,18 @@ def tiny_qwen3_base(tmp_path_factory: pytest.TempPathFactory, qwen_tokenizer: Pa
 def tiny_gemma3_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
     """Gemma 3 in MLX 4-bit: windows, norms behind attention and MLP, scaled embeddings, two ropes."""
     return make_base(tmp_path_factory.mktemp("bases") / "gemma3-4bit", starter.folder, **GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma4_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Gemma 4 of 31B's kind in MLX 4-bit: layers that differ, values that are keys, partly rotated heads."""
+    return make_base(tmp_path_factory.mktemp("bases") / "gemma4-4bit", starter.folder, **GEMMA4)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma4_shared_base(tmp_path_factory: pytest.TempPathFactory, starter: Base) -> Base:
+    """Gemma 4 of E2B's kind in MLX 4-bit: shared keys and values, wider MLPs there, an input of each layer's own."""
+    return make_base(tmp_path_factory.mktemp("bases") / "gemma4-shared-4bit", starter.folder, **GEMMA4_SHARED)
 
 
 @pytest.fixture(scope="session")

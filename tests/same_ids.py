@@ -13,6 +13,8 @@ from gguf import GGUFWriter
 from pilocal.base.base import Base
 from pilocal.base.chat import OWN, ChatSettings
 from pilocal.export.vocabulary import add_vocabulary
+from pilocal.prompt.control import TURNS_TO_TOOLS
+from pilocal.prompt.pre_tokenizers import MERGED
 from tests.texts import NEW_LETTERS
 
 
@@ -30,8 +32,9 @@ class Differences:
 
 def write_vocabulary(folder: Path, rows: int, out: Path, chat: ChatSettings = OWN) -> Path:
     """Write a GGUF that holds a tokenizer alone; `chat` is what a task changes."""
-    writer = GGUFWriter(str(out), "llama")
-    add_vocabulary(writer, replace(Base.at(folder), chat=chat), rows)
+    base = replace(Base.at(folder), chat=chat)
+    writer = GGUFWriter(str(out), MERGED if TURNS_TO_TOOLS in base.tokenizer.get_vocab() else "llama")
+    add_vocabulary(writer, base, rows)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -22,7 +22,7 @@ from pilocal.export.numbers import interleave
 from pilocal.prompt.pre_tokenizers import QWEN2_SPLIT, SPACE
 from pilocal.prompt.render import Record
 from pilocal.prompt.tokens import end_tokens, prompt_tokens, tokenize
-from tests import vocabularies
+from tests import tiny, vocabularies
 from tests.same_ids import differences, write_vocabulary
 from tests.test_export import F16_TOLERANCE, LOGIT_TOLERANCE, NASTY, kl, llama, llama_logits, mlx_logits, read_field
 from tests.texts import hard_texts
@@ -48,6 +48,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3, tied": ("llama 3", {**SMOLLM_3, "tie_word_embeddings": True}),
     "gemma3": ("gemma", {**GEMMA3, "tie_word_embeddings": False}),
     "gemma3, tied": ("gemma", GEMMA3),
+    "gemma4": ("gemma 4", {**tiny.GEMMA4, "tie_word_embeddings": False}),
+    "gemma4, tied": ("gemma 4", tiny.GEMMA4),
+    "gemma4, shared": ("gemma 4", tiny.GEMMA4_SHARED),
     "phi3": ("phi", {**PHI3, "tie_word_embeddings": False}),
     "phi3, tied": ("phi", PHI3),
     "phi3 without scaling": ("phi", {**PHI3, "rope_scaling": None, "partial_rotary_factor": 1.0}),

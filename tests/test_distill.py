@@ -161,7 +161,7 @@ def test_what_the_teacher_says_is_the_base_s_own_whether_prompts_are_read_once_o
             assert soft.tail_C == pytest.approx(own.tail_C, abs=1e-4)
 
 
-@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base"])
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base", "tiny_gemma4_shared_base"])
 def test_what_all_rows_begin_with_is_read_once_for_all_batches(
     fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,7 @@ def test_pytorch_has_the_same_experts(form: str, request: pytest.FixtureRequest)
     parts = [weights.read(f"model.layers.1.mlp.switch_mlp.{part}_proj.weight") for part in ("gate", "up", "down")]
     assert np.array_equal(experts.gate_up_proj.numpy(), np.concatenate(parts[:2], axis=1))
     assert np.array_equal(experts.down_proj.numpy(), parts[2])
-    assert linears(model) == sorted(base.architecture.matrices)
+    assert linears(model, Lora()) == sorted(base.architecture.matrices)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def refused(base: Base) -> str:
 
 @pytest.mark.parametrize("name", ["mlp.gate", "mlp.switch_mlp.up_proj", "mlp.up_proj"])
 def test_neither_experts_nor_what_scores_them_are_adapted(name: str, stacked: Base) -> None:
-    assert set(read_sizes(stacked.config, Lora()).linears) == {f"self_attn.{part}_proj" for part in "qkvo"}
+    assert set(read_sizes(stacked.config, Lora()).blocks[0]) == {f"self_attn.{part}_proj" for part in "qkvo"}
     with pytest.raises(InputError, match="no such linear layer"):
         read_sizes(stacked.config, Lora(linears=(name,)))
 

@@ -53,9 +53,9 @@ def float_copy(base: Base, folder: Path) -> Path:
 def peft_model(base: Path, folder: Path) -> Any:
     import torch
     from peft import PeftModel
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, folder).eval()
 
 

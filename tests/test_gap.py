@@ -102,7 +102,7 @@ def test_both_backends_take_the_same_census_and_read_of_each_template_what_is_ne
     assert sum(read) < 0.7 * len(read) * max(read)
 
 
-@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base", "sliding_base"])
+@pytest.mark.parametrize("fixture", ["tiny_base", "tiny_gemma3_base", "tiny_gemma4_shared_base", "sliding_base"])
 def test_a_beginning_is_cut_and_gone_on_from_exactly(fixture: str, request: pytest.FixtureRequest) -> None:
     import mlx.core as mx
 

@@ -38,6 +38,8 @@ KINDS = (
     "tiny_gemma3_base",
     "tiny_qwen3_moe_base",
     "tiny_ministral3_base",
+    "tiny_gemma4_base",
+    "tiny_gemma4_shared_base",
     "linear",
 )
 """Llamas with Llama 3's scaling, a tied embedding, biases and linear scaling; Qwens with biases, norms, and experts."""
@@ -253,7 +255,7 @@ def refused(path: Path) -> str:
         ({"endian": GGUFEndian.BIG}, "the GGUF file is for big-endian machines"),
         ({"metadata": {"general.type": "adapter"}}, "an adapter, not a base"),
         ({"metadata": {"general.type": "mmproj"}}, "not a language model; got 'mmproj'"),
-        ({"architecture": "gemma4"}, "this architecture is not supported; got 'gemma4'; take a base of one of these"),
+        ({"architecture": "gemma3n"}, "this architecture is not supported; got 'gemma3n'; take a base of one of these"),
         (
             {"architecture": "phi3"},
             "llama.cpp picks the rope factors of this kind by the room of its context, not by a",

@@ -40,7 +40,6 @@ COMPLEX: dict[str, int] = {
     "pilocal/compress/rules.py:removals": 13,
     "pilocal/export/mlx_folder.py:_write_weights": 13,
     "pilocal/export/sentencepiece.py:_scheme": 13,
-    "pilocal/export/sentencepiece.py:scores": 14,
     "pilocal/task/toml.py:build": 15,
     "tests/bench/retrieval.py:retrieval": 16,
     "tests/test_stages_format.py:faults": 17,

@@ -49,7 +49,7 @@ def test_the_sizes_are_the_models(fixture: str, request: pytest.FixtureRequest) 
     from pilocal.training.mlx.adapter import add_lora
 
     base = request.getfixturevalue(fixture)
-    some = tuple(base.architecture.matrices)[::2]
+    some = tuple(base.architecture.linears(base.config)[0])[::2]
     for lora in (LORA, Lora(kind="dora", rank=2, layers=1, linears=some)):
         model = load_base(base)
         config = base.config

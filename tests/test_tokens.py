@@ -75,5 +75,19 @@ def test_a_chat_template_that_rewrites_the_prompt_is_refused(tokenizer: Any) -> 
         tokenize(render("", [], ASKED), rewriting)
 
 
+def test_what_stands_only_before_the_answer_that_is_asked_for_is_of_the_prompt(tokenizer: Any) -> None:
+    thinking = deepcopy(tokenizer)
+    thinking.chat_template = (
+        "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% if not enable_thinking %}(){% endif %}{% endif %}"
+    )
+    asked = Example(id="m", query="c", answer="d", history=(("user", "a"), ("assistant", "b")))
+    row = tokenize(render("", [], asked), thinking)
+    assert thinking.decode(row.tokens[: row.offset]).endswith(
+        "[user]a<|eot_id|>[assistant]b<|eot_id|>[user]c<|eot_id|>[assistant]()"
+    )
+    assert thinking.decode(row.completion) == "d<|eot_id|>"
+
+
 def test_counting_tokens_leaves_bos_out(tokenizer: Any) -> None:
     assert token_counter(tokenizer)("") == 0

@@ -127,7 +127,9 @@ def test_the_loss_and_every_gradient_are_mlxs(fixture: str, start: str, request:
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "recompute": True}])
-@pytest.mark.parametrize("fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "tiny_gemma3_base", "mixed"])
+@pytest.mark.parametrize(
+    "fixture", ["starter", "tiny_tied_base", "tiny_biased_base", "tiny_gemma3_base", "tiny_gemma4_shared_base", "mixed"]
+)
 def test_a_base_that_stays_packed_has_the_same_gradients(
     fixture: str,
     changes: dict[str, Any],

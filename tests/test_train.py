@@ -151,7 +151,7 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
         assert_exact(model, make_batch(rows, min(prefix, shared_prefix(rows)), share=share), recompute)
 
 
-@pytest.mark.parametrize("fixture", ["sliding_base", "tiny_gemma3_base"])
+@pytest.mark.parametrize("fixture", ["sliding_base", "tiny_gemma3_base", "tiny_gemma4_shared_base"])
 @pytest.mark.parametrize(("prefix", "shots"), [(0, 40), (9, 16), (60, 0), (60, 40)])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_rows_share_exactly_what_windows_let_them_see(
@@ -164,7 +164,7 @@ def test_rows_share_exactly_what_windows_let_them_see(
     assert_exact(trainable(request.getfixturevalue(fixture)), batch, recompute)
 
 
-@pytest.mark.parametrize("fixture", ["tiny_deep_base", "tiny_qwen3_base", "tiny_gemma3_base"])
+@pytest.mark.parametrize("fixture", ["tiny_deep_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_gemma4_base"])
 @settings(max_examples=6)
 @given(
     seed=st.integers(0, 10**6),

@@ -30,6 +30,10 @@ LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
             "vision_config: a model that also reads images is not supported; got 'mistral3'; take its text alone: a",
         ),
         (
+            {"model_type": "gemma4", "text_config": {}, "vision_config": {}, "audio_config": {}},
+            "vision_config: a model that also reads images is not supported; got 'gemma4'; take its text alone: a GGUF",
+        ),
+        (
             {"model_type": "qwen2_audio", "audio_config": {}},
             "audio_config: a model that also reads audio is not supported",
         ),

@@ -21,6 +21,7 @@ OTHERS = (
     *("tiny_qwen2_base", "tiny_qwen3_base", "tiny_gemma3_base", "tiny_phi3_base"),
     "tiny_qwen3_moe_base",
     "tiny_ministral3_base",
+    *("tiny_gemma4_base", "tiny_gemma4_shared_base"),
 )
 """Fixtures of conftest.py: of every architecture a base, beside `tiny_base` and a Llama's other shapes."""
 
@@ -79,6 +80,45 @@ GEMMA3: dict[str, Any] = {
 """All layers but the sixth see 24 tokens."""
 
 
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 24,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "tie_word_embeddings": True,
+}
+"""Of 31B's kind: every second layer sees all tokens, has wider heads, and its keys are its values."""
+
+
+GEMMA4_SHARED: dict[str, Any] = {
+    **GEMMA4,
+    "num_hidden_layers": 6,
+    "attention_k_eq_v": False,
+    "num_global_key_value_heads": None,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "full", "sliding", "full")],
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 2048,
+}
+"""Of E2B's kind: the last three layers take keys and values of an earlier one, and all have inputs of their own."""
+
+
 PHI3: dict[str, Any] = {
     "model_type": "phi3",
     "num_attention_heads": 4,
@@ -132,7 +172,7 @@ MINISTRAL3: dict[str, Any] = {
 """Queries are scaled from the 24th token on; heads are wider together than the model."""
 
 
-CONFIGS = {each["model_type"]: each for each in (GRANITE, GEMMA3, PHI3, QWEN3_MOE, MINISTRAL3)}
+CONFIGS = {each["model_type"]: each for each in (GRANITE, GEMMA3, PHI3, QWEN3_MOE, MINISTRAL3, GEMMA4)}
 """What is said of an architecture that a Llama's config.json does not say, by `model_type`."""
 
 
@@ -155,6 +195,8 @@ def make_base(
     from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
     config = {**CONFIG, **changes}
+    if "layer_types" in config and "rope_parameters" in config:  # as in Gemma 4
+        config = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
     if known := ARCHITECTURES.get(config["model_type"]):
         config["architectures"] = [known.causal]
     kind = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
@@ -164,6 +206,8 @@ def make_base(
 
     def drawn(name: str, value: Any) -> Any:
         start = value - known.offset(name) if known else value  # norms begin at 1, whatever is added to them
+        if known and known.unlike_layers and name.endswith("k_norm.weight"):
+            start = start / value.size**0.5  # which alone keeps Gemma 4's scores small
         spread = 1.0 if name.endswith("mlp.gate.weight") else 0.05  # a trained router is decided
         return start + spread * mx.random.normal(value.shape)
 

@@ -52,6 +52,15 @@ GEMMA_TEMPLATE = (
 )
 """As Gemma 3 writes chats."""
 
+GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}"
+    "{{ '<|turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\n' }}"
+    "{{ turn['content'] | trim + '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}"
+    "{% if not enable_thinking | default(false) %}{{ '<|channel>thought\n<channel|>' }}{% endif %}{% endif %}"
+)
+"""As Gemma 4 writes chats: an empty thought stands before the answer that is asked for, and before no other."""
+
 PHI_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
@@ -309,6 +318,36 @@ def gemma_like(folder: Path) -> Path:
     )
 
 
+def gemma4_like(folder: Path) -> Path:
+    """Write a tokenizer as Gemma 4 has it.
+
+    Its pairs are no scores' order, newlines are tokens of their own, and "</s>" is a plain one.
+    """
+    names = {"<s>": "<bos>", "</s>": "<eos>"}
+    pieces = {names.get(piece, piece): score for piece, score in pieces_of(sentencepiece_model()).items()}
+    least = min(pieces.values())
+    more = ("\n", "\n\n", "\n\n\n", "</", "s>", "</s>")
+    pieces |= {piece: least - rank for rank, piece in enumerate(more) if piece not in pieces}
+    marks = ("<unk>", "<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_response>")
+    sentencepiece_like(
+        folder,
+        spaces="none",
+        pieces=pieces,
+        special=marks,
+        bos="<bos>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=GEMMA4_TEMPLATE,
+    )
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    pairs = described["model"]["merges"]
+    twice = next(i for i in range(1, len(pairs)) if "".join(pairs[i]) == "".join(pairs[i - 1]))
+    del pairs[twice]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    return folder
+
+
 def _write(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -329,6 +368,7 @@ KINDS: Mapping[str, Callable[[Path], Path]] = {
     "llama 3": llama3,
     "llama 3, merged to the end": lambda folder: llama3(folder, whole_words=False),
     "gemma": gemma_like,
+    "gemma 4": gemma4_like,
     "qwen": qwen_like,
     "smollm": smollm_like,
     "tekken": tekken_like,

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pilocal.base.layers import lacking, own_settings, tables, unused
 from pilocal.errors import ExportError
 
-OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+OUTER_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+}
 MATRICES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -95,6 +103,10 @@ class Architecture:
     """The base of the rope in layers with a window where `rope_local_base_freq` names none; None: as in the others."""
     required: tuple[str, ...] = ()
     """Whole numbers that config.json has to name, since not everybody takes the same where it does not."""
+    unlike_layers: bool = False
+    """Whether config.json names the kind of each layer, and these differ in their shapes."""
+    scalars: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """GGUF's names of single numbers of a layer, by Hugging Face's."""
     scales_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of their dimension."""
     unrotated: int | None = None
@@ -113,6 +125,8 @@ class Architecture:
         if module in OUTER_NAMES and kind == "weight":
             return f"{OUTER_NAMES[module]}.weight"
         match module.split(".", 3):
+            case ["model", "layers", layer] if kind in self.scalars:
+                return f"blk.{layer}.{self.scalars[kind]}.weight"
             case ["model", "layers", layer, inner] if kind == "weight" or (kind == "bias" and inner in self.biases):
                 if known := {**self.matrices, **self._sparse, **self.layer_norms, **self.norms}.get(inner):
                     return f"blk.{layer}.{known}.{kind}"
@@ -174,8 +188,7 @@ class Architecture:
         >>> ARCHITECTURES["qwen2"].parameters({**config, "num_hidden_layers": 1, "vocab_size": 99})
         37376
         """
-        block, outer = (sum(map(math.prod, of(config).values())) for of in (self._block, self._outer))
-        return int(config["num_hidden_layers"]) * block + outer
+        return sum(math.prod(shape) for part in (self._outer(config), *self._blocks(config)) for shape in part.values())
 
     def shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a model of this config.json has, by Hugging Face's name.
@@ -186,9 +199,10 @@ class Architecture:
         >>> shapes["model.layers.0.self_attn.k_proj.bias"], len(shapes)
         ((32,), 14)
         """
-        layers, block = range(int(config["num_hidden_layers"])), self._block(config)
         return self._outer(config) | {
-            f"model.layers.{i}.{name}": shape for i in layers for name, shape in block.items()
+            f"model.layers.{i}.{name}": shape
+            for i, block in enumerate(self._blocks(config))
+            for name, shape in block.items()
         }
 
     def _outer(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -197,23 +211,46 @@ class Architecture:
         outer: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
         if not config.get("tie_word_embeddings", True):
             outer["lm_head.weight"] = (rows, width)
-        return outer
+        return outer | self.tables(config)
 
-    def _block(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of a block, by its name in it."""
+    def tables(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that makes inputs of their own for the layers."""
+        return tables(config) if self.unlike_layers else {}
+
+    def unused(self, config: Mapping[str, Any]) -> frozenset[str]:
+        """Return the modules of which a base may have weights that no program uses."""
+        return unused(config) if self.unlike_layers else frozenset()
+
+    def settings_of_layers(self, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return config.json as each layer means it."""
+        layers = range(int(config["num_hidden_layers"]))
+        return [{**config, **own_settings(config, i)} if self.unlike_layers else config for i in layers]
+
+    def _blocks(self, config: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+        """Return each block's shapes."""
+        settings = self.settings_of_layers(config)
+        if not self.unlike_layers:
+            return [self._block(config)] * len(settings)
+        return [self._block(own, lacking(config, i)) for i, own in enumerate(settings)]
+
+    def _block(self, config: Mapping[str, Any], lacking: frozenset[str] = frozenset()) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a block, by its name in it; of the modules that it lacks none."""
         width, inner, size = int(config["hidden_size"]), int(config["intermediate_size"]), head_dim(config)
         queries, keys = int(config["num_attention_heads"]) * size, kv_heads(config) * size
         outputs = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
-        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner}
+        own = int(config.get("hidden_size_per_layer_input") or 0)
+        outputs |= {"qkv_proj": queries + 2 * keys, "gate_up_proj": 2 * inner, "per_layer_input_gate": own}
         block: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in self._sparse_shapes(config)}
         for name in self.matrices:
             module = name.rpartition(".")[2]
-            inputs = {"o_proj": queries, "down_proj": inner}.get(module, width)
+            inputs = {"o_proj": queries, "down_proj": inner, "per_layer_projection": own}.get(module, width)
             block[f"{name}.weight"] = (outputs.get(module, width), inputs)
         block |= {f"{name}.weight": (width,) for name in self.layer_norms}
         block |= {f"{name}.weight": (size,) for name in self.norms}
+        block |= dict.fromkeys(self.scalars, (1,))
         on = [name for name, setting in self.biases.items() if _is_on(setting, config)]
-        return block | {f"{name}.bias": block[f"{name}.weight"][:1] for name in on}
+        block |= {f"{name}.bias": block[f"{name}.weight"][:1] for name in on}
+        return {name: shape for name, shape in block.items() if name.rpartition(".")[0] not in lacking}
 
     def _sparse_shapes(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the shapes of what a mixture of experts has instead of an MLP, by MLX's names."""
@@ -223,10 +260,13 @@ class Architecture:
                 yield name, (count, width, inner) if name.endswith("down_proj") else (count, inner, width)
             yield from ((name, (count, width)) for name in ROUTER)
 
-    def linears(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Return (inputs, outputs) of every linear layer of a block that may be adapted."""
-        shapes = self._block(config)
-        return {name: (shapes[f"{name}.weight"][1], shapes[f"{name}.weight"][0]) for name in self.matrices}
+    def linears(self, config: Mapping[str, Any]) -> list[dict[str, tuple[int, int]]]:
+        """Return (inputs, outputs) of every linear layer of each block that may be adapted."""
+        named = [(name, f"{name}.weight") for name in self.matrices]
+        return [
+            {name: (block[weight][1], block[weight][0]) for name, weight in named if weight in block}
+            for block in self._blocks(config)
+        ]
 
     def expert_weights(self, config: Mapping[str, Any], *, used: bool = False) -> int:
         """Return how many weights a block's experts have with what scores them; if `used`, those for one token."""
@@ -278,7 +318,7 @@ class Architecture:
         >>> [ARCHITECTURES[kind].has_window({"sliding_window": 4096}) for kind in ("mistral", "qwen2")]
         [True, False]
         """
-        if not config.get("sliding_window") or self.full_every is not None:
+        if not config.get("sliding_window") or self.full_every is not None or self.unlike_layers:
             return False
         if layers := config.get("layer_types"):
             return "sliding_attention" in layers

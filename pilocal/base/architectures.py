@@ -13,6 +13,12 @@ from pilocal.base.architecture import ALWAYS, LONGROPE, MATRICES, YARN, Architec
 
 _ATTENTION = {f"self_attn.{part}_proj": "attention_bias" for part in "qkvo"}
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_FOUR_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 _MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
 _SCALINGS = frozenset({"default", "linear", YARN})
 
@@ -92,12 +98,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         causal="Gemma3ForCausalLM",
         gguf_name="gemma3",
         neighbours=False,
-        layer_norms={
-            "input_layernorm": "attn_norm",
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        layer_norms=_FOUR_NORMS,
         norms=_HEAD_NORMS,
         norm_offset=1.0,
         settings={
@@ -124,6 +125,24 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         reads_rope_parameters=True,
         reads_yarn=True,
         scales_queries=True,
+    ),
+    "gemma4_text": Architecture(
+        causal="Gemma4ForCausalLM",
+        gguf_name="gemma4",
+        neighbours=False,
+        matrices={**MATRICES, "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj"},
+        layer_norms={**_FOUR_NORMS, "post_per_layer_input_norm": "post_norm"},
+        norms=_HEAD_NORMS,
+        scalars={"layer_scalar": "layer_output_scale"},
+        settings={
+            **dict.fromkeys(("hidden_act", "hidden_activation"), ("gelu_pytorch_tanh", None)),
+            "use_bidirectional_attention": (False, None, "vision"),
+            "attention_bias": (False, None),
+        },
+        reads_rope_parameters=True,
+        required=("global_head_dim", "head_dim", "num_key_value_heads", "sliding_window"),
+        multipliers={"final_logit_softcapping": "final_logit_softcapping"},
+        unlike_layers=True,
     ),
 }
 """By the `model_type` in config.json; all that can be trained, exported and served."""

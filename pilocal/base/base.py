@@ -14,8 +14,9 @@ from pilocal.base.architectures import ARCHITECTURES, architecture_of
 from pilocal.base.chat import OWN, ChatSettings
 from pilocal.base.gguf_file import GgufFile, open_gguf
 from pilocal.base.hub import download
+from pilocal.base.layers import check_layers, settled
 from pilocal.base.places import OLLAMA, SMOLLM2, ollama_blob, packaged_smollm2
-from pilocal.base.rope import is_longrope, short_factors
+from pilocal.base.rope import is_longrope, plain_ropes, short_factors
 from pilocal.base.tokenizer import load_tokenizer
 from pilocal.base.unsupported import check_answers, refusal
 from pilocal.base.yarn import gathered
@@ -51,7 +52,7 @@ WHOLE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_
 
 OPTIONAL = (
     *("head_dim", "max_position_embeddings", "num_key_value_heads", "original_max_position_embeddings"),
-    "sliding_window",
+    *("sliding_window", "num_global_key_value_heads"),
 )
 ROPES = ("rope_theta", "rope_local_base_freq")
 PARTIAL = "partial_rotary_factor"
@@ -144,18 +145,9 @@ class Base:
         config = dict(self.file)
         if "num_local_experts" in config:  # as transformers 5 writes it
             config.setdefault("num_experts", config["num_local_experts"])
-        rope = config.get("rope_parameters")
-        if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
-            local = rope.get("sliding_attention")
-            if isinstance(local, dict) and local.get("rope_type", "default") == "default" and "rope_theta" in local:
-                config.setdefault("rope_local_base_freq", local["rope_theta"])
-                rope = config.pop("rope_parameters")["full_attention"]
-        if isinstance(rope, dict):
-            config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-            if rope.get("rope_type", "default") != "default":
-                scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-                config["rope_scaling"] = config.get("rope_scaling") or scaling
-        return short_factors(gathered(config))
+        if ARCHITECTURES.get(str(config.get("model_type")), ARCHITECTURES["llama"]).unlike_layers:
+            return settled(config)
+        return short_factors(gathered(plain_ropes(config)))
 
     @property
     def architecture(self) -> Architecture:
@@ -360,6 +352,8 @@ def _check_numbers(path: Path, config: Mapping[str, Any], architecture: Architec
             raise ModelError(
                 path, f"{key} must be a {kind} above 0" + f", {most} at most" * (most < MOST), got=value, fix=AGAIN
             )
+    if architecture.unlike_layers:
+        check_layers(path, config)
 
 
 def _instead(folder: Path) -> str:

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilocal.base.architecture import LOCAL_THETA, LONGROPE, YARN, Architecture, score_scale
-from pilocal.base.architectures import ARCHITECTURES
+from pilocal.base.architectures import ARCHITECTURES, architecture_of
 from pilocal.base.gguf_file import GgufFile
+from pilocal.base.layers import FULL, MOST_HEAD, SLIDING
+from pilocal.base.layers import ROPES as LAYER_ROPES
 from pilocal.base.rope import llama3_scaling
 from pilocal.base.yarn import BETA, ORIGINAL, USUAL
 from pilocal.errors import ModelError
-from pilocal.run_folder.gguf_header import AGAIN
+from pilocal.run_folder.gguf_header import AGAIN, TensorInfo
 
 NUMBERS = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
-    "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
@@ -45,8 +47,14 @@ OTHERWISE = (
 )
 """Settings under which llama.cpp computes another model than ours, unless they are 0."""
 
+SLIDES = "attention.sliding_window_pattern"
+"""Which layers have a window."""
+
 FACTORS = "rope_freqs.weight"
-"""The tensor that holds Llama 3's rope scaling."""
+"""The tensor that holds Llama 3's rope scaling, or which part of a head Gemma 4 rotates."""
+
+NOT_ROTATED = 1e20
+"""A frequency that is divided by as much turns by less than a float's precision in any context."""
 
 ANOTHER = "take another base"
 
@@ -59,30 +67,121 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise ModelError(file.path, what, got=file.architecture, fix="take the model as a folder")
     config: dict[str, Any] = {name: _number(file, key) for name, key in NUMBERS.items()}
     config |= _multipliers(file, architecture)
-    heads, rows = config["num_attention_heads"], file.tensors.get("token_embd.weight")
+    rows = file.tensors.get("token_embd.weight")
     if rows is None or len(rows.shape) != 2:
         raise ModelError(file.path, "no token_embd.weight: the file is damaged", fix=AGAIN)
     if config["num_hidden_layers"] > len(file.tensors):
         what = f"it holds only {len(file.tensors)} tensors for {config['num_hidden_layers']} blocks"
         raise ModelError(file.path, what, fix=AGAIN)
-    size = _number(file, "attention.key_length", config["hidden_size"] // heads)
     config |= {
         "model_type": kind,
-        "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
-        "head_dim": size,
         "vocab_size": rows.shape[0],
-        "rope_theta": _number(file, "rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
-    config |= _windows(file, architecture, config)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    return config | (_unlike_layers if architecture.unlike_layers else _like_layers)(file, config)
+
+
+def _like_layers(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of heads, windows and rope where all layers are alike."""
+    heads = config["num_attention_heads"]
+    size = _number(file, "attention.key_length", config["hidden_size"] // heads)
+    found = {
+        "intermediate_size": _number(file, "feed_forward_length"),
+        "num_key_value_heads": _number(file, "attention.head_count_kv", heads),
+        "head_dim": size,
+        "rope_theta": _number(file, "rope.freq_base", 10_000.0),
+    }
+    architecture = architecture_of(config)
+    found |= _windows(file, architecture, {**config, **found})
+    _check_sizes(file, {"attention.value_length": size, "rope.dimension_count": size})
+    found["rope_scaling"] = _rope_scaling(file, architecture, found["rope_theta"], size)
+    return found | _query_scale(file, architecture, {**config, **found})
+
+
+def _unlike_layers(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same where they are not: each kind of layer has its own heads and its own rope."""
+    layers = config["num_hidden_layers"]
+    slides = _each(file, SLIDES, layers)
+    kinds = [SLIDING if slides_here else FULL for slides_here in slides]
+    wide, narrow = (_number(file, f"attention.key_length{end}") for end in ("", "_swa"))
+    for end, size in (("", wide), ("_swa", narrow)):
+        _check_sizes(file, {f"attention.value_length{end}": size, f"rope.dimension_count{end}": size})
+    counts = dict.fromkeys(kinds, 0) | dict(zip(kinds, _each(file, "attention.head_count_kv", layers), strict=True))
+    ropes = {kind: dict(rope) for kind, rope in LAYER_ROPES.items()}
+    ropes[FULL] |= {"rope_theta": _number(file, "rope.freq_base"), "partial_rotary_factor": _rotated(file, wide)}
+    ropes[SLIDING] |= {"rope_theta": _number(file, LOCAL_THETA)}
+    shared = _count(file, "attention.shared_kv_layers", layers)
+    inner, wider = _inner_widths(file, layers, shared)
+    alike = any(kinds[i] == FULL and f"blk.{i}.attn_v.weight" not in file.tensors for i in range(layers - shared))
+    return {
+        "intermediate_size": inner,
+        "use_double_wide_mlp": wider,
+        "num_key_value_heads": counts.get(SLIDING),
+        "num_global_key_value_heads": counts.get(FULL) if alike else None,
+        "head_dim": narrow,
+        "global_head_dim": wide,
+        "layer_types": kinds,
+        "sliding_window": _number(file, "attention.sliding_window"),
+        "rope_parameters": ropes,
+        "num_kv_shared_layers": shared,
+        "hidden_size_per_layer_input": _count(file, "embedding_length_per_layer_input", MOST_HEAD),
+        "vocab_size_per_layer_input": config["vocab_size"],
+        "attention_k_eq_v": alike,
+        "enable_moe_block": "blk.0.ffn_gate_inp.weight" in file.tensors,
+    }
+
+
+def _inner_widths(file: GgufFile, layers: int, shared: int) -> tuple[int, bool]:
+    """Return the width of an MLP, and whether it is doubled in layers that share keys and values."""
+    found = _each(file, "feed_forward_length", layers)
+    wider = shared > 0 and found[-1] == 2 * found[0]
+    if found != [found[0]] * (layers - shared) + [found[0] * (1 + wider)] * shared or not found[0]:
+        what = f"{file.architecture}.feed_forward_length is not supported"
+        raise ModelError(file.path, what, got=found, fix=ANOTHER)
+    return int(found[0]), wider
+
+
+def _count(file: GgufFile, key: str, most: int) -> int:
+    """Return a whole number that may be 0; raises ModelError for what is none."""
+    value = file.get(key, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < most:
+        raise ModelError(file.path, f"{file.architecture}.{key} must be a whole number", got=value, fix=AGAIN)
+    return value
+
+
+def _each(file: GgufFile, key: str, layers: int) -> list[Any]:
+    """Return a number of each layer; raises ModelError where there are not as many as layers."""
+    found = file.get(key)
+    values = found if isinstance(found, list) else [found] * layers
+    if len(values) < layers or not all(isinstance(value, int) and value >= 0 for value in values):
+        what = f"{file.architecture}.{key} must have a number for each of {layers} layers"
+        raise ModelError(file.path, what, got=found, fix=AGAIN)
+    return values[:layers]
+
+
+def _rotated(file: GgufFile, size: int) -> float:
+    """Return which part of a head is rotated; raises ModelError where the factors of its frequencies say none."""
+    stored = file.tensors.get(FACTORS)
+    factors = _factors(stored) if stored is not None and stored.type_name == "F32" else np.array([])
+    turned = int((factors == 1).sum())
+    if factors.shape != (size // 2,) or not turned or not (factors[turned:] >= NOT_ROTATED).all():
+        what = f"{FACTORS} does not say which part of a head is rotated"
+        raise ModelError(file.path, what, got=factors[:4].tolist(), fix=ANOTHER)
+    return turned / (size // 2)
+
+
+def _factors(stored: TensorInfo) -> NDArray[np.float32]:
+    return np.fromfile(stored.path, "<f4", int(np.prod(stored.shape)), offset=stored.begin)
+
+
+def _check_sizes(file: GgufFile, sizes: Mapping[str, int]) -> None:
+    """Raise ModelError where what may be said again is not the dimension of a head."""
+    for key, size in sizes.items():
         if file.get(key, size) != size or size % 2:
             what = f"{file.architecture}.{key} is not the dimension of a head, {size}"
             raise ModelError(file.path, what, got=file.get(key), fix=ANOTHER)
-    config["rope_scaling"] = _rope_scaling(file, architecture, config["rope_theta"], size)
-    return config | _query_scale(file, architecture, config)
 
 
 def _kind(file: GgufFile) -> tuple[str, Architecture]:
@@ -100,7 +199,7 @@ def _windows(file: GgufFile, architecture: Architecture, config: Mapping[str, An
     found = {"sliding_window": _number(file, "attention.sliding_window")}
     if (every := architecture.full_every) is None:
         return found
-    key, layers = "attention.sliding_window_pattern", range(1, config["num_hidden_layers"] + 1)
+    key, layers = SLIDES, range(1, config["num_hidden_layers"] + 1)
     if file.get(key, every) not in (every, [bool(layer % every) for layer in layers]):
         raise ModelError(file.path, f"{file.architecture}.{key} is not supported", got=file.get(key), fix=ANOTHER)
     local = {"rope_local_base_freq": _number(file, LOCAL_THETA, architecture.local_theta)}
@@ -198,7 +297,7 @@ def _rope_scaling(file: GgufFile, architecture: Architecture, theta: float, head
     stored = file.tensors.get(FACTORS)
     if stored is None:
         return told
-    factors = np.fromfile(stored.path, "<f4", int(np.prod(stored.shape)), offset=stored.begin)
+    factors = _factors(stored)
     if np.array_equal(factors, np.ones_like(factors)):
         return told
     scaling = None if told or stored.type_name != "F32" else llama3_scaling(factors, theta, head_dim)

@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pilocal.errors import ModelError
-from pilocal.prompt.control import CONTROL_MARKS, NFC_KEY
-from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, PREPEND, REPLACE, SPACE, PreTokenizer, bytes_left_out
+from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY, ends_by_its_text
+from pilocal.prompt.pre_tokenizers import (
+    MERGED,
+    PRE_TOKENIZERS,
+    PREPEND,
+    REPLACE,
+    SPACE,
+    PreTokenizer,
+    broken_at_newlines,
+    bytes_left_out,
+)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Types of tokens in a file; the others, for bytes and for rows that nothing uses, need no care."""
@@ -41,7 +50,7 @@ def load_gguf_tokenizer(metadata: Mapping[str, Any], where: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     file = _File(metadata, where)
-    makers = {"gpt2": _byte_level, "llama": _sentencepiece}
+    makers = {"gpt2": _byte_level, "llama": _sentencepiece, MERGED: _merged_pieces}
     kind = file.read("model")
     if kind not in makers:
         fix = f"take a file whose tokenizer.ggml.model is one of {', '.join(makers)}"
@@ -146,6 +155,8 @@ class _File:
     def adds(self, name: str) -> bool:
         """Tell whether BOS ("bos") or EOS ("eos") is put around a text."""
         said = self.read(f"add_{name}_token")
+        if name == "bos" and self.read("model") == MERGED:
+            said = True  # as llama.cpp does, whatever the file says
         if said is None:
             said = name == "bos" and (self.sentencepiece or self.pre_tokenizer.adds_bos)
         return bool(said) and name in self.special
@@ -157,11 +168,7 @@ def _byte_level(file: _File) -> Described:
         {"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in file.pre_tokenizer.steps
     ]
     steps += bytes_left_out(file.vocabulary)
-    # The first of a token's characters may be the space.
-    pairs = [(pair, pair.find(" ", 1)) for pair in file.read_list("merges", str)]
-    merges = [[pair[:cut], pair[cut + 1 :]] for pair, cut in pairs if cut > 0]
-    known = file.vocabulary
-    merges = [pair for pair in merges if pair[0] in known and pair[1] in known and "".join(pair) in known]
+    merges = _listed(file)
     return {
         "normalizer": {"type": "NFC"} if file.metadata.get(NFC_KEY) else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
@@ -170,11 +177,35 @@ def _byte_level(file: _File) -> Described:
     }
 
 
+def _listed(file: _File) -> list[tuple[str, str]]:
+    """Return the pairs of tokens that the file lists, and that together are one."""
+    # The first of a token's characters may be the space.
+    cuts = [(pair, pair.find(" ", 1)) for pair in file.read_list("merges", str)]
+    pairs = [(pair[:cut], pair[cut + 1 :]) for pair, cut in cuts if cut > 0]
+    known = file.vocabulary
+    return [pair for pair in pairs if pair[0] in known and pair[1] in known and "".join(pair) in known]
+
+
 def _sentencepiece(file: _File) -> Described:
     """Return normalizer, model and decoder of SentencePiece's BPE."""
+    prefix = file.read("add_space_prefix") in (None, True)
+    return _pieces(file, _pairs(file), prefix=prefix)
+
+
+def _merged_pieces(file: _File) -> Described:
+    """Return the same of Gemma 4's, which lists its pairs; llama.cpp lays no space before its texts."""
+    pairs = _listed(file)
+    if (token := broken_at_newlines(file.vocabulary, pairs)) is not None:
+        what, fix = "llama.cpp cuts text at newlines before it merges", "take another base"
+        raise ModelError(file.where, what, got=token, fix=fix)
+    return _pieces(file, pairs, prefix=False)
+
+
+def _pieces(file: _File, pairs: Sequence[tuple[str, str]], *, prefix: bool) -> Described:
     if missing := [token for byte in range(256) if (token := f"<0x{byte:02X}>") not in file.vocabulary]:
         raise file.damaged("tokens", f"no {missing[0]}")
-    prefix = file.read("add_space_prefix") in (None, True)
+    if "unk" not in file.special:
+        raise file.damaged("unknown_token_id", "none")
     decoders = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -186,7 +217,7 @@ def _sentencepiece(file: _File) -> Described:
         "normalizer": {"type": "Sequence", "normalizers": [PREPEND, REPLACE] if prefix else [REPLACE]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(file, _pairs(file), unk_token=unknown, fuse_unk=True, byte_fallback=True),
+        "model": _bpe(file, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True),
     }
 
 
@@ -219,7 +250,8 @@ def _added_tokens(file: _File) -> Iterator[Described]:
     """Yield the tokens that are cut out of a text before anything is merged; only control tokens are special."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     for row, (text, kind) in enumerate(zip(file.tokens, file.types, strict=True)):
-        special = kind in (CONTROL, UNKNOWN) or text in CONTROL_MARKS
+        marks = text in CONTROL_MARKS and (text not in END_MARKS or ends_by_its_text(text, file.vocabulary))
+        special = kind in (CONTROL, UNKNOWN) or marks
         if text and file.vocabulary[text] == row and (special or kind == USER_DEFINED):
             yield {"id": row, "content": text, "special": special, **flags}
 

@@ -67,14 +67,15 @@ class GgufWeights:
         self._config, self._architecture = config, architecture
         self.shapes: Mapping[str, tuple[int, ...]] = architecture.shapes(config)
         names = {architecture.tensor(name): name for name in self.shapes}
+        left = {FACTORS, *(architecture.tensor(f"{module}.weight") for module in architecture.unused(config))}
         for name in [*names, *file.tensors]:
             expected = self.shapes.get(names.get(name, ""))
-            found = file.tensors[name].shape if name in file.tensors else None
-            if found != expected and name != FACTORS:
+            found = getattr(file.tensors.get(name), "shape", None)
+            if found != expected and name not in left:
                 said, got = (shape and " x ".join(map(str, shape)) for shape in (expected, found))
                 what = f"{name} is not what the metadata says, {said or 'none'}"
                 raise ModelError(file.path, what, got=got or "none", fix=AGAIN)
-        self._tensors = {names[name]: tensor for name, tensor in file.tensors.items() if name != FACTORS}
+        self._tensors = {names[name]: tensor for name, tensor in file.tensors.items() if name in names}
 
     def type(self, name: str) -> str:
         """Return llama.cpp's name of a tensor's type."""

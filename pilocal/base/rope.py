@@ -26,6 +26,26 @@ CLOSE = 1e-5
 """How far factors may be apart, relatively: they were computed in float32, in one order or another."""
 
 
+def plain_ropes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json whose `rope_parameters`, which transformers 5 writes, stand under the names before them.
+
+    >>> plain_ropes({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}})["rope_scaling"]
+    {'rope_type': 'linear', 'factor': 2.0}
+    """
+    made, rope = dict(config), config.get("rope_parameters")
+    if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):
+        local = rope.get("sliding_attention")
+        if isinstance(local, dict) and local.get("rope_type", "default") == "default" and "rope_theta" in local:
+            made.setdefault("rope_local_base_freq", local["rope_theta"])
+            rope = made.pop("rope_parameters")["full_attention"]
+    if isinstance(rope, dict):
+        made.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+            made["rope_scaling"] = made.get("rope_scaling") or scaling
+    return made
+
+
 def is_longrope(config: Mapping[str, Any]) -> bool:
     """Tell whether the rope has other factors for long contexts than for short ones."""
     scaling = config.get("rope_scaling")

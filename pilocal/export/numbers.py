@@ -13,6 +13,7 @@ from gguf import GGUFWriter, RopeScalingType
 from pilocal.base.architecture import LOCAL_THETA, LONGROPE, YARN, head_dim, kv_heads
 from pilocal.base.architectures import architecture_of, local_theta, rotated
 from pilocal.base.base import MOST
+from pilocal.base.layers import FULL, SLIDING, kinds, rotated_in_full
 from pilocal.base.rope import llama3_factors, longrope_scale
 from pilocal.base.yarn import BETA, ORIGINAL, USUAL, misread
 from pilocal.errors import ExportError
@@ -23,6 +24,9 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "rope_traditional": (False, None),
 }
 """The values of settings, where config.json has them, that MLX, PyTorch and llama.cpp compute alike."""
+
+NOT_ROTATED = 1e30
+"""What a frequency is divided by where nothing is rotated, as llama.cpp's own conversion has it."""
 
 SCALING_NUMBERS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
@@ -75,6 +79,9 @@ def rope_factors(config: Mapping[str, Any]) -> Float32 | None:
 
     Raises ExportError for a scaling that llama.cpp does not compute.
     """
+    if architecture_of(config).unlike_layers:
+        turned, half = rotated_in_full(config) // 2, int(config["global_head_dim"]) // 2
+        return np.array([1.0] * turned + [NOT_ROTATED] * (half - turned), np.float32)
     scaling, kind = config.get("rope_scaling") or {}, _scaling(config)
     if kind not in architecture_of(config).scalings:
         fix = "take a base without it"
@@ -106,11 +113,43 @@ def _short_factors(config: Mapping[str, Any]) -> Float32:
 
 def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     """Add the numbers that llama.cpp builds the model from."""
-    size = head_dim(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
+    architecture = architecture_of(config)
+    (_add_unlike_heads if architecture.unlike_layers else _add_heads)(writer, config)
+    for name, key in architecture.counts.items():
+        writer.add_uint32(f"{architecture.gguf_name}.{key}", int(config[name]))
+    for name, key in architecture.multipliers.items():
+        writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_unlike_heads(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Add the numbers of attention of a model whose layers are not alike."""
+    layers, ropes = kinds(config), config["rope_parameters"]
+    each = architecture_of(config).settings_of_layers(config)
+    inner = [int(own["intermediate_size"]) for own in each]
+    writer.add_feed_forward_length(inner if len(set(inner)) > 1 else inner[0])
+    writer.add_head_count_kv([kv_heads(own) for own in each])
+    wide, narrow = int(config["global_head_dim"]), int(config["head_dim"])
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(wide)
+    for add in (writer.add_key_length_swa, writer.add_value_length_swa, writer.add_rope_dimension_count_swa):
+        add(narrow)
+    writer.add_rope_freq_base(float(ropes[FULL]["rope_theta"]))
+    writer.add_float32(f"{writer.arch}.{LOCAL_THETA}", float(ropes[SLIDING]["rope_theta"]))
+    writer.add_sliding_window(int(config["sliding_window"]))
+    writer.add_sliding_window_pattern([kind == SLIDING for kind in layers])
+    writer.add_shared_kv_layers(int(config["num_kv_shared_layers"]))
+    writer.add_embedding_length_per_layer_input(int(config["hidden_size_per_layer_input"]))
+
+
+def _add_heads(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Add the numbers of attention of a model whose layers are all alike."""
+    size = head_dim(config)
+    writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count_kv(kv_heads(config))
     writer.add_key_length(size)
     writer.add_value_length(size)
@@ -127,12 +166,6 @@ def add_numbers(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     if architecture.full_every is not None:
         writer.add_sliding_window(int(config["sliding_window"]))
         writer.add_float32(f"{architecture.gguf_name}.{LOCAL_THETA}", local_theta(config))
-    for name, key in architecture.counts.items():
-        writer.add_uint32(f"{architecture.gguf_name}.{key}", int(config[name]))
-    for name, key in architecture.multipliers.items():
-        writer.add_float32(f"{architecture.gguf_name}.{key}", float(config[name]))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
 
 
 def _add_yarn(writer: GGUFWriter, config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from gguf import TokenType
 
 from pilocal.errors import ExportError
-from pilocal.prompt.pre_tokenizers import BYTE, PREPEND, REPLACE, SPACE
+from pilocal.prompt.pre_tokenizers import BYTE, PREPEND, REPLACE, SPACE, broken_at_newlines
 
 FIX = "take a base whose tokenizer.json was converted from SentencePiece"
 
@@ -29,9 +29,8 @@ def mark_bytes(tokens: Sequence[str], types: MutableSequence[TokenType]) -> None
 
 def scores(described: Mapping[str, Any], tokens: Sequence[str], types: Sequence[TokenType], where: Path) -> list[float]:
     """Return each token's score; raises ExportError when no scores make llama.cpp merge as the tokenizer does."""
-    vocabulary, pairs = described["model"]["vocab"], [(left, right) for left, right in described["model"]["merges"]]
-    if missing := [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary]:
-        raise ExportError(where, "llama.cpp needs a token for every byte", got=f"no {missing[0]}", fix=FIX)
+    _check_bytes(described["model"]["vocab"], where)
+    pairs = _pairs(described)
     added = {token["content"] for token in described["added_tokens"]}  # cut out before anything is merged
     _check_complete(tokens, types, set(pairs), added, where)
     score: dict[str, float] = {}
@@ -43,6 +42,26 @@ def scores(described: Mapping[str, Any], tokens: Sequence[str], types: Sequence[
             raise ExportError(where, "no scores put these merges in their order", got=sorted(made), fix=FIX)
         score |= dict.fromkeys(made, -float(len(score)))
     return [score.get(token, -float(len(score))) for token in tokens]
+
+
+def check_merges(described: Mapping[str, Any], prefix: bool, where: Path) -> None:
+    """Raise ExportError unless llama.cpp merges by the same pairs in the same order."""
+    vocabulary = described["model"]["vocab"]
+    _check_bytes(vocabulary, where)
+    if prefix:
+        raise ExportError(where, "llama.cpp lays no space before texts for this kind of model", fix=FIX)
+    if (token := broken_at_newlines(vocabulary, _pairs(described))) is not None:
+        what = "llama.cpp cuts text at newlines before it merges"
+        raise ExportError(where, what, got=token, fix="take a base whose tokens hold newlines alone, or none")
+
+
+def _check_bytes(vocabulary: Collection[str], where: Path) -> None:
+    if missing := [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary]:
+        raise ExportError(where, "llama.cpp needs a token for every byte", got=f"no {missing[0]}", fix=FIX)
+
+
+def _pairs(described: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(left, right) for left, right in described["model"]["merges"]]
 
 
 def _in_order(pairs: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -12,8 +12,8 @@ from gguf import GGUFWriter, TokenType
 from pilocal.base.base import Base
 from pilocal.errors import ExportError
 from pilocal.export import sentencepiece as pieces
-from pilocal.prompt.control import CONTROL_MARKS, END_MARKS, NFC_KEY
-from pilocal.prompt.pre_tokenizers import PRE_TOKENIZERS, bytes_left_out
+from pilocal.prompt.control import CONTROL_MARKS, NFC_KEY, ends_by_its_text
+from pilocal.prompt.pre_tokenizers import MERGED, PRE_TOKENIZERS, bytes_left_out
 from pilocal.prompt.render import Message
 from pilocal.prompt.tokens import tokenize
 
@@ -40,9 +40,14 @@ def add_vocabulary(writer: GGUFWriter, base: Base, rows: int) -> None:
             types[tokenizer.unk_token_id] = TokenType.UNKNOWN
             writer.add_unk_token_id(tokenizer.unk_token_id)
         prefix, lead = pieces.space_before(described, layout.text(CHAT), tokenizer.added_tokens_encoder, where)
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_scores(pieces.scores(described, tokens, types, where))
+        if writer.arch == MERGED:
+            pieces.check_merges(described, prefix, where)
+            writer.add_tokenizer_model(MERGED)
+            writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
+        else:
+            writer.add_tokenizer_model("llama")
+            writer.add_tokenizer_pre("default")
+            writer.add_token_scores(pieces.scores(described, tokens, types, where))
         writer.add_add_space_prefix(prefix)
         template = lead + template
     else:
@@ -77,7 +82,8 @@ def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[Tok
     tokens = [f"[UNUSED{row}]" for row in range(rows)]
     types = [TokenType.UNUSED] * rows
     added = tokenizer.added_tokens_decoder
-    for token, row in tokenizer.get_vocab().items():
+    vocabulary = tokenizer.get_vocab()
+    for token, row in vocabulary.items():
         if row >= rows:
             fix = "remove the tokens that were added, or take the tokenizer of this model"
             raise ExportError(where, f"{token!r} has no embedding among {rows}", got=row, fix=fix)
@@ -85,7 +91,7 @@ def _tokens(tokenizer: Any, rows: int, where: Path) -> tuple[list[str], list[Tok
             tokens[row] = token
             control = added[row].special or token in CONTROL_MARKS
             types[row] = TokenType.CONTROL if control else TokenType.USER_DEFINED
-        elif token not in END_MARKS:
+        elif not ends_by_its_text(token, vocabulary):
             tokens[row], types[row] = token, TokenType.NORMAL
     return tokens, types
 

@@ -70,8 +70,12 @@ class BaseWeights:
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
-        names = [name for name in self._stored if name not in parts | tied and not name.endswith("rotary_emb.inv_freq")]
+        names = [name for name in self._stored if name not in parts | tied and self._is_used(name, config)]
         self.shapes = {name: self._shape(name) for name in names}
+
+    def _is_used(self, name: str, config: Mapping[str, Any]) -> bool:
+        module, _, kind = name.rpartition(".")
+        return kind != "inv_freq" and module not in self.architecture.unused(config)
 
     def read(self, name: str) -> Float32:
         """Return one tensor in float32: what the trainer computes with, bit for bit."""

@@ -135,7 +135,7 @@ def check_start(task: Task, base: Base, start: Start) -> None:
     folder = start.folder / "adapter"
     read_start(folder, task.lora, base.sha256)
     config, sizes = read_adapter(folder).config, read_sizes(base.config, task.lora)
-    every = tuple(sizes.linears)
+    every = {name for block in sizes.blocks[-sizes.adapted :] for name in block}
     pairs = (
         ("layers", config.layers if config.layers > 0 else sizes.layers, sizes.adapted),
         ("linears", sorted(config.linears or every), sorted(task.lora.linears or every)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,23 @@ CONTROL_MARKS = (
 )
 """Added tokens that llama.cpp takes for control tokens by their text, whatever a file says."""
 
+TURNS_TO_TOOLS = "<|tool_response>"
+"""Gemma 4's mark; beside it llama.cpp takes "</s>" for a plain token, which ends nothing."""
+
 NFC_KEY = "pilocal.tokenizer.nfc"
 """In the metadata of a GGUF file: whether the tokenizer brings text into Unicode's form NFC before it is cut."""
 
 Cut = Callable[[str, bool], list[int]]
 """From a text to tokens; the flag tells whether it may hold control tokens."""
+
+
+def ends_by_its_text(token: str, vocabulary: Container[str]) -> bool:
+    """Tell whether llama.cpp ends an answer at a token of a vocabulary, whatever a file says.
+
+    >>> [ends_by_its_text("</s>", vocabulary) for vocabulary in (["</s>"], ["</s>", "<|tool_response>"])]
+    [True, False]
+    """
+    return token in END_MARKS and not (token == "</s>" and TURNS_TO_TOOLS in vocabulary)
 
 
 class ControlTokens:

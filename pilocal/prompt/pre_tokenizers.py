@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 LLAMA3_SPLIT = (
@@ -42,6 +43,9 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 PREPEND: Mapping[str, Any] = {"type": "Prepend", "prepend": SPACE}
 REPLACE: Mapping[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+MERGED = "gemma4"
+"""llama.cpp's name of a tokenizer with SentencePiece's tokens that merges by a list of pairs, not by scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,24 @@ PRE_TOKENIZERS = (
     PreTokenizer("gpt-4o", _isolated(O200K_SPLIT), ascii_alone=True),
 )
 """Every one that llama.cpp and Hugging Face's tokenizers share."""
+
+
+def broken_at_newlines(vocabulary: Collection[str], merges: Iterable[tuple[str, str]]) -> str | None:
+    """Return a token that llama.cpp's "gemma4" cuts otherwise than its merges say; None where there is none.
+
+    It cuts a text where newlines begin and end, and takes a run of them whole where that is a token.
+    """
+    ranks = {pair: rank for rank, pair in enumerate(merges) if "\n" in pair[0] + pair[1]}
+    for token in vocabulary:
+        if "\n" not in token:
+            continue
+        parts = list(token)
+        while known := [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]:
+            at = min(known)[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if set(token) != {"\n"} or parts != [token]:
+            return token
+    return None
 
 
 def ascii_alone(tokenizer: Any) -> bool:

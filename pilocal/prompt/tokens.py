@@ -179,12 +179,15 @@ class Layout:
     def _around_answer(self) -> tuple[str, str]:
         """Return what the chat template writes before an answer, behind the prompt, and after it."""
         prompt = self._text(PROBE[:1], "chat template")
+        said = self._text(PROBE[:1], "chat template", add_generation_prompt=False)
         whole = self._text(PROBE, "chat template", add_generation_prompt=False)
         before, found, after = whole.partition(ANSWER)
         where = "the base's chat template"
         if ANSWER not in whole.lower():
             what = "the chat template leaves out what messages say, as one does that takes lists of texts and images"
             raise InputError(where, what, fix="take a base, or give a chat_template, whose messages are texts")
+        if found and prompt.startswith(before) and before.startswith(said):
+            return "", after  # what is left of the prompt stands before the answer that is asked for alone
         if not found or not before.startswith(prompt):
             fix = "take a base whose chat template only appends"
             raise InputError(where, "the chat template rewrites the prompt once an answer follows", fix=fix)

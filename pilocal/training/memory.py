@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
+from pilocal.base.architecture import head_dim, kv_heads
 from pilocal.base.architectures import architecture_of
 from pilocal.errors import InputError, did_you_mean
 from pilocal.task import OPTIMIZERS, Lora, Training
@@ -33,6 +34,9 @@ KEPT_RECOMPUTED = {"width": 1.0, "keys_values": 1.0}
 AT_ONCE_RECOMPUTED = {"logits": 4.0, "width": 20.0, "intermediate": 10.79, "scores": 2.88, "keys_values": 2.85}
 """The same with `recompute`: a whole layer's activations live while its gradient is computed."""
 
+KEYS = {"self_attn.k_proj", "self_attn.qkv_proj"}
+"""What makes keys; a layer without takes an earlier one's."""
+
 GIB = 2**30
 
 ADAPTER = {False: 1.01, True: 0.66}
@@ -47,11 +51,17 @@ class Sizes:
     width: int
     intermediate: int
     heads: int
-    kv_heads: int
-    head_dim: int
+    queries: float
+    """Numbers of a token's queries in a layer, on average."""
+    keys: float
+    """Those of its keys, and of its values."""
     vocabulary: int
-    linears: Mapping[str, tuple[int, int]]
-    """Inputs and outputs of every linear layer of a block that may be adapted."""
+    tables: int
+    """Weights of what makes inputs of their own for the layers; 0 where these have none."""
+    blocks: Sequence[Mapping[str, tuple[int, int]]]
+    """Inputs and outputs of every linear layer that may be adapted, for each block."""
+    weights: float
+    """How many weights these have in a block, on average."""
     experts: int
     """Weights of a block's experts, with what scores them; 0 where it has one MLP for all tokens."""
     used: int
@@ -122,42 +132,54 @@ class Forecast:
 
 def read_sizes(config: Mapping[str, Any], lora: Lora) -> Sizes:
     """Return the sizes that config.json and `[lora]` say; raises InputError when the two do not fit."""
-    architecture = architecture_of(config)
-    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    sizes = Sizes(
-        layers=int(config["num_hidden_layers"]),
-        width=width,
-        intermediate=architecture.inner_width(config),
+    architecture, heads = architecture_of(config), int(config["num_attention_heads"])
+    each = architecture.settings_of_layers(config)
+    blocks = architecture.linears(config)
+    names, adapted = check_lora(lora, blocks), blocks[-(lora.layers or 0) :]
+    chosen = [size for block in adapted for name, size in block.items() if name in names]
+    return Sizes(
+        layers=len(blocks),
+        width=int(config["hidden_size"]),
+        intermediate=round(mean(map(architecture.inner_width, each))),
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or width // heads),
+        queries=mean(heads * head_dim(own) for own in each),
+        keys=mean(
+            kv_heads(own) * head_dim(own) * bool(KEYS.intersection(block))
+            for own, block in zip(each, blocks, strict=True)
+        ),
         vocabulary=int(config["vocab_size"]),
-        linears=architecture.linears(config),
+        tables=sum(map(math.prod, architecture.tables(config).values())),
+        blocks=blocks,
+        weights=mean(sum(a * b for a, b in block.values()) for block in blocks),
         experts=architecture.expert_weights(config),
         used=architecture.expert_weights(config, used=True),
-        adapted=lora.layers or int(config["num_hidden_layers"]),
-        adapter=0,
+        adapted=len(adapted),
+        adapter=sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen),
     )
-    check_lora(lora, sizes.layers, list(sizes.linears))
-    chosen = [(a, b) for name, (a, b) in sizes.linears.items() if not lora.linears or name in lora.linears]
-    weights = sum(lora.rank * (a + b) + b * (lora.kind == "dora") for a, b in chosen)
-    return replace(sizes, adapter=sizes.adapted * weights)
 
 
-def check_lora(lora: Lora, layers: int, known: Sequence[str]) -> None:
-    """Raise InputError when the model has fewer layers, or none of the `known` linear layers has a name in `lora`."""
-    if lora.layers is not None and lora.layers > layers:
+def check_lora(lora: Lora, blocks: Sequence[Iterable[str]]) -> list[str]:
+    """Return the names of the linear layers that are adapted, sorted; `blocks` are the names in each of the model's.
+
+    Raises InputError when the model has fewer layers than are asked for, or no such linear layer.
+    """
+    if lora.layers is not None and lora.layers > len(blocks):
         fix = "lower it or leave it out"
-        raise InputError("[lora] layers", f"the model has {layers} layers", got=lora.layers, fix=fix)
+        raise InputError("[lora] layers", f"the model has {len(blocks)} layers", got=lora.layers, fix=fix)
+    known, adapted = (sorted({*chain(*some)}) for some in (blocks, blocks[-(lora.layers or 0) :]))
     for name in lora.linears:
         if name not in known:
             raise InputError("[lora] linears", "no such linear layer", got=name, fix=did_you_mean(name, known))
+    if lora.linears and not {*lora.linears}.intersection(adapted):
+        fix = f"take some of {', '.join(adapted)}, or raise [lora] layers"
+        raise InputError("[lora] linears", "none of them is in a layer that is adapted", got=lora.linears[0], fix=fix)
+    return sorted(lora.linears) or adapted
 
 
 def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return how many numbers live at a step's peak beside the weights and the optimizer's state."""
     lower, predicting = sizes.adapted - 1, load.rows * load.completion
-    keys_values = 2 * sizes.kv_heads * sizes.head_dim
+    keys_values = 2 * sizes.keys
     largest = max(load.prefix, load.groups * load.shots, load.rows * load.own)
     scores = sizes.heads * max(load.prefix**2, load.rows * load.own * load.reach)
     logits = predicting * sizes.vocabulary
@@ -182,12 +204,11 @@ def activations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
 def operations(sizes: Sizes, load: Load, *, recompute: bool) -> float:
     """Return a step's floating-point operations, forwards and back to the activations, in the adapted layers."""
     lower, predicting = sizes.adapted - 1, load.rows * load.completion
-    weights = sum(a * b for a, b in sizes.linears.values()) + sizes.used
-    shared = 2 * sizes.width * sizes.kv_heads * sizes.head_dim
+    weights, shared = sizes.weights + sizes.used, 2 * sizes.width * sizes.keys
     matrices = lower * load.tokens * weights + load.tokens * shared
     matrices += predicting * (weights - shared + sizes.vocabulary * sizes.width)
     scores = lower * load.scores + predicting * load.reach
-    attention = 2 * scores * sizes.heads * sizes.head_dim
+    attention = 2 * scores * sizes.queries
     passes = 3 if recompute else 2
     return 2.0 * passes * (matrices + 1.5 * attention)
 
@@ -258,9 +279,9 @@ def predict(
         """Bytes of what is kept from below the adapter."""
         if sizes.adapted == sizes.layers:
             return 0
-        prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.kv_heads * sizes.head_dim
+        prefix = sizes.width + 2 * (sizes.layers - sizes.adapted) * sizes.keys
         rows = min(4 * work.own * sizes.width, free_share(machine.memory, machine.base))
-        return 4 * work.steps[0][0].prefix * prefix + rows
+        return round(4 * work.steps[0][0].prefix * prefix) + rows
 
     fixed = machine.base + 4 * sizes.adapter * (1 + OPTIMIZERS[training.optimizer].remembered)
     per_float, per_operation = 4.0, None

@@ -28,9 +28,9 @@ def add_lora(model: Any, lora: Lora, seed: int) -> AdapterConfig:
     a linear layer that was asked for is not in them.
     """
     layers = lora.layers or len(model.layers)
-    known = sorted(ARCHITECTURES[model.args.model_type].matrices)
-    check_lora(lora, len(model.layers), known)
-    config = AdapterConfig.of(lora, layers, sorted(lora.linears) or known)
+    known = ARCHITECTURES[model.args.model_type].matrices
+    blocks = [[name for name, _ in layer.named_modules() if name in known] for layer in model.layers]
+    config = AdapterConfig.of(lora, layers, check_lora(lora, blocks))
     mx.random.seed(seed)
     linear_to_lora_layers(model, layers, config.parameters, use_dora=lora.kind == "dora")
     mx.eval(model.trainable_parameters())

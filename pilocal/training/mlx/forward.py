@@ -9,7 +9,7 @@ shared only keys and values. All of it is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -53,6 +53,25 @@ class Past(NamedTuple):
         """Tell whether it has all that a token at a position may see."""
         first = self.end - self.keys.shape[2]
         return first == 0 or (window is not None and first <= end - window + 1)
+
+
+class Beside(NamedTuple):
+    """What a layer takes beside hidden states and what stands before them; nothing, of most models."""
+
+    shared: KeysValues | None = None
+    """The same tokens' keys and values in an earlier layer, instead of its own."""
+    given_BTP: mx.array | None = None
+    """An input of its own from each token."""
+
+
+class Turn(NamedTuple):
+    """A layer where it is run."""
+
+    layer: Any
+    window: int | None
+    source: int
+    """Whose keys and values it takes: its own number, or that of an earlier one."""
+    is_last: bool
 
 
 class PrefixCache:
@@ -124,21 +143,28 @@ def completion_states(
     activations are computed again backwards instead of kept (Chen et al., arXiv 1604.06174). `before` are the keys and
     values of what stands before the first level, if that was read already (`read_prefix`).
     """
-    inner, rows = model.model, levels[-1]
+    inner, rows, turns = model.model, levels[-1], _turns(model.model, first)
     at_BC = mx.minimum(starts_B[:, None] + mx.arange(completion), rows.inputs_NT.shape[1] - 1)
-    pasts = _descend(inner, levels[:-1], first, recompute, before)
-    pasts = [_handed_down(past, rows.above_N) for past in pasts]
-    hidden_BTD = rows.inputs_NT if first else embedded(inner, rows.inputs_NT)
-    *lower, last = _layers(inner, first)
-    for (layer, window), past in zip(lower, pasts, strict=False):
-        hidden_BTD, _ = run_layer(layer, hidden_BTD, past, window, recompute)
-    states_BCD: mx.array = inner.norm(_completions(*last, hidden_BTD, pasts[-1], at_BC))
+    pasts = _handed_down(_descend(inner, levels[:-1], first, recompute, before), rows.above_N, turns)
+    hidden_BTD, given = _entering(inner, rows, first)
+    hidden_BTD, owns = _through(turns[:-1], hidden_BTD, pasts, given, recompute)
+    beside = _beside(turns, len(turns) - 1, owns, given)
+    states_BCD: mx.array = inner.norm(_completions(turns[-1], hidden_BTD, pasts[-1], at_BC, beside))
     return states_BCD
+
+
+def takes_tokens(inner: Any) -> bool:
+    """Tell whether layers above the first take more than hidden states: inputs of their own, or others' keys."""
+    sources = list(getattr(inner, "previous_kvs", []))
+    return bool(getattr(inner, "hidden_size_per_layer_input", 0)) or sources != list(range(len(sources)))
 
 
 def embedded(inner: Any, tokens: mx.array) -> mx.array:
     """Return the hidden states that enter the first layer, (..., D), as mlx-lm's model computes them."""
     hidden: mx.array = inner.embed_tokens(tokens)
+    factor: float | None = getattr(inner, "embed_scale", None)  # Gemma 4's
+    if factor is not None:
+        return hidden * factor
     if ARCHITECTURES[inner.args.model_type].scales_embeddings:
         return hidden * mx.array(inner.args.hidden_size**0.5, mx.bfloat16).astype(hidden.dtype)
     scale = getattr(inner, "embedding_multiplier", 1)  # Granite's
@@ -154,46 +180,102 @@ def windows(inner: Any) -> list[int | None]:
     return [window if slides else None for slides in sliding]
 
 
-def _layers(inner: Any, first: int) -> Iterator[tuple[Any, int | None]]:
-    """Yield the layers from `first` on, each with its window."""
-    return zip(inner.layers[first:], windows(inner)[first:], strict=True)
+def _turns(inner: Any, first: int) -> list[Turn]:
+    """Return the layers from `first` on."""
+    layers, sources = inner.layers[first:], getattr(inner, "previous_kvs", range(len(inner.layers)))[first:]
+    found = zip(layers, windows(inner)[first:], sources, strict=True)
+    return [Turn(*each[:2], each[2] - first, number + 1 == len(layers)) for number, each in enumerate(found)]
+
+
+def _entering(inner: Any, level: Level, first: int) -> tuple[mx.array, list[mx.array | None]]:
+    """Return the hidden states that enter the layers of a level, and what each of them takes of its tokens beside."""
+    none: list[mx.array | None] = [None] * (len(inner.layers) - first)
+    if first:
+        return level.inputs_NT, none
+    hidden_NTD = embedded(inner, level.inputs_NT)
+    if not getattr(inner, "hidden_size_per_layer_input", 0):
+        return hidden_NTD, none
+    of_tokens = inner._get_per_layer_inputs(level.inputs_NT)
+    given_NTLP = inner._project_per_layer_inputs(hidden_NTD, of_tokens)
+    return hidden_NTD, [given_NTLP[..., layer, :] for layer in range(len(inner.layers))]
 
 
 def _descend(
     inner: Any, levels: Sequence[Level], first: int, recompute: bool, before: Sequence[Past] = ()
 ) -> list[Past | None]:
     """Return the keys and values behind some levels, of each layer from `first` on; of the last nothing else is run."""
-    layers = list(_layers(inner, first))
-    pasts: list[Past | None] = [*before] or [None] * len(layers)
-    for inputs, above in levels:
-        hidden_NTD = inputs if first else embedded(inner, inputs)
-        pasts = [_handed_down(past, above) for past in pasts]
-        for number, (layer, window) in enumerate(layers):
-            again = recompute and number + 1 < len(layers)  # the last layer's output is computed by nobody
-            hidden_NTD, own = run_layer(layer, hidden_NTD, pasts[number], window, again)
-            pasts[number] = behind(pasts[number], own, window)
+    turns = _turns(inner, first)
+    pasts: list[Past | None] = [*before] or [None] * len(turns)
+    for level in levels:
+        hidden_NTD, given = _entering(inner, level, first)
+        pasts = _handed_down(pasts, level.above_N, turns)
+        _, owns = _through(turns, hidden_NTD, pasts, given, recompute)
+        found: list[Past | None] = []
+        for number, turn in enumerate(turns):
+            own = turn.source == number
+            found.append(behind(pasts[number], owns[number], turn.window) if own else found[turn.source])
+        pasts = found
     return pasts
 
 
+def _through(
+    turns: Sequence[Turn],
+    hidden_NTD: mx.array,
+    pasts: Sequence[Past | None],
+    given: Sequence[mx.array | None],
+    recompute: bool,
+) -> tuple[mx.array, list[KeysValues]]:
+    """Run layers one after the other; return the last one's output and each one's keys and values."""
+    owns: list[KeysValues] = []
+    for number, (turn, past) in enumerate(zip(turns, pasts, strict=False)):
+        again = recompute and not turn.is_last  # whose output is computed for completions alone
+        beside = _beside(turns, number, owns, given)
+        hidden_NTD, own = run_layer(turn.layer, hidden_NTD, past, turn.window, again, beside)
+        owns.append(own)
+    return hidden_NTD, owns
+
+
+def _beside(turns: Sequence[Turn], number: int, owns: Sequence[KeysValues], given: Sequence[mx.array | None]) -> Beside:
+    source = turns[number].source
+    return Beside(owns[source] if source < number else None, given[number])
+
+
 def run_layer(
-    layer: Any, hidden_BTD: mx.array, past: Past | None, window: int | None, recompute: bool = False
+    layer: Any,
+    hidden_BTD: mx.array,
+    past: Past | None,
+    window: int | None,
+    recompute: bool = False,
+    beside: Beside = Beside(),  # noqa: B008
 ) -> tuple[mx.array, KeysValues]:
     """Run a layer and return its output with the keys and values of its own tokens.
 
     Of what is not used nothing is computed: MLX computes what is asked for.
     """
+    inputs: dict[str, Any] = {"hidden": hidden_BTD, "past": past[:2] if past else (), "shared": beside.shared or ()}
+    inputs |= {} if beside.given_BTP is None else {"given": beside.given_BTP}
+    names, arrays = zip(*tree_flatten(inputs), strict=True)
 
-    def run(hidden_BTD: mx.array, *known: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        cache = PrefixCache(Past(known[0], known[1], past.end) if past else None, window)
-        out = layer(hidden_BTD, mask=cache.mask(hidden_BTD.shape[1]), cache=cache)
-        return out, *cache.own
+    def run(*arrays: mx.array) -> tuple[mx.array, ...]:
+        known: Any = tree_unflatten(list(zip(names, arrays, strict=True)))
+        cache = PrefixCache(past and past._replace(keys=known["past"][0], values=known["past"][1]), window)
+        shared, hidden_BTD = known.get("shared"), known["hidden"]
+        out = _called(layer, hidden_BTD, cache.mask(hidden_BTD.shape[1]), cache, Beside(shared, known.get("given")))
+        return (out,) if shared else (out, *cache.own)
 
-    inputs = (hidden_BTD, *(past[:2] if past else ()))
-    if recompute and tree_flatten(layer.trainable_parameters()):
-        out, keys, values = _computed_again(layer, run, inputs)
-    else:
-        out, keys, values = run(*inputs)
-    return out, (keys, values)
+    again = recompute and tree_flatten(layer.trainable_parameters())
+    out, *own = _computed_again(layer, run, arrays) if again else run(*arrays)
+    return out, beside.shared or (own[0], own[1])
+
+
+def _called(layer: Any, hidden_BTD: mx.array, mask: Any, cache: Any, beside: Beside) -> mx.array:
+    """Call a layer and return its output; Gemma 4's takes more, and returns more, than others do."""
+    more: dict[str, Any] = {} if beside.given_BTP is None else {"per_layer_input": beside.given_BTP}
+    if beside.shared:
+        more |= {"shared_kv": cache.update_and_fetch(*beside.shared), "offset": cache.offset}
+    returned = layer(hidden_BTD, mask=mask, cache=None if beside.shared else cache, **more)
+    states: mx.array = returned[0] if isinstance(returned, tuple) else returned
+    return states
 
 
 def _computed_again(layer: Any, run: Callable[..., tuple[mx.array, ...]], inputs: Sequence[mx.array]) -> Any:
@@ -225,16 +307,17 @@ def _computed_again(layer: Any, run: Callable[..., tuple[mx.array, ...]], inputs
     return again(*values, *inputs)
 
 
-def _completions(layer: Any, window: int | None, hidden_BTD: mx.array, past: Past | None, at_BC: mx.array) -> mx.array:
+def _completions(turn: Turn, hidden_BTD: mx.array, past: Past | None, at_BC: mx.array, beside: Beside) -> mx.array:
     """Run a layer with the tokens at `at_BC` asking and all tokens answering; return (B, C, D)."""
-    _, own = run_layer(layer, hidden_BTD, past, window)
-    answers, length = behind(past, own, window), hidden_BTD.shape[1]
+    _, own = run_layer(turn.layer, hidden_BTD, past, turn.window, beside=beside)
+    answers, length = behind(past, own, turn.window), hidden_BTD.shape[1]
     before = answers.keys.shape[2] - length
-    visible_BCS = _visible(before + at_BC, before + length, window)
+    visible_BCS = _visible(before + at_BC, before + length, turn.window)
     asking_BCD = mx.take_along_axis(hidden_BTD, at_BC[..., None], axis=1)
-    offset_B = answers.end - length + at_BC[:, 0]
-    out_BCD: mx.array = layer(asking_BCD, mask=visible_BCS[:, None], cache=Answered(answers[:2], offset_B))
-    return out_BCD
+    if beside.given_BTP is not None:
+        beside = beside._replace(given_BTP=mx.take_along_axis(beside.given_BTP, at_BC[..., None], axis=1))
+    cache = Answered(answers[:2], answers.end - length + at_BC[:, 0])
+    return _called(turn.layer, asking_BCD, visible_BCS[:, None], cache, beside)
 
 
 def _visible(asking: mx.array, answering: int, window: int | None) -> mx.array:
@@ -243,9 +326,17 @@ def _visible(asking: mx.array, answering: int, window: int | None) -> mx.array:
     return places <= asking if window is None else (places <= asking) & (places > asking - window)
 
 
-def _handed_down(past: Past | None, above_N: mx.array | None) -> Past | None:
-    """Give each sequence the keys and values of the one that it goes on with."""
-    return Past(past.keys[above_N], past.values[above_N], past.end) if past and above_N is not None else past
+def _handed_down(pasts: Sequence[Past | None], above_N: mx.array | None, turns: Sequence[Turn]) -> list[Past | None]:
+    """Give each sequence the keys and values of the one that it goes on with; who shares them gets the same ones."""
+    found: list[Past | None] = []
+    for number, past in enumerate(pasts):
+        if above_N is None or past is None:
+            found.append(past)
+        elif (source := turns[number].source) < number:
+            found.append(found[source])
+        else:
+            found.append(Past(past.keys[above_N], past.values[above_N], past.end))
+    return found
 
 
 def within(past: Past | None, window: int | None) -> Past | None:

@@ -16,11 +16,13 @@ from mlx.utils import tree_flatten
 from pilocal.base.device import machine_memory
 from pilocal.training.memory import free_share
 from pilocal.training.mlx.batches import Batch
-from pilocal.training.mlx.forward import Past, behind, embedded, run_layer, windows
+from pilocal.training.mlx.forward import Past, behind, embedded, run_layer, takes_tokens, windows
 
 
 def first_adapted(model: Any) -> int:
     """Return the number of the lowest layer that is trained, or 0 when nothing below it can be kept."""
+    if takes_tokens(model.model):
+        return 0
     return next((i for i, layer in enumerate(model.layers) if tree_flatten(layer.trainable_parameters())), 0)
 
 

@@ -131,4 +131,7 @@ def head(model: Any, states: mx.array) -> mx.array:
     output = getattr(model, "lm_head", None) or model.model.embed_tokens.as_linear
     logits: mx.array = output(states)
     scaling = getattr(model, "logits_scaling", 1)  # Granite's
+    limit: float | None = getattr(model, "final_logit_softcapping", None)  # Gemma 4's
+    if limit is not None:
+        return mx.tanh(logits / limit) * limit
     return logits if scaling == 1 else logits / scaling

@@ -67,12 +67,11 @@ def estimate(
 
 def _held_bytes(config: Mapping[str, Any], sizes: Sizes, precision: str, weights: str, shards: int) -> int:
     """Return the bytes of a base's weights in one of `shards` processes, with what is unpacked or gathered of them."""
-    shapes = sizes.linears.values()
     end = sizes.vocabulary * sizes.width
-    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2)
+    ends = end * (1 if config.get("tie_word_embeddings", True) and shards == 1 else 2) + sizes.tables
     size = _bytes_of(precision)
-    blocks, experts = sizes.layers * sum(a * b for a, b in shapes), sizes.layers * sizes.experts
-    largest_layer = max(a * b for a, b in shapes)
+    blocks, experts = round(sizes.layers * sizes.weights), sizes.layers * sizes.experts
+    largest_layer = max(a * b for block in sizes.blocks for a, b in block.values())
     packed = _packed_bytes(config, size)
     held = {
         UNPACKED: size * (blocks + ends),

@@ -91,7 +91,7 @@ def _fill(
             what, fix = "the weights do not have config.json's shapes", "copy or download the model again"
             got = f"{name}: {str(error).splitlines()[-1].strip()}"
             raise ModelError(base.path, what, got=got, fix=fix) from None
-        if not (tied and name == EMBEDDING):
+        if not (tied and name == EMBEDDING) and not any(model.get_submodule(name).children()):
             shard(model.get_submodule(name))
     names = [f"{name}.{part}" for part in unknown]
     return [each for each in names if not each.endswith("rotary_emb.inv_freq")]
@@ -100,7 +100,7 @@ def _fill(
 def _check_names(model: Any, base: Base, unknown: Sequence[str]) -> None:
     """Raise ModelError where weights are missing, or there are `unknown` ones."""
     tied = model.config.tie_word_embeddings
-    missing = [name for name, value in model.named_parameters() if value.is_meta and not (tied and HEAD in name)]
+    missing = [name for name, value in model.state_dict().items() if value.is_meta and not (tied and HEAD in name)]
     if missing or unknown:
         what = f"weights that are {'missing' if missing else 'unknown'}"
         raise ModelError(base.path, what, got=(missing or unknown)[0], fix="copy or download the model again")
@@ -123,8 +123,11 @@ def _keep_whole(layer: torch.nn.Module) -> None:
 def _compute_rest(inner: Any, device: torch.device) -> None:
     """Give a value to what is computed and not stored, which `meta` has none of."""
     inner.rotary_emb = type(inner.rotary_emb)(inner.config).to(device)
-    if getattr(inner.embed_tokens, "embed_scale", None) is not None:  # Gemma's
-        inner.embed_tokens.embed_scale = torch.tensor(inner.config.hidden_size**0.5, device=device)
+    config = inner.config
+    for name, key in (("embed_tokens", "hidden_size"), ("embed_tokens_per_layer", "hidden_size_per_layer_input")):
+        embedding: Any = getattr(inner, name, None)
+        if getattr(embedding, "embed_scale", None) is not None:  # Gemma's
+            embedding.embed_scale = torch.tensor(getattr(config, key) ** 0.5, device=device)
 
 
 def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +148,9 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     made["rope_parameters"] = {**scaling, "rope_type": scaling.get("rope_type", kind), "rope_theta": float(theta)}
     made["num_key_value_heads"] = config.get("num_key_value_heads") or config["num_attention_heads"]
     made["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
-    if local := architecture_of(config).local_theta:
+    if architecture_of(config).unlike_layers:
+        made["rope_parameters"] = {kind: dict(rope) for kind, rope in config["rope_parameters"].items()}
+    elif local := architecture_of(config).local_theta:
         near = {"rope_type": "default", "rope_theta": float(config.get("rope_local_base_freq") or local)}
         made["rope_parameters"] = {"full_attention": made["rope_parameters"], "sliding_attention": near}
     else:
@@ -165,27 +170,29 @@ def lora_config(model: Any, lora: Lora) -> Any:
     if lora.kind != "lora":
         fix = 'take kind = "lora", or --backend mlx'
         raise InputError("[lora] kind", "the PyTorch backend does not train magnitudes (DoRA)", got=lora.kind, fix=fix)
-    layers, known = len(model.model.layers), linears(model)
-    check_lora(lora, layers, known)
+    layers, names = len(model.model.layers), linears(model, lora)
     adapted = range(layers - (lora.layers or layers), layers)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.scale * lora.rank),  # so it is annotated; a fraction does as well
         lora_dropout=lora.dropout,
-        target_modules=[f"model.layers.{i}.{name}" for i in adapted for name in sorted(lora.linears) or known],
+        target_modules=[f"model.layers.{i}.{name}" for i in adapted for name in names],
         bias="none",
         task_type="CAUSAL_LM",
     )
 
 
-def linears(model: Any) -> list[str]:
-    """Return the names of a block's linear layers, sorted."""
-    return sorted(name for name, module in model.model.layers[0].named_modules() if isinstance(module, torch.nn.Linear))
+def linears(model: Any, lora: Lora) -> list[str]:
+    """Return the names of the linear layers that are adapted, sorted; raises InputError where `lora` does not fit."""
+    kind, layers = torch.nn.Linear, model.model.layers
+    return check_lora(
+        lora, [[name for name, each in layer.named_modules() if isinstance(each, kind)] for layer in layers]
+    )
 
 
 def adapter_config(model: Any, lora: Lora) -> AdapterConfig:
     """Return the adapter's settings, as mlx-lm has them."""
-    return AdapterConfig.of(lora, lora.layers or len(model.model.layers), sorted(lora.linears) or linears(model))
+    return AdapterConfig.of(lora, lora.layers or len(model.model.layers), linears(model, lora))
 
 
 def add_lora(model: Any, settings: Any) -> None:

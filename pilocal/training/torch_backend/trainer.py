@@ -242,6 +242,9 @@ class TorchTrainer:
 
     def _logits(self, states_ND: torch.Tensor) -> torch.Tensor:
         logits_NV: torch.Tensor = self.model.lm_head(states_ND).float()
+        limit: float | None = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 4's
+        if limit is not None:
+            return torch.tanh(logits_NV / limit) * limit
         return logits_NV / getattr(self.model.config, "logits_scaling", 1)  # Granite's
 
     def _completion_states(self, rows: Sequence[Row], prefix: int, before: Any = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ of `bits` bits, packed without gaps into uint32 words, the first in the lowest b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -41,7 +41,7 @@ def read_weights(
         stored: dict[str, Any] = {}
         for path in base.weight_files:
             file = files.enter_context(safe_open(path, framework="pt"))
-            stored |= dict.fromkeys(file.keys(), file)
+            stored |= dict.fromkeys(_used(base, file.keys()), file)
         for name in sorted(stored, key=_by_module):
             module, _, part = name.rpartition(".")
             packed = f"{module}.scales" in stored
@@ -55,6 +55,12 @@ def read_weights(
                     yield from zip(names, [parts[0].view(torch.int32), *parts[1:]], strict=True)
             elif not packed or part not in ("scales", "biases"):
                 yield name, stored[name].get_tensor(name).to(device, dtype)
+
+
+def _used(base: Base, names: Iterable[str]) -> list[str]:
+    """Return the names of weights but for those that no program uses."""
+    unused = base.architecture.unused(base.config)
+    return [name for name in names if name.rpartition(".")[0] not in unused]
 
 
 def _by_module(name: str) -> tuple[str, str]:

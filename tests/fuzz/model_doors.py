@@ -287,7 +287,7 @@ def _folder(kind: str) -> Files:
     from tests.tiny import CONFIG, CONFIGS
 
     counts = {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
-    small = {**counts, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64}
+    small = {**counts, "hidden_size": 64, "intermediate_size": 32, "vocab_size": 64}
     own = CONFIGS.get(kind, {"rope_scaling": None})
     own = CONFIG if kind == "llama" else own
     config = {**CONFIG, **own, **small, "model_type": kind, "tie_word_embeddings": True}

@@ -109,6 +109,12 @@ def test_a_head_that_a_file_rotates_otherwise_is_refused(tiny_gemma4_base: Base,
         Base.of_gguf(gguf).check()
 
 
+def test_a_file_that_stretches_its_rope_is_refused(tiny_gemma4_base: Base, tmp_path: Path) -> None:
+    gguf = with_another(export_lossless(tiny_gemma4_base, tmp_path).path, "", "", rope__scaling__factor=8.0)
+    with pytest.raises(ModelError, match="rope scaling is not supported in this kind of model; got"):
+        Base.of_gguf(gguf).check()
+
+
 def test_a_file_is_the_same_model_again(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     original = make_base(tmp_path / "base", tokenizers["gemma 4"], **GEMMA4)
     gguf = Base.of_gguf(export_fused(original, None, tmp_path / "model.gguf", "f16"))
@@ -134,14 +140,16 @@ def test_a_token_that_llama_cpp_takes_apart_at_newlines_is_refused(
     assert "\n" not in str(refusal.value)
 
 
-def with_another(gguf: Path, part: str, new: str) -> Path:
-    """Write a file beside another one, in which a tensor stands again under another name."""
+def with_another(gguf: Path, part: str, new: str, **said: float) -> Path:
+    """Write a file beside another one, in which a tensor stands again under another name, and `said` below "gemma4"."""
     reader, more = GGUFReader(gguf), gguf.with_name("more.gguf")
     writer = GGUFWriter(more, "gemma4")
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             kinds = {"sub_type": field.types[1]} if len(field.types) > 1 else {}
             writer.add_key_value(field.name, field.contents(), field.types[0], **kinds)
+    for key, value in said.items():
+        writer.add_float32(f"gemma4.{key.replace('__', '.')}", value)
     for tensor in reader.tensors:
         for name in {tensor.name, tensor.name.replace(part, new)}:
             writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)

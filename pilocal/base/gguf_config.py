@@ -102,6 +102,8 @@ def _like_layers(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unlike_layers(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same where they are not: each kind of layer has its own heads and its own rope."""
+    if (told := _told_scaling(file, architecture_of(config))) is not None:
+        raise ModelError(file.path, "rope scaling is not supported in this kind of model", got=told, fix=ANOTHER)
     layers = config["num_hidden_layers"]
     slides = _each(file, SLIDES, layers)
     kinds = [SLIDING if slides_here else FULL for slides_here in slides]

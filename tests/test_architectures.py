@@ -109,7 +109,7 @@ def test_an_unknown_architecture_is_refused_by_name(
 @pytest.mark.parametrize(
     ("name", "scaling", "kind"),
     [
-        ("granite", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ("llama 2", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
         ("mistral", {"type": "dynamic", "factor": 2.0}, "dynamic"),
         ("gemma3", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "yarn"),
         ("qwen3", CONFIG["rope_scaling"], "llama3"),

@@ -20,7 +20,7 @@ _FOUR_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _MLP = {f"mlp.{part}_proj": "mlp_bias" for part in ("gate", "up", "down")}
-_SCALINGS = frozenset({"default", "linear", YARN})
+_SCALINGS = frozenset({"default", "linear"})
 
 LLAMA = Architecture(
     causal="LlamaForCausalLM",
@@ -37,7 +37,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         LLAMA,
         causal="GraniteForCausalLM",
         gguf_name="granite",
-        scalings=frozenset({"default", "linear"}),
+        scalings=_SCALINGS,
         multipliers={
             "attention_multiplier": "attention.scale",
             "embedding_multiplier": "embedding_scale",
@@ -51,7 +51,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         gguf_name="qwen2",
         neighbours=False,
         biases={f"self_attn.{part}_proj": ALWAYS for part in "qkv"},
-        scalings=_SCALINGS,
+        scalings=_SCALINGS | {YARN},
         rope_theta=1_000_000.0,
     ),
     "qwen3": Architecture(
@@ -59,7 +59,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         gguf_name="qwen3",
         neighbours=False,
         norms=_HEAD_NORMS,
-        scalings=_SCALINGS,
+        scalings=_SCALINGS | {YARN},
         reads_rope_parameters=True,
     ),
     "qwen3_moe": Architecture(

@@ -53,7 +53,7 @@ SLIDES = "attention.sliding_window_pattern"
 FACTORS = "rope_freqs.weight"
 """The tensor that holds Llama 3's rope scaling, or which part of a head Gemma 4 rotates."""
 
-NOT_ROTATED = 1e20
+HARDLY_TURNS = 1e20
 """A frequency that is divided by as much turns by less than a float's precision in any context."""
 
 ANOTHER = "take another base"
@@ -168,7 +168,7 @@ def _rotated(file: GgufFile, size: int) -> float:
     stored = file.tensors.get(FACTORS)
     factors = _factors(stored) if stored is not None and stored.type_name == "F32" else np.array([])
     turned = int((factors == 1).sum())
-    if factors.shape != (size // 2,) or not turned or not (factors[turned:] >= NOT_ROTATED).all():
+    if factors.shape != (size // 2,) or not turned or not (factors[turned:] >= HARDLY_TURNS).all():
         what = f"{FACTORS} does not say which part of a head is rotated"
         raise ModelError(file.path, what, got=factors[:4].tolist(), fix=ANOTHER)
     return turned / (size // 2)

@@ -20,7 +20,7 @@ ROPES: Mapping[str, Mapping[str, Any]] = {
 KEYS_VALUES = frozenset(f"self_attn.{name}" for name in ("k_proj", "v_proj", "k_norm"))
 """The modules that make keys and values."""
 
-COUNTS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
+MAY_BE_0 = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 """Whole numbers that may be 0, and are not 0 in every program where they are left out."""
 
 MOST_HEAD = 2**16
@@ -115,7 +115,7 @@ def check_layers(path: Path, config: Mapping[str, Any]) -> None:
         raise ModelError(path, f"global_head_dim is more than {MOST_HEAD}", got=config["global_head_dim"], fix=FIX)
     if config.get("enable_moe_block"):
         raise ModelError(path, "enable_moe_block: a mixture of experts is not supported", fix="take a dense model")
-    for key in COUNTS:
+    for key in MAY_BE_0:
         value = config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_HEAD:
             raise ModelError(path, f"{key} must be a whole number from 0 to {MOST_HEAD}", got=value, fix=FIX)

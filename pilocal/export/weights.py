@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,12 +70,9 @@ class BaseWeights:
         quantized = {name.removesuffix(".scales") for name in self._stored if name.endswith(".scales")}
         parts = {f"{module}.{part}" for module in quantized for part in ("scales", "biases")}
         tied = {"lm_head.weight"} if config.get("tie_word_embeddings", True) else set()
-        names = [name for name in self._stored if name not in parts | tied and self._is_used(name, config)]
+        unused = self.architecture.unused(config)
+        names = [name for name in self._stored if name not in parts | tied and _is_used(name, unused)]
         self.shapes = {name: self._shape(name) for name in names}
-
-    def _is_used(self, name: str, config: Mapping[str, Any]) -> bool:
-        module, _, kind = name.rpartition(".")
-        return kind != "inv_freq" and module not in self.architecture.unused(config)
 
     def read(self, name: str) -> Float32:
         """Return one tensor in float32: what the trainer computes with, bit for bit."""
@@ -185,6 +182,11 @@ class BaseWeights:
     def _floats(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Return a stored float tensor, or some rows, in float32, which changes no number."""
         return widened(self._raw(name, start, stop), self._stored[name].dtype)
+
+
+def _is_used(name: str, unused: Collection[str]) -> bool:
+    module, _, kind = name.rpartition(".")
+    return kind != "inv_freq" and module not in unused
 
 
 def _rows(shape: Sequence[int]) -> int:
